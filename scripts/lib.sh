@@ -1,0 +1,87 @@
+# Shared by the scripts of this folder; sourced, never run.
+set -Eeuo pipefail
+shopt -s inherit_errexit
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+scripts=$project/scripts
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
+[[ $cache == /* ]] || cache=$PWD/$cache
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# Runs a command as root in a mount namespace of its own: with real root rights, or with those of a user namespace.
+as_root() { ns_root --mount --propagation private -- "$@"; }
+ns_root() {
+    if ((EUID == 0)); then
+        unshare "$@"
+    else
+        unshare --map-auto --map-root-user "$@"
+    fi
+}
+
+# Says what an ordinary user lacks for as_root.
+check_as_root() {
+    ((EUID == 0)) && return
+    command -v newuidmap >/dev/null ||
+        die "an ordinary user needs newuidmap: 'apt-get install uidmap' (as root), or run this as root"
+    grep -q "^\($(id -un)\|$EUID\):" /etc/subuid ||
+        die "no subordinate user ids: 'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)' (as root)"
+    as_root true 2>/dev/null ||
+        die "this machine lets no ordinary user make a user namespace (see kernel.unprivileged_userns_clone): run this as root"
+}
+
+# hash FILE...: a short key of the contents of files and, on standard input, of anything else.
+hash() { cat - "$@" | sha256sum | cut -c1-12; }
+
+# cached NAME KEY COMMAND...: prints $cache/NAME-KEY, first made by "COMMAND... TEMPORARY" if it is not there.
+# Made in a temporary place and renamed, so that a half-made one is never taken for a whole one.
+cached() {
+    local name=$1 key=$2 path=$cache/$1-$2 lock
+    shift 2
+    mkdir -p "$cache"
+    if [[ ! -e $path ]]; then
+        exec {lock}>"$cache/$name.making"
+        flock -n "$lock" || { say "waiting for another run that makes '$name'"; flock "$lock"; }
+        if [[ ! -e $path ]]; then
+            local start=$SECONDS
+            as_root rm -rf "$path.part"
+            mkdir "$path.part"
+            "$@" "$path.part" >&2 || die "making '$name' failed (see above)"
+            mv "$path.part" "$path"
+            say "$name ready after $((SECONDS - start)) s: $path"
+            forget_stale "$name" "$path"
+        fi
+        exec {lock}>&-
+    fi
+    touch "$path.used"
+    printf '%s\n' "$path"
+}
+
+# Removes what was cached under the same name but another key, unless a run holds it or it was used within a day.
+forget_stale() {
+    local other
+    for other in "$cache/$1-"*; do
+        [[ -d $other && $other != "$2" ]] || continue
+        [[ -z $(find "$other.used" -mtime -1 2>/dev/null) ]] || continue
+        (
+            exec 8>>"$other.used"
+            flock -n 8 || exit 0
+            say "removing $other, not used for a day"
+            as_root rm -rf "$other" && rm -f "$other.used"
+        )
+    done
+}
+
+# Keeps what is cached at a path from being removed, as long as this process and its children hold the descriptor.
+hold() {
+    local lock
+    exec {lock}>>"$1.used"
+    flock -s "$lock"
+}
+
+# Gives a root the host's certificates, which may hold more than Debian's. Only in a private mount namespace.
+share_certificates() {
+    local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} target=$1/etc/ssl/certs/ca-certificates.crt
+    [[ -s $bundle && -e $target ]] && mount --bind "$bundle" "$target" || true
+}
