@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ranges of regions that are being copied or overwritten, with what waits for each.
+//!
+//! A fixed number of slots holds the ranges, which never overlap; an array of keys, sorted by
+//! region, finds them. Nothing is allocated after construction, so all of it works under a
+//! spinlock and in interrupt context.
+
+use crate::env::{
+    KVVec,
+    Result,
+    GFP_KERNEL, //
+};
+use crate::logic::regions::{
+    Region,
+    RegionRange, //
+};
+
+/// Names an entry of an [`InFlight`] from its insertion to its removal.
+///
+/// Slots are reused: a copy that is kept after the removal names nothing, or a later entry. Whoever
+/// removes an entry must not use its slot again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(u32);
+
+impl Slot {
+    /// Returns the number of the slot, below the number of slots the structure was made with.
+    #[inline]
+    pub(crate) fn index(self) -> usize {
+        // CAST: `usize` has at least 32 bits on all architectures with device-mapper.
+        self.0 as usize
+    }
+
+    /// Returns the slot as a number to keep beside a bio.
+    #[inline]
+    pub(crate) fn to_raw(self) -> u32 {
+        self.0
+    }
+
+    /// Takes back a number from [`Self::to_raw`]. Any other number names nothing, or another entry.
+    #[inline]
+    pub(crate) fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+}
+
+/// Where a range lies and in which slot.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    start: u32,
+    end: u32,
+    slot: Slot,
+}
+
+impl Key {
+    /// Returns the range in its unpacked form.
+    #[inline]
+    fn range(&self) -> RegionRange {
+        RegionRange::new(Region(u64::from(self.start)), Region(u64::from(self.end)))
+    }
+}
+
+/// The contents of a slot.
+struct Entry<W> {
+    /// The range; empty in a free slot.
+    range: RegionRange,
+    waiters: W,
+}
+
+/// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `W`.
+///
+/// Lives under a lock of its owner. Only [`Self::new`] may sleep.
+///
+/// # Invariants
+///
+/// `keys` is sorted, its ranges are not empty and do not overlap. Each slot is either in `keys` or in
+/// `free`. `regions` is the sum of the lengths.
+pub(crate) struct InFlight<W: Default> {
+    keys: KVVec<Key>,
+    entries: KVVec<Entry<W>>,
+    free: KVVec<Slot>,
+    regions: u64,
+}
+
+impl<W: Default> InFlight<W> {
+    /// Makes an empty structure with room for `slots` ranges. May sleep.
+    pub(crate) fn new(slots: usize) -> Result<Self> {
+        let mut entries = KVVec::with_capacity(slots, GFP_KERNEL)?;
+        let mut free = KVVec::with_capacity(slots, GFP_KERNEL)?;
+        for index in (0..u32::try_from(slots)?).rev() {
+            entries.push_within_capacity(Entry {
+                range: RegionRange::default(),
+                waiters: W::default(),
+            })?;
+            free.push_within_capacity(Slot(index))?;
+        }
+        Ok(Self {
+            keys: KVVec::with_capacity(slots, GFP_KERNEL)?,
+            entries,
+            free,
+            regions: 0,
+        })
+    }
+
+    /// Returns the number of ranges in flight.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Tells whether nothing is in flight.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Returns how many more ranges can be inserted.
+    #[inline]
+    pub(crate) fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Returns the number of regions in flight, over all ranges.
+    #[inline]
+    pub(crate) fn regions(&self) -> u64 {
+        self.regions
+    }
+
+    /// Returns the slot of the range that holds `region`.
+    pub(crate) fn find(&self, region: Region) -> Option<Slot> {
+        self.first_overlap(RegionRange::single(region))
+            .map(|(slot, _)| slot)
+    }
+
+    /// Returns the first range in flight that shares a region with `range`, unclipped.
+    pub(crate) fn first_overlap(&self, range: RegionRange) -> Option<(Slot, RegionRange)> {
+        if range.is_empty() {
+            return None;
+        }
+        let key = self.keys.get(self.position(range.start))?;
+        if u64::from(key.start) >= range.end.get() {
+            return None;
+        }
+        Some((key.slot, key.range()))
+    }
+
+    /// Returns how many regions at the start of `range` are not in flight.
+    pub(crate) fn clear_prefix(&self, range: RegionRange) -> u64 {
+        match self.first_overlap(range) {
+            Some((_, busy)) => busy.start.get().saturating_sub(range.start.get()),
+            None => range.len(),
+        }
+    }
+
+    /// Adds a range, with default waiters.
+    ///
+    /// `None` if all slots are taken, or if the range is empty, overlaps one in flight, or has region
+    /// numbers no clone can have.
+    pub(crate) fn insert(&mut self, range: RegionRange) -> Option<Slot> {
+        if range.is_empty() || self.first_overlap(range).is_some() {
+            return None;
+        }
+        let slot = *self.free.last()?;
+        let key = Key {
+            start: u32::try_from(range.start.get()).ok()?,
+            end: u32::try_from(range.end.get()).ok()?,
+            slot,
+        };
+        let regions = self.regions.checked_add(range.len())?;
+        let position = self.position(range.start);
+        let entry = self.entries.get_mut(slot.index())?;
+        self.keys.insert_within_capacity(position, key).ok()?;
+        entry.range = range;
+        self.regions = regions;
+        self.free.pop();
+        Some(slot)
+    }
+
+    /// Returns what waits for the range in a slot.
+    pub(crate) fn waiters(&mut self, slot: Slot) -> Option<&mut W> {
+        let entry = self.entries.get_mut(slot.index())?;
+        if entry.range.is_empty() {
+            return None;
+        }
+        Some(&mut entry.waiters)
+    }
+
+    /// Returns the range in a slot.
+    pub(crate) fn range(&self, slot: Slot) -> Option<RegionRange> {
+        let entry = self.entries.get(slot.index())?;
+        Some(entry.range).filter(|range| !range.is_empty())
+    }
+
+    /// Takes a range out and returns it with what waits for it.
+    pub(crate) fn remove(&mut self, slot: Slot) -> Option<(RegionRange, W)> {
+        let range = self.range(slot)?;
+        let position = self.position(range.start);
+        if self.keys.get(position)?.slot != slot {
+            return None;
+        }
+        let entry = self.entries.get_mut(slot.index())?;
+        self.keys.remove(position).ok()?;
+        self.regions = self.regions.saturating_sub(range.len());
+        entry.range = RegionRange::default();
+        let waiters = core::mem::take(&mut entry.waiters);
+        // By the invariant there is room: this slot is the one that is missing.
+        let _ = self.free.push_within_capacity(slot);
+        Some((range, waiters))
+    }
+
+    /// Iterates over the ranges in flight, in ascending order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, RegionRange)> + '_ {
+        self.keys.iter().map(|key| (key.slot, key.range()))
+    }
+
+    /// Returns the position of the first key that ends behind `region`.
+    #[inline]
+    fn position(&self, region: Region) -> usize {
+        // A binary search of its own: the one of `core` adds with a check that may panic.
+        let mut low = 0usize;
+        let mut high = self.keys.len();
+        while low < high {
+            let middle = low.wrapping_add(high.wrapping_sub(low) / 2);
+            match self.keys.get(middle) {
+                Some(key) if u64::from(key.end) <= region.get() => low = middle.wrapping_add(1),
+                _ => high = middle,
+            }
+        }
+        low
+    }
+}

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Decisions of the background hydration: what to copy next, and when.
+//!
+//! There is no I/O here and no clock. The owner asks for the next [`Step`], performs it, and reports
+//! the end of every copy. Two lanes take turns, so that neither holds up the other:
+//!
+//! ```text
+//!             every region not hydrated and not in flight, in batches
+//!      +------------------------------------------------------------------+
+//!      |                                                                  |
+//!      |   +----------+  batch   +-----------+  copied                    |
+//!   ---+-->|   scan   |--------->|  copying  |---------> (hydrated)       |
+//!      |   +----------+          +-----------+                            |
+//!      |        | end                  | failed                           |
+//!      |        |           several    |    one region                    |
+//!      |        |           +----------+----------+                       |
+//!      |        |           v                     v                       |
+//!      |        |      +---------+  failed   +---------+                  |
+//!      |        |      |  retry  |---------->| skipped |                  |
+//!      |        |      +---------+           +---------+                  |
+//!      |        |      one region at a time,      |                       |
+//!      |        |      one in flight              |                       |
+//!      |        v                                 v                       |
+//!      |   +-------------------------------------------+  back-off over   |
+//!      +---|  end of pass: wait if any was skipped     |------------------+
+//!          +-------------------------------------------+
+//! ```
+//!
+//! A pass of the scan looks at each region once. A region that failed on its own lies behind the
+//! scan and is met again in the next pass, which a back-off holds back: 1 s, doubled by every pass
+//! that had nothing but failures behind it, up to 64 s. No region that has not failed ever waits for
+//! it. When nothing succeeds for a while (the path to the source is gone), attempts are spaced out.
+
+use crate::logic::clone::inflight::InFlight;
+use crate::logic::clone::map::{
+    RegionMap,
+    Run, //
+};
+use crate::logic::regions::{
+    Region,
+    RegionRange, //
+};
+
+/// While user I/O goes on, or while nothing succeeds, one batch per so many milliseconds is started.
+pub(crate) const MIN_INTERVAL: u64 = 20;
+/// The first wait before failed regions are tried again, in milliseconds.
+pub(crate) const MIN_BACKOFF: u64 = 1_000;
+/// The longest wait before failed regions are tried again, in milliseconds.
+pub(crate) const MAX_BACKOFF: u64 = 64_000;
+/// After so many failures without a success attempts are spaced out by [`MIN_INTERVAL`].
+const STREAK: u32 = 32;
+/// The number of failed batches that are remembered one by one.
+const RETRIES: usize = 16;
+
+/// What the owner allows, read anew for each decision.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The most regions in flight, whoever started them; zero stops the sweep.
+    pub(crate) threshold: u32,
+    /// The most regions in one copy; zero acts as one.
+    pub(crate) batch: u32,
+    /// Whether user I/O is in flight, to which the sweep yields.
+    pub(crate) user_busy: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Copy these regions, none of which is hydrated or in flight; then ask again.
+    Copy(RegionRange),
+    /// Ask again after so many milliseconds, or when user I/O has ended.
+    Wait(u64),
+    /// Ask again when a copy has finished or limits have changed.
+    Blocked,
+    /// All regions are hydrated or in flight; ask again only if a copy fails.
+    Done,
+}
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The regions are on the destination, and set in the map.
+    Copied,
+    /// At least one of the regions could not be read or written; none is set in the map.
+    Failed,
+}
+
+/// Failed batches whose regions are tried one at a time, in fixed memory.
+///
+/// When the list is full, its last entry is widened to cover the new batch as well: the regions in
+/// between that are hydrated are skipped, the others are tried alone, which is slow but right.
+#[derive(Debug, Default)]
+struct Retries {
+    ranges: [RegionRange; RETRIES],
+    len: usize,
+    /// The region of this list that is in flight.
+    trying: Option<Region>,
+}
+
+impl Retries {
+    /// Adds a batch.
+    fn push(&mut self, range: RegionRange) {
+        if let Some(slot) = self.ranges.get_mut(self.len) {
+            *slot = range;
+            self.len = self.len.saturating_add(1);
+        } else if let Some(last) = self.ranges.last_mut() {
+            *last = RegionRange::new(last.start.min(range.start), last.end.max(range.end));
+        }
+    }
+
+    /// Returns the next region to try alone, if none is being tried, and drops all before it.
+    fn next<W: Default>(&mut self, map: &RegionMap, inflight: &InFlight<W>) -> Option<Region> {
+        if self.trying.is_some() {
+            return None;
+        }
+        while let Some(top) = self.len.checked_sub(1) {
+            let range = self.ranges.get_mut(top)?;
+            if let Some(region) = next_free(map, inflight, *range) {
+                range.start = region;
+                return Some(region);
+            }
+            self.len = top;
+        }
+        None
+    }
+
+    /// Notes that `region`, as returned by [`Self::next`], is being tried.
+    fn start(&mut self, region: Region) {
+        self.trying = Some(region);
+        let last = self
+            .len
+            .checked_sub(1)
+            .and_then(|top| self.ranges.get_mut(top));
+        if let Some(range) = last {
+            range.start = Region(region.get().saturating_add(1));
+        }
+    }
+
+    /// Notes the end of a copy, if it was the one of the region being tried.
+    fn finished(&mut self, range: RegionRange) {
+        if self.trying.is_some_and(|region| range.contains(region)) {
+            self.trying = None;
+        }
+    }
+}
+
+/// Which lane comes first at the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Scan,
+    Retry,
+}
+
+/// The state of the background hydration of one clone.
+///
+/// Lives under the lock that also holds the [`InFlight`] ranges; no function sleeps or allocates.
+/// Times are in milliseconds since any fixed moment and should not go backwards.
+#[derive(Debug)]
+pub(crate) struct Sweep {
+    /// The scan has dealt with all regions before this one.
+    position: Region,
+    retries: Retries,
+    turn: Turn,
+    /// When the next batch may be started at the latest, even if user I/O goes on.
+    due: u64,
+    /// Whether a region has failed alone since the pass began.
+    skipped: bool,
+    /// Whether this pass goes over regions that have failed before.
+    repeated: bool,
+    /// When the next pass over skipped regions may begin.
+    resume_at: u64,
+    /// What is added to the time of a failure to get `resume_at`.
+    backoff: u64,
+    /// The number of failures since the last success.
+    streak: u32,
+    failures: u64,
+}
+
+impl Sweep {
+    /// Makes a sweep that starts at the first region.
+    pub(crate) fn new() -> Self {
+        Self {
+            position: Region(0),
+            retries: Retries::default(),
+            turn: Turn::Scan,
+            due: 0,
+            skipped: false,
+            repeated: false,
+            resume_at: 0,
+            backoff: MIN_BACKOFF,
+            streak: 0,
+            failures: 0,
+        }
+    }
+
+    /// Decides what to do next.
+    ///
+    /// The owner must put a range it is told to copy into `inflight` before it asks again, and must
+    /// report its end by [`Self::finished`] even if the copy could not be started.
+    pub(crate) fn next<W: Default>(
+        &mut self,
+        now: u64,
+        limits: &Limits,
+        map: &RegionMap,
+        inflight: &InFlight<W>,
+    ) -> Step {
+        let all = RegionRange::with_len(Region(0), map.regions());
+        if next_free(map, inflight, all).is_none() {
+            return Step::Done;
+        }
+        let room = u64::from(limits.threshold).saturating_sub(inflight.regions());
+        if room == 0 || inflight.free_slots() == 0 {
+            return Step::Blocked;
+        }
+        if (limits.user_busy || self.streak >= STREAK) && now < self.due {
+            return Step::Wait(self.due.saturating_sub(now));
+        }
+
+        let batch = u64::from(limits.batch).clamp(1, room);
+        let found = match self.turn {
+            Turn::Retry => self
+                .retry(map, inflight)
+                .or_else(|| self.scan(now, batch, map, inflight)),
+            Turn::Scan => self
+                .scan(now, batch, map, inflight)
+                .or_else(|| self.retry(map, inflight)),
+        };
+        match found {
+            Some(range) => {
+                self.due = now.saturating_add(MIN_INTERVAL);
+                Step::Copy(range)
+            }
+            // The region that is tried alone holds back its list; its end brings the next one.
+            None if self.retries.trying.is_some() && self.retries.len != 0 => Step::Blocked,
+            None => Step::Wait(self.resume_at.saturating_sub(now).max(1)),
+        }
+    }
+
+    /// Takes note of the end of a copy, one that user I/O has caused included.
+    ///
+    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map.
+    pub(crate) fn finished(&mut self, now: u64, range: RegionRange, outcome: Outcome) {
+        self.retries.finished(range);
+        match outcome {
+            Outcome::Copied => {
+                self.streak = 0;
+                if self.repeated {
+                    self.backoff = MIN_BACKOFF;
+                    self.repeated = false;
+                }
+            }
+            Outcome::Failed => {
+                self.streak = self.streak.saturating_add(1);
+                self.failures = self.failures.saturating_add(1);
+                if range.len() > 1 {
+                    self.retries.push(range);
+                } else {
+                    self.skipped = true;
+                    self.resume_at = now.saturating_add(self.backoff);
+                }
+            }
+        }
+    }
+
+    /// Returns how many copies have failed, of batches and of single regions.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Forgets all back-off: failed regions are tried again at once.
+    pub(crate) fn kick(&mut self) {
+        self.backoff = MIN_BACKOFF;
+        self.resume_at = 0;
+        self.streak = 0;
+    }
+
+    /// Takes the next region from the retries.
+    fn retry<W: Default>(
+        &mut self,
+        map: &RegionMap,
+        inflight: &InFlight<W>,
+    ) -> Option<RegionRange> {
+        let region = self.retries.next(map, inflight)?;
+        self.retries.start(region);
+        self.turn = Turn::Scan;
+        Some(RegionRange::single(region))
+    }
+
+    /// Takes the next batch of up to `batch` regions from the scan, and begins a new pass if the old
+    /// one is over and need not wait.
+    fn scan<W: Default>(
+        &mut self,
+        now: u64,
+        batch: u64,
+        map: &RegionMap,
+        inflight: &InFlight<W>,
+    ) -> Option<RegionRange> {
+        let end = Region(map.regions());
+        let rest = RegionRange::new(self.position, end);
+        let start = match next_free(map, inflight, rest) {
+            Some(start) => start,
+            None => {
+                self.position = end;
+                if self.skipped && now < self.resume_at {
+                    return None;
+                }
+                let start = next_free(map, inflight, RegionRange::new(Region(0), end))?;
+                self.begin_pass();
+                start
+            }
+        };
+        let wanted = RegionRange::with_len(start, batch);
+        let clear = match map.run(wanted) {
+            Run::Clear(len) => len,
+            Run::Set(_) => return None,
+        };
+        let range = wanted.first(clear);
+        let range = range.first(inflight.clear_prefix(range));
+        self.position = range.end;
+        self.turn = Turn::Retry;
+        Some(range).filter(|range| !range.is_empty())
+    }
+
+    /// Notes that the scan starts over; after a pass with failures the next wait is twice as long.
+    fn begin_pass(&mut self) {
+        if self.skipped && self.repeated {
+            self.backoff = self.backoff.saturating_mul(2).min(MAX_BACKOFF);
+        }
+        self.repeated = self.skipped;
+        self.skipped = false;
+    }
+}
+
+/// Returns the first region of `range` that is neither hydrated nor in flight.
+fn next_free<W: Default>(
+    map: &RegionMap,
+    inflight: &InFlight<W>,
+    range: RegionRange,
+) -> Option<Region> {
+    let mut from = range.start;
+    loop {
+        let region = map.next_clear(from).filter(|region| *region < range.end)?;
+        match inflight.first_overlap(RegionRange::single(region)) {
+            Some((_, busy)) => from = busy.end,
+            None => return Some(region),
+        }
+    }
+}
