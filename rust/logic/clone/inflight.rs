@@ -65,6 +65,8 @@ struct Entry<W> {
     /// The range; empty in a free slot.
     range: RegionRange,
     waiters: W,
+    /// The next free slot, in a free slot.
+    next_free: Option<Slot>,
 }
 
 /// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `W`.
@@ -73,12 +75,13 @@ struct Entry<W> {
 ///
 /// # Invariants
 ///
-/// `keys` is sorted, its ranges are not empty and do not overlap. Each slot is either in `keys` or in
-/// `free`. `regions` is the sum of the lengths.
+/// - `keys` is sorted, its ranges are not empty and do not overlap.
+/// - Each slot is either in `keys` or in the chain that starts at `free`.
+/// - `regions` is the sum of the lengths.
 pub(crate) struct InFlight<W: Default> {
     keys: KVVec<Key>,
     entries: KVVec<Entry<W>>,
-    free: KVVec<Slot>,
+    free: Option<Slot>,
     regions: u64,
 }
 
@@ -86,18 +89,19 @@ impl<W: Default> InFlight<W> {
     /// Makes an empty structure with room for `slots` ranges. May sleep.
     pub(crate) fn new(slots: usize) -> Result<Self> {
         let mut entries = KVVec::with_capacity(slots, GFP_KERNEL)?;
-        let mut free = KVVec::with_capacity(slots, GFP_KERNEL)?;
-        for index in (0..u32::try_from(slots)?).rev() {
+        let count = u32::try_from(slots)?;
+        for index in 0..count {
+            let next = index.saturating_add(1);
             entries.push_within_capacity(Entry {
                 range: RegionRange::default(),
                 waiters: W::default(),
+                next_free: (next < count).then_some(Slot(next)),
             })?;
-            free.push_within_capacity(Slot(index))?;
         }
         Ok(Self {
             keys: KVVec::with_capacity(slots, GFP_KERNEL)?,
             entries,
-            free,
+            free: (count != 0).then_some(Slot(0)),
             regions: 0,
         })
     }
@@ -117,7 +121,7 @@ impl<W: Default> InFlight<W> {
     /// Returns how many more ranges can be inserted.
     #[inline]
     pub(crate) fn free_slots(&self) -> usize {
-        self.free.len()
+        self.entries.len().saturating_sub(self.keys.len())
     }
 
     /// Returns the number of regions in flight, over all ranges.
@@ -160,7 +164,7 @@ impl<W: Default> InFlight<W> {
         if range.is_empty() || self.first_overlap(range).is_some() {
             return None;
         }
-        let slot = *self.free.last()?;
+        let slot = self.free?;
         let key = Key {
             start: u32::try_from(range.start.get()).ok()?,
             end: u32::try_from(range.end.get()).ok()?,
@@ -172,7 +176,7 @@ impl<W: Default> InFlight<W> {
         self.keys.insert_within_capacity(position, key).ok()?;
         entry.range = range;
         self.regions = regions;
-        self.free.pop();
+        self.free = entry.next_free;
         Some(slot)
     }
 
@@ -203,8 +207,8 @@ impl<W: Default> InFlight<W> {
         self.regions = self.regions.saturating_sub(range.len());
         entry.range = RegionRange::default();
         let waiters = core::mem::take(&mut entry.waiters);
-        // By the invariant there is room: this slot is the one that is missing.
-        let _ = self.free.push_within_capacity(slot);
+        entry.next_free = self.free;
+        self.free = Some(slot);
         Some((range, waiters))
     }
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Raw bindings: what `bindgen` made of `bindings_helper.h`.
+//!
+//! Types that the kernel crate binds too are the kernel crate's own. Only `sys` and `dm` may use this module.
+
+#![allow(
+    clippy::all,
+    clippy::as_underscore,
+    clippy::cast_lossless,
+    clippy::ptr_as_ptr,
+    clippy::ref_as_ptr,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unnecessary_transmutes,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn,
+    unused_imports
+)]
+
+use kernel::bindings::*;
+use kernel::ffi;
+use pin_init::{
+    MaybeZeroable,
+    Zeroable, //
+};
+
+include!(concat!(env!("DM_RUST_OBJ"), "/bindings/bindings_generated.rs"));

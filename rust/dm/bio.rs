@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Owned bios.
+//!
+//! A [`Bio`] is a value: whoever has it must pass it on exactly once, by submitting, ending or queueing it. If one is
+//! dropped all the same, it ends with an I/O error instead of hanging its submitter for ever.
+//!
+//! Within `map` and `end_io` a bio comes as [`MapBio`] or [`EndBio`]. Each consuming method returns the token that the
+//! hook must return, so that "what became of the bio" and "what device-mapper is told" cannot differ.
+//!
+//! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
+
+use crate::{
+    bindings,
+    dm::device::Device,
+    logic::units::{
+        Sector,
+        Sectors, //
+    }, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    ptr::{
+        addr_of,
+        addr_of_mut,
+        NonNull, //
+    }, //
+};
+use kernel::{
+    bindings as kb,
+    error::Error, //
+};
+
+/// What a bio asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Read data.
+    Read,
+    /// Write data. A flush is a write too, see [`Bio::is_flush`].
+    Write,
+    /// The data is not needed any more.
+    Discard,
+    /// Anything else; device-mapper sends it only to targets that declare it.
+    Other,
+}
+
+/// How a bio ended: a `blk_status_t`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Status(kb::blk_status_t);
+
+impl Status {
+    /// Success.
+    pub(crate) const OK: Status = Status(bindings::BLK_STS_OK);
+    /// The I/O failed (`EIO`).
+    pub(crate) const IO_ERROR: Status = Status(bindings::BLK_STS_IOERR);
+
+    /// Whether this is success.
+    pub(crate) fn is_ok(self) -> bool {
+        self == Status::OK
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        // SAFETY: A table look-up without preconditions.
+        Status(unsafe { kb::errno_to_blk_status(error.to_errno()) })
+    }
+}
+
+/// An owned bio, with a `D` of the target's own beside it.
+///
+/// # Invariants
+///
+/// The pointer is to a live bio that nobody else will submit, end or queue, with room for a `D` in front of it.
+#[must_use = "a bio must be submitted, ended or queued"]
+pub(crate) struct Bio<D: PerBio> {
+    raw: NonNull<kb::bio>,
+    _data: PhantomData<D>,
+}
+
+// SAFETY: A bio has no tie to a thread; it is owned, and so is its plain data.
+unsafe impl<D: PerBio> Send for Bio<D> {}
+
+impl<D: PerBio> Bio<D> {
+    /// Takes ownership of a bio.
+    ///
+    /// # Safety
+    ///
+    /// - The bio is live, and one that device-mapper made for a target that keeps a `D` with each.
+    /// - The caller owns it, and gives that ownership up.
+    unsafe fn from_raw(raw: NonNull<kb::bio>) -> Self {
+        // INVARIANT: By the contract.
+        Bio { raw, _data: PhantomData }
+    }
+
+    /// Gives up ownership.
+    fn into_raw(self) -> NonNull<kb::bio> {
+        ManuallyDrop::new(self).raw
+    }
+
+    fn flags(&self) -> kb::blk_opf_t {
+        // SAFETY: By the invariant the bio is live.
+        unsafe { (*self.raw.as_ptr()).bi_opf }
+    }
+
+    fn iter(&self) -> kb::bvec_iter {
+        // SAFETY: By the invariant the bio is live; the iterator is plain data.
+        unsafe { addr_of!((*self.raw.as_ptr()).bi_iter).read() }
+    }
+
+    /// What the bio asks for.
+    pub(crate) fn op(&self) -> Op {
+        match self.flags() & bindings::REQ_OP_MASK {
+            kb::req_op_REQ_OP_READ => Op::Read,
+            kb::req_op_REQ_OP_WRITE => Op::Write,
+            kb::req_op_REQ_OP_DISCARD => Op::Discard,
+            _ => Op::Other,
+        }
+    }
+
+    /// Whether this is a flush of the volatile cache. Device-mapper sends flushes as writes without data.
+    pub(crate) fn is_flush(&self) -> bool {
+        self.flags() & bindings::REQ_PREFLUSH != 0
+    }
+
+    /// Whether the data must be on stable storage before the bio ends ("force unit access").
+    pub(crate) fn is_fua(&self) -> bool {
+        self.flags() & bindings::REQ_FUA != 0
+    }
+
+    /// First sector, counted from the start of the target.
+    pub(crate) fn sector(&self) -> Sector {
+        Sector(self.iter().bi_sector)
+    }
+
+    /// Length. Zero for a flush.
+    pub(crate) fn sectors(&self) -> Sectors {
+        Sectors(u64::from(self.iter().bi_size) >> kernel::block::SECTOR_SHIFT)
+    }
+
+    /// Changes the first sector, for a device on which the target does not start at zero.
+    pub(crate) fn set_sector(&mut self, sector: Sector) {
+        // SAFETY: By the invariant the bio is live and ours alone.
+        unsafe { addr_of_mut!((*self.raw.as_ptr()).bi_iter.bi_sector).write_unaligned(sector.0) }
+    }
+
+    /// Narrows a bio without data (a discard) to a part of itself. Returns false, and does nothing, for any other bio
+    /// and for a range outside.
+    pub(crate) fn narrow(&mut self, start: Sector, len: Sectors) -> bool {
+        let (old_start, old_len) = (self.sector(), self.sectors());
+        let inside = match (start.0.checked_add(len.0), old_start.0.checked_add(old_len.0)) {
+            (Some(end), Some(old_end)) => start >= old_start && end <= old_end,
+            _ => false,
+        };
+        let size = u32::try_from(len.0 << kernel::block::SECTOR_SHIFT);
+        match size {
+            Ok(size) if inside && self.op() == Op::Discard => {
+                // SAFETY: By the invariant the bio is live and ours alone.
+                unsafe { addr_of_mut!((*self.raw.as_ptr()).bi_iter.bi_size).write_unaligned(size) };
+                self.set_sector(start);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn data(&self) -> *mut D {
+        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for this size.
+        unsafe { bindings::dm_per_bio_data(self.raw.as_ptr(), size_of::<D>()) }.cast()
+    }
+
+    /// The target's own data of this bio, as it was last set.
+    pub(crate) fn per_bio(&self) -> D {
+        // SAFETY: By the invariant there is room for a `D`, ours while we have the bio; any bytes are a valid `D`.
+        unsafe { self.data().read_unaligned() }
+    }
+
+    /// Sets the target's own data of this bio.
+    pub(crate) fn set_per_bio(&mut self, value: D) {
+        // SAFETY: By the invariant there is room for a `D`, ours while we have the bio.
+        unsafe { self.data().write_unaligned(value) }
+    }
+
+    /// Sends the bio to a device; its end comes to the target's `end_io` hook.
+    ///
+    /// Process context; may sleep for a request of the device below. Not from within `map`: use [`MapBio::remap`].
+    pub(crate) fn submit(self, device: &Device) {
+        // SAFETY: The bio is live and passes to the block layer; the device is open.
+        unsafe { bindings::dmr_bio_submit(self.into_raw().as_ptr(), device.raw_bdev()) }
+    }
+
+    /// Ends the bio. Any context. The target's `end_io` hook is called from within.
+    pub(crate) fn end(self, status: Status) {
+        // SAFETY: The bio is live and passes to its submitter.
+        unsafe { bindings::dmr_bio_end(self.into_raw().as_ptr(), status.0) }
+    }
+}
+
+impl<D: PerBio> Drop for Bio<D> {
+    fn drop(&mut self) {
+        kernel::pr_err!("a bio was dropped without an answer, it ends with an error\n");
+        // SAFETY: The bio is live, owned, and not used after this.
+        unsafe { bindings::dmr_bio_end(self.raw.as_ptr(), Status::IO_ERROR.0) }
+    }
+}
+
+/// Plain data that a target keeps with each bio that it maps.
+///
+/// The memory is not cleared between bios: a target writes the value in `map` before it reads it in `end_io`. That is
+/// a rule of logic, not of safety, hence the supertraits.
+pub(crate) trait PerBio: zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static {}
+
+impl<D: zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static> PerBio for D {}
+
+/// What `map` tells device-mapper. Made only by consuming the call's [`MapBio`]; `'a` ties it to that call.
+#[must_use = "the map hook returns it"]
+pub(crate) struct Mapped<'a> {
+    code: kernel::ffi::c_int,
+    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl Mapped<'_> {
+    fn new(code: u32) -> Self {
+        // CAST: The constants are 0 to 4.
+        Mapped { code: code as kernel::ffi::c_int, _call: PhantomData }
+    }
+
+    /// For the callback in `target.rs`.
+    pub(super) fn code(&self) -> kernel::ffi::c_int {
+        self.code
+    }
+}
+
+/// A bio within `map`. Sectors count from the start of the target.
+#[must_use = "a bio must be passed on"]
+pub(crate) struct MapBio<'a, D: PerBio> {
+    bio: Bio<D>,
+    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl<'a, D: PerBio> MapBio<'a, D> {
+    /// Wraps the bio of a call of `map`, and makes its sector relative to the target.
+    ///
+    /// # Safety
+    ///
+    /// - `raw` is the argument of a `map` callback of a target that begins at `begin` and asked for the size of a `D`.
+    /// - The token made from it becomes the callback's result.
+    pub(super) unsafe fn new(raw: NonNull<kb::bio>, begin: u64) -> Self {
+        // SAFETY: The bio of a `map` callback belongs to the target until the callback returns.
+        let mut bio = unsafe { Bio::from_raw(raw) };
+        // A flush has no sector.
+        if let Some(offset) = bio.sector().0.checked_sub(begin) {
+            bio.set_sector(Sector(offset));
+        }
+        MapBio { bio, _call: PhantomData }
+    }
+
+    /// Keeps only the first `sectors`; device-mapper sends the rest as another bio.
+    ///
+    /// For reads, writes and discards; `sectors` must not be zero. More than there is, or nothing, changes nothing.
+    pub(crate) fn accept(&mut self, sectors: Sectors) {
+        let all = self.bio.sectors();
+        if sectors >= all || sectors.0 == 0 || self.bio.is_flush() {
+            return;
+        }
+        // CAST: Less than the bio's own length, which is below 2^23 sectors.
+        let kept = sectors.0 as kernel::ffi::c_uint;
+        // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares that), not zoned, and no
+        // duplicate (targets ask for one bio of a kind only); `kept` is less than its length.
+        unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
+    }
+
+    /// Passes the bio on to a device at its present sector. The way of nearly every bio: one crossing into C.
+    pub(crate) fn remap(self, device: &Device) -> Mapped<'a> {
+        // SAFETY: The bio is live, the device is open. Device-mapper submits it when the callback returns.
+        unsafe { bindings::dmr_bio_set_dev(self.bio.into_raw().as_ptr(), device.raw_bdev()) };
+        Mapped::new(bindings::DM_MAPIO_REMAPPED)
+    }
+
+    /// Ends the bio now.
+    pub(crate) fn end(self, status: Status) -> Mapped<'a> {
+        self.bio.end(status);
+        Mapped::new(bindings::DM_MAPIO_SUBMITTED)
+    }
+
+    /// Fails the bio with an I/O error; `end_io` is not called.
+    pub(crate) fn kill(self) -> Mapped<'a> {
+        let _ = self.bio.into_raw();
+        Mapped::new(bindings::DM_MAPIO_KILL)
+    }
+
+    /// Hands the bio back to device-mapper, which maps it again after the next resume. Only while the device is being
+    /// suspended without flushing; otherwise device-mapper fails it.
+    pub(crate) fn requeue(self) -> Mapped<'a> {
+        let _ = self.bio.into_raw();
+        Mapped::new(bindings::DM_MAPIO_REQUEUE)
+    }
+
+    /// Takes the bio out of the call, to submit, end or queue it at any later time.
+    pub(crate) fn take(self) -> (Bio<D>, Mapped<'a>) {
+        (self.bio, Mapped::new(bindings::DM_MAPIO_SUBMITTED))
+    }
+}
+
+impl<D: PerBio> Deref for MapBio<'_, D> {
+    type Target = Bio<D>;
+
+    fn deref(&self) -> &Bio<D> {
+        &self.bio
+    }
+}
+
+impl<D: PerBio> DerefMut for MapBio<'_, D> {
+    fn deref_mut(&mut self) -> &mut Bio<D> {
+        &mut self.bio
+    }
+}
+
+/// What `end_io` tells device-mapper.
+#[must_use = "the end_io hook returns it"]
+pub(crate) struct Ended<'a> {
+    code: kernel::ffi::c_int,
+    status: Status,
+    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl Ended<'_> {
+    fn new(code: u32, status: Status) -> Self {
+        // CAST: The constants are 0 to 2.
+        Ended { code: code as kernel::ffi::c_int, status, _call: PhantomData }
+    }
+
+    /// For the callback in `target.rs`: the return value and the status.
+    pub(super) fn into_parts(self) -> (kernel::ffi::c_int, kb::blk_status_t) {
+        (self.code, self.status.0)
+    }
+}
+
+/// A bio within `end_io`. Any context, hard interrupts included. Its sector and length are used up.
+#[must_use = "a bio must be passed on"]
+pub(crate) struct EndBio<'a, D: PerBio> {
+    bio: Bio<D>,
+    status: Status,
+    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl<'a, D: PerBio> EndBio<'a, D> {
+    /// Wraps the bio of a call of `end_io`.
+    ///
+    /// # Safety
+    ///
+    /// - `raw` is the argument of an `end_io` callback of a target that asked for the size of a `D`.
+    /// - The token made from it becomes the callback's result.
+    pub(super) unsafe fn new(raw: NonNull<kb::bio>, status: kb::blk_status_t) -> Self {
+        // SAFETY: The target may keep the bio by the callback's result, so it owns it until then.
+        EndBio { bio: unsafe { Bio::from_raw(raw) }, status: Status(status), _call: PhantomData }
+    }
+
+    /// How the bio ended so far.
+    pub(crate) fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Whether the bio asked for forced unit access.
+    pub(crate) fn is_fua(&self) -> bool {
+        self.bio.is_fua()
+    }
+
+    /// The target's own data of this bio, as `map` or an earlier `end_io` set it.
+    pub(crate) fn per_bio(&self) -> D {
+        self.bio.per_bio()
+    }
+
+    /// Sets the target's own data of this bio.
+    pub(crate) fn set_per_bio(&mut self, value: D) {
+        self.bio.set_per_bio(value)
+    }
+
+    /// Lets the bio end with its own status.
+    pub(crate) fn done(self) -> Ended<'a> {
+        let status = self.status;
+        self.done_with(status)
+    }
+
+    /// Lets the bio end with another status.
+    pub(crate) fn done_with(self, status: Status) -> Ended<'a> {
+        let _ = self.bio.into_raw();
+        Ended::new(bindings::DM_ENDIO_DONE, status)
+    }
+
+    /// Hands the bio back to device-mapper, as [`MapBio::requeue`].
+    pub(crate) fn requeue(self) -> Ended<'a> {
+        let status = self.status;
+        let _ = self.bio.into_raw();
+        Ended::new(bindings::DM_ENDIO_REQUEUE, status)
+    }
+
+    /// Keeps the bio, to submit or end it later: `end_io` is then called for it again.
+    pub(crate) fn take(self) -> (Bio<D>, Ended<'a>) {
+        (self.bio, Ended::new(bindings::DM_ENDIO_INCOMPLETE, self.status))
+    }
+}
+
+/// A first-in-first-out queue of bios, linked through the bios themselves: it never allocates.
+pub(crate) struct BioQueue<D: PerBio> {
+    head: Option<NonNull<kb::bio>>,
+    tail: Option<NonNull<kb::bio>>,
+    _data: PhantomData<D>,
+}
+
+// SAFETY: The queue owns its bios, which are `Send`.
+unsafe impl<D: PerBio> Send for BioQueue<D> {}
+
+impl<D: PerBio> BioQueue<D> {
+    /// An empty queue.
+    pub(crate) const fn new() -> Self {
+        BioQueue { head: None, tail: None, _data: PhantomData }
+    }
+
+    /// Whether nothing is queued.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Queues a bio behind all others.
+    pub(crate) fn push(&mut self, bio: Bio<D>) {
+        let raw = bio.into_raw();
+        // SAFETY: The bio is live and ours alone; queues may use its link.
+        unsafe { (*raw.as_ptr()).bi_next = core::ptr::null_mut() };
+        match self.tail.replace(raw) {
+            // SAFETY: The tail is a live bio that this queue owns.
+            Some(tail) => unsafe { (*tail.as_ptr()).bi_next = raw.as_ptr() },
+            None => self.head = Some(raw),
+        }
+    }
+
+    /// Takes the first bio.
+    pub(crate) fn pop(&mut self) -> Option<Bio<D>> {
+        let raw = self.head?;
+        // SAFETY: The head is a live bio that this queue owns.
+        let next = unsafe { core::mem::replace(&mut (*raw.as_ptr()).bi_next, core::ptr::null_mut()) };
+        self.head = NonNull::new(next);
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        // SAFETY: The queue owned the bio and has just unlinked it.
+        Some(unsafe { Bio::from_raw(raw) })
+    }
+
+    /// Moves all bios of `other` behind ours.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) else { return };
+        match self.tail.replace(tail) {
+            // SAFETY: The tail is a live bio that this queue owns.
+            Some(old) => unsafe { (*old.as_ptr()).bi_next = head.as_ptr() },
+            None => self.head = Some(head),
+        }
+    }
+
+    /// Takes all bios out.
+    pub(crate) fn take(&mut self) -> Self {
+        core::mem::take(self)
+    }
+
+    /// Ends all bios with one status. Any context.
+    pub(crate) fn end_all(&mut self, status: Status) {
+        while let Some(bio) = self.pop() {
+            bio.end(status);
+        }
+    }
+}
+
+impl<D: PerBio> Default for BioQueue<D> {
+    fn default() -> Self {
+        BioQueue::new()
+    }
+}
+
+impl<D: PerBio> Drop for BioQueue<D> {
+    fn drop(&mut self) {
+        while let Some(bio) = self.pop() {
+            drop(bio);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices that a target uses, and the target's own handle.
+//!
+//! Both point into structures of device-mapper that die when the target's destructor returns. A shared [`Anchor`] counts
+//! them, and the destructor waits for the count to drop to zero: a handle can never outlive what it points to.
+
+use crate::{
+    bindings,
+    dm::limits::StackedLimits,
+    logic::units::Sectors,
+    sys::{
+        log::err,
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    }, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings as kb,
+    error::to_result,
+    fmt,
+    prelude::*,
+    str::CStrExt as _,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    }, //
+};
+
+/// What keeps a `struct dm_target` in place while safe code has pointers into it.
+#[pin_data]
+pub(super) struct Anchor {
+    ti: NonNull<bindings::dm_target>,
+    users: Atomic<i32>,
+    #[pin]
+    unused: WaitQueue,
+}
+
+// SAFETY: The target's fields that are used here (table, device list) have their own locks in device-mapper.
+unsafe impl Send for Anchor {}
+// SAFETY: As above.
+unsafe impl Sync for Anchor {}
+
+impl Anchor {
+    /// Makes the anchor of a target under construction. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is called.
+    pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Anchor { ti, users: Atomic::new(0), unused <- new_wait_queue!("dm_rust_anchor") }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn user(self: &Arc<Self>) -> AnchorUser {
+        self.users.fetch_add(1, Relaxed);
+        AnchorUser(self.clone())
+    }
+
+    /// Waits until nothing points into the target any more. Sleeps.
+    pub(super) fn close(&self) {
+        self.unused.wait_until(|| self.users.load(Acquire) == 0);
+    }
+}
+
+/// One counted pointer into the target.
+struct AnchorUser(Arc<Anchor>);
+
+impl AnchorUser {
+    fn ti(&self) -> *mut bindings::dm_target {
+        self.0.ti.as_ptr()
+    }
+}
+
+impl Drop for AnchorUser {
+    fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Release) == 1 {
+            self.0.unused.wake_all();
+        }
+    }
+}
+
+/// A live target's handle to its table and mapped device.
+pub(crate) struct Handle(AnchorUser);
+
+impl Handle {
+    pub(super) fn new(anchor: &Arc<Anchor>) -> Self {
+        Handle(anchor.user())
+    }
+
+    fn table(&self) -> *mut bindings::dm_table {
+        // SAFETY: The anchor keeps the target in place; its table does not change.
+        unsafe { (*self.0.ti()).table }
+    }
+
+    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Sleeps.
+    pub(crate) fn event(&self) {
+        // SAFETY: The table lives as long as the target.
+        unsafe { bindings::dm_table_event(self.table()) }
+    }
+
+    /// The identity of the mapped device: equal for all tables of one device. Any context.
+    pub(crate) fn mapped_device(&self) -> MappedDevice {
+        // SAFETY: The table lives as long as the target; it belongs to one mapped device from its making on.
+        MappedDevice(unsafe { bindings::dm_table_get_md(self.table()) } as usize)
+    }
+
+    /// The identity of the table that the target belongs to. Any context.
+    pub(crate) fn table_id(&self) -> TableId {
+        TableId(self.table() as usize)
+    }
+
+    /// Whether the mapped device is suspended. Any context.
+    pub(crate) fn is_suspended(&self) -> bool {
+        // SAFETY: The target is live.
+        unsafe { bindings::dm_suspended(self.0.ti()) != 0 }
+    }
+
+    /// Whether the present suspension does not flush: bios may be handed back. Any context.
+    pub(crate) fn is_noflush_suspending(&self) -> bool {
+        // SAFETY: The target is live.
+        unsafe { bindings::dm_noflush_suspending(self.0.ti()) != 0 }
+    }
+}
+
+/// `major:minor` of the mapped device, as device-mapper's own messages name it.
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: The table lives as long as the target, the mapped device as long as its table.
+        let name = unsafe { bindings::dm_device_name(bindings::dm_table_get_md(self.table())) };
+        // SAFETY: The name is a nul-terminated string in the mapped device, set once.
+        write_bytes(f, unsafe { CStr::from_char_ptr(name) }.to_bytes())
+    }
+}
+
+/// Identity of a mapped device; only to be compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MappedDevice(usize);
+
+/// Identity of a table, live or inactive; only to be compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableId(usize);
+
+/// How a device is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Only read.
+    Read,
+    /// Read and written.
+    ReadWrite,
+}
+
+/// A device that a target has open. Closed when dropped. Process context for opening and closing.
+pub(crate) struct Device {
+    dev: NonNull<bindings::dm_dev>,
+    anchor: AnchorUser,
+}
+
+// SAFETY: The device is open until it is dropped; block devices may be used from any thread.
+unsafe impl Send for Device {}
+// SAFETY: As above.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens the device that a table line names, by path or `major:minor`. Sleeps.
+    pub(super) fn open(anchor: &Arc<Anchor>, path: &CStr, access: Access) -> Result<Self> {
+        let mode = match access {
+            Access::Read => bindings::BLK_OPEN_READ,
+            Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
+        };
+        let mut dev = core::ptr::null_mut();
+        let anchor = anchor.user();
+        // SAFETY: The target is under construction, the path nul-terminated, and `dev` can be written.
+        to_result(unsafe { bindings::dm_get_device(anchor.ti(), path.as_char_ptr(), mode, &mut dev) })?;
+        Ok(Device { dev: NonNull::new(dev).ok_or(ENODEV)?, anchor })
+    }
+
+    fn raw(&self) -> &bindings::dm_dev {
+        // SAFETY: The device stays open until `self` is dropped; device-mapper changes none of its fields meanwhile.
+        unsafe { self.dev.as_ref() }
+    }
+
+    pub(super) fn raw_dm_dev(&self) -> *mut bindings::dm_dev {
+        self.dev.as_ptr()
+    }
+
+    /// The block device below, open as long as `self` lives.
+    #[inline]
+    pub(super) fn raw_bdev(&self) -> *mut kb::block_device {
+        self.raw().bdev
+    }
+
+    /// Present size. Any context.
+    pub(crate) fn sectors(&self) -> Sectors {
+        // SAFETY: The block device is open.
+        Sectors(unsafe { bindings::dmr_bdev_sectors(self.raw_bdev()) })
+    }
+
+    /// Logical block size in bytes.
+    pub(crate) fn logical_block_size(&self) -> u32 {
+        // SAFETY: The block device is open.
+        unsafe { bindings::dmr_bdev_logical_block_size(self.raw_bdev()) }
+    }
+
+    /// The largest discard the device takes; zero if it takes none.
+    pub(crate) fn max_discard(&self) -> Sectors {
+        // SAFETY: The block device is open.
+        Sectors(unsafe { bindings::dmr_bdev_max_discard_sectors(self.raw_bdev()) }.into())
+    }
+
+    /// The device's own limits.
+    pub(crate) fn limits(&self) -> StackedLimits<'_> {
+        // SAFETY: The block device is open; its limits are read field by field, as C code does too.
+        unsafe { StackedLimits::new(bindings::dmr_bdev_limits(self.raw_bdev())) }
+    }
+
+    /// Identity of the block device, equal for all who have it open.
+    pub(crate) fn number(&self) -> u32 {
+        // SAFETY: The block device is open; its number never changes.
+        unsafe { (*self.raw_bdev()).bd_dev }
+    }
+
+    /// Makes everything that the device acknowledged so far durable. Sleeps for I/O.
+    pub(crate) fn flush(&self) -> Result {
+        // SAFETY: The block device is open.
+        to_result(unsafe { kb::blkdev_issue_flush(self.raw_bdev()) })
+    }
+
+    /// The block device's name as `%pg` prints it (`vda`, `dm-3`).
+    pub(crate) fn disk_name(&self) -> DiskName<'_> {
+        DiskName(self)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: The target is still in place (the anchor), and this is its device, put once.
+        unsafe { bindings::dm_put_device(self.anchor.ti(), self.dev.as_ptr()) }
+    }
+}
+
+/// `major:minor`, as table lines show devices.
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.raw().name;
+        let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
+        write_bytes(f, name.get(..end).unwrap_or_default())
+    }
+}
+
+/// See [`Device::disk_name`].
+pub(crate) struct DiskName<'a>(&'a Device);
+
+impl fmt::Display for DiskName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut buffer = [0u8; 48];
+        // SAFETY: The block device is open; the buffer has the size that is given.
+        unsafe { bindings::dmr_bdev_name(self.0.raw_bdev(), buffer.as_mut_ptr(), buffer.len()) };
+        let end = buffer.iter().position(|&c| c == 0).unwrap_or(buffer.len());
+        write_bytes(f, buffer.get(..end).unwrap_or_default())
+    }
+}
+
+fn write_bytes(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    match core::str::from_utf8(bytes) {
+        Ok(text) => f.write_str(text),
+        Err(_) => {
+            err!("dm_rust", "a device name is not text");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue limits: those that a target changes, and those of a device below.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h), `struct queue_limits`
+
+use core::marker::PhantomData;
+use kernel::bindings as kb;
+
+/// The limits of the mapped device within `io_hints`, stacked from the devices below.
+pub(crate) struct Limits<'a>(&'a mut kb::queue_limits);
+
+impl<'a> Limits<'a> {
+    pub(super) fn new(limits: &'a mut kb::queue_limits) -> Self {
+        Limits(limits)
+    }
+
+    /// Optimal I/O size in bytes; zero if none is known.
+    pub(crate) fn io_opt(&self) -> u32 {
+        self.0.io_opt
+    }
+
+    /// Sets minimum and optimal I/O size, in bytes.
+    pub(crate) fn set_io_sizes(&mut self, min: u32, opt: u32) {
+        self.0.io_min = min;
+        self.0.io_opt = opt;
+    }
+
+    /// Sets the largest discard in sectors and the granularity in bytes, aligned to zero.
+    pub(crate) fn set_discard(&mut self, max_sectors: u32, granularity: u32) {
+        self.0.max_hw_discard_sectors = max_sectors;
+        self.0.discard_granularity = granularity;
+        self.0.discard_alignment = 0;
+    }
+
+    /// Takes the discard limits over from a device below.
+    pub(crate) fn copy_discard(&mut self, from: &StackedLimits<'_>) {
+        self.0.max_hw_discard_sectors = from.get(|l| l.max_hw_discard_sectors);
+        self.0.discard_granularity = from.get(|l| l.discard_granularity);
+        self.0.discard_alignment = from.get(|l| l.discard_alignment);
+        self.0.max_discard_segments = from.get(|l| l.max_discard_segments);
+    }
+}
+
+/// The limits of an open block device.
+pub(crate) struct StackedLimits<'a> {
+    limits: *const kb::queue_limits,
+    _device: PhantomData<&'a ()>,
+}
+
+impl StackedLimits<'_> {
+    /// # Safety
+    ///
+    /// `limits` are those of a block device that is open during `'a`.
+    pub(super) unsafe fn new(limits: *const kb::queue_limits) -> Self {
+        StackedLimits { limits, _device: PhantomData }
+    }
+
+    fn get<V: Copy>(&self, field: impl FnOnce(&kb::queue_limits) -> V) -> V {
+        // SAFETY: By the contract of `new` the limits exist. They may change at any time, as C readers accept too.
+        field(unsafe { &*self.limits })
+    }
+}

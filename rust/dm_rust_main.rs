@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-mapper targets in Rust, in place of the C ones.
+//!
+//! Layers, from below: `bindings` (raw), `sys` and `dm` (safe wrappers, all unsafe code), `logic` (pure decisions and
+//! formats, also compiled and tested on the host), `targets` (what connects them). See `Documentation/design.md`.
+
+#![crate_name = "dm_rust"]
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod bindings;
+#[allow(unsafe_code)]
+mod dm;
+mod env;
+mod logic;
+#[allow(unsafe_code)]
+mod sys;
+mod targets;
+
+use dm::target::{
+    Registration,
+    Target, //
+};
+use kernel::prelude::*;
+
+/// A C string literal made of several literals.
+macro_rules! c_name {
+    ($($part:literal),+) => {
+        const {
+            match core::ffi::CStr::from_bytes_with_nul(concat!($($part,)+ "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!("a nul byte in a name"),
+            }
+        }
+    };
+}
+use c_name;
+
+module! {
+    type: DmRust,
+    name: "dm_rust",
+    authors: ["The dm-rust developers"],
+    description: "Device-mapper targets in Rust",
+    license: "GPL",
+    alias: ["dm-clone"],
+}
+
+/// A target type that is registered, unless the user chose others.
+type Slot<T> = Option<Pin<KBox<Registration<T>>>>;
+
+/// The module: dropping it unregisters the targets.
+struct DmRust {
+    _clone: Slot<targets::clone::Clone>,
+    #[cfg(dm_rust_example)]
+    _example: Slot<targets::example::Example>,
+}
+
+impl kernel::Module for DmRust {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        sys::params::check_targets(|name| {
+            name == targets::clone::Clone::NAME.to_bytes() || (cfg!(dm_rust_example) && name == b"rust-linear")
+        })?;
+        Ok(DmRust {
+            _clone: register(module)?,
+            #[cfg(dm_rust_example)]
+            _example: register(module)?,
+        })
+    }
+}
+
+/// Registers a target type if the parameter `targets` does not leave it out.
+fn register<T: Target>(module: &'static ThisModule) -> Result<Slot<T>> {
+    if !sys::params::is_wanted(T::NAME) {
+        return Ok(None);
+    }
+    Ok(Some(KBox::try_pin_init(Registration::new(module), GFP_KERNEL)?))
+}

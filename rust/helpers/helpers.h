@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * C helpers for what Rust cannot call: macros and inline functions of the kernel. One prefix (dmr_), prototypes read by
+ * bindgen and checked by the C compiler against the definitions beside this file.
+ */
+#ifndef DM_RUST_HELPERS_H
+#define DM_RUST_HELPERS_H
+
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/device-mapper.h>
+#include <linux/dm-kcopyd.h>
+#include <linux/mempool.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "persistent-data/dm-space-map.h"
+
+/* block.c */
+void dmr_bio_set_dev(struct bio *bio, struct block_device *bdev);
+void dmr_bio_submit(struct bio *bio, struct block_device *bdev);
+void dmr_bio_end(struct bio *bio, blk_status_t status);
+sector_t dmr_bdev_sectors(struct block_device *bdev);
+unsigned int dmr_bdev_logical_block_size(struct block_device *bdev);
+unsigned int dmr_bdev_max_discard_sectors(struct block_device *bdev);
+const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
+void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
+
+/* locking.c */
+unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
+bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
+void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
+void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key);
+void dmr_rwsem_assert_held(struct rw_semaphore *sem);
+void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
+void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
+void dmr_wake_up_all(wait_queue_head_t *head);
+
+/* memory.c */
+unsigned int dmr_noio_save(void);
+void dmr_noio_restore(unsigned int flags);
+mempool_t *dmr_mempool_create(int reserve, size_t size);
+void *dmr_mempool_alloc_noio(mempool_t *pool);
+void *dmr_mempool_alloc_nowait(mempool_t *pool);
+bool dmr_log_allowed(void);
+
+/* params.c */
+struct dm_kcopyd_throttle *dmr_clone_throttle(void);
+const char *dmr_param_targets(void);
+
+/* persistent.c */
+void dmr_sm_destroy(struct dm_space_map *sm);
+int dmr_sm_nr_blocks(struct dm_space_map *sm, dm_block_t *count);
+int dmr_sm_nr_free(struct dm_space_map *sm, dm_block_t *count);
+int dmr_sm_root_size(struct dm_space_map *sm, size_t *size);
+int dmr_sm_copy_root(struct dm_space_map *sm, void *root, size_t size);
+
+/* work.c */
+struct workqueue_struct *dmr_alloc_workqueue(const char *name, unsigned int flags, int max_active);
+struct workqueue_struct *dmr_alloc_ordered_workqueue(const char *name, unsigned int flags);
+void dmr_flush_workqueue(struct workqueue_struct *queue);
+
+#endif

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Memory with guaranteed forward progress: the no-I/O scope and mempools. And the rate limit of log messages. */
+#include <linux/mempool.h>
+#include <linux/ratelimit.h>
+#include <linux/sched/mm.h>
+
+#include "helpers/helpers.h"
+
+unsigned int dmr_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void dmr_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+mempool_t *dmr_mempool_create(int reserve, size_t size)
+{
+	return mempool_create_kmalloc_pool(reserve, size);
+}
+
+void *dmr_mempool_alloc_noio(mempool_t *pool)
+{
+	return mempool_alloc(pool, GFP_NOIO);
+}
+
+void *dmr_mempool_alloc_nowait(mempool_t *pool)
+{
+	return mempool_alloc(pool, GFP_NOWAIT);
+}
+
+/* One budget for all rate-limited messages of the module. */
+bool dmr_log_allowed(void)
+{
+	static DEFINE_RATELIMIT_STATE(state, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
+
+	return __ratelimit(&state);
+}

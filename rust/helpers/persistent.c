@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Space maps of dm-persistent-data: inline wrappers of a table of functions. */
+#include "helpers/helpers.h"
+
+void dmr_sm_destroy(struct dm_space_map *sm)
+{
+	dm_sm_destroy(sm);
+}
+
+int dmr_sm_nr_blocks(struct dm_space_map *sm, dm_block_t *count)
+{
+	return dm_sm_get_nr_blocks(sm, count);
+}
+
+int dmr_sm_nr_free(struct dm_space_map *sm, dm_block_t *count)
+{
+	return dm_sm_get_nr_free(sm, count);
+}
+
+int dmr_sm_root_size(struct dm_space_map *sm, size_t *size)
+{
+	return dm_sm_root_size(sm, size);
+}
+
+int dmr_sm_copy_root(struct dm_space_map *sm, void *root, size_t size)
+{
+	return dm_sm_copy_root(sm, root, size);
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Workqueues: their constructors are variadic macros. */
+#include <linux/workqueue.h>
+
+#include "helpers/helpers.h"
+
+struct workqueue_struct *dmr_alloc_workqueue(const char *name, unsigned int flags, int max_active)
+{
+	return alloc_workqueue("%s", flags, max_active, name);
+}
+
+struct workqueue_struct *dmr_alloc_ordered_workqueue(const char *name, unsigned int flags)
+{
+	return alloc_ordered_workqueue("%s", flags, name);
+}
+
+void dmr_flush_workqueue(struct workqueue_struct *queue)
+{
+	flush_workqueue(queue);
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Generic kernel pieces that the kernel crate of 7.2 lacks.
+//!
+//! Everything here is a safe wrapper. Nothing knows about device-mapper.
+
+pub(crate) mod bdev;
+pub(crate) mod irq_lock;
+pub(crate) mod log;
+pub(crate) mod noio;
+pub(crate) mod params;
+pub(crate) mod pool;
+pub(crate) mod queue;
+pub(crate) mod rw_sem;
+pub(crate) mod time;
+pub(crate) mod wait;

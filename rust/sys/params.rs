@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module parameter `targets`.
+
+use crate::{
+    bindings,
+    sys::log::err, //
+};
+use kernel::{
+    prelude::*,
+    str::CStrExt as _, //
+};
+
+/// The names in the parameter `targets`; none if the user named none.
+fn names() -> impl Iterator<Item = &'static [u8]> {
+    // SAFETY: The helper returns the parameter's string, never null, that lives as long as the module and is read-only.
+    let list = unsafe { CStr::from_char_ptr(bindings::dmr_param_targets()) };
+    list.to_bytes().split(|&c| c == b',').filter(|name| !name.is_empty())
+}
+
+/// Whether a target is to be registered: it is named, or nothing is.
+pub(crate) fn is_wanted(target: &CStr) -> bool {
+    let mut names = names().peekable();
+    names.peek().is_none() || names.any(|name| name == target.to_bytes())
+}
+
+/// Refuses names that do not exist.
+pub(crate) fn check_targets(exists: impl Fn(&[u8]) -> bool) -> Result {
+    for name in names() {
+        if !exists(name) {
+            let text = core::str::from_utf8(name).unwrap_or("?");
+            err!("dm_rust", "parameter `targets': there is no target `{}'", text);
+            return Err(EINVAL);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Waiting for a condition that any context may make true.
+
+use crate::bindings;
+use core::pin::Pin;
+use kernel::{
+    bindings as kb,
+    ffi::c_void,
+    prelude::*,
+    str::CStrExt as _,
+    sync::LockClassKey,
+    types::Opaque, //
+};
+
+/// A wait queue: threads sleep on it until a condition holds. Waking is possible from any context.
+#[pin_data]
+pub(crate) struct WaitQueue {
+    #[pin]
+    head: Opaque<kb::wait_queue_head>,
+}
+
+// SAFETY: A wait queue head may be used from any thread.
+unsafe impl Send for WaitQueue {}
+// SAFETY: As above; it has a lock of its own.
+unsafe impl Sync for WaitQueue {}
+
+impl WaitQueue {
+    /// Makes an initialiser; use [`new_wait_queue!`].
+    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            head <- Opaque::ffi_init(|slot| {
+                // SAFETY: `slot` can be written; `name` and `key` live for ever.
+                unsafe { bindings::dmr_wait_queue_init(slot, name.as_char_ptr(), key.as_ptr()) }
+            }),
+        })
+    }
+
+    /// Sleeps, uninterruptibly, until `condition` holds. It is called before sleeping and after every waking and
+    /// must neither sleep nor block.
+    ///
+    /// Whoever makes the condition true must do so before calling [`wake_all`](Self::wake_all).
+    pub(crate) fn wait_until<F: Fn() -> bool>(&self, condition: F) {
+        unsafe extern "C" fn call<F: Fn() -> bool>(context: *mut c_void) -> bool {
+            // SAFETY: `context` is the closure on the waiter's stack, which outlives the wait.
+            (unsafe { &*context.cast::<F>() })()
+        }
+        let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
+        // SAFETY: The head is initialised and pinned; `call` gets the closure it was instantiated for.
+        unsafe { bindings::dmr_wait_until(self.head.get(), Some(call::<F>), context) }
+    }
+
+    /// Wakes all waiters, so that they look at their conditions again. Any context.
+    pub(crate) fn wake_all(&self) {
+        // SAFETY: The head is initialised and pinned.
+        unsafe { bindings::dmr_wake_up_all(self.head.get()) }
+    }
+}
+
+/// Makes a [`WaitQueue`] initialiser with a lock class of its own.
+macro_rules! new_wait_queue {
+    ($name:literal) => {
+        $crate::sys::wait::WaitQueue::new($crate::c_name!($name), kernel::static_lock_class!())
+    };
+}
+pub(crate) use new_wait_queue;

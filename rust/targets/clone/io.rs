@@ -1,0 +1,637 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The way of a bio.
+//!
+//! ```text
+//!  map ──┬─ nothing left to track ───────────────────────────────────────────────▶ destination
+//!        ├─ read ── cut where hydrated and not hydrated meet ────────────────────▶ destination or source
+//!        ├─ write ┬ hydrated run ────────────────────────────────────────────────▶ destination
+//!        │        ├ covers whole regions: "overwrite" ─▶ destination ─▶ end_io: mark, release waiters
+//!        │        └ part of a region ─▶ waits for its copy ─▶ worker ────────────▶ destination
+//!        ├─ discard ─ waits for copies in its range ─▶ mark ─▶ passed down or ended
+//!        └─ flush, FUA ─ if something is dirty ─▶ committer: commit ─▶ ended or ─▶ destination
+//! ```
+//!
+//! A region in flight (copied or overwritten) has a slot in [`State::inflight`]. Whether a region is hydrated, in flight or
+//! neither is decided under the state lock, and so is every change of it. So at most one I/O fills a region, no copy of a
+//! region is outstanding once it is marked, and no discard marks a region that a copy could still write.
+//!
+//! [`State::inflight`]: super::metadata::State
+
+use super::{
+    metadata::{
+        Committed,
+        State, //
+    },
+    Clone,
+    COMMIT_DELAY, //
+};
+use crate::{
+    dm::bio::{
+        Bio,
+        BioQueue,
+        EndBio,
+        Ended,
+        MapBio,
+        Mapped,
+        Op,
+        Status, //
+    },
+    logic::{
+        clone::{
+            inflight::Slot,
+            map::Run,
+            status::Mode, //
+        },
+        regions::{
+            Region,
+            RegionRange, //
+        }, //
+    },
+    sys::noio::NoIo, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::WorkItem, //
+};
+
+/// What `end_io` must know of a bio.
+#[derive(Clone, Copy, PartialEq, Eq, zerocopy_derive::FromBytes, zerocopy_derive::IntoBytes)]
+#[repr(transparent)]
+pub(crate) struct IoState(u32);
+
+impl IoState {
+    /// Nothing to do.
+    const PLAIN: IoState = IoState(0);
+    /// A read or write that the sweep yields to.
+    const COUNTED: IoState = IoState(1);
+    /// From here on slots.
+    const FIRST_SLOT: u32 = 2;
+
+    /// An overwrite that fills the regions of a slot; counted too.
+    fn overwrite(slot: Slot) -> Self {
+        IoState(slot.to_raw().saturating_add(Self::FIRST_SLOT))
+    }
+
+    /// The slot of an overwrite.
+    fn slot(self) -> Option<Slot> {
+        self.0.checked_sub(Self::FIRST_SLOT).map(Slot::from_raw)
+    }
+}
+
+type CloneBio = Bio<IoState>;
+type Queue = BioQueue<IoState>;
+
+/// Bios between `map` and the device below.
+#[derive(Default)]
+pub(super) struct Lists {
+    /// Their region is hydrated: to be submitted.
+    ready: Queue,
+    /// To be looked at again: their copy failed with others, a discard's range became free, or there was no room.
+    again: Queue,
+    /// No slot or no room in the log: to be looked at again when there may be.
+    stalled: Queue,
+    /// Flushes and FUA writes: to be submitted or ended after a commit.
+    flush: Queue,
+    /// FUA overwrites whose data is written: to be ended after a commit.
+    written: Queue,
+}
+
+/// What became of a region when a writer asked for it, under the state lock.
+enum Claim {
+    /// It is hydrated by now.
+    Hydrated,
+    /// It is in flight: the writer waits in this slot.
+    Busy(Slot),
+    /// It is the writer's: this slot, for so many regions.
+    Mine(Slot, RegionRange),
+    /// There is no slot or no room in the log.
+    NoRoom,
+}
+
+impl State {
+    /// Claims the leading regions of `range` that are neither hydrated nor in flight.
+    fn claim(&mut self, clone: &Clone, range: RegionRange) -> Claim {
+        let Run::Clear(clear) = clone.metadata.map().run(range) else { return Claim::Hydrated };
+        if let Some(slot) = self.inflight.find(range.start) {
+            return Claim::Busy(slot);
+        }
+        let range = range.first(clear);
+        let range = range.first(self.inflight.clear_prefix(range));
+        self.claim_free(range).map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
+    }
+
+    /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
+    pub(super) fn claim_free(&mut self, range: RegionRange) -> Option<Slot> {
+        if !self.logs.reserve(1) {
+            return None;
+        }
+        let slot = self.inflight.insert(range);
+        if slot.is_none() {
+            self.logs.unreserve(1);
+        }
+        slot
+    }
+}
+
+/// See [`Target::map`](crate::dm::target::Target::map).
+#[inline]
+pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    let metadata = &this.metadata;
+    if metadata.mode() == Mode::Fail {
+        return bio.kill();
+    }
+    if metadata.is_done() && !bio.is_flush() && !bio.is_fua() && bio.op() != Op::Discard {
+        return bio.remap(&this.destination);
+    }
+    bio.set_per_bio(IoState::PLAIN);
+    if bio.is_flush() {
+        return map_flush(this, bio);
+    }
+    match bio.op() {
+        Op::Discard => return map_discard(this, bio),
+        Op::Read | Op::Write => {}
+        Op::Other => return bio.kill(),
+    }
+    // Also orders this bio before the sweep's look at the counter.
+    this.user_ios.fetch_add(1, Full);
+    bio.set_per_bio(IoState::COUNTED);
+    if bio.op() == Op::Read {
+        map_read(this, bio)
+    } else {
+        map_write(this, bio)
+    }
+}
+
+/// See [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> Ended<'a> {
+    if this.metadata.is_done() {
+        // Nothing is in flight, and nobody looks at the counter any more.
+        return bio.done();
+    }
+    let state = bio.per_bio();
+    if state == IoState::PLAIN {
+        return bio.done();
+    }
+    let mut status = bio.status();
+    let mut filled = false;
+    if let Some(slot) = state.slot() {
+        filled = this.finish(slot, if status.is_ok() { Filled::Yes } else { Filled::Overwrite });
+        if status.is_ok() && !filled {
+            // The data is on the destination, but a reader would not look for it there.
+            status = Status::IO_ERROR;
+        }
+    }
+    if this.user_ios.fetch_sub(1, Full) == 1 {
+        this.wake_sweep();
+    }
+    if filled && bio.is_fua() {
+        // Durable data, but a power cut would forget that it is there: commit first. The next `end_io` ends it.
+        bio.set_per_bio(IoState::PLAIN);
+        let (bio, ended) = bio.take();
+        this.lists.lock().written.push(bio);
+        this.wake_committer();
+        return ended;
+    }
+    bio.done_with(status)
+}
+
+fn map_flush<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    if !this.metadata.is_dirty() {
+        return bio.remap(&this.destination);
+    }
+    let (bio, mapped) = bio.take();
+    this.defer_flush(bio);
+    mapped
+}
+
+fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    let geometry = this.metadata.geometry();
+    let touched = geometry.touched(bio.sector(), bio.sectors());
+    let (device, len) = match this.metadata.map().run(touched) {
+        Run::Set(len) => (&this.destination, len),
+        Run::Clear(len) => (&this.source, len),
+    };
+    accept(&mut bio, &this, touched.first(len));
+    bio.remap(device)
+}
+
+/// Cuts a bio behind a range of regions that it starts in.
+fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
+    bio.accept(clone.metadata.geometry().sectors_until(bio.sector(), range.end))
+}
+
+fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    let metadata = &this.metadata;
+    let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
+    let clear = match metadata.map().run(touched) {
+        Run::Set(len) => {
+            accept(&mut bio, &this, touched.first(len));
+            return map_hydrated_write(this, bio);
+        }
+        Run::Clear(len) => touched.first(len),
+    };
+    if metadata.mode() != Mode::ReadWrite {
+        accept(&mut bio, &this, clear);
+        return bio.end(Status::IO_ERROR);
+    }
+    let first = RegionRange::single(touched.start);
+    let covered = metadata.geometry().covered(bio.sector(), bio.sectors()).intersect(clear);
+    let overwrite = covered.start == touched.start && !covered.is_empty();
+
+    let mut state = metadata.state().lock();
+    match state.claim(&this, if overwrite { covered } else { first }) {
+        Claim::Hydrated => {
+            drop(state);
+            accept(&mut bio, &this, first);
+            map_hydrated_write(this, bio)
+        }
+        Claim::Busy(slot) => {
+            accept(&mut bio, &this, first);
+            let (bio, mapped) = bio.take();
+            let rejected = state.wait(slot, bio);
+            drop(state);
+            this.again(rejected);
+            mapped
+        }
+        Claim::Mine(slot, range) if overwrite => {
+            drop(state);
+            accept(&mut bio, &this, range);
+            bio.set_per_bio(IoState::overwrite(slot));
+            bio.remap(&this.destination)
+        }
+        Claim::Mine(slot, range) => {
+            accept(&mut bio, &this, first);
+            let (bio, mapped) = bio.take();
+            let rejected = state.wait(slot, bio);
+            drop(state);
+            this.again(rejected);
+            this.copy(slot, range, super::hydrate::For::Write);
+            mapped
+        }
+        Claim::NoRoom => {
+            drop(state);
+            accept(&mut bio, &this, first);
+            let (bio, mapped) = bio.take();
+            this.stall(bio);
+            mapped
+        }
+    }
+}
+
+fn map_hydrated_write<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    if bio.is_fua() && this.metadata.is_dirty() {
+        let (bio, mapped) = bio.take();
+        this.defer_flush(bio);
+        return mapped;
+    }
+    bio.remap(&this.destination)
+}
+
+fn map_discard<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    let metadata = &this.metadata;
+    let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
+    if metadata.is_done() || metadata.map().all_set(touched) {
+        if this.discard_passdown.load(Relaxed) {
+            return bio.remap(&this.destination);
+        }
+        return bio.end(Status::OK);
+    }
+    if metadata.mode() != Mode::ReadWrite {
+        return bio.end(Status::OK);
+    }
+    let (bio, mapped) = bio.take();
+    this.discard(bio);
+    mapped
+}
+
+impl State {
+    /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
+    fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
+        match self.inflight.waiters(slot) {
+            Some(waiters) => {
+                waiters.push(bio);
+                None
+            }
+            None => Some(bio),
+        }
+    }
+}
+
+/// How the I/O that was to fill a slot's regions ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// The data is on the destination.
+    Yes,
+    /// A copy failed.
+    Copy,
+    /// An overwrite failed.
+    Overwrite,
+}
+
+impl Clone {
+    /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
+    ///
+    /// Returns whether the regions are marked.
+    pub(super) fn finish(self: ArcBorrow<'_, Self>, slot: Slot, filled: Filled) -> bool {
+        let metadata = &self.metadata;
+        let mut state = metadata.state().lock();
+        let Some((range, mut waiters)) = state.inflight.remove(slot) else { return false };
+        let marked = filled == Filled::Yes && metadata.mode() == Mode::ReadWrite;
+        let was_dirty = metadata.is_dirty();
+        if marked {
+            metadata.mark(&mut state, range);
+        } else {
+            state.logs.unreserve(1);
+        }
+        let half_full = state.logs.half_full();
+        let idle = state.inflight.is_empty();
+        drop(state);
+
+        if marked {
+            self.release(&mut waiters);
+        } else if filled == Filled::Copy && range.len() == 1 {
+            // This very region cannot be copied, so a part of it cannot be written.
+            waiters.end_all(Status::IO_ERROR);
+        } else if !waiters.is_empty() {
+            // Somebody else's failure is not theirs; or the mode has changed, which the next look finds.
+            self.lists.lock().again.append(&mut waiters);
+            self.wake_worker();
+        }
+        if marked && (half_full || metadata.is_done()) {
+            self.wake_committer();
+        } else if marked && !was_dirty {
+            self.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+        }
+        self.wake_stalled();
+        if idle && self.is_suspended() {
+            self.idle.wake_all();
+        }
+        marked
+    }
+
+    /// Sends on bios whose region has just been marked.
+    fn release(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+        if waiters.is_empty() {
+            return;
+        }
+        let mut lists = self.lists.lock();
+        while let Some(bio) = waiters.pop() {
+            match bio.op() {
+                Op::Discard => lists.again.push(bio),
+                _ if bio.is_fua() => lists.flush.push(bio),
+                _ => lists.ready.push(bio),
+            }
+        }
+        let flush = !lists.flush.is_empty();
+        drop(lists);
+        self.wake_worker();
+        if flush {
+            self.wake_committer();
+        }
+    }
+
+    /// A bio that must wait for a commit.
+    fn defer_flush(self: ArcBorrow<'_, Self>, bio: CloneBio) {
+        self.lists.lock().flush.push(bio);
+        self.wake_committer();
+    }
+
+    /// A bio that the worker is to look at again.
+    fn again(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
+        if let Some(bio) = bio {
+            self.lists.lock().again.push(bio);
+            self.wake_worker();
+        }
+    }
+
+    /// A bio for which there is no slot or no room in the log.
+    ///
+    /// The end of any slot, or a commit, makes room; if neither is under way there is room by now.
+    fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
+        self.lists.lock().stalled.push(bio);
+        self.wake_committer();
+    }
+
+    /// Lets the worker look at stalled bios again. Any context.
+    fn wake_stalled(self: ArcBorrow<'_, Self>) {
+        let mut lists = self.lists.lock();
+        if lists.stalled.is_empty() {
+            return;
+        }
+        let mut stalled = lists.stalled.take();
+        lists.again.append(&mut stalled);
+        drop(lists);
+        self.wake_worker();
+    }
+
+    fn wake_worker(self: ArcBorrow<'_, Self>) {
+        self.queue.enqueue::<Clone, { Worker::ID }>(self.into());
+    }
+
+    pub(super) fn wake_committer(self: ArcBorrow<'_, Self>) {
+        self.queue.enqueue::<Clone, { Committer::ID }>(self.into());
+    }
+
+    /// Decides again on a write to one region, outside of `map`. Process context.
+    fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+        let metadata = &self.metadata;
+        let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
+        let overwrite = metadata.geometry().covered(bio.sector(), bio.sectors()) == touched;
+        let mut state = metadata.state().lock();
+        match state.claim(&self, touched) {
+            Claim::Hydrated => {
+                drop(state);
+                if bio.is_fua() && metadata.is_dirty() {
+                    self.defer_flush(bio);
+                } else {
+                    bio.submit(&self.destination);
+                }
+            }
+            Claim::Busy(slot) => {
+                let rejected = state.wait(slot, bio);
+                drop(state);
+                self.again(rejected);
+            }
+            Claim::Mine(slot, _) if metadata.mode() != Mode::ReadWrite => {
+                state.inflight.remove(slot);
+                state.logs.unreserve(1);
+                drop(state);
+                bio.end(Status::IO_ERROR);
+            }
+            Claim::Mine(slot, _) if overwrite => {
+                drop(state);
+                bio.set_per_bio(IoState::overwrite(slot));
+                bio.submit(&self.destination);
+            }
+            Claim::Mine(slot, range) => {
+                let rejected = state.wait(slot, bio);
+                drop(state);
+                self.again(rejected);
+                self.copy(slot, range, super::hydrate::For::Write);
+            }
+            Claim::NoRoom if metadata.mode() != Mode::ReadWrite => {
+                drop(state);
+                bio.end(Status::IO_ERROR);
+            }
+            Claim::NoRoom => {
+                drop(state);
+                self.stall(bio);
+            }
+        }
+    }
+
+    /// Marks the whole regions of a discard, then passes it down. Process context.
+    ///
+    /// A region that is being copied must not be marked before the copy has ended: it would write old data over what is
+    /// written after the discard. So such regions are waited for; all others are marked at once, so the wait is bounded.
+    fn discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+        let metadata = &self.metadata;
+        let range = metadata.geometry().covered(bio.sector(), bio.sectors());
+        if range.is_empty() || metadata.mode() != Mode::ReadWrite {
+            return bio.end(Status::OK);
+        }
+        let mut next = range.start;
+        let mut busy = None;
+        while next < range.end {
+            let rest = RegionRange::new(next, range.end);
+            let mut state = metadata.state().lock();
+            let clear = match metadata.map().run(rest.first(Self::DISCARD_STEP)) {
+                Run::Set(len) => {
+                    next = Region(next.get().saturating_add(len));
+                    continue;
+                }
+                Run::Clear(len) => rest.first(len),
+            };
+            if let Some((slot, in_flight)) = state.inflight.first_overlap(clear) {
+                if in_flight.start <= next {
+                    busy = Some(slot);
+                    next = in_flight.end;
+                    continue;
+                }
+            }
+            let clear = clear.first(state.inflight.clear_prefix(clear));
+            if !state.logs.reserve(1) {
+                drop(state);
+                return self.stall(bio);
+            }
+            let was_dirty = metadata.is_dirty();
+            metadata.mark(&mut state, clear);
+            drop(state);
+            if !was_dirty {
+                self.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+            }
+            next = clear.end;
+        }
+        if metadata.is_done() {
+            self.wake_committer();
+        }
+        if let Some(slot) = busy {
+            // The slot may have ended meanwhile: then look again at once.
+            let rejected = metadata.state().lock().wait(slot, bio);
+            return self.again(rejected);
+        }
+        let (start, len) = metadata.geometry().extent(range);
+        if self.discard_passdown.load(Relaxed) && bio.narrow(start, len) {
+            bio.submit(&self.destination);
+        } else {
+            bio.end(Status::OK);
+        }
+    }
+
+    /// Regions that are marked with interrupts off at a time: 8 KiB of the map.
+    const DISCARD_STEP: u64 = 1 << 16;
+}
+
+/// Takes on the bios that are ready, and decides again on those that were not.
+pub(super) struct Worker;
+
+impl Worker {
+    pub(super) const ID: u64 = 1;
+}
+
+impl WorkItem<1> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        let _noio = NoIo::enter();
+        let (mut ready, mut again) = {
+            let mut lists = this.lists.lock();
+            (lists.ready.take(), lists.again.take())
+        };
+        while let Some(bio) = ready.pop() {
+            bio.submit(&this.destination);
+        }
+        while let Some(bio) = again.pop() {
+            if bio.op() == Op::Discard {
+                this.as_arc_borrow().discard(bio);
+            } else {
+                this.as_arc_borrow().write(bio);
+            }
+        }
+    }
+}
+
+/// Commits, and ends or sends on who waited for it.
+pub(super) struct Committer;
+
+impl Committer {
+    pub(super) const ID: u64 = 2;
+}
+
+impl WorkItem<2> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        let _noio = NoIo::enter();
+        // Taken before the commit begins, so that its flush of the destination comes after their data.
+        let (mut flush, mut written) = {
+            let mut lists = this.lists.lock();
+            (lists.flush.take(), lists.written.take())
+        };
+        match this.commit() {
+            Ok(committed) => {
+                written.end_all(Status::OK);
+                while let Some(bio) = flush.pop() {
+                    if bio.is_flush() && committed != Committed::Nothing {
+                        bio.end(Status::OK);
+                    } else {
+                        bio.submit(&this.destination);
+                    }
+                }
+                if this.metadata.is_dirty() {
+                    this.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
+                }
+            }
+            Err(_) => {
+                written.end_all(Status::IO_ERROR);
+                flush.end_all(Status::IO_ERROR);
+            }
+        }
+        this.as_arc_borrow().wake_stalled();
+        this.as_arc_borrow().wake_sweep();
+    }
+}
+
+/// Commits some time after a change that nobody waits for.
+pub(super) struct CommitTimer;
+
+impl CommitTimer {
+    pub(super) const ID: u64 = 3;
+}
+
+impl WorkItem<3> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        this.as_arc_borrow().wake_committer();
+    }
+}

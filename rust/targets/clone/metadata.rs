@@ -1,0 +1,507 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which regions are hydrated: in core for routing, on disk for the next time.
+//!
+//! There is one [`Metadata`] for a metadata device, however many tables name it. A table that is loaded over a live one
+//! shares its state, so nothing can be hydrated behind the new table's back, and nothing is read twice. Another mapped
+//! device, or a second target of one table, is refused.
+//!
+//! # What is on disk
+//!
+//! A region is marked on disk only after its data was made durable on the destination:
+//!
+//! ```text
+//!   begin_commit      flush of the destination      words, space map      superblock
+//!   (log is taken) -> (the log's data is safe)   -> (shadow blocks)    -> (all of it true at once)
+//! ```
+//!
+//! What finishes during a commit goes to the other log and so to the next transaction.
+//!
+//! # Locks
+//!
+//! `commit` (mutex) > `disk` (rw semaphore) > `state` (irq spinlock). The map itself is read without a lock.
+
+use crate::{
+    dm::{
+        bio::BioQueue,
+        device::{
+            Handle,
+            MappedDevice,
+            TableId, //
+        },
+        pdata::{
+            array::WordArray,
+            block::{
+                Block,
+                BlockManager,
+                Validate,
+                Validator, //
+            },
+            tm::Transactions, //
+        }, //
+    },
+    logic::{
+        clone::{
+            dirty::{
+                DirtyLogs,
+                RangeLog, //
+            },
+            geometry::Geometry,
+            inflight::InFlight,
+            map::{
+                MapWriter,
+                RegionMap, //
+            },
+            status::Mode,
+            superblock::{
+                Invalid,
+                Superblock,
+                LOCATION, //
+            }, //
+        },
+        regions::RegionRange, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        log::err,
+        noio::NoIo,
+        rw_sem::{
+            new_rw_sem,
+            RwSem, //
+        }, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// Copies and overwrites in flight at a time; a copy of the sweep may cover many regions.
+const SLOTS: usize = 1024;
+
+/// Ranges that may be hydrated between two commits before writers have to wait for a commit.
+const LOG_ENTRIES: usize = 16 * 1024;
+
+/// Blocks that one thread holds at a time, in the library's own code too.
+const MAX_HELD_BLOCKS: u32 = 5;
+
+struct SuperblockKind;
+
+impl Validate for SuperblockKind {
+    const NAME: &'static CStr = c"superblock";
+
+    fn check(data: &[u8], location: u64) -> Result {
+        Superblock::check(data, location).map_err(log_invalid)
+    }
+
+    fn seal(data: &mut [u8], location: u64) {
+        // Fails only for a block that is shorter than a superblock.
+        let _ = Superblock::seal(data, location);
+    }
+}
+
+static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
+
+fn log_invalid(reason: Invalid) -> Error {
+    err!("clone metadata", "{}", reason);
+    reason.into()
+}
+
+/// Logs what could not be done, and passes the error on.
+fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        err!("clone metadata", "{}", what);
+        error
+    }
+}
+
+/// The open metadata device.
+struct Disk {
+    tm: Transactions,
+    bits: WordArray,
+    root: Block,
+}
+
+impl Disk {
+    /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for I/O.
+    fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
+        let blocks = BlockManager::new(device, MAX_HELD_BLOCKS).map_err(failed("Failed to create block manager"))?;
+        let blank = {
+            let block = blocks.read(Block(LOCATION), None).map_err(failed("Failed to read_lock superblock"))?;
+            Superblock::is_blank(&block)
+        };
+        match (blank, format) {
+            (true, Format::IfBlank) => Self::format(blocks, geometry),
+            (true, Format::Never) => Err(EPERM),
+            (false, _) => Self::load(blocks, geometry),
+        }
+    }
+
+    fn load(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
+        let superblock = {
+            let block = blocks
+                .read(Block(LOCATION), Some(&SUPERBLOCK))
+                .map_err(failed("Failed to read_lock superblock"))?;
+            Superblock::parse(&block, LOCATION)
+                .and_then(|sb| sb.check_sizes(geometry.region_size(), geometry.len()).map(|()| sb))
+                .map_err(log_invalid)?
+        };
+        let tm = Transactions::open(blocks, Block(LOCATION), &superblock.sm_root)
+            .map_err(failed("dm_tm_open_with_sm failed"))?;
+        let bits = WordArray::new(&tm)?;
+        Ok(Disk { tm, bits, root: Block(superblock.bitset_root) })
+    }
+
+    fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
+        let mut tm = Transactions::create(blocks, Block(LOCATION))
+            .map_err(failed("Failed to create transaction manager"))?;
+        let bits = WordArray::new(&tm)?;
+        let words = u32::try_from(geometry.regions().div_ceil(64)).map_err(|_| EINVAL)?;
+        let root = bits.create(&mut tm, words).map_err(failed("Failed to resize on-disk bitset"))?;
+        let mut disk = Disk { tm, bits, root };
+        disk.commit(geometry)?;
+        Ok(disk)
+    }
+
+    /// Ends the transaction: after it, what was set is on disk, durably.
+    fn commit(&mut self, geometry: &Geometry) -> Result {
+        self.tm.pre_commit().map_err(failed("dm_tm_pre_commit failed"))?;
+        let superblock = Superblock {
+            region_size: geometry.region_size(),
+            target_size: geometry.len(),
+            bitset_root: self.root.0,
+            sm_root: self.tm.space_map_root().map_err(failed("__copy_sm_root failed"))?,
+        };
+        self.tm
+            .commit(Block(LOCATION), &SUPERBLOCK, |block| {
+                // Fails only for a block that is shorter than a superblock.
+                let _ = superblock.write(block);
+            })
+            .map_err(failed("Failed to commit superblock"))
+    }
+
+    /// Adds the bits of a log to the running transaction, by words, in the order of the array.
+    fn set(&mut self, log: &RangeLog) -> Result {
+        for (index, mask) in log.words() {
+            let index = u32::try_from(index).map_err(|_| EINVAL)?;
+            let word = match mask {
+                u64::MAX => mask,
+                _ => self.bits.get(&self.tm, self.root, index)? | mask,
+            };
+            self.root = self.bits.set(&mut self.tm, self.root, index, word)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a blank device may be formatted.
+#[derive(Clone, Copy)]
+enum Format {
+    IfBlank,
+    Never,
+}
+
+/// What routing decisions and their completions change.
+pub(super) struct State {
+    /// The right to change the map, with the count of hydrated regions.
+    pub(super) writer: MapWriter,
+    /// What the disk does not know yet.
+    pub(super) logs: DirtyLogs,
+    /// Regions that are being copied or overwritten, each with the bios that wait for them.
+    pub(super) inflight: InFlight<BioQueue<super::io::IoState>>,
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Committed {
+    /// There was nothing to commit: the destination was not flushed.
+    Nothing,
+    /// The destination was flushed, and the metadata is durable.
+    Flushed,
+    /// As `Flushed`, and with it the last region is on disk.
+    Complete,
+}
+
+/// The shared state of a metadata device.
+#[pin_data]
+pub(super) struct Metadata {
+    geometry: Geometry,
+    map: RegionMap,
+    /// Every region is hydrated, in core. Never cleared.
+    done: Atomic<bool>,
+    /// There is something that the disk does not know.
+    dirty: Atomic<bool>,
+    /// A [`Mode`], as its discriminant.
+    mode: Atomic<u32>,
+    device: Arc<BlockDevice>,
+    #[pin]
+    commit: Mutex<()>,
+    #[pin]
+    disk: RwSem<Option<Disk>>,
+    #[pin]
+    state: IrqLock<State>,
+}
+
+impl Metadata {
+    /// Opens a metadata device, or formats a blank one, and reads its bits. Sleeps for I/O.
+    fn open(number: u32, geometry: Geometry) -> Result<Arc<Self>> {
+        let device = Arc::new(BlockDevice::open(number)?, GFP_KERNEL)?;
+        let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
+        let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
+        disk.bits
+            .for_each(&disk.tm, disk.root, map.words(), |index, word| map.load_word(&mut writer, index, word))
+            .map_err(failed("Failed to load on-disk region map"))?;
+        let done = writer.set() == geometry.regions();
+        let state = State { writer, logs: DirtyLogs::new(LOG_ENTRIES)?, inflight: InFlight::new(SLOTS)? };
+        Arc::pin_init(
+            pin_init!(Metadata {
+                geometry,
+                map,
+                done: Atomic::new(done),
+                dirty: Atomic::new(false),
+                mode: Atomic::new(Mode::ReadWrite as u32),
+                device,
+                commit <- new_mutex!((), "dm_clone_commit"),
+                disk <- new_rw_sem!(Some(disk), "dm_clone_disk"),
+                state <- new_irq_lock!(state, "dm_clone_state"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Sizes of the target.
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The hydrated regions. A set bit means: the destination has the data.
+    pub(super) fn map(&self) -> &RegionMap {
+        &self.map
+    }
+
+    /// The lock of everything that changes with a region.
+    pub(super) fn state(&self) -> &IrqLock<State> {
+        &self.state
+    }
+
+    /// Whether every region is hydrated: nothing is left to track. Any context.
+    #[inline]
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Acquire)
+    }
+
+    /// Whether a flush must commit first. Any context.
+    #[inline]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Acquire)
+    }
+
+    /// The present mode. Any context.
+    #[inline]
+    pub(super) fn mode(&self) -> Mode {
+        match self.mode.load(Relaxed) {
+            0 => Mode::ReadWrite,
+            1 => Mode::ReadOnly,
+            _ => Mode::Fail,
+        }
+    }
+
+    /// Marks regions whose data is on the destination, or not wanted any more. Each must have a reservation in the log.
+    ///
+    /// Under the state lock. The change is seen by readers of the map after the data was written.
+    pub(super) fn mark(&self, state: &mut State, range: RegionRange) {
+        self.map.insert(&mut state.writer, range);
+        state.logs.record(range);
+        self.dirty.store(true, Release);
+        if state.writer.set() == self.geometry.regions() {
+            self.done.store(true, Release);
+        }
+    }
+
+    /// Hydrated regions, and regions being hydrated. Any context.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.writer.set(), state.inflight.regions())
+    }
+
+    /// Used and total blocks of the metadata device. Sleeps.
+    pub(super) fn usage(&self) -> Result<(u64, u64)> {
+        let disk = self.disk.read();
+        let disk = disk.as_ref().ok_or(EIO)?;
+        let total = disk.tm.total_blocks()?;
+        Ok((total.saturating_sub(disk.tm.free_blocks()?), total))
+    }
+
+    /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for I/O.
+    ///
+    /// On failure the mode changes and messages name `name`. What was not committed stays dirty, and the map keeps it
+    /// for routing: what was acknowledged stays readable.
+    pub(super) fn commit(&self, name: &Handle, flush: impl FnOnce() -> Result) -> Result<Committed> {
+        let _noio = NoIo::enter();
+        let _only = self.commit.lock();
+        let log = {
+            let mut state = self.state.lock();
+            if !state.logs.is_dirty() {
+                return Ok(Committed::Nothing);
+            }
+            if self.mode() != Mode::ReadWrite {
+                return Err(EPERM);
+            }
+            state.logs.begin_commit()
+        };
+        let Some(mut log) = log else { return Ok(Committed::Nothing) };
+        log.normalize();
+        let result = self.write(&log, flush);
+        let complete = {
+            let mut state = self.state.lock();
+            state.logs.end_commit(log, result.is_ok());
+            let dirty = state.logs.is_dirty();
+            self.dirty.store(dirty, Release);
+            self.is_done() && !dirty
+        };
+        match result {
+            Ok(()) if complete => Ok(Committed::Complete),
+            Ok(()) => Ok(Committed::Flushed),
+            Err((what, error)) => {
+                self.abort(name, what, error);
+                Err(error)
+            }
+        }
+    }
+
+    /// First the data, then what says that it is there. An error comes with the name of the step.
+    fn write(&self, log: &RangeLog, flush: impl FnOnce() -> Result) -> Result<(), (&'static str, Error)> {
+        flush().map_err(|e| ("flush destination device", e))?;
+        let step = |e| ("dm_clone_metadata_commit", e);
+        let mut disk = self.disk.write();
+        let disk = disk.as_mut().ok_or(step(EIO))?;
+        disk.set(log).and_then(|()| disk.commit(&self.geometry)).map_err(step)
+    }
+
+    /// Goes back to the last transaction on disk and writes nothing more. Under the commit lock. Sleeps for I/O.
+    fn abort(&self, name: &Handle, what: &'static str, error: Error) {
+        err!("clone", "{}: Metadata operation `{}' failed: error = {}", name, what, error.to_errno());
+        err!("clone", "{}: Aborting current metadata transaction", name);
+        let mut disk = self.disk.write();
+        // The old blocks must be gone before the device is read again.
+        *disk = None;
+        match Disk::open(self.device.clone(), &self.geometry, Format::Never) {
+            Ok(reopened) => {
+                reopened.tm.blocks().set_read_only();
+                *disk = Some(reopened);
+                self.set_mode(Mode::ReadOnly);
+            }
+            Err(_) => {
+                err!("clone", "{}: Failed to abort metadata transaction", name);
+                self.set_mode(Mode::Fail);
+            }
+        }
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u32, Relaxed);
+    }
+
+    /// Tries to get out of a failed state: opens the metadata again for writing. What was not committed is still known
+    /// and goes with the next commit. Does nothing in read-write mode. Sleeps for I/O.
+    pub(super) fn recover(&self) -> Result {
+        let _only = self.commit.lock();
+        if self.mode() == Mode::ReadWrite {
+            return Ok(());
+        }
+        let mut disk = self.disk.write();
+        *disk = None;
+        *disk = Some(Disk::open(self.device.clone(), &self.geometry, Format::Never)?);
+        self.set_mode(Mode::ReadWrite);
+        Ok(())
+    }
+}
+
+/// A table's use of a [`Metadata`].
+struct Use {
+    number: u32,
+    owner: MappedDevice,
+    table: TableId,
+    metadata: Arc<Metadata>,
+}
+
+/// All metadata devices in use.
+#[pin_data]
+pub(crate) struct Registry {
+    #[pin]
+    uses: Mutex<KVec<Use>>,
+}
+
+impl Registry {
+    /// An empty registry. Sleeps.
+    pub(super) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(pin_init!(Registry { uses <- new_mutex!(KVec::new(), "dm_clone_registry") }), GFP_KERNEL)
+    }
+
+    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        number: u32,
+        owner: MappedDevice,
+        table: TableId,
+        geometry: Geometry,
+    ) -> Result<Member> {
+        let mut uses = self.uses.lock();
+        let mut shared = None;
+        for other in uses.iter().filter(|other| other.number == number) {
+            if other.owner != owner || other.table == table {
+                err!("clone metadata", "Metadata device is in use by another clone");
+                return Err(EBUSY);
+            }
+            shared = Some(other.metadata.clone());
+        }
+        let metadata = match shared {
+            Some(metadata) if *metadata.geometry() == geometry => metadata,
+            Some(_) => return Err(log_invalid(Invalid::Geometry)),
+            None => Metadata::open(number, geometry)?,
+        };
+        uses.push(Use { number, owner, table, metadata: metadata.clone() }, GFP_KERNEL)?;
+        Ok(Member { metadata, number, table, registry: self.clone() })
+    }
+}
+
+/// A table's membership: ends when dropped. Process context, sleeps.
+pub(super) struct Member {
+    metadata: Arc<Metadata>,
+    number: u32,
+    table: TableId,
+    registry: Arc<Registry>,
+}
+
+impl core::ops::Deref for Member {
+    type Target = Metadata;
+
+    fn deref(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut uses = self.registry.uses.lock();
+        uses.retain(|other| other.number != self.number || other.table != self.table);
+        if uses.is_empty() {
+            // Gives the memory back too.
+            *uses = KVec::new();
+        }
+    }
+}

@@ -1,0 +1,520 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `clone` target: a device that is a finished copy at once, while the data is still being moved.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
+//! | `io.rs` | the way of a bio, from `map` to `end_io`, and the worker that takes deferred ones on |
+//! | `hydrate.rs` | copies: those that a write waits for, and the background sweep |
+//! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
+//!
+//! Behaviour towards users: `Documentation/clone.md`. C counterpart: `drivers/md/dm-clone-target.c`.
+
+mod hydrate;
+mod io;
+mod metadata;
+
+use crate::{
+    dm::{
+        bio::{
+            EndBio,
+            Ended,
+            MapBio,
+            Mapped, //
+        },
+        device::{
+            Access,
+            Device,
+            Handle, //
+        },
+        kcopyd::{
+            Kcopyd,
+            Throttle, //
+        },
+        limits::Limits,
+        status::{
+            StatusBuf,
+            StatusKind, //
+        },
+        table::Words,
+        target::{
+            CtrError,
+            DeviceVisitor,
+            New,
+            Stop,
+            Target,
+            Text, //
+        }, //
+    },
+    logic::{
+        args::{
+            eq_ignore_case,
+            parse_decimal_u32, //
+        },
+        clone::{
+            geometry::{
+                Geometry,
+                RegionSize,
+                TooManyRegions, //
+            },
+            options::{
+                Options,
+                HYDRATION_BATCH_SIZE,
+                HYDRATION_THRESHOLD, //
+            },
+            status::{
+                Info,
+                Mode,
+                ERROR, //
+            },
+            sweep::Sweep, //
+        },
+        units::{
+            Sector,
+            Sectors, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        log::{
+            err,
+            info,
+            warning,
+            Text as LogText, //
+        },
+        pool::Pool,
+        queue::{
+            cancel,
+            cancel_delayed,
+            OwnedQueue, //
+        },
+        time::{
+            Clock,
+            Millis, //
+        },
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    }, //
+};
+use hydrate::{
+    CopyJob,
+    SweepTimer,
+    Sweeper, //
+};
+use io::{
+    CommitTimer,
+    Committer,
+    IoState,
+    Lists,
+    Worker, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_delayed_work,
+        impl_has_work,
+        new_delayed_work,
+        new_work,
+        DelayedWork,
+        Work, //
+    }, //
+};
+use metadata::{
+    Committed,
+    Member,
+    Registry, //
+};
+
+/// A metadata device above this size has blocks that the space map cannot use.
+const METADATA_WARN: Sectors = Sectors(33_554_432);
+/// What is usable of it.
+const METADATA_USABLE: Sectors = Sectors(255 * 16_320 * 8);
+
+/// Copies whose contexts can be allocated whatever the state of memory.
+const COPY_RESERVE: u16 = 64;
+
+/// A periodic commit follows so long after the first change.
+const COMMIT_DELAY: Millis = Millis::SECOND;
+
+/// A clone: one line of a table.
+///
+/// Fields drop in order: what uses the devices goes before them.
+#[pin_data]
+pub(crate) struct Clone {
+    kcopyd: Kcopyd,
+    jobs: Arc<Pool<CopyJob>>,
+    queue: OwnedQueue,
+    metadata: Member,
+    metadata_device: Device,
+    destination: Device,
+    source: Device,
+    handle: Handle,
+    /// The words of the table line behind the devices, as they were given.
+    words: KVec<u8>,
+    clock: Clock,
+
+    hydration: Atomic<bool>,
+    threshold: Atomic<u32>,
+    batch: Atomic<u32>,
+    discard_passdown: Atomic<bool>,
+    /// Between suspend and resume: the sweep starts nothing.
+    suspended: Atomic<bool>,
+    /// The table has not been live yet.
+    fresh: Atomic<bool>,
+    /// Reads and writes in flight, while something is left to hydrate.
+    user_ios: Atomic<i32>,
+
+    #[pin]
+    lists: IrqLock<Lists>,
+    #[pin]
+    sweep: Mutex<Sweep>,
+    /// Woken when no copy is in flight any more.
+    idle: Pin<KBox<WaitQueue>>,
+
+    #[pin]
+    worker: Work<Clone, { Worker::ID }>,
+    #[pin]
+    committer: Work<Clone, { Committer::ID }>,
+    #[pin]
+    commit_timer: DelayedWork<Clone, { CommitTimer::ID }>,
+    #[pin]
+    sweeper: Work<Clone, { Sweeper::ID }>,
+    #[pin]
+    sweep_timer: DelayedWork<Clone, { SweepTimer::ID }>,
+}
+
+impl_has_work! {
+    impl HasWork<Clone, 1> for Clone { self.worker }
+    impl HasWork<Clone, 2> for Clone { self.committer }
+    impl HasWork<Clone, 4> for Clone { self.sweeper }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
+    impl HasDelayedWork<Clone, 5> for Clone { self.sweep_timer }
+}
+
+#[vtable]
+impl Target for Clone {
+    const NAME: &'static CStr = c"clone";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const C_MODULE: &'static str = "dm_clone";
+    type PerBio = IoState;
+    type Shared = Arc<Registry>;
+
+    fn shared() -> Result<Arc<Registry>> {
+        Registry::new()
+    }
+
+    fn ctr(new: &mut New<'_>, registry: &Arc<Registry>, mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+        let few = CtrError::new(c"Invalid number of arguments", EINVAL);
+        if words.len() < 4 {
+            return Err(few);
+        }
+        let (Some(metadata), Some(destination), Some(source)) = (words.next(), words.next(), words.next()) else {
+            return Err(few);
+        };
+        let metadata_device = new.open(metadata, Access::ReadWrite).text(c"Error opening metadata device")?;
+        if metadata_device.sectors() > METADATA_WARN {
+            warning!(
+                "clone",
+                "Metadata device {} is larger than {} sectors: excess space will not be used.",
+                metadata_device.disk_name(),
+                METADATA_USABLE
+            );
+        }
+        let destination = new.open(destination, Access::ReadWrite).text(c"Error opening destination device")?;
+        let source = new.open(source, Access::Read).text(c"Error opening source device")?;
+
+        let echo = join(words.clone()).text(c"Failed to allocate memory for table line")?;
+        let mut words = words.map(CStr::to_bytes);
+        let region_size = words
+            .next()
+            .ok_or(c"Invalid region size")
+            .and_then(RegionSize::parse)
+            .map_err(|text| CtrError::new(text, EINVAL))?;
+        for device in [&source, &destination] {
+            let block = Sectors(u64::from(device.logical_block_size()) >> kernel::block::SECTOR_SHIFT);
+            if !region_size.is_multiple_of(block) {
+                let text = c"Region size is not a multiple of device logical block size";
+                return Err(CtrError::new(text, EINVAL));
+            }
+        }
+        let geometry = Geometry::new(region_size, new.len()).text(TooManyRegions::TEXT)?;
+        let options = Options::parse(&mut words).map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
+
+        let handle = new.handle();
+        let metadata = registry
+            .join(metadata_device.number(), handle.mapped_device(), handle.table_id(), geometry)
+            .text(c"Failed to load metadata")?;
+        let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
+        let kcopyd = Kcopyd::new(Throttle::clone_hydration())?;
+        let jobs = Pool::new(COPY_RESERVE).text(c"Failed to create dm_clone_region_hydration memory pool")?;
+        let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
+            .text(c"Failed to allocate clone structure")?;
+
+        new.want_flushes();
+        new.want_discards();
+        Arc::pin_init(
+            pin_init!(Clone {
+                kcopyd,
+                jobs,
+                queue,
+                metadata,
+                metadata_device,
+                destination,
+                source,
+                handle,
+                words: echo,
+                clock: Clock::start(),
+                hydration: Atomic::new(options.hydration),
+                threshold: Atomic::new(options.threshold),
+                batch: Atomic::new(options.batch),
+                discard_passdown: Atomic::new(options.discard_passdown),
+                suspended: Atomic::new(true),
+                fresh: Atomic::new(true),
+                user_ios: Atomic::new(0),
+                lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
+                sweep <- new_mutex!(Sweep::new(), "dm_clone_sweep"),
+                idle,
+                worker <- new_work!("dm_clone_worker"),
+                committer <- new_work!("dm_clone_committer"),
+                commit_timer <- new_delayed_work!("dm_clone_commit_timer"),
+                sweeper <- new_work!("dm_clone_sweeper"),
+                sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
+            }),
+            GFP_KERNEL,
+        )
+        .text(c"Failed to allocate clone structure")
+    }
+
+    fn dtr(this: &Arc<Self>) {
+        // Suspended: no bio, no copy. What is left are items that may be about to return.
+        this.kcopyd.flush();
+        cancel_delayed::<Clone, { SweepTimer::ID }>(this);
+        cancel_delayed::<Clone, { CommitTimer::ID }>(this);
+        cancel::<Clone, { Sweeper::ID }>(this);
+        cancel::<Clone, { Committer::ID }>(this);
+        cancel::<Clone, { Worker::ID }>(this);
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+        io::map(this, bio)
+    }
+
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, IoState>) -> Ended<'a> {
+        io::end_io(this, bio)
+    }
+
+    fn presuspend(this: ArcBorrow<'_, Self>) {
+        this.suspended.store(true, Relaxed);
+    }
+
+    fn presuspend_undo(this: ArcBorrow<'_, Self>) {
+        Self::resume(this)
+    }
+
+    fn postsuspend(this: ArcBorrow<'_, Self>) {
+        let this: Arc<Self> = this.into();
+        cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
+        cancel::<Clone, { Sweeper::ID }>(&this);
+        // Copies of the sweep. Bios are drained already, and with them the copies that they waited for.
+        this.idle.wait_until(|| this.metadata.state().lock().inflight.is_empty());
+        this.queue.flush();
+        cancel_delayed::<Clone, { CommitTimer::ID }>(&this);
+        // A failure has been logged and shows in the mode; suspending goes on.
+        let _ = this.commit();
+    }
+
+    fn preresume(this: ArcBorrow<'_, Self>) -> Result {
+        // A new table is a new start for metadata that could not be written, as loading one is with the C target.
+        if this.fresh.load(Relaxed) {
+            this.metadata.recover()?;
+        }
+        Ok(())
+    }
+
+    fn resume(this: ArcBorrow<'_, Self>) {
+        this.fresh.store(false, Relaxed);
+        this.suspended.store(false, Relaxed);
+        this.sweep.lock().kick();
+        if this.metadata.is_dirty() {
+            this.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
+        }
+        this.wake_sweep();
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>) {
+        match kind {
+            StatusKind::Info => this.info(noflush, out),
+            StatusKind::Table => this.table(out),
+            StatusKind::Ima => {}
+        }
+    }
+
+    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, _out: &mut StatusBuf<'_>) -> Result {
+        this.execute(words)
+    }
+
+    fn iterate_devices(this: ArcBorrow<'_, Self>, visitor: &mut DeviceVisitor<'_>) -> Result<(), Stop> {
+        let len = this.metadata.geometry().len();
+        visitor.visit(&this.source, Sector(0), len)?;
+        visitor.visit(&this.destination, Sector(0), len)
+    }
+
+    fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
+        let region = region_bytes(this.metadata.geometry());
+        let io_opt = limits.io_opt();
+        if io_opt < region || io_opt & region.wrapping_sub(1) != 0 {
+            limits.set_io_sizes(region, region);
+        }
+        this.disable_impossible_passdown();
+        if this.discard_passdown.load(Relaxed) {
+            limits.copy_discard(&this.destination.limits());
+        } else {
+            // The largest multiple of a region that a bio can name.
+            let sectors = region >> kernel::block::SECTOR_SHIFT;
+            let max = (u32::MAX >> kernel::block::SECTOR_SHIFT) & !sectors.wrapping_sub(1);
+            limits.set_discard(max, region);
+        }
+    }
+}
+
+/// A region in bytes: at most 1 GiB.
+fn region_bytes(geometry: &Geometry) -> u32 {
+    let sectors = geometry.region_size().sectors().get();
+    u32::try_from(sectors << kernel::block::SECTOR_SHIFT).unwrap_or(u32::MAX)
+}
+
+/// Words of a table line, separated by blanks.
+fn join<'a>(words: impl Iterator<Item = &'a CStr>) -> Result<KVec<u8>> {
+    let mut line = KVec::new();
+    for word in words {
+        if !line.is_empty() {
+            line.push(b' ', GFP_KERNEL)?;
+        }
+        line.extend_from_slice(word.to_bytes(), GFP_KERNEL)?;
+    }
+    Ok(line)
+}
+
+impl Clone {
+    fn is_suspended(&self) -> bool {
+        self.suspended.load(Relaxed)
+    }
+
+    /// Commits, tells the world what changed by it, and takes on what waited for room. Sleeps for I/O.
+    fn commit(&self) -> Result<Committed> {
+        let before = self.metadata.mode();
+        let result = self.metadata.commit(&self.handle, || self.destination.flush());
+        let mode = self.metadata.mode();
+        if mode != before {
+            info!("clone", "{}: Switching to {} mode", self.handle, mode.description());
+            self.handle.event();
+        } else if result == Ok(Committed::Complete) {
+            self.handle.event();
+        }
+        result
+    }
+
+    /// Switches pass-down of discards off for good if the destination cannot do what it takes.
+    fn disable_impossible_passdown(&self) {
+        if !self.discard_passdown.load(Relaxed) {
+            return;
+        }
+        let max = self.destination.max_discard();
+        let reason = if max == Sectors(0) {
+            "discard unsupported"
+        } else if max < self.metadata.geometry().region_size().sectors() {
+            "max discard sectors smaller than a region"
+        } else {
+            return;
+        };
+        warning!(
+            "clone",
+            "Destination device ({}) {}: Disabling discard passdown.",
+            self.destination.disk_name(),
+            reason
+        );
+        self.discard_passdown.store(false, Relaxed);
+    }
+
+    fn info(&self, noflush: bool, out: &mut StatusBuf<'_>) {
+        if self.metadata.mode() != Mode::Fail && !noflush && !self.handle.is_suspended() {
+            // A failure has been logged and shows in the mode below.
+            let _ = self.commit();
+        }
+        let mode = self.metadata.mode();
+        let (metadata_used, metadata_total) = match self.metadata.usage() {
+            Ok(usage) => usage,
+            Err(_) if mode == Mode::Fail => (0, 0),
+            Err(_) => return out.emit(fmt!("{}", ERROR)),
+        };
+        let geometry = self.metadata.geometry();
+        let (hydrated, hydrating) = self.metadata.progress();
+        let info = Info {
+            metadata_used,
+            metadata_total,
+            region_size: geometry.region_size().sectors(),
+            hydrated,
+            regions: geometry.regions(),
+            hydrating,
+            hydration: self.hydration.load(Relaxed),
+            discard_passdown: self.discard_passdown.load(Relaxed),
+            threshold: self.threshold.load(Relaxed),
+            batch: self.batch.load(Relaxed),
+            mode,
+        };
+        out.emit(fmt!("{}", info))
+    }
+
+    fn table(&self, out: &mut StatusBuf<'_>) {
+        let words = core::str::from_utf8(&self.words).unwrap_or("?");
+        out.emit(fmt!("{} {} {} {}", self.metadata_device, self.destination, self.source, words))
+    }
+
+    fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>) -> Result {
+        let count = words.len();
+        let word = words.next().ok_or(EINVAL)?;
+        let is = |name: &str| eq_ignore_case(word.to_bytes(), name.as_bytes());
+        if is("enable_hydration") {
+            self.hydration.store(true, Relaxed);
+            self.sweep.lock().kick();
+            self.wake_sweep();
+            return Ok(());
+        }
+        if is("disable_hydration") {
+            self.hydration.store(false, Relaxed);
+            return Ok(());
+        }
+        if count != 2 {
+            return Err(EINVAL);
+        }
+        let value = words.next().and_then(|value| parse_decimal_u32(value.to_bytes()));
+        if is(HYDRATION_THRESHOLD) {
+            self.threshold.store(value.ok_or(EINVAL)?, Relaxed);
+            self.wake_sweep();
+        } else if is(HYDRATION_BATCH_SIZE) {
+            self.batch.store(value.ok_or(EINVAL)?, Relaxed);
+        } else {
+            err!("clone", "{}: Unsupported message `{}'", self.handle, LogText(word));
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}

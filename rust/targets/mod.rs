@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The targets: they connect the pure logic to device-mapper, without a line of unsafe code.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod clone;
+#[cfg(dm_rust_example)]
+pub(crate) mod example;
