@@ -1,0 +1,240 @@
+"""
+Usage: scripts/vm [OPTION]... [-- COMMAND...]
+
+Boots the stock Debian kernel in QEMU, runs COMMAND in it as root and ends with its exit status. Its output is passed on
+as it comes, standard output and error apart; standard input is empty. Without COMMAND: an interactive shell.
+
+In the guest this project is the working directory, read-write, at the same absolute path as outside. The root file
+system is a Debian trixie with dmsetup, LVM2, thin-provisioning-tools, fio, e2fsprogs, xfsprogs, Python and pytest; what
+is written to it is forgotten afterwards.
+
+  --cpus N            virtual CPUs (2)
+  --memory SIZE       memory (2G)
+  --timeout SECONDS   the longest the whole run may take (600)
+  --disk SIZE         a scratch disk, empty, sparse; repeatable; COMMAND finds them in $DISKS ("/dev/vda /dev/vdb")
+  --bind DIR          a further folder, read-write, at the same absolute path; repeatable
+  --env NAME=VALUE    a variable for COMMAND; repeatable
+  --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default; build it with 'make';
+                      $DM_RUST_KO names another file)
+  --module c          load the C targets instead
+  --module none       load only the first three
+                      With rust and none, dm-clone, dm-era and dm-snapshot are never loaded on demand; to load
+                      one on purpose: modprobe --ignore-install dm-clone
+  --udev              run systemd-udevd (LVM2's suites want it); otherwise DM_DISABLE_UDEV=1 is set
+  --interactive       connect COMMAND with the terminal
+
+Exit status: that of COMMAND, unless
+  124  the time was over
+  125  the kernel reported a bug, warning, hang or leak, or the guest died, whatever COMMAND returned.
+Then the end of the console log is shown. The log stays in .vm/, a folder for each run.
+
+A foreign suite, for example LVM2's own tests (built before, in the same environment: scripts/in-root --bind DIR -- make):
+  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check T=snapshot
+"""
+import argparse
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+SCRIPTS = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+PROJECT = os.path.dirname(SCRIPTS)
+TIMED_OUT, KERNEL_FAILED = 124, 125
+REPORT = re.compile(
+    r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault|kmemleak: [1-9]"
+    r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
+    r"|unable to handle|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
+KVM_TRIAL_SECONDS = 20
+
+
+def arguments():
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="scripts/vm [OPTION]... [-- COMMAND...]; see --help")
+    parser.add_argument("--guest", help=argparse.SUPPRESS)
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--memory", default="2G")
+    parser.add_argument("--timeout", type=float, default=600)
+    parser.add_argument("--disk", action="append", default=[])
+    parser.add_argument("--bind", action="append", default=[])
+    parser.add_argument("--env", action="append", default=[])
+    parser.add_argument("--module", choices=["rust", "c", "none"], default="rust")
+    parser.add_argument("--udev", action="store_true")
+    parser.add_argument("--interactive", action="store_true")
+    parser.add_argument("command", nargs="*")
+    options = parser.parse_args()
+    if not options.command:
+        options.command, options.interactive = ["bash"], True
+    if options.interactive and not sys.stdin.isatty():
+        parser.error("an interactive command needs a terminal")
+    options.ko = os.path.realpath(os.environ.get("DM_RUST_KO") or f"{PROJECT}/rust/dm_rust.ko")
+    if options.module == "rust" and not os.path.exists(options.ko):
+        parser.error(f"{options.ko} is missing: run 'make' first")
+    return options
+
+
+class Run:
+    """One boot: a folder .vm/NAME shared with the guest, a QEMU, and the verdict."""
+
+    def __init__(self, options, accel):
+        self.options, self.accel = options, accel
+        self.dir = f"{PROJECT}/.vm/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" + ("" if accel == "tcg" else "-" + accel)
+        self.console = f"{self.dir}/console.log"
+        self.qemu = None
+        self.shares = [PROJECT] + [os.path.realpath(path) for path in options.bind]
+        if not options.ko.startswith(PROJECT + "/"):
+            self.shares.append(os.path.dirname(options.ko))
+
+    def prepare(self):
+        os.makedirs(self.dir)
+        shutil.copy(f"{SCRIPTS}/guest/init", self.dir)
+        with open(f"{self.dir}/shares", "w") as file:
+            for number, path in enumerate(self.shares):
+                print(f"share{number}", path, file=file)
+        options = self.options
+        with open(f"{self.dir}/config", "w") as file:
+            for name, value in [("project", PROJECT), ("module", options.module), ("ko", options.ko),
+                                ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
+                print(f"{name}={shlex.quote(value)}", file=file)
+            print(f"shares=({shlex.join(self.shares)})", file=file)
+            print(f"command=({shlex.join(options.command)})", file=file)
+            for setting in options.env:
+                print(f"export {shlex.quote(setting)}", file=file)
+
+    def qemu_command(self, stdout, stderr):
+        options = self.options
+        guest = options.guest
+        command = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc",
+            "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else "max,la57=off",
+            "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{guest}/vmlinux", "-initrd", f"{guest}/initrd",
+            "-append", "console=ttyS0,115200 ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on "
+                       "no_timer_check tsc=reliable 8250.nr_uarts=1",
+            "-chardev", f"file,id=console,path={self.console}", "-device", "isa-serial,chardev=console",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"file,id=stdout,path=/dev/fd/{stdout}", "-device", "virtserialport,chardev=stdout,name=stdout,nr=2",
+            "-chardev", f"file,id=stderr,path=/dev/fd/{stderr}", "-device", "virtserialport,chardev=stderr,name=stderr,nr=3",
+        ]
+        if options.interactive:
+            command += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal,nr=1"]
+        for number, size in enumerate(options.disk):
+            path = f"{self.dir}/disk{number}"
+            subprocess.run(["truncate", "--size", size, path], check=True)
+            command += self.disk(f"scratch{number}", path, "cache=unsafe,discard=unmap")
+        command += self.disk("root", f"{guest}/root.img", "snapshot=on")
+        for tag, path in [("run", self.dir)] + [(f"share{n}", path) for n, path in enumerate(self.shares)]:
+            command += ["-fsdev", f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
+                        "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        return command
+
+    def disk(self, serial, path, how):
+        return ["-drive", f"if=none,id={serial},format=raw,file={path.replace(',', ',,')},{how}",
+                "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+
+    def start(self, quiet=False):
+        """Starts QEMU, which dies with us; its ports are passed on by threads."""
+        self.prepare()
+        pipes = [os.pipe(), os.pipe()]
+        writers = [writer for _, writer in pipes]
+        libc = ctypes.CDLL(None)
+        self.qemu = subprocess.Popen(
+            self.qemu_command(*writers), pass_fds=writers, stdin=None if self.options.interactive else subprocess.DEVNULL,
+            stdout=None if self.options.interactive else subprocess.DEVNULL, stderr=open(f"{self.dir}/qemu.log", "w"),
+            preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))
+        self.pumps = []
+        for (reader, writer), target in zip(pipes, (1, 2)):
+            os.close(writer)
+            pump = threading.Thread(target=self.pump, args=(reader, None if quiet else target), daemon=True)
+            pump.start()
+            self.pumps.append(pump)
+
+    @staticmethod
+    def pump(reader, target):
+        while data := os.read(reader, 65536):
+            while data and target is not None:
+                data = data[os.write(target, data):]
+
+    def wait(self, seconds):
+        try:
+            self.qemu.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return TIMED_OUT, f"no end after {seconds:g} s"
+        for pump in self.pumps:
+            pump.join(10)
+        report = self.first_report()
+        if report:
+            return KERNEL_FAILED, f"the kernel reported: {report}"
+        try:
+            with open(f"{self.dir}/status") as file:
+                return int(file.read()), None
+        except (OSError, ValueError):
+            return KERNEL_FAILED, "the guest died"
+
+    def first_report(self):
+        with open(self.console, errors="replace") as file:
+            return next((line.strip() for line in file if REPORT.search(line)), None)
+
+    def kill(self):
+        if self.qemu and self.qemu.poll() is None:
+            self.qemu.kill()
+            self.qemu.wait()
+
+    def clean(self):
+        for number in range(len(self.options.disk)):
+            try:
+                os.unlink(f"{self.dir}/disk{number}")
+            except FileNotFoundError:
+                pass
+
+    def show(self, reason):
+        print(f"scripts/vm: {reason}; console log: {os.path.relpath(self.console)}", file=sys.stderr)
+        for name in ("qemu.log", "console.log"):
+            with open(f"{self.dir}/{name}", errors="replace") as file:
+                sys.stderr.writelines("  | " + line.rstrip() + "\n" for line in file.readlines()[-40:])
+
+
+def accelerator(options):
+    """KVM only if a guest ran under it, once per boot of this machine; the answer is kept in the cache."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        note = f"{os.environ['XDG_CACHE_HOME']}/dm-rust/kvm-{file.read().strip()}"
+    if not os.path.exists(note):
+        trial = argparse.Namespace(**{**vars(options), "command": ["true"], "module": "none", "disk": [], "interactive": False})
+        run = Run(trial, "kvm")
+        try:
+            run.start(quiet=True)
+            works = run.wait(KVM_TRIAL_SECONDS) == (0, None)
+        finally:
+            run.kill()
+        shutil.rmtree(run.dir)
+        with open(f"{note}.{os.getpid()}", "w") as file:
+            file.write("kvm" if works else "tcg")
+        os.rename(file.name, note)
+        print(f"scripts/vm: KVM {'works' if works else 'does not work here, so emulation is used'}", file=sys.stderr)
+    with open(note) as file:
+        return file.read()
+
+
+def main():
+    options = arguments()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    run = Run(options, accelerator(options))
+    try:
+        run.start()
+        status, reason = run.wait(options.timeout)
+    finally:
+        run.kill()
+        run.clean()
+    if reason:
+        run.show(reason)
+    sys.exit(status)
+
+
+main()
