@@ -51,7 +51,7 @@ impl WordArray {
 
     /// The description for a call that only reads, if it belongs to `tm`.
     fn info(&self, tm: &Transactions) -> Result<*mut bindings::dm_array_info> {
-        if self.info.tm != tm.as_ptr() {
+        if self.info.btree_info.tm != tm.as_ptr() {
             return Err(EINVAL);
         }
         Ok(core::ptr::from_ref(&*self.info).cast_mut())
