@@ -6,7 +6,7 @@ as it comes, standard output and error apart; standard input is empty. Without C
 
 In the guest this project is the working directory, read-write, at the same absolute path as outside. The root file
 system is a Debian trixie with dmsetup, LVM2, thin-provisioning-tools, fio, e2fsprogs, xfsprogs, Python and pytest; what
-is written to it is forgotten afterwards.
+is written to it is forgotten afterwards. TERM is that of the caller if standard output is a terminal, otherwise "dumb".
 
   --cpus N            virtual CPUs (2)
   --memory SIZE       memory (2G)
@@ -102,6 +102,10 @@ class Run:
                 print(f"{name}={shlex.quote(value)}", file=file)
             print(f"shares=({shlex.join(self.shares)})", file=file)
             print(f"command=({shlex.join(options.command)})", file=file)
+            terminal = sys.stdout.isatty()
+            size = shutil.get_terminal_size()
+            print(f"export TERM={shlex.quote(os.environ.get('TERM', 'linux') if terminal else 'dumb')}", file=file)
+            print(f"columns={size.columns} rows={size.lines}", file=file)
             for setting in options.env:
                 print(f"export {shlex.quote(setting)}", file=file)
 

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0
+# Everything is built and run in a build root of its own (see scripts/root), so that nothing must be installed by hand.
+# KDIR=TREE builds with the host's tools for a tree that is prepared for Rust modules instead.
+
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := modules
+.PHONY: modules test test-host test-guest check fmt demo shell clean clean-modules distclean help
+
+kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
+
+ifdef KDIR
+modules clean-modules: check-kdir
+modules:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) $(kbuild) modules
+clean-modules:
+	$(MAKE) -C $(KDIR) M=$(CURDIR) clean
+
+.PHONY: check-kdir
+check-kdir:
+	@scripts/check-kdir '$(KDIR)'
+else
+modules:
+	@scripts/build modules $(kbuild)
+clean-modules:
+	@scripts/build clean
+endif
+
+test:
+	@scripts/test all
+
+test-host:
+	@scripts/test host
+
+test-guest:
+	@scripts/test guest
+
+check:
+	@scripts/check
+
+fmt:
+	@scripts/check --fix-format
+
+demo: modules
+	@scripts/vm --timeout 1200 --disk 1G --disk 1G --disk 64M -- scripts/demo
+
+shell: modules
+	@scripts/vm --interactive --timeout 86400 --disk 1G --disk 1G --disk 64M -- bash
+
+clean: clean-modules
+	rm -rf .vm .build tests/host/target
+
+distclean: clean
+	@scripts/clean-cache
+
+help:
+	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
+	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
+	@echo 'make demo        show a clone at work in a guest, on the stock kernel'
+	@echo 'make test        host tests and the functional suite in a guest; test-host, test-guest: one of them'
+	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
+	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
+	@echo 'make clean       remove what was built; distclean: and the build root and kernel tree in the cache'
+	@echo
+	@echo 'KERNEL_VERSION=7.2.N in the environment chooses the stock kernel (default: the newest 7.2 in the archive).'
+	@echo 'scripts/vm --help: how to run anything else in a guest.'
