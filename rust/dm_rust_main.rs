@@ -11,10 +11,13 @@
 #[allow(unsafe_code)]
 mod bindings;
 #[allow(unsafe_code)]
+#[allow(dead_code, reason = "wrappers are complete for all targets; each target uses a part")]
 mod dm;
 mod env;
+#[allow(dead_code, reason = "the host tests use more of it")]
 mod logic;
 #[allow(unsafe_code)]
+#[allow(dead_code, reason = "wrappers are complete for all targets; each target uses a part")]
 mod sys;
 mod targets;
 
@@ -59,7 +62,7 @@ struct DmRust {
 impl kernel::Module for DmRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::params::check_targets(|name| {
-            name == targets::clone::Clone::NAME.to_bytes() || (cfg!(dm_rust_example) && name == b"rust-linear")
+            name == sys::string::bytes(targets::clone::Clone::NAME) || (cfg!(dm_rust_example) && name == b"rust-linear")
         })?;
         Ok(DmRust {
             _clone: register(module)?,

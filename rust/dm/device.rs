@@ -11,6 +11,10 @@ use crate::{
     logic::units::Sectors,
     sys::{
         log::err,
+        string::{
+            bytes,
+            c_string, //
+        },
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -23,7 +27,6 @@ use kernel::{
     error::to_result,
     fmt,
     prelude::*,
-    str::CStrExt as _,
     sync::{
         atomic::{
             Acquire,
@@ -139,7 +142,7 @@ impl fmt::Display for Handle {
         // SAFETY: The table lives as long as the target, the mapped device as long as its table.
         let name = unsafe { bindings::dm_device_name(bindings::dm_table_get_md(self.table())) };
         // SAFETY: The name is a nul-terminated string in the mapped device, set once.
-        write_bytes(f, unsafe { CStr::from_char_ptr(name) }.to_bytes())
+        write_bytes(f, bytes(unsafe { c_string(name) }))
     }
 }
 

@@ -2,11 +2,15 @@
 
 //! Words of a table line or of a message.
 
+use crate::sys::{
+    log::Text,
+    string::c_string, //
+};
 use core::marker::PhantomData;
 use kernel::{
     ffi::c_char,
-    prelude::*,
-    str::CStrExt as _, //
+    fmt,
+    prelude::*, //
 };
 
 /// The words that are left, in order.
@@ -37,7 +41,7 @@ impl<'a> Iterator for Words<'a> {
         // SAFETY: At most one past the end of the array.
         self.next = unsafe { self.next.add(1) };
         // SAFETY: By the contract of `new` it is a string that stays.
-        Some(unsafe { CStr::from_char_ptr(word) })
+        Some(unsafe { c_string(word) })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -45,4 +49,22 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-impl ExactSizeIterator for Words<'_> {}
+impl ExactSizeIterator for Words<'_> {
+    // The provided method asserts that both bounds of `size_hint` agree, hence could panic.
+    fn len(&self) -> usize {
+        self.left
+    }
+}
+
+/// The words, separated by blanks.
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for word in self.clone() {
+            f.write_str(separator)?;
+            fmt::Display::fmt(&Text(word), f)?;
+            separator = " ";
+        }
+        Ok(())
+    }
+}

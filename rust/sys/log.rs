@@ -2,7 +2,10 @@
 
 //! Messages in device-mapper's form: `device-mapper: <subject>: <text>`.
 
-use crate::bindings;
+use crate::{
+    bindings,
+    sys::string::bytes, //
+};
 use kernel::{
     fmt,
     print, //
@@ -41,7 +44,7 @@ pub(crate) struct Text<'a>(pub(crate) &'a core::ffi::CStr);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.to_str().unwrap_or("?"))
+        f.write_str(core::str::from_utf8(bytes(self.0)).unwrap_or("?"))
     }
 }
 

@@ -4,24 +4,27 @@
 
 use crate::{
     bindings,
-    sys::log::err, //
+    sys::{
+        log::err,
+        string::{
+            bytes,
+            c_string, //
+        }, //
+    }, //
 };
-use kernel::{
-    prelude::*,
-    str::CStrExt as _, //
-};
+use kernel::prelude::*;
 
 /// The names in the parameter `targets`; none if the user named none.
 fn names() -> impl Iterator<Item = &'static [u8]> {
     // SAFETY: The helper returns the parameter's string, never null, that lives as long as the module and is read-only.
-    let list = unsafe { CStr::from_char_ptr(bindings::dmr_param_targets()) };
-    list.to_bytes().split(|&c| c == b',').filter(|name| !name.is_empty())
+    let list = unsafe { c_string(bindings::dmr_param_targets()) };
+    bytes(list).split(|&c| c == b',').filter(|name| !name.is_empty())
 }
 
 /// Whether a target is to be registered: it is named, or nothing is.
 pub(crate) fn is_wanted(target: &CStr) -> bool {
     let mut names = names().peekable();
-    names.peek().is_none() || names.any(|name| name == target.to_bytes())
+    names.peek().is_none() || names.any(|name| name == bytes(target))
 }
 
 /// Refuses names that do not exist.

@@ -11,7 +11,6 @@ use kernel::{
     bindings as kb,
     container_of,
     prelude::*,
-    str::CStrExt as _,
     sync::Arc,
     workqueue::{
         HasDelayedWork,

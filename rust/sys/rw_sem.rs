@@ -14,7 +14,6 @@ use core::{
 use kernel::{
     bindings as kb,
     prelude::*,
-    str::CStrExt as _,
     sync::LockClassKey,
     types::{
         NotThreadSafe,

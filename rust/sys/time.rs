@@ -2,11 +2,12 @@
 
 //! Time in the one unit that the targets decide in: milliseconds.
 
-use kernel::time::{
-    msecs_to_jiffies,
-    Instant,
-    Jiffies,
-    Monotonic, //
+use kernel::{
+    bindings as kb,
+    time::{
+        msecs_to_jiffies,
+        Jiffies, //
+    }, //
 };
 
 /// A duration or a monotonic time stamp in milliseconds.
@@ -24,20 +25,9 @@ impl Millis {
     }
 }
 
-/// Reads the monotonic clock from a fixed start. Any context.
-#[derive(Clone, Copy)]
-pub(crate) struct Clock {
-    start: Instant<Monotonic>,
-}
-
-impl Clock {
-    /// Starts a clock at zero.
-    pub(crate) fn start() -> Self {
-        Clock { start: Instant::now() }
-    }
-
-    /// Time since the start.
-    pub(crate) fn now(&self) -> Millis {
-        Millis(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(0))
-    }
+/// The monotonic clock, since boot. Any context.
+pub(crate) fn now() -> Millis {
+    // SAFETY: No preconditions.
+    let ns = unsafe { kb::ktime_get() };
+    Millis(u64::try_from(ns).unwrap_or(0) / 1_000_000)
 }

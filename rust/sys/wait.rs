@@ -8,7 +8,6 @@ use kernel::{
     bindings as kb,
     ffi::c_void,
     prelude::*,
-    str::CStrExt as _,
     sync::LockClassKey,
     types::Opaque, //
 };

@@ -33,7 +33,10 @@ use crate::{
         },
         noio::NoIo,
         pool::PoolBox,
-        time::Millis, //
+        time::{
+            self,
+            Millis, //
+        }, //
     }, //
 };
 use kernel::{
@@ -75,7 +78,7 @@ impl CopyDone for CopyJob {
         }
         if whose == For::Sweep {
             let outcome = if copied { Outcome::Copied } else { Outcome::Failed };
-            clone.sweep.lock().finished(clone.clock.now().0, range, outcome);
+            clone.sweep.lock().finished(time::now().0, range, outcome);
         }
         clone.as_arc_borrow().finish(slot, if copied { Filled::Yes } else { Filled::Copy });
         clone.as_arc_borrow().wake_sweep();
@@ -130,7 +133,7 @@ impl Clone {
             // With full order, so that a bio that did not see the copy's slot is seen here.
             user_busy: self.user_ios.fetch_add(0, Full) > 0,
         };
-        let now = self.clock.now().0;
+        let now = time::now().0;
         let mut state = self.metadata.state().lock();
         match sweep.next(now, &limits, self.metadata.map(), &state.inflight) {
             Step::Copy(range) => match state.claim_free(range) {

@@ -51,7 +51,6 @@ use crate::{
     sys::noio::NoIo, //
 };
 use kernel::{
-    prelude::*,
     sync::{
         atomic::{
             Full,

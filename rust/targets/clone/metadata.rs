@@ -431,25 +431,26 @@ impl Metadata {
     }
 }
 
-/// A table's use of a [`Metadata`].
+/// A table's use of a [`Metadata`], in the list of all.
 struct Use {
     number: u32,
     owner: MappedDevice,
     table: TableId,
     metadata: Arc<Metadata>,
+    next: Option<KBox<Use>>,
 }
 
 /// All metadata devices in use.
 #[pin_data]
 pub(crate) struct Registry {
     #[pin]
-    uses: Mutex<KVec<Use>>,
+    uses: Mutex<Option<KBox<Use>>>,
 }
 
 impl Registry {
     /// An empty registry. Sleeps.
     pub(super) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(pin_init!(Registry { uses <- new_mutex!(KVec::new(), "dm_clone_registry") }), GFP_KERNEL)
+        Arc::pin_init(pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") }), GFP_KERNEL)
     }
 
     /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O.
@@ -462,20 +463,41 @@ impl Registry {
     ) -> Result<Member> {
         let mut uses = self.uses.lock();
         let mut shared = None;
-        for other in uses.iter().filter(|other| other.number == number) {
-            if other.owner != owner || other.table == table {
-                err!("clone metadata", "Metadata device is in use by another clone");
-                return Err(EBUSY);
+        let mut next = uses.as_ref();
+        while let Some(other) = next {
+            if other.number == number {
+                if other.owner != owner || other.table == table {
+                    err!("clone metadata", "Metadata device is in use by another clone");
+                    return Err(EBUSY);
+                }
+                shared = Some(other.metadata.clone());
             }
-            shared = Some(other.metadata.clone());
+            next = other.next.as_ref();
         }
         let metadata = match shared {
             Some(metadata) if *metadata.geometry() == geometry => metadata,
             Some(_) => return Err(log_invalid(Invalid::Geometry)),
             None => Metadata::open(number, geometry)?,
         };
-        uses.push(Use { number, owner, table, metadata: metadata.clone() }, GFP_KERNEL)?;
+        let new = Use { number, owner, table, metadata: metadata.clone(), next: None };
+        let mut new = KBox::new(new, GFP_KERNEL)?;
+        new.next = uses.take();
+        *uses = Some(new);
         Ok(Member { metadata, number, table, registry: self.clone() })
+    }
+
+    fn leave(&self, number: u32, table: TableId) {
+        let mut uses = self.uses.lock();
+        let mut link = &mut *uses;
+        while link.as_ref().is_some_and(|other| other.number != number || other.table != table) {
+            match link {
+                Some(other) => link = &mut other.next,
+                None => return,
+            }
+        }
+        if let Some(gone) = link.take() {
+            *link = KBox::into_inner(gone).next;
+        }
     }
 }
 
@@ -497,11 +519,6 @@ impl core::ops::Deref for Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        let mut uses = self.registry.uses.lock();
-        uses.retain(|other| other.number != self.number || other.table != self.table);
-        if uses.is_empty() {
-            // Gives the memory back too.
-            *uses = KVec::new();
-        }
+        self.registry.leave(self.number, self.table);
     }
 }

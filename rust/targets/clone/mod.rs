@@ -92,10 +92,8 @@ use crate::{
             cancel_delayed,
             OwnedQueue, //
         },
-        time::{
-            Clock,
-            Millis, //
-        },
+        string::bytes,
+        time::Millis,
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -117,6 +115,7 @@ use io::{
 use kernel::{
     new_mutex,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -166,8 +165,7 @@ pub(crate) struct Clone {
     source: Device,
     handle: Handle,
     /// The words of the table line behind the devices, as they were given.
-    words: KVec<u8>,
-    clock: Clock,
+    words: CString,
 
     hydration: Atomic<bool>,
     threshold: Atomic<u32>,
@@ -241,8 +239,8 @@ impl Target for Clone {
         let destination = new.open(destination, Access::ReadWrite).text(c"Error opening destination device")?;
         let source = new.open(source, Access::Read).text(c"Error opening source device")?;
 
-        let echo = join(words.clone()).text(c"Failed to allocate memory for table line")?;
-        let mut words = words.map(CStr::to_bytes);
+        let echo = CString::try_from_fmt(fmt!("{}", words)).text(c"Failed to allocate memory for table line")?;
+        let mut words = words.map(bytes);
         let region_size = words
             .next()
             .ok_or(c"Invalid region size")
@@ -281,7 +279,6 @@ impl Target for Clone {
                 source,
                 handle,
                 words: echo,
-                clock: Clock::start(),
                 hydration: Atomic::new(options.hydration),
                 threshold: Atomic::new(options.threshold),
                 batch: Atomic::new(options.batch),
@@ -401,18 +398,6 @@ fn region_bytes(geometry: &Geometry) -> u32 {
     u32::try_from(sectors << kernel::block::SECTOR_SHIFT).unwrap_or(u32::MAX)
 }
 
-/// Words of a table line, separated by blanks.
-fn join<'a>(words: impl Iterator<Item = &'a CStr>) -> Result<KVec<u8>> {
-    let mut line = KVec::new();
-    for word in words {
-        if !line.is_empty() {
-            line.push(b' ', GFP_KERNEL)?;
-        }
-        line.extend_from_slice(word.to_bytes(), GFP_KERNEL)?;
-    }
-    Ok(line)
-}
-
 impl Clone {
     fn is_suspended(&self) -> bool {
         self.suspended.load(Relaxed)
@@ -484,14 +469,14 @@ impl Clone {
     }
 
     fn table(&self, out: &mut StatusBuf<'_>) {
-        let words = core::str::from_utf8(&self.words).unwrap_or("?");
+        let words = LogText(&self.words);
         out.emit(fmt!("{} {} {} {}", self.metadata_device, self.destination, self.source, words))
     }
 
     fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>) -> Result {
         let count = words.len();
         let word = words.next().ok_or(EINVAL)?;
-        let is = |name: &str| eq_ignore_case(word.to_bytes(), name.as_bytes());
+        let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());
         if is("enable_hydration") {
             self.hydration.store(true, Relaxed);
             self.sweep.lock().kick();
@@ -505,7 +490,7 @@ impl Clone {
         if count != 2 {
             return Err(EINVAL);
         }
-        let value = words.next().and_then(|value| parse_decimal_u32(value.to_bytes()));
+        let value = words.next().and_then(|value| parse_decimal_u32(bytes(value)));
         if is(HYDRATION_THRESHOLD) {
             self.threshold.store(value.ok_or(EINVAL)?, Relaxed);
             self.wake_sweep();
