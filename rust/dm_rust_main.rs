@@ -11,13 +11,19 @@
 #[allow(unsafe_code)]
 mod bindings;
 #[allow(unsafe_code)]
-#[allow(dead_code, reason = "wrappers are complete for all targets; each target uses a part")]
+#[allow(
+    dead_code,
+    reason = "wrappers are complete for all targets; each target uses a part"
+)]
 mod dm;
 mod env;
 #[allow(dead_code, reason = "the host tests use more of it")]
 mod logic;
 #[allow(unsafe_code)]
-#[allow(dead_code, reason = "wrappers are complete for all targets; each target uses a part")]
+#[allow(
+    dead_code,
+    reason = "wrappers are complete for all targets; each target uses a part"
+)]
 mod sys;
 mod targets;
 
@@ -62,7 +68,8 @@ struct DmRust {
 impl kernel::Module for DmRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::params::check_targets(|name| {
-            name == sys::string::bytes(targets::clone::Clone::NAME) || (cfg!(dm_rust_example) && name == b"rust-linear")
+            name == sys::string::bytes(targets::clone::Clone::NAME)
+                || (cfg!(dm_rust_example) && name == b"rust-linear")
         })?;
         Ok(DmRust {
             _clone: register(module)?,
@@ -77,5 +84,8 @@ fn register<T: Target>(module: &'static ThisModule) -> Result<Slot<T>> {
     if !sys::params::is_wanted(T::NAME) {
         return Ok(None);
     }
-    Ok(Some(KBox::try_pin_init(Registration::new(module), GFP_KERNEL)?))
+    Ok(Some(KBox::try_pin_init(
+        Registration::new(module),
+        GFP_KERNEL,
+    )?))
 }

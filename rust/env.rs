@@ -14,10 +14,10 @@
 pub(crate) use kernel::{
     alloc::{
         flags::{
-            __GFP_NOWARN,
-            __GFP_ZERO, //
             GFP_KERNEL,
             GFP_NOWAIT,
+            __GFP_NOWARN,
+            __GFP_ZERO, //
         },
         AllocError,
         Flags,

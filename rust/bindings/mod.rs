@@ -29,4 +29,7 @@ use pin_init::{
     Zeroable, //
 };
 
-include!(concat!(env!("DM_RUST_OBJ"), "/bindings/bindings_generated.rs"));
+include!(concat!(
+    env!("DM_RUST_OBJ"),
+    "/bindings/bindings_generated.rs"
+));

@@ -95,7 +95,10 @@ impl<D: PerBio> Bio<D> {
     /// - The caller owns it, and gives that ownership up.
     unsafe fn from_raw(raw: NonNull<kb::bio>) -> Self {
         // INVARIANT: By the contract.
-        Bio { raw, _data: PhantomData }
+        Bio {
+            raw,
+            _data: PhantomData,
+        }
     }
 
     /// Gives up ownership.
@@ -153,7 +156,10 @@ impl<D: PerBio> Bio<D> {
     /// and for a range outside.
     pub(crate) fn narrow(&mut self, start: Sector, len: Sectors) -> bool {
         let (old_start, old_len) = (self.sector(), self.sectors());
-        let inside = match (start.0.checked_add(len.0), old_start.0.checked_add(old_len.0)) {
+        let inside = match (
+            start.0.checked_add(len.0),
+            old_start.0.checked_add(old_len.0),
+        ) {
             (Some(end), Some(old_end)) => start >= old_start && end <= old_end,
             _ => false,
         };
@@ -213,7 +219,10 @@ impl<D: PerBio> Drop for Bio<D> {
 ///
 /// The memory is not cleared between bios: a target writes the value in `map` before it reads it in `end_io`. That is
 /// a rule of logic, not of safety, hence the supertraits.
-pub(crate) trait PerBio: zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static {}
+pub(crate) trait PerBio:
+    zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static
+{
+}
 
 impl<D: zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static> PerBio for D {}
 
@@ -227,7 +236,10 @@ pub(crate) struct Mapped<'a> {
 impl Mapped<'_> {
     fn new(code: u32) -> Self {
         // CAST: The constants are 0 to 4.
-        Mapped { code: code as kernel::ffi::c_int, _call: PhantomData }
+        Mapped {
+            code: code as kernel::ffi::c_int,
+            _call: PhantomData,
+        }
     }
 
     /// For the callback in `target.rs`.
@@ -257,7 +269,10 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         if let Some(offset) = bio.sector().0.checked_sub(begin) {
             bio.set_sector(Sector(offset));
         }
-        MapBio { bio, _call: PhantomData }
+        MapBio {
+            bio,
+            _call: PhantomData,
+        }
     }
 
     /// Keeps only the first `sectors`; device-mapper sends the rest as another bio.
@@ -332,7 +347,11 @@ pub(crate) struct Ended<'a> {
 impl Ended<'_> {
     fn new(code: u32, status: Status) -> Self {
         // CAST: The constants are 0 to 2.
-        Ended { code: code as kernel::ffi::c_int, status, _call: PhantomData }
+        Ended {
+            code: code as kernel::ffi::c_int,
+            status,
+            _call: PhantomData,
+        }
     }
 
     /// For the callback in `target.rs`: the return value and the status.
@@ -358,7 +377,12 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     /// - The token made from it becomes the callback's result.
     pub(super) unsafe fn new(raw: NonNull<kb::bio>, status: kb::blk_status_t) -> Self {
         // SAFETY: The target may keep the bio by the callback's result, so it owns it until then.
-        EndBio { bio: unsafe { Bio::from_raw(raw) }, status: Status(status), _call: PhantomData }
+        let bio = unsafe { Bio::from_raw(raw) };
+        EndBio {
+            bio,
+            status: Status(status),
+            _call: PhantomData,
+        }
     }
 
     /// How the bio ended so far.
@@ -402,7 +426,10 @@ impl<'a, D: PerBio> EndBio<'a, D> {
 
     /// Keeps the bio, to submit or end it later: `end_io` is then called for it again.
     pub(crate) fn take(self) -> (Bio<D>, Ended<'a>) {
-        (self.bio, Ended::new(bindings::DM_ENDIO_INCOMPLETE, self.status))
+        (
+            self.bio,
+            Ended::new(bindings::DM_ENDIO_INCOMPLETE, self.status),
+        )
     }
 }
 
@@ -419,7 +446,11 @@ unsafe impl<D: PerBio> Send for BioQueue<D> {}
 impl<D: PerBio> BioQueue<D> {
     /// An empty queue.
     pub(crate) const fn new() -> Self {
-        BioQueue { head: None, tail: None, _data: PhantomData }
+        BioQueue {
+            head: None,
+            tail: None,
+            _data: PhantomData,
+        }
     }
 
     /// Whether nothing is queued.
@@ -443,7 +474,8 @@ impl<D: PerBio> BioQueue<D> {
     pub(crate) fn pop(&mut self) -> Option<Bio<D>> {
         let raw = self.head?;
         // SAFETY: The head is a live bio that this queue owns.
-        let next = unsafe { core::mem::replace(&mut (*raw.as_ptr()).bi_next, core::ptr::null_mut()) };
+        let next =
+            unsafe { core::mem::replace(&mut (*raw.as_ptr()).bi_next, core::ptr::null_mut()) };
         self.head = NonNull::new(next);
         if self.head.is_none() {
             self.tail = None;
@@ -454,7 +486,9 @@ impl<D: PerBio> BioQueue<D> {
 
     /// Moves all bios of `other` behind ours.
     pub(crate) fn append(&mut self, other: &mut Self) {
-        let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) else { return };
+        let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) else {
+            return;
+        };
         match self.tail.replace(tail) {
             // SAFETY: The tail is a live bio that this queue owns.
             Some(old) => unsafe { (*old.as_ptr()).bi_next = head.as_ptr() },

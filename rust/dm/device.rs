@@ -184,8 +184,13 @@ impl Device {
         let mut dev = core::ptr::null_mut();
         let anchor = anchor.user();
         // SAFETY: The target is under construction, the path nul-terminated, and `dev` can be written.
-        to_result(unsafe { bindings::dm_get_device(anchor.ti(), path.as_char_ptr(), mode, &mut dev) })?;
-        Ok(Device { dev: NonNull::new(dev).ok_or(ENODEV)?, anchor })
+        to_result(unsafe {
+            bindings::dm_get_device(anchor.ti(), path.as_char_ptr(), mode, &mut dev)
+        })?;
+        Ok(Device {
+            dev: NonNull::new(dev).ok_or(ENODEV)?,
+            anchor,
+        })
     }
 
     fn raw(&self) -> &bindings::dm_dev {

@@ -36,7 +36,11 @@ pub(crate) struct Extent<'a> {
 
 impl Extent<'_> {
     fn raw(&self) -> bindings::dm_io_region {
-        bindings::dm_io_region { bdev: self.device.raw_bdev(), sector: self.start.0, count: self.len.0 }
+        bindings::dm_io_region {
+            bdev: self.device.raw_bdev(),
+            sector: self.start.0,
+            count: self.len.0,
+        }
     }
 }
 
@@ -87,8 +91,20 @@ impl Kcopyd {
 
     /// Starts to copy. Process context; may sleep until memory of the client's reserve is free, never for I/O of the
     /// caller's own. The devices must stay open until `context` is called: it should own what keeps them so.
-    pub(crate) fn copy<C: CopyDone>(&self, from: &Extent<'_>, to: &Extent<'_>, context: PoolBox<C>) {
-        unsafe extern "C" fn notify<C: CopyDone>(read_err: c_int, write_err: c_ulong, context: *mut c_void) {
+    pub(crate) fn copy<C: CopyDone>(
+        &self,
+        from: &Extent<'_>,
+        to: &Extent<'_>,
+        context: PoolBox<C>,
+    ) {
+        /// # Safety
+        ///
+        /// For kcopyd only, as the callback of a job whose context is a `PoolBox<C>`.
+        unsafe extern "C" fn notify<C: CopyDone>(
+            read_err: c_int,
+            write_err: c_ulong,
+            context: *mut c_void,
+        ) {
             let result = match (read_err, write_err) {
                 (0, 0) => CopyResult::Copied,
                 (0, _) => CopyResult::WriteFailed,
@@ -100,7 +116,15 @@ impl Kcopyd {
         let (mut from, mut to) = (from.raw(), to.raw());
         // SAFETY: The client is live; kcopyd copies both extents before it returns; the context fits the callback.
         unsafe {
-            bindings::dm_kcopyd_copy(self.0.as_ptr(), &mut from, 1, &mut to, 0, Some(notify::<C>), context.into_raw())
+            bindings::dm_kcopyd_copy(
+                self.0.as_ptr(),
+                &mut from,
+                1,
+                &mut to,
+                0,
+                Some(notify::<C>),
+                context.into_raw(),
+            )
         }
     }
 

@@ -53,7 +53,10 @@ impl StackedLimits<'_> {
     ///
     /// `limits` are those of a block device that is open during `'a`.
     pub(super) unsafe fn new(limits: *const kb::queue_limits) -> Self {
-        StackedLimits { limits, _device: PhantomData }
+        StackedLimits {
+            limits,
+            _device: PhantomData,
+        }
     }
 
     fn get<V: Copy>(&self, field: impl FnOnce(&kb::queue_limits) -> V) -> V {

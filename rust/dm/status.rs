@@ -46,10 +46,17 @@ impl<'a> StatusBuf<'a> {
 impl fmt::Write for StatusBuf<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // One byte stays for the final nul.
-        let room = self.buffer.len().saturating_sub(self.used).saturating_sub(1);
+        let room = self
+            .buffer
+            .len()
+            .saturating_sub(self.used)
+            .saturating_sub(1);
         let taken = text.len().min(room);
         let end = self.used.saturating_add(taken);
-        if let (Some(to), Some(from)) = (self.buffer.get_mut(self.used..end), text.as_bytes().get(..taken)) {
+        if let (Some(to), Some(from)) = (
+            self.buffer.get_mut(self.used..end),
+            text.as_bytes().get(..taken),
+        ) {
             to.copy_from_slice(from);
             self.used = end;
         }

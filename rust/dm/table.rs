@@ -27,7 +27,11 @@ impl Words<'_> {
     /// `argv` has `argc` pointers to nul-terminated strings, which are not changed during `'a`.
     pub(super) unsafe fn new(argc: u32, argv: *const *mut c_char) -> Self {
         // CAST: 32 bits fit into usize on every architecture with device-mapper.
-        Words { next: argv, left: argc as usize, _argv: PhantomData }
+        Words {
+            next: argv,
+            left: argc as usize,
+            _argv: PhantomData,
+        }
     }
 }
 

@@ -75,7 +75,10 @@ pub(crate) struct CtrError {
 impl CtrError {
     /// An error with a text, which device-mapper logs.
     pub(crate) fn new(text: &'static CStr, code: Error) -> Self {
-        CtrError { text: Some(text), code }
+        CtrError {
+            text: Some(text),
+            code,
+        }
     }
 }
 
@@ -151,7 +154,12 @@ pub(crate) struct DeviceVisitor<'a> {
 
 impl DeviceVisitor<'_> {
     /// Reports a part of a device that the target uses.
-    pub(crate) fn visit(&mut self, device: &Device, start: Sector, len: Sectors) -> Result<(), Stop> {
+    pub(crate) fn visit(
+        &mut self,
+        device: &Device,
+        start: Sector,
+        len: Sectors,
+    ) -> Result<(), Stop> {
         let Some(call) = self.call else { return Ok(()) };
         // SAFETY: The arguments of the running hook; the device belongs to this target.
         match unsafe { call(self.ti, device.raw_dm_dev(), start.0, len.0, self.data) } {
@@ -181,7 +189,11 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     fn shared() -> Result<Self::Shared>;
 
     /// Makes a target of a table line. Process context, sleeps; the device may be live with another table meanwhile.
-    fn ctr(new: &mut New<'_>, shared: &Self::Shared, words: Words<'_>) -> Result<Arc<Self>, CtrError>;
+    fn ctr(
+        new: &mut New<'_>,
+        shared: &Self::Shared,
+        words: Words<'_>,
+    ) -> Result<Arc<Self>, CtrError>;
 
     /// The target is about to go: stop what runs on its own (work items, copies) and wait for it. Sleeps.
     ///
@@ -222,7 +234,10 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     }
 
     /// Names the devices below. Process context.
-    fn iterate_devices(this: ArcBorrow<'_, Self>, visitor: &mut DeviceVisitor<'_>) -> Result<(), Stop>;
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop>;
 
     /// Adjusts the limits of the mapped device. Process context.
     fn io_hints(_this: ArcBorrow<'_, Self>, _limits: &mut Limits<'_>) {}
@@ -279,23 +294,62 @@ impl<T: Target> Registration<T> {
             ctr: Some(Self::ctr),
             dtr: Some(Self::dtr),
             map: Some(Self::map),
-            end_io: if T::HAS_END_IO { Some(Self::end_io) } else { None },
-            presuspend: if T::HAS_PRESUSPEND { Some(Self::presuspend) } else { None },
-            presuspend_undo: if T::HAS_PRESUSPEND_UNDO { Some(Self::presuspend_undo) } else { None },
-            postsuspend: if T::HAS_POSTSUSPEND { Some(Self::postsuspend) } else { None },
-            preresume: if T::HAS_PRERESUME { Some(Self::preresume) } else { None },
-            resume: if T::HAS_RESUME { Some(Self::resume) } else { None },
+            end_io: if T::HAS_END_IO {
+                Some(Self::end_io)
+            } else {
+                None
+            },
+            presuspend: if T::HAS_PRESUSPEND {
+                Some(Self::presuspend)
+            } else {
+                None
+            },
+            presuspend_undo: if T::HAS_PRESUSPEND_UNDO {
+                Some(Self::presuspend_undo)
+            } else {
+                None
+            },
+            postsuspend: if T::HAS_POSTSUSPEND {
+                Some(Self::postsuspend)
+            } else {
+                None
+            },
+            preresume: if T::HAS_PRERESUME {
+                Some(Self::preresume)
+            } else {
+                None
+            },
+            resume: if T::HAS_RESUME {
+                Some(Self::resume)
+            } else {
+                None
+            },
             status: Some(Self::status),
-            message: if T::HAS_MESSAGE { Some(Self::message) } else { None },
+            message: if T::HAS_MESSAGE {
+                Some(Self::message)
+            } else {
+                None
+            },
             iterate_devices: Some(Self::iterate_devices),
-            io_hints: if T::HAS_IO_HINTS { Some(Self::io_hints) } else { None },
+            io_hints: if T::HAS_IO_HINTS {
+                Some(Self::io_hints)
+            } else {
+                None
+            },
             ..Default::default()
         }
     }
 
     const BIO_DATA: usize = size_of::<T::PerBio>();
 
-    unsafe extern "C" fn ctr(ti: *mut bindings::dm_target, argc: c_uint, argv: *mut *mut c_char) -> c_int {
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `ctr` hook of a registered target type.
+    unsafe extern "C" fn ctr(
+        ti: *mut bindings::dm_target,
+        argc: c_uint,
+        argv: *mut *mut c_char,
+    ) -> c_int {
         from_result(|| {
             let raw = NonNull::new(ti).ok_or(EINVAL)?;
             // SAFETY: `dtr`, or the failure below, closes the anchor before the target goes away.
@@ -306,7 +360,10 @@ impl<T: Target> Registration<T> {
             let words = unsafe { Words::new(argc, argv) };
             // SAFETY: The type of the target is the `inner` of a registration, which outlives its tables.
             let this = unsafe { &*container_of!(Opaque::cast_from(ti.type_), Self, inner) };
-            let mut new = New { ti, anchor: anchor.clone() };
+            let mut new = New {
+                ti,
+                anchor: anchor.clone(),
+            };
             match T::ctr(&mut new, &this.shared, words) {
                 Ok(target) => {
                     let private = KBox::new(Private { target, anchor }, GFP_KERNEL)?;
@@ -326,6 +383,9 @@ impl<T: Target> Registration<T> {
         })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `dtr` hook of a registered target type.
     unsafe extern "C" fn dtr(ti: *mut bindings::dm_target) {
         // SAFETY: Device-mapper calls the destructor once, after every other hook has returned.
         let private = unsafe { <KBox<Private<T>>>::from_foreign((*ti).private) };
@@ -346,6 +406,9 @@ impl<T: Target> Registration<T> {
         private.target.as_arc_borrow()
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `map` hook of a registered target type.
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut kb::bio) -> c_int {
         // SAFETY: Device-mapper passes a live bio, never null.
         let raw = unsafe { NonNull::new_unchecked(bio) };
@@ -355,7 +418,14 @@ impl<T: Target> Registration<T> {
         T::map(unsafe { Self::target(ti) }, bio).code()
     }
 
-    unsafe extern "C" fn end_io(ti: *mut bindings::dm_target, bio: *mut kb::bio, status: *mut kb::blk_status_t) -> c_int {
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `end_io` hook of a registered target type.
+    unsafe extern "C" fn end_io(
+        ti: *mut bindings::dm_target,
+        bio: *mut kb::bio,
+        status: *mut kb::blk_status_t,
+    ) -> c_int {
         // SAFETY: Device-mapper passes a live bio, never null.
         let raw = unsafe { NonNull::new_unchecked(bio) };
         // SAFETY: The arguments of this `end_io`; its token is the result.
@@ -367,31 +437,49 @@ impl<T: Target> Registration<T> {
         code
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `presuspend` hook of a registered target type.
     unsafe extern "C" fn presuspend(ti: *mut bindings::dm_target) {
         // SAFETY: In a hook.
         T::presuspend(unsafe { Self::target(ti) })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `presuspend_undo` hook of a registered target type.
     unsafe extern "C" fn presuspend_undo(ti: *mut bindings::dm_target) {
         // SAFETY: In a hook.
         T::presuspend_undo(unsafe { Self::target(ti) })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `postsuspend` hook of a registered target type.
     unsafe extern "C" fn postsuspend(ti: *mut bindings::dm_target) {
         // SAFETY: In a hook.
         T::postsuspend(unsafe { Self::target(ti) })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `preresume` hook of a registered target type.
     unsafe extern "C" fn preresume(ti: *mut bindings::dm_target) -> c_int {
         // SAFETY: In a hook.
         from_result(|| T::preresume(unsafe { Self::target(ti) }).map(|()| 0))
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `resume` hook of a registered target type.
     unsafe extern "C" fn resume(ti: *mut bindings::dm_target) {
         // SAFETY: In a hook.
         T::resume(unsafe { Self::target(ti) })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `status` hook of a registered target type.
     unsafe extern "C" fn status(
         ti: *mut bindings::dm_target,
         kind: bindings::status_type_t,
@@ -409,9 +497,17 @@ impl<T: Target> Registration<T> {
         let buffer = unsafe { core::slice::from_raw_parts_mut(result, maxlen as usize) };
         // SAFETY: In a hook.
         let target = unsafe { Self::target(ti) };
-        T::status(target, kind, flags & bindings::DMR_STATUS_NOFLUSH != 0, &mut StatusBuf::new(buffer))
+        T::status(
+            target,
+            kind,
+            flags & bindings::DMR_STATUS_NOFLUSH != 0,
+            &mut StatusBuf::new(buffer),
+        )
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `message` hook of a registered target type.
     unsafe extern "C" fn message(
         ti: *mut bindings::dm_target,
         argc: c_uint,
@@ -433,12 +529,20 @@ impl<T: Target> Registration<T> {
         })
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `iterate_devices` hook of a registered target type.
     unsafe extern "C" fn iterate_devices(
         ti: *mut bindings::dm_target,
         call: bindings::iterate_devices_callout_fn,
         data: *mut c_void,
     ) -> c_int {
-        let mut visitor = DeviceVisitor { ti, call, data, _hook: PhantomData };
+        let mut visitor = DeviceVisitor {
+            ti,
+            call,
+            data,
+            _hook: PhantomData,
+        };
         // SAFETY: In a hook.
         match T::iterate_devices(unsafe { Self::target(ti) }, &mut visitor) {
             Ok(()) => 0,
@@ -446,6 +550,9 @@ impl<T: Target> Registration<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// For device-mapper only, as the `io_hints` hook of a registered target type.
     unsafe extern "C" fn io_hints(ti: *mut bindings::dm_target, limits: *mut kb::queue_limits) {
         // SAFETY: Device-mapper lends the limits to the hook, exclusively.
         let limits = unsafe { &mut *limits };

@@ -71,7 +71,11 @@ unsafe impl Backend for IrqSave {
 /// Makes an [`IrqLock`] initialiser with a lock class of its own.
 macro_rules! new_irq_lock {
     ($value:expr, $name:literal) => {
-        $crate::sys::irq_lock::IrqLock::new($value, $crate::c_name!($name), kernel::static_lock_class!())
+        $crate::sys::irq_lock::IrqLock::new(
+            $value,
+            $crate::c_name!($name),
+            kernel::static_lock_class!(),
+        )
     };
 }
 pub(crate) use new_irq_lock;

@@ -18,7 +18,9 @@ use kernel::prelude::*;
 fn names() -> impl Iterator<Item = &'static [u8]> {
     // SAFETY: The helper returns the parameter's string, never null, that lives as long as the module and is read-only.
     let list = unsafe { c_string(bindings::dmr_param_targets()) };
-    bytes(list).split(|&c| c == b',').filter(|name| !name.is_empty())
+    bytes(list)
+        .split(|&c| c == b',')
+        .filter(|name| !name.is_empty())
 }
 
 /// Whether a target is to be registered: it is named, or nothing is.
@@ -32,7 +34,11 @@ pub(crate) fn check_targets(exists: impl Fn(&[u8]) -> bool) -> Result {
     for name in names() {
         if !exists(name) {
             let text = core::str::from_utf8(name).unwrap_or("?");
-            err!("dm_rust", "parameter `targets': there is no target `{}'", text);
+            err!(
+                "dm_rust",
+                "parameter `targets': there is no target `{}'",
+                text
+            );
             return Err(EINVAL);
         }
     }

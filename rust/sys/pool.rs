@@ -45,7 +45,10 @@ impl<T> Pool<T> {
         const { assert!(align_of::<Element<T>>() <= 8) };
         // SAFETY: No preconditions.
         let raw = unsafe { bindings::dmr_mempool_create(reserve.into(), size_of::<Element<T>>()) };
-        let pool = Pool { raw: NonNull::new(raw).ok_or(ENOMEM)?, _marker: PhantomData };
+        let pool = Pool {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            _marker: PhantomData,
+        };
         Ok(Arc::new(pool, GFP_KERNEL)?)
     }
 
@@ -94,7 +97,12 @@ unsafe impl<T: Send> Send for PoolBox<T> {}
 impl<T> PoolBox<T> {
     fn init(pool: &Arc<Pool<T>>, slot: NonNull<Element<T>>, value: T) -> Self {
         // SAFETY: The element is large and aligned enough (see `Pool::new`), and ours alone.
-        unsafe { slot.as_ptr().write(Element { pool: pool.clone(), value }) };
+        unsafe {
+            slot.as_ptr().write(Element {
+                pool: pool.clone(),
+                value,
+            })
+        };
         // INVARIANT: Just initialised.
         PoolBox(slot)
     }

@@ -46,11 +46,15 @@ impl OwnedQueue {
     /// Makes a queue that runs one item at a time, in the order of enqueueing. May sleep.
     pub(crate) fn ordered(name: &CStr) -> Result<Self> {
         // SAFETY: `name` is nul-terminated; the kernel copies it.
-        Self::own(unsafe { bindings::dmr_alloc_ordered_workqueue(name.as_char_ptr(), bindings::DMR_WQ_MEM_RECLAIM) })
+        Self::own(unsafe {
+            bindings::dmr_alloc_ordered_workqueue(name.as_char_ptr(), bindings::DMR_WQ_MEM_RECLAIM)
+        })
     }
 
     fn own(raw: *mut kb::workqueue_struct) -> Result<Self> {
-        Ok(OwnedQueue { raw: NonNull::new(raw).ok_or(ENOMEM)? })
+        Ok(OwnedQueue {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+        })
     }
 
     fn as_queue(&self) -> &Queue {
@@ -72,7 +76,9 @@ impl OwnedQueue {
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
     {
-        let _ = self.as_queue().enqueue_delayed::<Arc<T>, ID>(item, delay.to_jiffies());
+        let _ = self
+            .as_queue()
+            .enqueue_delayed::<Arc<T>, ID>(item, delay.to_jiffies());
     }
 
     /// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
@@ -113,7 +119,9 @@ fn work<T: HasWork<T, ID>, const ID: u64>(container: *const T) -> *mut kb::work_
 }
 
 /// The delayed work of a live container.
-fn delayed_work<T: HasDelayedWork<T, ID>, const ID: u64>(container: *const T) -> *mut kb::delayed_work {
+fn delayed_work<T: HasDelayedWork<T, ID>, const ID: u64>(
+    container: *const T,
+) -> *mut kb::delayed_work {
     let work = work::<T, ID>(container);
     // SAFETY: `HasDelayedWork` promises that the work is the field of a `delayed_work`.
     unsafe { container_of!(work, kb::delayed_work, work) }

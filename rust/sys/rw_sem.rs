@@ -38,7 +38,11 @@ unsafe impl<T: Send + Sync> Sync for RwSem<T> {}
 
 impl<T> RwSem<T> {
     /// Makes an initialiser; use [`new_rw_sem!`].
-    pub(crate) fn new(value: T, name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+    pub(crate) fn new(
+        value: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             sem <- Opaque::ffi_init(|slot| {
                 // SAFETY: `slot` can be written; `name` and `key` live for ever.
@@ -52,14 +56,20 @@ impl<T> RwSem<T> {
     pub(crate) fn read(&self) -> ReadGuard<'_, T> {
         // SAFETY: The semaphore was initialised by `new` and is pinned.
         unsafe { kb::down_read(self.sem.get()) };
-        ReadGuard { lock: self, _not_send: NotThreadSafe }
+        ReadGuard {
+            lock: self,
+            _not_send: NotThreadSafe,
+        }
     }
 
     /// Takes the lock for writing. Sleeps.
     pub(crate) fn write(&self) -> WriteGuard<'_, T> {
         // SAFETY: The semaphore was initialised by `new` and is pinned.
         unsafe { kb::down_write(self.sem.get()) };
-        WriteGuard { lock: self, _not_send: NotThreadSafe }
+        WriteGuard {
+            lock: self,
+            _not_send: NotThreadSafe,
+        }
     }
 }
 
@@ -119,7 +129,11 @@ impl<T> Drop for WriteGuard<'_, T> {
 /// Makes an [`RwSem`] initialiser with a lock class of its own.
 macro_rules! new_rw_sem {
     ($value:expr, $name:literal) => {
-        $crate::sys::rw_sem::RwSem::new($value, $crate::c_name!($name), kernel::static_lock_class!())
+        $crate::sys::rw_sem::RwSem::new(
+            $value,
+            $crate::c_name!($name),
+            kernel::static_lock_class!(),
+        )
     };
 }
 pub(crate) use new_rw_sem;

@@ -24,5 +24,8 @@ pub(crate) unsafe fn c_string<'a>(string: *const c_char) -> &'a CStr {
 
 /// The bytes of a string without its nul byte, as [`CStr::to_bytes`], but without arithmetic that could panic.
 pub(crate) fn bytes(string: &CStr) -> &[u8] {
-    string.to_bytes_with_nul().split_last().map_or(&[], |(_, bytes)| bytes)
+    string
+        .to_bytes_with_nul()
+        .split_last()
+        .map_or(&[], |(_, bytes)| bytes)
 }

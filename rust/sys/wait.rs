@@ -40,6 +40,9 @@ impl WaitQueue {
     ///
     /// Whoever makes the condition true must do so before calling [`wake_all`](Self::wake_all).
     pub(crate) fn wait_until<F: Fn() -> bool>(&self, condition: F) {
+        /// # Safety
+        ///
+        /// `context` is a live `F`.
         unsafe extern "C" fn call<F: Fn() -> bool>(context: *mut c_void) -> bool {
             // SAFETY: `context` is the closure on the waiter's stack, which outlives the wait.
             (unsafe { &*context.cast::<F>() })()

@@ -80,7 +80,13 @@ impl WordArray {
     }
 
     /// Writes a word within the running transaction and returns the new root.
-    pub(crate) fn set(&self, tm: &mut Transactions, root: Block, index: u32, word: u64) -> Result<Block> {
+    pub(crate) fn set(
+        &self,
+        tm: &mut Transactions,
+        root: Block,
+        index: u32,
+        word: u64,
+    ) -> Result<Block> {
         let info = self.info(tm)?;
         let word = word.to_le();
         let value = core::ptr::from_ref(&word).cast::<c_void>();

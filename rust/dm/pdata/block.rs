@@ -54,6 +54,9 @@ unsafe impl Sync for Validator {}
 impl Validator {
     /// The validator of `V`.
     pub(crate) const fn new<V: Validate>() -> Self {
+        /// # Safety
+        ///
+        /// For the block manager only, as a callback of a validator.
         unsafe extern "C" fn check<V: Validate>(
             _: *const bindings::dm_block_validator,
             block: *mut bindings::dm_block,
@@ -61,23 +64,30 @@ impl Validator {
         ) -> c_int {
             from_result(|| {
                 // SAFETY: The block manager passes a block of `size` bytes that nobody changes meanwhile.
-                let data = unsafe { core::slice::from_raw_parts(bindings::dm_block_data(block).cast(), size) };
+                let data = unsafe {
+                    core::slice::from_raw_parts(bindings::dm_block_data(block).cast(), size)
+                };
                 // SAFETY: As above.
                 V::check(data, unsafe { bindings::dm_block_location(block) }).map(|()| 0)
             })
         }
+        /// # Safety
+        ///
+        /// For the block manager only, as a callback of a validator.
         unsafe extern "C" fn seal<V: Validate>(
             _: *const bindings::dm_block_validator,
             block: *mut bindings::dm_block,
             size: usize,
         ) {
             // SAFETY: The block manager passes a block of `size` bytes that it is about to write, with nobody else using it.
-            let data = unsafe { core::slice::from_raw_parts_mut(bindings::dm_block_data(block).cast(), size) };
+            let data = unsafe {
+                core::slice::from_raw_parts_mut(bindings::dm_block_data(block).cast(), size)
+            };
             // SAFETY: As above.
             V::seal(data, unsafe { bindings::dm_block_location(block) })
         }
         Validator(bindings::dm_block_validator {
-            name: V::NAME.as_ptr().cast(),
+            name: V::NAME.to_bytes_with_nul().as_ptr(),
             prepare_for_write: Some(seal::<V>),
             check: Some(check::<V>),
         })
@@ -95,7 +105,12 @@ impl Deref for ReadBlock<'_> {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: The block is locked: its data stays and has the manager's block size.
-        unsafe { core::slice::from_raw_parts(bindings::dm_block_data(self.raw.as_ptr()).cast(), BLOCK_SIZE) }
+        unsafe {
+            core::slice::from_raw_parts(
+                bindings::dm_block_data(self.raw.as_ptr()).cast(),
+                BLOCK_SIZE,
+            )
+        }
     }
 }
 
@@ -151,7 +166,10 @@ impl BlockManager {
         let raw = from_err_ptr(unsafe {
             bindings::dm_block_manager_create(device.as_ptr(), BLOCK_SIZE as u32, max_held)
         })?;
-        Ok(BlockManager { raw: NonNull::new(raw).ok_or(ENOMEM)?, _device: device })
+        Ok(BlockManager {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            _device: device,
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut bindings::dm_block_manager {
@@ -159,20 +177,38 @@ impl BlockManager {
     }
 
     /// Locks a block for reading; it is checked when it comes from the device. Without a validator nothing is checked.
-    pub(crate) fn read(&self, block: Block, validator: Option<&'static Validator>) -> Result<ReadBlock<'_>> {
+    pub(crate) fn read(
+        &self,
+        block: Block,
+        validator: Option<&'static Validator>,
+    ) -> Result<ReadBlock<'_>> {
         let validator = validator.map_or(core::ptr::null(), |v| core::ptr::from_ref(&v.0));
         let mut raw = core::ptr::null_mut();
         // SAFETY: The manager is live, the validator static, `raw` can be written.
-        to_result(unsafe { bindings::dm_bm_read_lock(self.as_ptr(), block.0, validator, &mut raw) })?;
-        Ok(ReadBlock { raw: NonNull::new(raw).ok_or(EIO)?, _manager: PhantomData })
+        to_result(unsafe {
+            bindings::dm_bm_read_lock(self.as_ptr(), block.0, validator, &mut raw)
+        })?;
+        Ok(ReadBlock {
+            raw: NonNull::new(raw).ok_or(EIO)?,
+            _manager: PhantomData,
+        })
     }
 
     /// Locks a block for writing, with zeros for data, whatever is on the device.
-    pub(crate) fn write_zeroed(&self, block: Block, validator: &'static Validator) -> Result<WriteBlock<'_>> {
+    pub(crate) fn write_zeroed(
+        &self,
+        block: Block,
+        validator: &'static Validator,
+    ) -> Result<WriteBlock<'_>> {
         let mut raw = core::ptr::null_mut();
         // SAFETY: The manager is live, the validator static, `raw` can be written.
-        to_result(unsafe { bindings::dm_bm_write_lock_zero(self.as_ptr(), block.0, &validator.0, &mut raw) })?;
-        Ok(WriteBlock(ReadBlock { raw: NonNull::new(raw).ok_or(EIO)?, _manager: PhantomData }))
+        to_result(unsafe {
+            bindings::dm_bm_write_lock_zero(self.as_ptr(), block.0, &validator.0, &mut raw)
+        })?;
+        Ok(WriteBlock(ReadBlock {
+            raw: NonNull::new(raw).ok_or(EIO)?,
+            _manager: PhantomData,
+        }))
     }
 
     /// Refuses all writes from now on.

@@ -40,12 +40,18 @@ impl Transactions {
     pub(crate) fn create(blocks: BlockManager, superblock: Block) -> Result<Self> {
         let (mut tm, mut sm) = (core::ptr::null_mut(), core::ptr::null_mut());
         // SAFETY: The manager is live and moves into the result; the variables can be written.
-        to_result(unsafe { bindings::dm_tm_create_with_sm(blocks.as_ptr(), superblock.0, &mut tm, &mut sm) })?;
+        to_result(unsafe {
+            bindings::dm_tm_create_with_sm(blocks.as_ptr(), superblock.0, &mut tm, &mut sm)
+        })?;
         Self::own(tm, sm, blocks)
     }
 
     /// Opens the space map that `root` describes.
-    pub(crate) fn open(blocks: BlockManager, superblock: Block, root: &[u8; SPACE_MAP_ROOT_SIZE]) -> Result<Self> {
+    pub(crate) fn open(
+        blocks: BlockManager,
+        superblock: Block,
+        root: &[u8; SPACE_MAP_ROOT_SIZE],
+    ) -> Result<Self> {
         let (mut tm, mut sm) = (core::ptr::null_mut(), core::ptr::null_mut());
         let mut root = *root;
         // SAFETY: The manager is live and moves into the result; the root is only read, the variables can be written.
@@ -111,7 +117,9 @@ impl Transactions {
             return Err(EINVAL);
         }
         // SAFETY: The space map is live, and the buffer has room for `size` bytes.
-        to_result(unsafe { bindings::dmr_sm_copy_root(self.sm.as_ptr(), root.as_mut_ptr().cast(), size) })?;
+        to_result(unsafe {
+            bindings::dmr_sm_copy_root(self.sm.as_ptr(), root.as_mut_ptr().cast(), size)
+        })?;
         Ok(root)
     }
 

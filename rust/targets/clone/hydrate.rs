@@ -71,16 +71,27 @@ pub(super) struct CopyJob {
 
 impl CopyDone for CopyJob {
     fn done(this: PoolBox<Self>, result: CopyResult) {
-        let CopyJob { clone, slot, range, whose } = this.into_inner();
+        let CopyJob {
+            clone,
+            slot,
+            range,
+            whose,
+        } = this.into_inner();
         let copied = result == CopyResult::Copied;
         if !copied && log::allowed() {
             err!("clone", "{}: hydration failed", clone.handle);
         }
         if whose == For::Sweep {
-            let outcome = if copied { Outcome::Copied } else { Outcome::Failed };
+            let outcome = if copied {
+                Outcome::Copied
+            } else {
+                Outcome::Failed
+            };
             clone.sweep.lock().finished(time::now().0, range, outcome);
         }
-        clone.as_arc_borrow().finish(slot, if copied { Filled::Yes } else { Filled::Copy });
+        clone
+            .as_arc_borrow()
+            .finish(slot, if copied { Filled::Yes } else { Filled::Copy });
         clone.as_arc_borrow().wake_sweep();
     }
 }
@@ -89,9 +100,22 @@ impl Clone {
     /// Starts to copy the regions of a slot. Process context, sleeps at most for memory of a reserve.
     pub(super) fn copy(self: ArcBorrow<'_, Self>, slot: Slot, range: RegionRange, whose: For) {
         let (start, len) = self.metadata.geometry().extent(range);
-        let from = Extent { device: &self.source, start, len };
-        let to = Extent { device: &self.destination, start, len };
-        let job = self.jobs.boxed(CopyJob { clone: self.into(), slot, range, whose });
+        let from = Extent {
+            device: &self.source,
+            start,
+            len,
+        };
+        let to = Extent {
+            device: &self.destination,
+            start,
+            len,
+        };
+        let job = self.jobs.boxed(CopyJob {
+            clone: self.into(),
+            slot,
+            range,
+            whose,
+        });
         self.kcopyd.copy(&from, &to, job);
     }
 
@@ -117,7 +141,9 @@ impl Clone {
             match self.next_copy() {
                 Ok((slot, range)) => self.copy(slot, range, For::Sweep),
                 Err(Step::Wait(ms)) => {
-                    return self.queue.rearm::<Clone, { SweepTimer::ID }>(self.into(), Millis(ms));
+                    return self
+                        .queue
+                        .rearm::<Clone, { SweepTimer::ID }>(self.into(), Millis(ms));
                 }
                 Err(_) => return,
             }

@@ -119,13 +119,16 @@ enum Claim {
 impl State {
     /// Claims the leading regions of `range` that are neither hydrated nor in flight.
     fn claim(&mut self, clone: &Clone, range: RegionRange) -> Claim {
-        let Run::Clear(clear) = clone.metadata.map().run(range) else { return Claim::Hydrated };
+        let Run::Clear(clear) = clone.metadata.map().run(range) else {
+            return Claim::Hydrated;
+        };
         if let Some(slot) = self.inflight.find(range.start) {
             return Claim::Busy(slot);
         }
         let range = range.first(clear);
         let range = range.first(self.inflight.clear_prefix(range));
-        self.claim_free(range).map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
+        self.claim_free(range)
+            .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
@@ -183,7 +186,14 @@ pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState
     let mut status = bio.status();
     let mut filled = false;
     if let Some(slot) = state.slot() {
-        filled = this.finish(slot, if status.is_ok() { Filled::Yes } else { Filled::Overwrite });
+        filled = this.finish(
+            slot,
+            if status.is_ok() {
+                Filled::Yes
+            } else {
+                Filled::Overwrite
+            },
+        );
         if status.is_ok() && !filled {
             // The data is on the destination, but a reader would not look for it there.
             status = Status::IO_ERROR;
@@ -225,7 +235,12 @@ fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Map
 
 /// Cuts a bio behind a range of regions that it starts in.
 fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
-    bio.accept(clone.metadata.geometry().sectors_until(bio.sector(), range.end))
+    bio.accept(
+        clone
+            .metadata
+            .geometry()
+            .sectors_until(bio.sector(), range.end),
+    )
 }
 
 fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
@@ -243,7 +258,10 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
         return bio.end(Status::IO_ERROR);
     }
     let first = RegionRange::single(touched.start);
-    let covered = metadata.geometry().covered(bio.sector(), bio.sectors()).intersect(clear);
+    let covered = metadata
+        .geometry()
+        .covered(bio.sector(), bio.sectors())
+        .intersect(clear);
     let overwrite = covered.start == touched.start && !covered.is_empty();
 
     let mut state = metadata.state().lock();
@@ -343,7 +361,9 @@ impl Clone {
     pub(super) fn finish(self: ArcBorrow<'_, Self>, slot: Slot, filled: Filled) -> bool {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
-        let Some((range, mut waiters)) = state.inflight.remove(slot) else { return false };
+        let Some((range, mut waiters)) = state.inflight.remove(slot) else {
+            return false;
+        };
         let marked = filled == Filled::Yes && metadata.mode() == Mode::ReadWrite;
         let was_dirty = metadata.is_dirty();
         if marked {
@@ -368,7 +388,8 @@ impl Clone {
         if marked && (half_full || metadata.is_done()) {
             self.wake_committer();
         } else if marked && !was_dirty {
-            self.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+            self.queue
+                .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
         }
         self.wake_stalled();
         if idle && self.is_suspended() {
@@ -526,7 +547,8 @@ impl Clone {
             metadata.mark(&mut state, clear);
             drop(state);
             if !was_dirty {
-                self.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+                self.queue
+                    .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
             }
             next = clear.end;
         }
@@ -607,7 +629,8 @@ impl WorkItem<2> for Clone {
                     }
                 }
                 if this.metadata.is_dirty() {
-                    this.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
+                    this.queue
+                        .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
                 }
             }
             Err(_) => {

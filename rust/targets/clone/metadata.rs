@@ -139,9 +139,12 @@ struct Disk {
 impl Disk {
     /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for I/O.
     fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
-        let blocks = BlockManager::new(device, MAX_HELD_BLOCKS).map_err(failed("Failed to create block manager"))?;
+        let blocks = BlockManager::new(device, MAX_HELD_BLOCKS)
+            .map_err(failed("Failed to create block manager"))?;
         let blank = {
-            let block = blocks.read(Block(LOCATION), None).map_err(failed("Failed to read_lock superblock"))?;
+            let block = blocks
+                .read(Block(LOCATION), None)
+                .map_err(failed("Failed to read_lock superblock"))?;
             Superblock::is_blank(&block)
         };
         match (blank, format) {
@@ -157,13 +160,20 @@ impl Disk {
                 .read(Block(LOCATION), Some(&SUPERBLOCK))
                 .map_err(failed("Failed to read_lock superblock"))?;
             Superblock::parse(&block, LOCATION)
-                .and_then(|sb| sb.check_sizes(geometry.region_size(), geometry.len()).map(|()| sb))
+                .and_then(|sb| {
+                    sb.check_sizes(geometry.region_size(), geometry.len())
+                        .map(|()| sb)
+                })
                 .map_err(log_invalid)?
         };
         let tm = Transactions::open(blocks, Block(LOCATION), &superblock.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
         let bits = WordArray::new(&tm)?;
-        Ok(Disk { tm, bits, root: Block(superblock.bitset_root) })
+        Ok(Disk {
+            tm,
+            bits,
+            root: Block(superblock.bitset_root),
+        })
     }
 
     fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
@@ -171,7 +181,9 @@ impl Disk {
             .map_err(failed("Failed to create transaction manager"))?;
         let bits = WordArray::new(&tm)?;
         let words = u32::try_from(geometry.regions().div_ceil(64)).map_err(|_| EINVAL)?;
-        let root = bits.create(&mut tm, words).map_err(failed("Failed to resize on-disk bitset"))?;
+        let root = bits
+            .create(&mut tm, words)
+            .map_err(failed("Failed to resize on-disk bitset"))?;
         let mut disk = Disk { tm, bits, root };
         disk.commit(geometry)?;
         Ok(disk)
@@ -179,12 +191,17 @@ impl Disk {
 
     /// Ends the transaction: after it, what was set is on disk, durably.
     fn commit(&mut self, geometry: &Geometry) -> Result {
-        self.tm.pre_commit().map_err(failed("dm_tm_pre_commit failed"))?;
+        self.tm
+            .pre_commit()
+            .map_err(failed("dm_tm_pre_commit failed"))?;
         let superblock = Superblock {
             region_size: geometry.region_size(),
             target_size: geometry.len(),
             bitset_root: self.root.0,
-            sm_root: self.tm.space_map_root().map_err(failed("__copy_sm_root failed"))?,
+            sm_root: self
+                .tm
+                .space_map_root()
+                .map_err(failed("__copy_sm_root failed"))?,
         };
         self.tm
             .commit(Block(LOCATION), &SUPERBLOCK, |block| {
@@ -263,10 +280,16 @@ impl Metadata {
         let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
         let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
         disk.bits
-            .for_each(&disk.tm, disk.root, map.words(), |index, word| map.load_word(&mut writer, index, word))
+            .for_each(&disk.tm, disk.root, map.words(), |index, word| {
+                map.load_word(&mut writer, index, word)
+            })
             .map_err(failed("Failed to load on-disk region map"))?;
         let done = writer.set() == geometry.regions();
-        let state = State { writer, logs: DirtyLogs::new(LOG_ENTRIES)?, inflight: InFlight::new(SLOTS)? };
+        let state = State {
+            writer,
+            logs: DirtyLogs::new(LOG_ENTRIES)?,
+            inflight: InFlight::new(SLOTS)?,
+        };
         Arc::pin_init(
             pin_init!(Metadata {
                 geometry,
@@ -350,7 +373,11 @@ impl Metadata {
     ///
     /// On failure the mode changes and messages name `name`. What was not committed stays dirty, and the map keeps it
     /// for routing: what was acknowledged stays readable.
-    pub(super) fn commit(&self, name: &Handle, flush: impl FnOnce() -> Result) -> Result<Committed> {
+    pub(super) fn commit(
+        &self,
+        name: &Handle,
+        flush: impl FnOnce() -> Result,
+    ) -> Result<Committed> {
         let _noio = NoIo::enter();
         let _only = self.commit.lock();
         let log = {
@@ -363,7 +390,9 @@ impl Metadata {
             }
             state.logs.begin_commit()
         };
-        let Some(mut log) = log else { return Ok(Committed::Nothing) };
+        let Some(mut log) = log else {
+            return Ok(Committed::Nothing);
+        };
         log.normalize();
         let result = self.write(&log, flush);
         let complete = {
@@ -384,17 +413,29 @@ impl Metadata {
     }
 
     /// First the data, then what says that it is there. An error comes with the name of the step.
-    fn write(&self, log: &RangeLog, flush: impl FnOnce() -> Result) -> Result<(), (&'static str, Error)> {
+    fn write(
+        &self,
+        log: &RangeLog,
+        flush: impl FnOnce() -> Result,
+    ) -> Result<(), (&'static str, Error)> {
         flush().map_err(|e| ("flush destination device", e))?;
         let step = |e| ("dm_clone_metadata_commit", e);
         let mut disk = self.disk.write();
         let disk = disk.as_mut().ok_or(step(EIO))?;
-        disk.set(log).and_then(|()| disk.commit(&self.geometry)).map_err(step)
+        disk.set(log)
+            .and_then(|()| disk.commit(&self.geometry))
+            .map_err(step)
     }
 
     /// Goes back to the last transaction on disk and writes nothing more. Under the commit lock. Sleeps for I/O.
     fn abort(&self, name: &Handle, what: &'static str, error: Error) {
-        err!("clone", "{}: Metadata operation `{}' failed: error = {}", name, what, error.to_errno());
+        err!(
+            "clone",
+            "{}: Metadata operation `{}' failed: error = {}",
+            name,
+            what,
+            error.to_errno()
+        );
         err!("clone", "{}: Aborting current metadata transaction", name);
         let mut disk = self.disk.write();
         // The old blocks must be gone before the device is read again.
@@ -425,7 +466,11 @@ impl Metadata {
         }
         let mut disk = self.disk.write();
         *disk = None;
-        *disk = Some(Disk::open(self.device.clone(), &self.geometry, Format::Never)?);
+        *disk = Some(Disk::open(
+            self.device.clone(),
+            &self.geometry,
+            Format::Never,
+        )?);
         self.set_mode(Mode::ReadWrite);
         Ok(())
     }
@@ -450,7 +495,10 @@ pub(crate) struct Registry {
 impl Registry {
     /// An empty registry. Sleeps.
     pub(super) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") }), GFP_KERNEL)
+        Arc::pin_init(
+            pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") }),
+            GFP_KERNEL,
+        )
     }
 
     /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O.
@@ -467,7 +515,10 @@ impl Registry {
         while let Some(other) = next {
             if other.number == number {
                 if other.owner != owner || other.table == table {
-                    err!("clone metadata", "Metadata device is in use by another clone");
+                    err!(
+                        "clone metadata",
+                        "Metadata device is in use by another clone"
+                    );
                     return Err(EBUSY);
                 }
                 shared = Some(other.metadata.clone());
@@ -479,17 +530,31 @@ impl Registry {
             Some(_) => return Err(log_invalid(Invalid::Geometry)),
             None => Metadata::open(number, geometry)?,
         };
-        let new = Use { number, owner, table, metadata: metadata.clone(), next: None };
+        let new = Use {
+            number,
+            owner,
+            table,
+            metadata: metadata.clone(),
+            next: None,
+        };
         let mut new = KBox::new(new, GFP_KERNEL)?;
         new.next = uses.take();
         *uses = Some(new);
-        Ok(Member { metadata, number, table, registry: self.clone() })
+        Ok(Member {
+            metadata,
+            number,
+            table,
+            registry: self.clone(),
+        })
     }
 
     fn leave(&self, number: u32, table: TableId) {
         let mut uses = self.uses.lock();
         let mut link = &mut *uses;
-        while link.as_ref().is_some_and(|other| other.number != number || other.table != table) {
+        while link
+            .as_ref()
+            .is_some_and(|other| other.number != number || other.table != table)
+        {
             match link {
                 Some(other) => link = &mut other.next,
                 None => return,

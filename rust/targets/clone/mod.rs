@@ -219,15 +219,23 @@ impl Target for Clone {
         Registry::new()
     }
 
-    fn ctr(new: &mut New<'_>, registry: &Arc<Registry>, mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+    fn ctr(
+        new: &mut New<'_>,
+        registry: &Arc<Registry>,
+        mut words: Words<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
         let few = CtrError::new(c"Invalid number of arguments", EINVAL);
         if words.len() < 4 {
             return Err(few);
         }
-        let (Some(metadata), Some(destination), Some(source)) = (words.next(), words.next(), words.next()) else {
+        let (Some(metadata), Some(destination), Some(source)) =
+            (words.next(), words.next(), words.next())
+        else {
             return Err(few);
         };
-        let metadata_device = new.open(metadata, Access::ReadWrite).text(c"Error opening metadata device")?;
+        let metadata_device = new
+            .open(metadata, Access::ReadWrite)
+            .text(c"Error opening metadata device")?;
         if metadata_device.sectors() > METADATA_WARN {
             warning!(
                 "clone",
@@ -236,10 +244,15 @@ impl Target for Clone {
                 METADATA_USABLE
             );
         }
-        let destination = new.open(destination, Access::ReadWrite).text(c"Error opening destination device")?;
-        let source = new.open(source, Access::Read).text(c"Error opening source device")?;
+        let destination = new
+            .open(destination, Access::ReadWrite)
+            .text(c"Error opening destination device")?;
+        let source = new
+            .open(source, Access::Read)
+            .text(c"Error opening source device")?;
 
-        let echo = CString::try_from_fmt(fmt!("{}", words)).text(c"Failed to allocate memory for table line")?;
+        let echo = CString::try_from_fmt(fmt!("{}", words))
+            .text(c"Failed to allocate memory for table line")?;
         let mut words = words.map(bytes);
         let region_size = words
             .next()
@@ -247,22 +260,30 @@ impl Target for Clone {
             .and_then(RegionSize::parse)
             .map_err(|text| CtrError::new(text, EINVAL))?;
         for device in [&source, &destination] {
-            let block = Sectors(u64::from(device.logical_block_size()) >> kernel::block::SECTOR_SHIFT);
+            let block =
+                Sectors(u64::from(device.logical_block_size()) >> kernel::block::SECTOR_SHIFT);
             if !region_size.is_multiple_of(block) {
                 let text = c"Region size is not a multiple of device logical block size";
                 return Err(CtrError::new(text, EINVAL));
             }
         }
         let geometry = Geometry::new(region_size, new.len()).text(TooManyRegions::TEXT)?;
-        let options = Options::parse(&mut words).map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
+        let options = Options::parse(&mut words)
+            .map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
 
         let handle = new.handle();
         let metadata = registry
-            .join(metadata_device.number(), handle.mapped_device(), handle.table_id(), geometry)
+            .join(
+                metadata_device.number(),
+                handle.mapped_device(),
+                handle.table_id(),
+                geometry,
+            )
             .text(c"Failed to load metadata")?;
         let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
         let kcopyd = Kcopyd::new(Throttle::clone_hydration())?;
-        let jobs = Pool::new(COPY_RESERVE).text(c"Failed to create dm_clone_region_hydration memory pool")?;
+        let jobs = Pool::new(COPY_RESERVE)
+            .text(c"Failed to create dm_clone_region_hydration memory pool")?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .text(c"Failed to allocate clone structure")?;
 
@@ -331,7 +352,8 @@ impl Target for Clone {
         cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
         cancel::<Clone, { Sweeper::ID }>(&this);
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited for.
-        this.idle.wait_until(|| this.metadata.state().lock().inflight.is_empty());
+        this.idle
+            .wait_until(|| this.metadata.state().lock().inflight.is_empty());
         this.queue.flush();
         cancel_delayed::<Clone, { CommitTimer::ID }>(&this);
         // A failure has been logged and shows in the mode; suspending goes on.
@@ -351,7 +373,8 @@ impl Target for Clone {
         this.suspended.store(false, Relaxed);
         this.sweep.lock().kick();
         if this.metadata.is_dirty() {
-            this.queue.enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
+            this.queue
+                .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
         }
         this.wake_sweep();
     }
@@ -368,7 +391,10 @@ impl Target for Clone {
         this.execute(words)
     }
 
-    fn iterate_devices(this: ArcBorrow<'_, Self>, visitor: &mut DeviceVisitor<'_>) -> Result<(), Stop> {
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
         let len = this.metadata.geometry().len();
         visitor.visit(&this.source, Sector(0), len)?;
         visitor.visit(&this.destination, Sector(0), len)
@@ -406,10 +432,17 @@ impl Clone {
     /// Commits, tells the world what changed by it, and takes on what waited for room. Sleeps for I/O.
     fn commit(&self) -> Result<Committed> {
         let before = self.metadata.mode();
-        let result = self.metadata.commit(&self.handle, || self.destination.flush());
+        let result = self
+            .metadata
+            .commit(&self.handle, || self.destination.flush());
         let mode = self.metadata.mode();
         if mode != before {
-            info!("clone", "{}: Switching to {} mode", self.handle, mode.description());
+            info!(
+                "clone",
+                "{}: Switching to {} mode",
+                self.handle,
+                mode.description()
+            );
             self.handle.event();
         } else if result == Ok(Committed::Complete) {
             self.handle.event();
@@ -470,7 +503,13 @@ impl Clone {
 
     fn table(&self, out: &mut StatusBuf<'_>) {
         let words = LogText(&self.words);
-        out.emit(fmt!("{} {} {} {}", self.metadata_device, self.destination, self.source, words))
+        out.emit(fmt!(
+            "{} {} {} {}",
+            self.metadata_device,
+            self.destination,
+            self.source,
+            words
+        ))
     }
 
     fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>) -> Result {
@@ -490,14 +529,21 @@ impl Clone {
         if count != 2 {
             return Err(EINVAL);
         }
-        let value = words.next().and_then(|value| parse_decimal_u32(bytes(value)));
+        let value = words
+            .next()
+            .and_then(|value| parse_decimal_u32(bytes(value)));
         if is(HYDRATION_THRESHOLD) {
             self.threshold.store(value.ok_or(EINVAL)?, Relaxed);
             self.wake_sweep();
         } else if is(HYDRATION_BATCH_SIZE) {
             self.batch.store(value.ok_or(EINVAL)?, Relaxed);
         } else {
-            err!("clone", "{}: Unsupported message `{}'", self.handle, LogText(word));
+            err!(
+                "clone",
+                "{}: Unsupported message `{}'",
+                self.handle,
+                LogText(word)
+            );
             return Err(EINVAL);
         }
         Ok(())

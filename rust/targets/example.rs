@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A worked example: `rust-linear <device> <offset>`, which maps a target to a part of a device.
+//!
+//! Built only on request (`make DM_RUST_EXAMPLE=1`). `Documentation/adding-a-target.md` goes through it.
+
+use crate::dm::bio::{MapBio, Mapped};
+use crate::dm::device::{Access, Device};
+use crate::dm::status::{StatusBuf, StatusKind};
+use crate::dm::table::Words;
+use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text};
+use crate::logic::units::{Sector, Sectors};
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+
+/// One line of a table.
+pub(crate) struct Example {
+    device: Device,
+    offset: Sector,
+    len: Sectors,
+}
+
+impl Example {
+    /// Where a sector of the target lies on the device; `None` if there is no such sector.
+    fn locate(&self, sector: Sector) -> Option<Sector> {
+        self.offset.0.checked_add(sector.0).map(Sector)
+    }
+}
+
+#[vtable]
+impl Target for Example {
+    const NAME: &'static CStr = c"rust-linear";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const C_MODULE: &'static str = "none";
+    type PerBio = [u8; 0];
+    type Shared = ();
+
+    fn shared() -> Result {
+        Ok(())
+    }
+
+    fn ctr(new: &mut New<'_>, _: &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+        let (Some(path), Some(offset), None) = (words.next(), words.next(), words.next()) else {
+            return Err(CtrError::new(
+                c"Two arguments are needed: device and offset",
+                EINVAL,
+            ));
+        };
+        let offset = offset
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok());
+        let offset = Sector(offset.ok_or(EINVAL).text(c"Invalid offset")?);
+        let device = new
+            .open(path, Access::ReadWrite)
+            .text(c"Device lookup failed")?;
+        let len = new.len();
+        new.want_flushes();
+        Arc::new(
+            Example {
+                device,
+                offset,
+                len,
+            },
+            GFP_KERNEL,
+        )
+        .text(c"Out of memory")
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, [u8; 0]>) -> Mapped<'a> {
+        match this.locate(bio.sector()) {
+            Some(sector) => bio.set_sector(sector),
+            None => return bio.kill(),
+        }
+        bio.remap(&this.device)
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
+        if kind == StatusKind::Table {
+            out.emit(fmt!("{} {}", this.device, this.offset))
+        }
+    }
+
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
+        visitor.visit(&this.device, this.offset, this.len)
+    }
+}
