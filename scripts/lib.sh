@@ -10,15 +10,10 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
-# Runs a command as root in a mount namespace of its own: with real root rights, or with those of a user namespace.
-as_root() { ns_root --mount --propagation private -- "$@"; }
-ns_root() {
-    if ((EUID == 0)); then
-        unshare "$@"
-    else
-        unshare --map-auto --map-root-user "$@"
-    fi
-}
+# The start of a command line that runs the rest of it as root in a mount namespace of its own: with real root rights,
+# or with those of a user namespace. No process of its own stands between, so that signals arrive.
+as_root=(unshare --mount --propagation private)
+((EUID == 0)) || as_root+=(--map-auto --map-root-user)
 
 # Says what an ordinary user lacks for as_root.
 check_as_root() {
@@ -27,7 +22,7 @@ check_as_root() {
         die "an ordinary user needs newuidmap: 'apt-get install uidmap' (as root), or run this as root"
     grep -q "^\($(id -un)\|$EUID\):" /etc/subuid ||
         die "no subordinate user ids: 'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)' (as root)"
-    as_root true 2>/dev/null ||
+    "${as_root[@]}" true 2>/dev/null ||
         die "this machine lets no ordinary user make a user namespace (see kernel.unprivileged_userns_clone): run this as root"
 }
 
@@ -45,7 +40,7 @@ cached() {
         flock -n "$lock" || { say "waiting for another run that makes '$name'"; flock "$lock"; }
         if [[ ! -e $path ]]; then
             local start=$SECONDS
-            as_root rm -rf "$path.part"
+            "${as_root[@]}" rm -rf "$path.part"
             mkdir "$path.part"
             "$@" "$path.part" >&2 || die "making '$name' failed (see above)"
             mv "$path.part" "$path"
@@ -68,7 +63,7 @@ forget_stale() {
             exec 8>>"$other.used"
             flock -n 8 || exit 0
             say "removing $other, not used for a day"
-            as_root rm -rf "$other" && rm -f "$other.used"
+            "${as_root[@]}" rm -rf "$other" && rm -f "$other.used"
         )
     done
 }

@@ -26,13 +26,14 @@ is written to it is forgotten afterwards. TERM is that of the caller if standard
 Exit status: that of COMMAND, unless
   124  the time was over
   125  the kernel reported a bug, warning, hang or leak, or the guest died, whatever COMMAND returned.
-Then the end of the console log is shown. The log stays in .vm/, a folder for each run.
+Then the console log is shown, from that report on or its end. The log stays in .vm/, a folder for each run, for three days.
 
 A foreign suite, for example LVM2's own tests (built before, in the same environment: scripts/in-root --bind DIR -- make):
   scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check T=snapshot
 """
 import argparse
 import ctypes
+import glob
 import os
 import re
 import shlex
@@ -51,6 +52,7 @@ REPORT = re.compile(
     r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
     r"|unable to handle|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
 KVM_TRIAL_SECONDS = 20
+KEEP_SECONDS = 3 * 24 * 3600
 
 
 def arguments():
@@ -91,6 +93,9 @@ class Run:
 
     def prepare(self):
         os.makedirs(self.dir)
+        for old in os.scandir(os.path.dirname(self.dir)):
+            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(old.path, ignore_errors=True)
         shutil.copy(f"{SCRIPTS}/guest/init", self.dir)
         with open(f"{self.dir}/shares", "w") as file:
             for number, path in enumerate(self.shares):
@@ -199,7 +204,12 @@ class Run:
         print(f"scripts/vm: {reason}; console log: {os.path.relpath(self.console)}", file=sys.stderr)
         for name in ("qemu.log", "console.log"):
             with open(f"{self.dir}/{name}", errors="replace") as file:
-                sys.stderr.writelines("  | " + line.rstrip() + "\n" for line in file.readlines()[-40:])
+                lines = file.readlines()
+            first = next((n for n, line in enumerate(lines) if REPORT.search(line)), len(lines))
+            start = max(0, min(first - 5, len(lines) - 40))
+            sys.stderr.writelines(f"  | {line.rstrip()}\n" for line in lines[start:start + 60])
+            if start + 60 < len(lines):
+                print(f"  | ... {len(lines) - start - 60} more lines", file=sys.stderr)
 
 
 def accelerator(options):
@@ -219,6 +229,8 @@ def accelerator(options):
         shutil.rmtree(run.dir)
         with open(f"{note}.{os.getpid()}", "w") as file:
             file.write("kvm" if works else "tcg")
+        for old in glob.glob(f"{os.path.dirname(note)}/kvm-????????-*-????????????"):
+            os.unlink(old)
         os.rename(file.name, note)
         print(f"scripts/vm: KVM {'works' if works else 'does not work here, so emulation is used'}", file=sys.stderr)
     with open(note) as file:
