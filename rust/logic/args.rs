@@ -90,11 +90,15 @@ pub(crate) fn parse_u32(word: &[u8]) -> Option<u32> {
 /// One leading plus and one trailing line feed are accepted, nothing else but digits, and the
 /// value must fit 32 bits.
 pub(crate) fn parse_decimal_u32(word: &[u8]) -> Option<u32> {
+    u32::try_from(parse_decimal_u64(word)?).ok()
+}
+
+/// Reads a number as `kstrtoull` with base 10 does, for values below `u64::MAX`.
+pub(crate) fn parse_decimal_u64(word: &[u8]) -> Option<u64> {
     let (value, tail) = take_digits(word.strip_prefix(b"+").unwrap_or(word))?;
-    if !tail.is_empty() && tail != b"\n" {
-        return None;
-    }
-    u32::try_from(value).ok()
+    let whole = tail.is_empty() || tail == b"\n";
+    // `u64::MAX` is what too many digits give.
+    (whole && value < u64::MAX).then_some(value)
 }
 
 /// Tells whether two words are equal when the case of ASCII letters is ignored.

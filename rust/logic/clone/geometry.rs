@@ -170,9 +170,11 @@ impl Geometry {
     ///
     /// An access without length counts as touching the region its sector lies in.
     pub(crate) fn touched(&self, start: Sector, len: Sectors) -> RegionRange {
+        if start.get() >= self.len {
+            return RegionRange::with_len(Region(self.regions), 0);
+        }
         let end = start.get().saturating_add(len.get().max(1)).min(self.len);
-        let first = self.region_of(start).min(Region(self.regions));
-        RegionRange::new(first, Region(self.size.ceil(end)))
+        RegionRange::new(self.region_of(start), Region(self.size.ceil(end)))
     }
 
     /// Returns the regions that lie wholly inside the access, clipped to the target.

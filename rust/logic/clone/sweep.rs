@@ -28,9 +28,10 @@
 //! ```
 //!
 //! A pass of the scan looks at each region once. A region that failed on its own lies behind the
-//! scan and is met again in the next pass, which a back-off holds back: 1 s, doubled by every pass
-//! that had nothing but failures behind it, up to 64 s. No region that has not failed ever waits for
-//! it. When nothing succeeds for a while (the path to the source is gone), attempts are spaced out.
+//! scan and is met again in the next pass, which a back-off holds back: 1 s, doubled from pass to
+//! pass up to 64 s, and 1 s again once a pass over such regions copies one. Regions that have not
+//! failed never wait for it, because the pass ends behind all of them. When nothing succeeds for a
+//! while (the path to the source is gone), attempts are spaced out.
 
 use crate::logic::clone::inflight::InFlight;
 use crate::logic::clone::map::{
@@ -137,6 +138,11 @@ impl Retries {
         }
     }
 
+    /// Tells whether regions are being tried, or remembered to be.
+    fn is_busy(&self) -> bool {
+        self.trying.is_some() || self.len != 0
+    }
+
     /// Notes the end of a copy, if it was the one of the region being tried.
     fn finished(&mut self, range: RegionRange) {
         if self.trying.is_some_and(|region| range.contains(region)) {
@@ -162,7 +168,7 @@ pub(crate) struct Sweep {
     position: Region,
     retries: Retries,
     turn: Turn,
-    /// When the next batch may be started at the latest, even if user I/O goes on.
+    /// From when on a batch may be started even if user I/O goes on.
     due: u64,
     /// Whether a region has failed alone since the pass began.
     skipped: bool,
@@ -205,9 +211,13 @@ impl Sweep {
         map: &RegionMap,
         inflight: &InFlight<W>,
     ) -> Step {
-        let all = RegionRange::with_len(Region(0), map.regions());
-        if next_free(map, inflight, all).is_none() {
-            return Step::Done;
+        let end = Region(map.regions());
+        let ahead = next_free(map, inflight, RegionRange::new(self.position, end));
+        if ahead.is_none() {
+            let behind = RegionRange::new(Region(0), self.position);
+            if next_free(map, inflight, behind).is_none() {
+                return Step::Done;
+            }
         }
         let room = u64::from(limits.threshold).saturating_sub(inflight.regions());
         if room == 0 || inflight.free_slots() == 0 {
@@ -231,8 +241,7 @@ impl Sweep {
                 self.due = now.saturating_add(MIN_INTERVAL);
                 Step::Copy(range)
             }
-            // The region that is tried alone holds back its list; its end brings the next one.
-            None if self.retries.trying.is_some() && self.retries.len != 0 => Step::Blocked,
+            None if self.retries.trying.is_some() => Step::Blocked,
             None => Step::Wait(self.resume_at.saturating_sub(now).max(1)),
         }
     }
@@ -246,8 +255,10 @@ impl Sweep {
             Outcome::Copied => {
                 self.streak = 0;
                 if self.repeated {
-                    self.backoff = MIN_BACKOFF;
                     self.repeated = false;
+                    self.backoff = MIN_BACKOFF;
+                    let soon = now.saturating_add(MIN_BACKOFF);
+                    self.resume_at = self.resume_at.min(soon);
                 }
             }
             Outcome::Failed => {
@@ -268,10 +279,10 @@ impl Sweep {
         self.failures
     }
 
-    /// Forgets all back-off: failed regions are tried again at once.
+    /// Forgets all back-off: failed regions are tried again as soon as the pass is over.
     pub(crate) fn kick(&mut self) {
+        self.skipped = false;
         self.backoff = MIN_BACKOFF;
-        self.resume_at = 0;
         self.streak = 0;
     }
 
@@ -302,7 +313,7 @@ impl Sweep {
             Some(start) => start,
             None => {
                 self.position = end;
-                if self.skipped && now < self.resume_at {
+                if self.retries.is_busy() || (self.skipped && now < self.resume_at) {
                     return None;
                 }
                 let start = next_free(map, inflight, RegionRange::new(Region(0), end))?;
@@ -322,9 +333,9 @@ impl Sweep {
         Some(range).filter(|range| !range.is_empty())
     }
 
-    /// Notes that the scan starts over; after a pass with failures the next wait is twice as long.
+    /// Notes that the scan starts over; if it had to wait, the next wait is twice as long.
     fn begin_pass(&mut self) {
-        if self.skipped && self.repeated {
+        if self.skipped {
             self.backoff = self.backoff.saturating_mul(2).min(MAX_BACKOFF);
         }
         self.repeated = self.skipped;

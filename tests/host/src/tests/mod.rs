@@ -1,2 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0
-//! tests
+
+//! Properties of the logic against slow models, and fault injection.
+
+mod args;
+mod dirty;
+mod geometry;
+mod inflight;
+mod map;
+mod map_shared;
+mod options;
+mod status;
+mod superblock;
+mod sweep;
+mod sweep_rules;
+
+use std::string::{
+    String,
+    ToString, //
+};
+
+use crate::env::{
+    faults,
+    fmt,
+    Error,
+    Result,
+    ENOMEM, //
+};
+use crate::logic::regions::{
+    Region,
+    RegionRange, //
+};
+
+/// Makes a range from plain numbers.
+fn range(start: u64, end: u64) -> RegionRange {
+    RegionRange::new(Region(start), Region(end))
+}
+
+/// Returns the text of a value.
+fn text(value: &impl fmt::Display) -> String {
+    value.to_string()
+}
+
+/// Runs `f` with its first allocation failing, then its second, and so on until it succeeds, and
+/// returns the result with the number of failures.
+fn with_all_faults<T>(mut f: impl FnMut() -> Result<T, Error>) -> (T, usize) {
+    for n in 0.. {
+        match faults::with_failing(n, &mut f) {
+            (Ok(value), false) => return (value, n),
+            (Ok(_), true) => panic!("allocation {n} failed and nobody noticed"),
+            (Err(error), reached) => {
+                assert!(reached, "failed without a failing allocation");
+                assert_eq!(error, ENOMEM);
+            }
+        }
+    }
+    unreachable!()
+}

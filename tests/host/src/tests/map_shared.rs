@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The map while one thread writes and others read: what was set stays set, and what the writer has
+//! announced is seen.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
+use std::thread;
+
+use super::range;
+use crate::logic::clone::map::*;
+use crate::logic::regions::Region;
+
+const REGIONS: u64 = 64 * 64 * 8 + 17;
+
+/// Sets bits front to back in steps of various widths, and announces each after it is done.
+fn write(map: &RegionMap, writer: &mut MapWriter, done: &AtomicU64) {
+    let mut start = 0;
+    while start < REGIONS {
+        let end = (start + 1 + start % 97).min(REGIONS);
+        map.insert(writer, range(start, end));
+        done.store(end, Ordering::Release);
+        start = end;
+    }
+}
+
+/// Looks for contradictions until all is set.
+fn read(map: &RegionMap, done: &AtomicU64) {
+    loop {
+        let announced = done.load(Ordering::Acquire);
+        assert!(map.all_set(range(0, announced)));
+        match map.run(range(0, REGIONS)) {
+            Run::Set(len) => assert!(len >= announced),
+            Run::Clear(_) => assert_eq!(announced, 0),
+        }
+        match map.next_clear(Region(announced / 2)) {
+            // It may be set by now, but all before it were set when it was found.
+            Some(region) => {
+                assert!(region.0 >= announced);
+                assert!(map.all_set(range(announced / 2, region.0)));
+            }
+            None => assert!(map.all_set(range(0, REGIONS))),
+        }
+        if announced == REGIONS {
+            break;
+        }
+    }
+}
+
+#[test]
+fn readers_need_no_lock() {
+    for _ in 0..20 {
+        let (map, mut writer) = RegionMap::new(REGIONS).unwrap();
+        let done = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| read(&map, &done));
+            }
+            write(&map, &mut writer, &done);
+        });
+        assert_eq!(writer.set(), REGIONS);
+    }
+}

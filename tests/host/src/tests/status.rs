@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Status lines, as a clone of the kernel prints them.
+
+use super::text;
+use crate::logic::clone::status::*;
+use crate::logic::units::Sectors;
+
+const INFO: Info = Info {
+    metadata_used: 6,
+    metadata_total: 2048,
+    region_size: Sectors(8),
+    hydrated: 258,
+    regions: 16384,
+    hydrating: 0,
+    hydration: false,
+    discard_passdown: true,
+    threshold: 1,
+    batch: 1,
+    mode: Mode::ReadWrite,
+};
+
+#[test]
+fn info_line() {
+    assert_eq!(
+        text(&INFO),
+        "8 6/2048 8 258/16384 0 1 no_hydration 4 hydration_threshold 1 hydration_batch_size 1 rw"
+    );
+    let info = Info {
+        metadata_used: u64::MAX,
+        hydrating: 12,
+        hydration: true,
+        discard_passdown: false,
+        threshold: u32::MAX,
+        batch: 0,
+        mode: Mode::ReadOnly,
+        ..INFO
+    };
+    assert_eq!(
+        text(&info),
+        "8 18446744073709551615/2048 8 258/16384 12 1 no_discard_passdown \
+         4 hydration_threshold 4294967295 hydration_batch_size 0 ro"
+    );
+}
+
+#[test]
+fn features() {
+    let line = |hydration, discard_passdown| {
+        text(&Info {
+            hydration,
+            discard_passdown,
+            ..INFO
+        })
+    };
+    assert!(line(true, true).contains("/16384 0 0 4 hydration_threshold"));
+    assert!(line(false, false)
+        .contains("/16384 0 2 no_hydration no_discard_passdown 4 hydration_threshold"));
+}
+
+#[test]
+fn failed_clone() {
+    let info = Info {
+        mode: Mode::Fail,
+        ..INFO
+    };
+    assert_eq!(text(&info), "Fail");
+    assert_eq!(ERROR, "Error");
+}
+
+#[test]
+fn modes() {
+    let modes = [Mode::ReadWrite, Mode::ReadOnly, Mode::Fail];
+    assert_eq!(modes.map(|mode| mode.as_str()), ["rw", "ro", "Fail"]);
+    assert_eq!(
+        modes.map(|mode| mode.description()),
+        ["read-write", "read-only", "fail"]
+    );
+    assert!(Mode::ReadWrite < Mode::ReadOnly && Mode::ReadOnly < Mode::Fail);
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Background hydration on a simulated clone: random delays, failures, user I/O and limits.
+//!
+//! Whatever happens, good regions get hydrated in a bounded time, bad ones neither stop nor slow the
+//! others, and the rules about what may be started are never broken.
+
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::vec::Vec;
+
+use super::range;
+use crate::logic::clone::inflight::*;
+use crate::logic::clone::map::*;
+use crate::logic::clone::sweep::*;
+use crate::logic::regions::{
+    Region,
+    RegionRange, //
+};
+
+/// Who started what is in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Starter {
+    #[default]
+    Sweep,
+    User,
+}
+
+/// A clone with a clock that only goes forward where the sweep waits or copies take their time.
+pub(super) struct Clone {
+    pub(super) sweep: Sweep,
+    pub(super) map: RegionMap,
+    pub(super) writer: MapWriter,
+    pub(super) flight: InFlight<()>,
+    pub(super) bad: BTreeSet<u64>,
+    pub(super) limits: Limits,
+    pub(super) now: u64,
+    /// What is in flight, by the time at which it ends.
+    pending: Vec<(u64, Slot, Starter)>,
+    /// Every copy the sweep has started: when and what.
+    pub(super) started: Vec<(u64, RegionRange)>,
+    /// How often the sweep was asked.
+    pub(super) asked: usize,
+}
+
+impl Clone {
+    pub(super) fn new(
+        regions: u64,
+        bad: impl IntoIterator<Item = u64>,
+        threshold: u32,
+        batch: u32,
+    ) -> Self {
+        let (map, writer) = RegionMap::new(regions).unwrap();
+        Self {
+            sweep: Sweep::new(),
+            map,
+            writer,
+            flight: InFlight::new(64).unwrap(),
+            bad: bad.into_iter().filter(|region| *region < regions).collect(),
+            limits: Limits {
+                threshold,
+                batch,
+                user_busy: false,
+            },
+            now: 1_000_000,
+            pending: Vec::new(),
+            started: Vec::new(),
+            asked: 0,
+        }
+    }
+
+    /// Asks the sweep, checks that the answer keeps the rules, and starts what it says.
+    pub(super) fn ask(&mut self, delay: u64) -> Step {
+        self.asked += 1;
+        let step = self
+            .sweep
+            .next(self.now, &self.limits, &self.map, &self.flight);
+        let all = range(0, self.map.regions());
+        match step {
+            Step::Copy(regions) => {
+                assert!(!regions.is_empty() && regions.intersect(all) == regions);
+                assert!(regions.len() <= u64::from(self.limits.batch.max(1)));
+                assert_eq!(self.map.run(regions), Run::Clear(regions.len()));
+                assert_eq!(self.flight.clear_prefix(regions), regions.len());
+                let slot = self.flight.insert(regions).expect("a free slot");
+                assert!(self.flight.regions() <= u64::from(self.limits.threshold));
+                self.started.push((self.now, regions));
+                self.pending.push((self.now + delay, slot, Starter::Sweep));
+            }
+            Step::Wait(time) => assert!(time > 0 && time <= MAX_BACKOFF, "{time}"),
+            Step::Blocked => {
+                let full = self.flight.regions() >= u64::from(self.limits.threshold)
+                    || self.flight.free_slots() == 0;
+                let sweeping = self
+                    .pending
+                    .iter()
+                    .any(|(_, _, starter)| *starter == Starter::Sweep);
+                assert!(full || sweeping, "blocked by nothing");
+            }
+            Step::Done => {
+                let free = |region: &u64| {
+                    !self.map.contains(Region(*region))
+                        && self.flight.find(Region(*region)).is_none()
+                };
+                assert_eq!((0..self.map.regions()).find(free), None);
+            }
+        }
+        step
+    }
+
+    /// Starts a copy or overwrite for a user, if the region is free.
+    pub(super) fn user_write(&mut self, region: u64, delay: u64) {
+        if self.map.contains(Region(region)) {
+            return;
+        }
+        if let Some(slot) = self.flight.insert(range(region, region + 1)) {
+            self.pending.push((self.now + delay, slot, Starter::User));
+        }
+    }
+
+    /// Ends what is due by now.
+    pub(super) fn finish_due(&mut self) {
+        let now = self.now;
+        let due: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|(at, ..)| *at <= now)
+            .copied()
+            .collect();
+        self.pending.retain(|(at, ..)| *at > now);
+        for (_, slot, _) in due {
+            let regions = self.flight.range(slot).unwrap();
+            let failed = (regions.start.0..regions.end.0).any(|region| self.bad.contains(&region));
+            if !failed {
+                self.map.insert(&mut self.writer, regions);
+            }
+            assert!(self.flight.remove(slot).is_some());
+            let outcome = if failed {
+                Outcome::Failed
+            } else {
+                Outcome::Copied
+            };
+            self.sweep.finished(now, regions, outcome);
+        }
+    }
+
+    /// Lets time pass until something ends, but at most to `limit`.
+    pub(super) fn sleep_until(&mut self, limit: u64) {
+        let next = self
+            .pending
+            .iter()
+            .map(|(at, ..)| *at)
+            .min()
+            .unwrap_or(limit);
+        self.now = next.min(limit).max(self.now + 1);
+        self.finish_due();
+    }
+
+    /// Asks until the sweep wants to wait, and then lets time pass; stops at `end`.
+    ///
+    /// `delay` says how long a copy takes.
+    pub(super) fn run_until(&mut self, end: u64, mut delay: impl FnMut(RegionRange) -> u64) {
+        while self.now < end {
+            match self.ask(0) {
+                Step::Copy(regions) => {
+                    let now = self.now;
+                    let last = self.pending.last_mut().unwrap();
+                    last.0 = now + delay(regions);
+                }
+                Step::Wait(time) => self.sleep_until((self.now + time).min(end)),
+                Step::Blocked | Step::Done => {
+                    if self.pending.is_empty() {
+                        return;
+                    }
+                    self.sleep_until(end);
+                }
+            }
+        }
+    }
+
+    /// Tells whether all good regions are hydrated.
+    pub(super) fn is_complete(&self) -> bool {
+        self.writer.set() == self.map.regions() - self.bad.len() as u64
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Ask,
+    Pass(u64),
+    UserWrite(u64, u64),
+    Discard(u64, u64),
+    Busy(bool),
+    Limits(u32, u32),
+    Kick,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        8 => Just(Event::Ask),
+        6 => (0u64..60).prop_map(Event::Pass),
+        3 => (0u64..300, 0u64..40).prop_map(|(region, delay)| Event::UserWrite(region, delay)),
+        1 => (0u64..300, 0u64..20).prop_map(|(start, len)| Event::Discard(start, len)),
+        1 => any::<bool>().prop_map(Event::Busy),
+        1 => (0u32..40, 0u32..20).prop_map(|(threshold, batch)| Event::Limits(threshold, batch)),
+        1 => Just(Event::Kick),
+    ];
+    prop::collection::vec(event, 0..300)
+}
+
+proptest! {
+    #[test]
+    fn rules_hold_and_all_good_regions_are_hydrated(
+        regions in 1u64..300,
+        bad in prop::collection::btree_set(0u64..300, 0..12),
+        delays in prop::collection::vec(0u64..50, 64),
+        events in events(),
+        limits in (1u32..40, 0u32..20),
+        busy in any::<bool>(),
+    ) {
+        let mut clone = Clone::new(regions, bad, limits.0, limits.1);
+        let mut turn = 0;
+        for event in events {
+            turn += 1;
+            match event {
+                Event::Ask => {
+                    clone.ask(delays[turn % delays.len()]);
+                }
+                Event::Pass(time) => {
+                    clone.now += time;
+                    clone.finish_due();
+                }
+                Event::UserWrite(region, delay) => clone.user_write(region % regions, delay),
+                Event::Discard(start, len) => {
+                    // Only what is not in flight may be discarded.
+                    let wanted = range(start, start + len);
+                    let free = wanted.first(clone.flight.clear_prefix(wanted));
+                    clone.map.insert(&mut clone.writer, free);
+                    clone.bad.retain(|region| !free.contains(Region(*region)));
+                }
+                Event::Busy(busy) => clone.limits.user_busy = busy,
+                Event::Limits(threshold, batch) => {
+                    // A lower threshold holds for what is started from now on.
+                    clone.limits = Limits { threshold, batch, ..clone.limits };
+                }
+                Event::Kick => clone.sweep.kick(),
+            }
+        }
+
+        // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some failures
+        // of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a batch.
+        clone.limits = Limits { threshold: limits.0, batch: limits.1, user_busy: busy };
+        clone.asked = 0;
+        clone.started.clear();
+        let from = clone.now;
+        let mut turn = 0;
+        clone.run_until(from + regions * 160 + 2_000, |_| {
+            turn += 1;
+            delays[turn % delays.len()]
+        });
+        prop_assert!(clone.is_complete(), "{} of {} with {:?} bad", clone.writer.set(), regions, clone.bad);
+        // No question is asked without something to come of it.
+        prop_assert!(clone.asked <= 3 * clone.started.len() + 200, "{} {}", clone.asked, clone.started.len());
+    }
+
+    #[test]
+    fn failing_regions_are_left_in_peace(bad in prop::collection::btree_set(0u64..200, 1..20), batch in 1u32..16) {
+        let mut clone = Clone::new(200, bad, 16, batch);
+        let start = clone.now;
+        clone.run_until(start + 300_000, |_| 5);
+        prop_assert!(clone.is_complete());
+        // Waits of 1, 2, 4, .. 64 s fit into five minutes nine times; a pass tries a bad region at most
+        // in a batch and alone.
+        let tries = clone.started.iter().filter(|(at, _)| *at > start + 30_000).count();
+        prop_assert!(tries >= clone.bad.len(), "{tries}");
+        prop_assert!(tries <= clone.bad.len() * 2 * 6, "{tries}");
+        // Once they are good, they are copied within the longest wait.
+        clone.bad.clear();
+        let repaired = clone.now;
+        clone.run_until(repaired + MAX_BACKOFF + 1_000, |_| 5);
+        prop_assert!(clone.is_complete());
+        prop_assert_eq!(clone.ask(0), Step::Done);
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Background hydration rule by rule.
+
+use std::vec::Vec;
+
+use super::range;
+use super::sweep::Clone;
+use crate::logic::clone::sweep::*;
+use crate::logic::regions::RegionRange;
+
+/// Returns what was copied, in order.
+fn copies(clone: &Clone) -> Vec<(u64, u64)> {
+    let numbers = |(_, regions): &(u64, RegionRange)| (regions.start.0, regions.end.0);
+    clone.started.iter().map(numbers).collect()
+}
+
+/// Returns the times between copies.
+fn gaps(clone: &Clone) -> Vec<u64> {
+    clone
+        .started
+        .windows(2)
+        .map(|pair| pair[1].0 - pair[0].0)
+        .collect()
+}
+
+#[test]
+fn batches_are_contiguous_and_capped() {
+    let mut clone = Clone::new(100, [], 10, 64);
+    clone.map.insert(&mut clone.writer, range(3, 5));
+    clone.user_write(20, 1_000);
+    // The threshold counts the user's region and caps the batch; hydrated regions and those in flight
+    // end it.
+    assert_eq!(clone.ask(5), Step::Copy(range(0, 3)));
+    assert_eq!(clone.ask(5), Step::Copy(range(5, 11)));
+    assert_eq!(clone.ask(5), Step::Blocked);
+    clone.now += 5;
+    clone.finish_due();
+    assert_eq!(clone.ask(5), Step::Copy(range(11, 20)));
+    clone.now += 5;
+    clone.finish_due();
+    assert_eq!(clone.ask(5), Step::Copy(range(21, 30)));
+}
+
+#[test]
+fn batch_zero_is_one_and_threshold_zero_is_off() {
+    let mut clone = Clone::new(4, [], 2, 0);
+    assert_eq!(clone.ask(1), Step::Copy(range(0, 1)));
+    assert_eq!(clone.ask(1), Step::Copy(range(1, 2)));
+    assert_eq!(clone.ask(1), Step::Blocked);
+    let mut clone = Clone::new(4, [], 0, 4);
+    assert_eq!(
+        clone
+            .sweep
+            .next(0, &clone.limits, &clone.map, &clone.flight),
+        Step::Blocked
+    );
+}
+
+#[test]
+fn finished_clone_needs_nothing() {
+    let mut clone = Clone::new(64, [], 0, 1);
+    clone.map.insert(&mut clone.writer, range(0, 64));
+    assert_eq!(clone.ask(0), Step::Done);
+    let mut clone = Clone::new(0, [], 1, 1);
+    assert_eq!(clone.ask(0), Step::Done);
+}
+
+#[test]
+fn scan_wraps_to_what_users_left() {
+    let mut clone = Clone::new(8, [2], 8, 8);
+    clone.user_write(2, 30);
+    clone.run_until(clone.now + 20, |_| 5);
+    assert_eq!(copies(&clone), [(0, 2), (3, 8)]);
+    assert_eq!(clone.ask(0), Step::Done);
+    // The user's copy fails, hence the sweep must take the region, after the wait for failed ones.
+    let failed_at = clone.now + 10;
+    clone.sleep_until(u64::MAX);
+    clone.bad.clear();
+    clone.run_until(clone.now + 5_000, |_| 5);
+    assert_eq!(copies(&clone)[2..], [(2, 3)]);
+    assert_eq!(clone.started[2].0, failed_at + MIN_BACKOFF);
+    assert_eq!(clone.ask(0), Step::Done);
+}
+
+#[test]
+fn busy_users_leave_a_guaranteed_rate() {
+    let mut clone = Clone::new(1_000, [], 100, 4);
+    clone.limits.user_busy = true;
+    let start = clone.now;
+    clone.run_until(start + 1_000, |_| 1);
+    assert_eq!(clone.started.len(), 50);
+    assert!(gaps(&clone).iter().all(|gap| *gap == MIN_INTERVAL));
+    // As soon as they are gone it goes at full speed, within the threshold.
+    clone.limits.user_busy = false;
+    let asked = clone.now;
+    while matches!(clone.ask(1), Step::Copy(_)) {}
+    assert_eq!(
+        clone.started.iter().filter(|(at, _)| *at == asked).count(),
+        25
+    );
+}
+
+#[test]
+fn failed_batch_is_retried_one_by_one_beside_the_scan() {
+    let mut clone = Clone::new(12, [1], 8, 4);
+    clone.run_until(clone.now + 500, |_| 5);
+    assert_eq!(clone.writer.set(), 11);
+    // Its regions come alone, never two at a time, and the scan goes on in between.
+    let singles: Vec<_> = clone.started.iter().filter(|(_, r)| r.len() == 1).collect();
+    assert_eq!(
+        singles.iter().map(|(_, r)| r.start.0).collect::<Vec<_>>(),
+        [0, 1, 2, 3]
+    );
+    assert!(singles.windows(2).all(|pair| pair[1].0 >= pair[0].0 + 5));
+    assert!(copies(&clone)[..4].contains(&(8, 12)));
+    assert_eq!(clone.sweep.failures(), 2);
+}
+
+#[test]
+fn backoff_doubles_and_is_reset() {
+    let mut clone = Clone::new(2, [0, 1], 1, 1);
+    let start = clone.now;
+    clone.run_until(start + 400_000, |_| 0);
+    let waits = |clone: &Clone| -> Vec<u64> {
+        gaps(clone)
+            .into_iter()
+            .filter(|gap| *gap > 100)
+            .map(|gap| gap / 1_000)
+            .collect()
+    };
+    assert_eq!(waits(&clone), [1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 64]);
+    assert_eq!(clone.sweep.failures(), 24);
+    // A success of one of them makes the other one's wait short again.
+    clone.bad.remove(&1);
+    clone.started.clear();
+    clone.run_until(clone.now + 75_000, |_| 0);
+    assert_eq!(clone.writer.set(), 1);
+    assert_eq!(waits(&clone)[..4], [1, 2, 4, 8]);
+    // So does a kick, which also ends the present wait.
+    clone.sweep.kick();
+    clone.started.clear();
+    let kicked = clone.now;
+    clone.run_until(kicked + 8_000, |_| 0);
+    assert_eq!(clone.started[0].0, kicked);
+    assert_eq!(waits(&clone), [1, 2, 4]);
+}
+
+#[test]
+fn lost_source_is_not_hammered_and_its_return_is_noticed() {
+    let mut clone = Clone::new(10_000, 0..10_000, 64, 16);
+    let start = clone.now;
+    clone.run_until(start + 60_000, |_| 0);
+    assert!(
+        clone.started.len() < 60_000 / MIN_INTERVAL as usize + 64,
+        "{}",
+        clone.started.len()
+    );
+    assert!(clone.asked < 3 * clone.started.len() + 10);
+    clone.bad.clear();
+    let back = clone.now;
+    clone.run_until(back + MAX_BACKOFF + 10_000, |_| 1);
+    assert!(clone.is_complete());
+}
+
+#[test]
+fn bad_zone_does_not_hold_up_the_rest() {
+    // 100 bad regions in front, each of which takes a second to fail.
+    let mut clone = Clone::new(4_000, 0..100, 32, 8);
+    let start = clone.now;
+    let slow = |regions: RegionRange| if regions.start.0 < 100 { 1_000 } else { 1 };
+    clone.run_until(start + 10_000, slow);
+    assert!(clone.writer.set() >= 3_890, "{}", clone.writer.set());
+    clone.run_until(start + 120_000, slow);
+    assert!(clone.is_complete());
+}
+
+#[test]
+fn more_failed_batches_than_are_remembered() {
+    // Every second region is bad, so every batch fails, and all of them are in flight at once.
+    let mut clone = Clone::new(512, (0..512).step_by(2), 512, 8);
+    let start = clone.now;
+    clone.run_until(start + 60_000, |_| 3);
+    assert!(clone.is_complete(), "{}", clone.writer.set());
+}
+
+#[test]
+fn copies_that_could_not_start_are_failures() {
+    let mut clone = Clone::new(4, [], 4, 4);
+    let Step::Copy(regions) = clone.ask(0) else {
+        panic!("nothing to copy");
+    };
+    let slot = clone.flight.find(regions.start).unwrap();
+    clone.flight.remove(slot);
+    clone.sweep.finished(clone.now, regions, Outcome::Failed);
+    assert_eq!(
+        clone
+            .sweep
+            .next(clone.now, &clone.limits, &clone.map, &clone.flight),
+        Step::Copy(range(0, 1))
+    );
+}
