@@ -1,0 +1,201 @@
+"""The suite runs as root in a guest, each test once per implementation: on the C target first, then on ours.
+
+Tests ask for `impl` (directly or through `box`); `only("c")` and `only("rust")` restrict them, and a test that asks for
+`same` compares what it recorded on ours with what the same test recorded on C. See pytest --help, "device-mapper".
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from lib import box as boxes
+from lib import dm, kmsg, modules
+
+SECONDS_PER_TEST = 120
+# Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
+PHASES = "c", "rust", "c-again"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("device-mapper")
+    group.addoption("--impl", choices=("c", "rust", "both"),
+                    help="implementation under test (default: both, or c where dm_rust.ko was not built)")
+    group.addoption("--rust-module", metavar="FILE", help="dm_rust.ko to test (default: the one in the project)")
+    group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
+    group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "only(impl): the test makes sense for this implementation alone")
+    config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
+    config.rust = modules.rust_file(config.getoption("--rust-module"))
+    wanted = config.getoption("--impl") or ("both" if config.rust else "c")
+    if wanted != "c" and not config.rust:
+        raise pytest.UsageError("dm_rust.ko was not found: build it with 'make', or name it with --rust-module")
+    config.impls = ("c", "rust") if wanted == "both" else (wanted,)
+    config.seed = config.getoption("--seed")
+    if config.seed is None:
+        config.seed = random.randrange(1 << 32)
+    config.records = {}
+
+
+def pytest_report_header(config):
+    return [f"device-mapper: kernel {os.uname().release}, implementations {' and '.join(config.impls)}, "
+            f"seed {config.seed} (--seed {config.seed} repeats this run)"]
+
+
+def pytest_generate_tests(metafunc):
+    if "impl" not in metafunc.fixturenames:
+        return
+    only = metafunc.definition.get_closest_marker("only")
+    phases = metafunc.definition.get_closest_marker("phases")
+    names = phases.args if phases else only.args if only else ("c", "rust")
+    impls = metafunc.config.impls
+    names = [name for name in names if name in impls or (name == "c-again" and impls == ("c", "rust"))]
+    metafunc.parametrize("impl", names, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config, items):
+    # A test without an implementation parameter that is left is one for the other implementation: not for this run.
+    config.hook.pytest_deselected(items=[i for i in items if _phase(i) is None])
+    items[:] = sorted((i for i in items if _phase(i) is not None), key=_phase)
+
+
+def _phase(item):
+    if "impl" not in getattr(item, "fixturenames", ()):
+        return len(PHASES)
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return PHASES.index(params["impl"]) if params.get("impl") in PHASES else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guest(request):
+    """What every test needs of the guest, once."""
+    assert os.geteuid() == 0, "the suite needs root in a guest: scripts/vm -- python3 -m pytest tests/dm"
+    os.environ["DM_DISABLE_UDEV"] = "1"
+    modules.run("modprobe", "-a", "dm-mod", "configfs", "dm-flakey", "dm-delay", "dm-zero", "loop")
+    modules.run("modprobe", "null_blk", "nr_devices=0")
+    if not os.path.ismount("/sys/kernel/config"):
+        modules.run("mount", "-t", "configfs", "none", "/sys/kernel/config")
+    before = dm.leftovers()
+    assert not before, f"mapped devices exist already: {before}"
+    yield
+    if request.config.getoption("--leave"):
+        modules.use(request.config.getoption("--leave"), request.config.rust)
+
+
+@pytest.fixture(scope="session")
+def impl(request):
+    """"c" or "rust": the implementation that owns the name `clone` while the test runs."""
+    name = "c" if request.param.startswith("c") else "rust"
+    modules.use(name, request.config.rust)
+    return name
+
+
+@pytest.fixture
+def rust_module(request):
+    return request.config.rust
+
+
+_log = None
+
+
+@pytest.fixture
+def log():
+    """The kernel log from the start of the test on."""
+    return _log
+
+
+@pytest.fixture(autouse=True)
+def watch(request, guest):
+    """Fails a test that takes too long, that leaves mapped devices behind, or during which the kernel complained."""
+    global _log
+    _log = kmsg.Log()
+    taint = _taint()
+
+    def too_long(*_):
+        raise TimeoutError(f"the test ran for more than {SECONDS_PER_TEST} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS_PER_TEST)
+    yield
+    signal.alarm(0)
+    bad, left = _log.bad(), dm.leftovers()
+    everything = "\n".join(_log.lines())
+    _log.close()
+    assert not bad, f"the kernel complained:\n{everything}"
+    assert not _taint() & ~taint & (1 << 5 | 1 << 7 | 1 << 9 | 1 << 14), "the kernel is tainted by a fault"
+    assert not left, f"mapped devices left behind: {left}"
+
+
+def _taint():
+    with open("/proc/sys/kernel/tainted") as file:
+        return int(file.read())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and _log is not None:
+        try:
+            report.sections.append(("Kernel log", "\n".join(_log.lines())))
+        except OSError:
+            pass
+    return report
+
+
+@pytest.fixture
+def box(watch):
+    """Makes disks and mapped devices and removes them at the end."""
+    it = boxes.Box()
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def clone_box(impl, box):
+    """A box while one of the implementations is loaded."""
+    return box
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers that --seed repeats."""
+    seed = f"{request.config.seed}/{request.node.originalname}"
+    return random.Random(seed)
+
+
+@pytest.fixture
+def same(request, impl):
+    """same(value, what): on C remembers the value, on ours demands that it equals C's, word for word."""
+    records = request.config.records
+
+    def check(value, what=""):
+        key = request.node.nodeid.replace(f"[{request.node.callspec.id}]", ""), \
+            tuple(v for k, v in sorted(request.node.callspec.params.items()) if k != "impl"), what
+        if impl == "c":
+            records[key] = value
+        elif "c" in request.config.impls:
+            assert key in records, "C left no record to compare with (its test failed or was not selected)"
+            assert value == records[key], f"{what or 'record'} differs from C's"
+
+    return check
+
+
+_durations = {}
+
+
+def pytest_runtest_logreport(report):
+    _durations[report.nodeid] = _durations.get(report.nodeid, 0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    phases = {}
+    for node, seconds in _durations.items():
+        name = next((p for p in reversed(PHASES) if f"[{p}" in node or f"-{p}" in node), "none")
+        phases[name] = phases.get(name, 0) + seconds
+    terminalreporter.write_line("time by implementation: " + ", ".join(
+        f"{name} {seconds:.0f} s" for name, seconds in sorted(phases.items())))

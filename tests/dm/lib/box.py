@@ -1,0 +1,153 @@
+"""The devices of one test, and their orderly end whatever happened to the test."""
+
+import random
+import shutil
+import tempfile
+
+from . import dm, wait
+from .disk import Loop, Ram
+
+_KINDS = {}
+
+
+def pattern(tag, sectors):
+    """Bytes in which every sector is different from every other, and from those of any other tag."""
+    if (tag, sectors) not in _KINDS:
+        _KINDS[tag, sectors] = random.Random(f"{tag}/{sectors}").randbytes(sectors * 512)
+    return _KINDS[tag, sectors]
+
+
+class Trio:
+    """Source, destination and metadata with known content, ready for a clone."""
+
+    def __init__(self, box, mib, meta_mib, cache, discard, sectors=None):
+        self.box = box
+        self.sectors = sectors or mib * 2048
+        self.source_disk = box.ram(mib)
+        self.dest_disk = box.ram(mib, cache=cache, discard=discard)
+        self.meta_disk = box.ram(meta_mib, cache=cache)
+        self.source, self.dest, self.meta = self.source_disk, self.dest_disk, self.meta_disk
+        self.data = pattern("source", mib * 2048)
+        self.stale = pattern("destination", mib * 2048)
+        self.source_disk.fill(self.data)
+        self.dest_disk.fill(self.stale)
+        self.expected = bytearray(self.data[:self.sectors * 512])
+
+    def layered(self, *which):
+        """Puts a device that can be held or made to fail between the clone and the disks named."""
+        for name in which:
+            setattr(self, name, self.box.layered(getattr(self, f"{name}_disk")))
+        return self
+
+    def clone(self, region=8, extra="1 no_hydration", **more):
+        return self.box.clone(self.meta, self.dest, self.source, region, extra, length=self.sectors, **more)
+
+    def wrote(self, sector, data):
+        """Notes in the model what was written to the clone."""
+        self.expected[sector * 512:sector * 512 + len(data)] = data
+
+    def write(self, clone, sector, data, **how):
+        clone.write(sector, data, **how)
+        self.wrote(sector, data)
+
+    def check(self, device, where=None):
+        """Compares a device with the model; says which sectors differ and what they hold instead."""
+        assert_same(device.content(self.sectors), bytes(self.expected), self, where or device.path)
+
+    def check_source(self):
+        assert self.source_disk.content() == self.data, "the source was written to"
+
+
+def assert_same(got, want, trio=None, where="device"):
+    if got == want:
+        return
+    assert len(got) == len(want), f"{where}: {len(got)} bytes instead of {len(want)}"
+    bad = [n for n in range(len(want) // 512) if got[n * 512:n * 512 + 512] != want[n * 512:n * 512 + 512]]
+    notes = []
+    for n in bad[:8]:
+        sector = got[n * 512:n * 512 + 512]
+        kind = "zeros" if not any(sector) else "something else"
+        if trio is not None:
+            if sector == trio.data[n * 512:n * 512 + 512]:
+                kind = "source data"
+            elif sector == trio.stale[n * 512:n * 512 + 512]:
+                kind = "what the destination held before"
+        notes.append(f"{n}: {kind}")
+    raise AssertionError(f"{where}: {len(bad)} sectors differ, first {bad[0]}, last {bad[-1]}; " + ", ".join(notes))
+
+
+class Box:
+    def __init__(self):
+        self._disks = []
+        self._mapped = []
+        self._threads = []
+        self._folders = []
+
+    # Making
+
+    def ram(self, mib, **kind):
+        disk = Ram(mib, **kind)
+        self._disks.append(disk)
+        return disk
+
+    def loop(self, size, blocksize=512):
+        disk = Loop(self.folder(), size, blocksize)
+        self._disks.append(disk)
+        return disk
+
+    def folder(self):
+        if not self._folders:
+            self._folders.append(tempfile.mkdtemp(dir="/dev/shm"))
+        return self._folders[0]
+
+    def own(self, device):
+        """Puts a mapped device under this box's care."""
+        self._mapped.append(device)
+        return device
+
+    def mapped(self, *lines, **how):
+        return self.own(dm.Mapped(*lines, **how))
+
+    def layered(self, disk, **how):
+        return self.own(dm.Layered(disk, **how))
+
+    def clone(self, *parts, **how):
+        return self.own(dm.Clone(*parts, **how))
+
+    def trio(self, mib=4, meta_mib=1, cache=False, discard=True, sectors=None):
+        return Trio(self, mib, meta_mib, cache, discard, sectors)
+
+    def background(self, call, *args, **kwargs):
+        thread = wait.Background(call, *args, **kwargs)
+        self._threads.append(thread)
+        return thread
+
+    # The end
+
+    def close(self):
+        """Lets go of held devices, waits for threads, removes everything, top first."""
+        problems = []
+        for device in self._mapped:
+            if not device.gone:
+                self._try(problems, self._let_go, device)
+        for thread in self._threads:
+            self._try(problems, thread.join)
+        for device in reversed(self._mapped):
+            self._try(problems, device.remove)
+        for disk in reversed(self._disks):
+            self._try(problems, disk.remove)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        assert not problems, "clean-up: " + "; ".join(problems)
+
+    @staticmethod
+    def _let_go(device):
+        if device.suspended:
+            device.resume()
+
+    @staticmethod
+    def _try(problems, call, *args):
+        try:
+            call(*args)
+        except Exception as error:
+            problems.append(f"{getattr(call, '__qualname__', call)}: {error}")

@@ -1,0 +1,176 @@
+"""Block devices: direct I/O on any of them, and disks in memory that are made and gone in a moment."""
+
+import fcntl
+import itertools
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+SECTOR = 512
+_BLKDISCARD = 0x1277
+_BLKZEROOUT = 0x127f
+_BLKROGET = 0x125e
+
+
+class Block:
+    """Direct I/O in sectors on a block device. Nothing is cached, every call is one system call."""
+
+    def __init__(self, path):
+        self.path = path
+        self._fds = {}
+
+    def _fd(self, mode=os.O_RDWR):
+        if mode not in self._fds:
+            self._fds[mode] = os.open(self.path, mode | os.O_DIRECT | os.O_CLOEXEC)
+        return self._fds[mode]
+
+    def close(self):
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    @property
+    def dev(self):
+        """major:minor, the name that table lines use and that `dmsetup table` echoes."""
+        info = os.stat(self.path)
+        assert stat.S_ISBLK(info.st_mode), self.path
+        return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+
+    @property
+    def kernel_name(self):
+        return os.path.basename(self.path)
+
+    @property
+    def sectors(self):
+        return int(Path(f"/sys/dev/block/{self.dev}/size").read_text())
+
+    def read(self, sector, count):
+        buffer = mmap.mmap(-1, count * SECTOR)
+        got = os.preadv(self._fd(os.O_RDONLY), [buffer], sector * SECTOR)
+        assert got == count * SECTOR, f"short read at {sector}: {got} bytes"
+        return buffer[:]
+
+    def write(self, sector, data, fua=False):
+        buffer = mmap.mmap(-1, len(data))
+        buffer[:] = data
+        put = os.pwritev(self._fd(), [buffer], sector * SECTOR, os.RWF_DSYNC if fua else 0)
+        assert put == len(data), f"short write at {sector}: {put} bytes"
+
+    def content(self, sectors=None, step=8192):
+        total = sectors or self.sectors
+        return b"".join(self.read(at, min(step, total - at)) for at in range(0, total, step))
+
+    def fill(self, data, sector=0, step=8192):
+        for at in range(0, len(data), step * SECTOR):
+            self.write(sector + at // SECTOR, data[at:at + step * SECTOR])
+
+    def flush(self):
+        """fsync: the kernel sends a flush to the device."""
+        os.fsync(self._fd())
+
+    def discard(self, sector, count):
+        fcntl.ioctl(self._fd(), _BLKDISCARD, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+
+    def zero(self, sector, count):
+        """What `blkdiscard -z` does."""
+        fcntl.ioctl(self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+
+    @property
+    def read_only(self):
+        return bool(struct.unpack("=i", fcntl.ioctl(self._fd(os.O_RDONLY), _BLKROGET, b"\0" * 4))[0])
+
+    def queue(self, name):
+        return int(Path(f"/sys/dev/block/{self.dev}/queue/{name}").read_text())
+
+    def stats(self):
+        return Stats(Path(f"/sys/dev/block/{self.dev}/stat").read_text())
+
+
+class Stats:
+    """/sys/block/*/stat. `reads` and `writes` are what arrived: completed requests plus those merged into them."""
+
+    FIELDS = "reads", "read_sectors", "writes", "write_sectors", "discards", "discard_sectors", "flushes"
+
+    def __init__(self, text):
+        v = [int(word) for word in text.split()]
+        self.reads, self.read_sectors = v[0] + v[1], v[2]
+        self.writes, self.write_sectors = v[4] + v[5], v[6]
+        self.discards, self.discard_sectors = v[11] + v[12], v[13]
+        self.flushes = v[15]
+
+    def __sub__(self, other):
+        diff = object.__new__(Stats)
+        for field in self.FIELDS:
+            setattr(diff, field, getattr(self, field) - getattr(other, field))
+        return diff
+
+    def __repr__(self):
+        return " ".join(f"{field}={getattr(self, field)}" for field in self.FIELDS)
+
+
+_NULL_BLK = Path("/sys/kernel/config/nullb")
+
+
+class Ram(Block):
+    """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache: flushes reach it."""
+
+    _serial = itertools.count()
+
+    def __init__(self, mib, discard=True, cache=False, blocksize=512, max_sectors=4096):
+        name = f"nullt{next(self._serial)}"
+        self._config = _NULL_BLK / name
+        self._config.mkdir()
+        try:
+            for key, value in dict(size=mib, memory_backed=1, discard=int(discard), blocksize=blocksize, irqmode=0,
+                                   max_sectors=max_sectors, cache_size=mib if cache else 0, submit_queues=2,
+                                   hw_queue_depth=256, power=1).items():
+                (self._config / key).write_text(str(value))
+        except BaseException:
+            self._config.rmdir()
+            raise
+        super().__init__(f"/dev/{name}")
+
+    def remove(self):
+        self.close()
+        with suppress(OSError):
+            (self._config / "power").write_text("0")
+        self._config.rmdir()
+
+
+_LOOP_CTL_GET_FREE = 0x4c82
+_LOOP_CONFIGURE = 0x4c0a
+_LOOP_CLR_FD = 0x4c01
+
+
+class Loop(Block):
+    """A loop device over a sparse file in memory: any size, any block size."""
+
+    def __init__(self, folder, size, blocksize=512):
+        self._file = Path(folder) / f"loop-{id(self)}"
+        with open(self._file, "wb") as file:
+            file.truncate(size)
+        control = os.open("/dev/loop-control", os.O_RDWR)
+        number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+        os.close(control)
+        super().__init__(f"/dev/loop{number}")
+        backing = os.open(self._file, os.O_RDWR)
+        self._loop = os.open(self.path, os.O_RDWR)
+        # struct loop_config: fd, block size, struct loop_info64 (232 bytes), 8 reserved words
+        config = struct.pack("=II", backing, blocksize) + bytes(232 + 64)
+        try:
+            fcntl.ioctl(self._loop, _LOOP_CONFIGURE, config)
+        except BaseException:
+            os.close(self._loop)
+            self._file.unlink()
+            raise
+        finally:
+            os.close(backing)
+
+    def remove(self):
+        self.close()
+        fcntl.ioctl(self._loop, _LOOP_CLR_FD)
+        os.close(self._loop)
+        self._file.unlink()

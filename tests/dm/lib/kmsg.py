@@ -1,0 +1,53 @@
+"""The kernel log, read from /dev/kmsg from a chosen moment on."""
+
+import os
+import re
+
+# What no test may leave in the log, whichever implementation runs.
+BAD = re.compile(
+    r"\bBUG\b|WARNING: |Oops|general protection fault|kernel panic|Call Trace:|UBSAN|KASAN|KCSAN|lockdep"
+    r"|blocked for more than|rcu: INFO|refcount_t:|unable to handle|scheduling while atomic|sleeping function"
+    r"|bad page state|list_(add|del) corruption|possible circular locking|inconsistent lock state|panicked at"
+)
+
+
+class Log:
+    """What the kernel says after this object was made."""
+
+    def __init__(self):
+        self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._lines = []
+
+    def close(self):
+        os.close(self._fd)
+
+    def _pull(self):
+        while True:
+            try:
+                record = os.read(self._fd, 16384)
+            except BlockingIOError:
+                return
+            except BrokenPipeError:  # records were overwritten: say so instead of hiding it
+                self._lines.append((3, "(kernel log overrun)"))
+                continue
+            head, _, rest = record.decode("utf-8", "replace").partition(";")
+            level = int(head.split(",")[0]) & 7
+            self._lines.append((level, rest.split("\n")[0]))
+
+    def mark(self):
+        """A position; lines(mark) gives what came after it."""
+        self._pull()
+        return len(self._lines)
+
+    def lines(self, since=0, only=None):
+        """Lines as 'LEVEL text', the level being the kernel's number (3 error, 4 warning, 6 information)."""
+        self._pull()
+        return [f"{level} {text}" for level, text in self._lines[since:] if only is None or only in text]
+
+    def dm(self, since=0):
+        """Only what device-mapper said."""
+        return self.lines(since, "device-mapper: ")
+
+    def bad(self, since=0):
+        return [line for line in self.lines(since) if BAD.search(line)]
