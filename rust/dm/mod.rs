@@ -6,6 +6,7 @@
 
 pub(crate) mod bio;
 pub(crate) mod device;
+pub(crate) mod io;
 pub(crate) mod kcopyd;
 pub(crate) mod limits;
 pub(crate) mod pdata;

@@ -59,13 +59,10 @@ fn take_digits(word: &[u8]) -> Option<(u64, &[u8])> {
     }
     let value = head.iter().fold(0u64, |value, byte| {
         let digit = u64::from(byte.wrapping_sub(b'0'));
-        match value
+        value
             .checked_mul(10)
             .and_then(|tens| tens.checked_add(digit))
-        {
-            Some(sum) => sum,
-            None => u64::MAX,
-        }
+            .unwrap_or(u64::MAX)
     });
     Some((value, tail))
 }

@@ -6,10 +6,13 @@
 
 use crate::dm::bio::{MapBio, Mapped};
 use crate::dm::device::{Access, Device};
+use crate::dm::io::{Buffer, IoClient, Transfer};
 use crate::dm::status::{StatusBuf, StatusKind};
 use crate::dm::table::Words;
 use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text};
+use crate::logic::args::parse_decimal_u64;
 use crate::logic::units::{Sector, Sectors};
+use crate::sys::string::bytes;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 
@@ -39,18 +42,15 @@ impl Target for Example {
         Ok(())
     }
 
-    fn ctr(new: &mut New<'_>, _: &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+    fn ctr(new: &mut New<'_>, (): &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
         let (Some(path), Some(offset), None) = (words.next(), words.next(), words.next()) else {
             return Err(CtrError::new(
                 c"Two arguments are needed: device and offset",
                 EINVAL,
             ));
         };
-        let offset = offset
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse::<u64>().ok());
-        let offset = Sector(offset.ok_or(EINVAL).text(c"Invalid offset")?);
+        let offset = parse_decimal_u64(bytes(offset)).map(Sector);
+        let offset = offset.ok_or(EINVAL).text(c"Invalid offset")?;
         let device = new
             .open(path, Access::ReadWrite)
             .text(c"Device lookup failed")?;
@@ -79,6 +79,16 @@ impl Target for Example {
         if kind == StatusKind::Table {
             out.emit(fmt!("{} {}", this.device, this.offset))
         }
+    }
+
+    /// `peek <sector>` answers with the first bytes of a sector.
+    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
+        let sector = words.last().and_then(|w| parse_decimal_u64(bytes(w)));
+        let sector = this.locate(Sector(sector.ok_or(EINVAL)?)).ok_or(EINVAL)?;
+        let mut buffer = Buffer::new(1)?;
+        IoClient::new()?.transfer(Transfer::Read, &this.device, sector, &mut buffer)?;
+        out.emit(fmt!("{:02x?}", buffer.get(..4)));
+        Ok(())
     }
 
     fn iterate_devices(

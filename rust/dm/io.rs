@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading and writing a device from kernel memory.
+//!
+//! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h)
+
+use crate::{
+    bindings,
+    dm::device::Device,
+    logic::units::Sector,
+    sys::pool::PoolBox, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings as kb,
+    block::SECTOR_SIZE,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    ffi::{
+        c_ulong,
+        c_void, //
+    },
+    prelude::*, //
+};
+
+/// Memory for I/O: whole sectors, virtually contiguous.
+pub(crate) struct Buffer(VVec<u8>);
+
+impl Buffer {
+    /// Allocates zeroed memory. Sleeps.
+    pub(crate) fn new(sectors: u32) -> Result<Self> {
+        let bytes = usize::try_from(sectors.checked_mul(SECTOR_SIZE).ok_or(EOVERFLOW)?)?;
+        Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
+    }
+}
+
+impl core::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl core::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// What to do with a [`Buffer`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// Fill it from the device.
+    Read,
+    /// Write it to the device.
+    Write,
+    /// Make everything written before durable, then write it, durably.
+    WriteFlushFua,
+}
+
+impl Transfer {
+    fn flags(self) -> kb::blk_opf_t {
+        match self {
+            Transfer::Read => kb::req_op_REQ_OP_READ | bindings::REQ_SYNC,
+            Transfer::Write => kb::req_op_REQ_OP_WRITE | bindings::REQ_SYNC,
+            Transfer::WriteFlushFua => {
+                kb::req_op_REQ_OP_WRITE
+                    | bindings::REQ_SYNC
+                    | bindings::REQ_PREFLUSH
+                    | bindings::REQ_FUA
+            }
+        }
+    }
+}
+
+/// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the transfer has ended.
+pub(crate) trait IoDone: Send + Sized + 'static {
+    /// The memory of the transfer.
+    fn buffer(&mut self) -> &mut Buffer;
+
+    /// Called once, in the context of the bio's completion: hard interrupts included.
+    fn done(this: PoolBox<Self>, result: Result);
+}
+
+/// A dm-io client: bios and memory of its own, so that its I/O always makes progress.
+pub(crate) struct IoClient(NonNull<bindings::dm_io_client>);
+
+// SAFETY: dm-io clients may be used from any thread.
+unsafe impl Send for IoClient {}
+// SAFETY: As above; they only hold memory pools.
+unsafe impl Sync for IoClient {}
+
+impl IoClient {
+    /// Makes a client. Sleeps.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: No preconditions.
+        let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
+        Ok(IoClient(NonNull::new(raw).ok_or(ENOMEM)?))
+    }
+
+    /// Transfers a whole buffer and waits for it. Sleeps for I/O.
+    pub(crate) fn transfer(
+        &self,
+        what: Transfer,
+        device: &Device,
+        start: Sector,
+        buffer: &mut Buffer,
+    ) -> Result {
+        let mut failed = 0;
+        // SAFETY: The buffer is borrowed until the I/O has ended: without a callback dm-io waits for it.
+        unsafe {
+            self.start(
+                what,
+                device,
+                start,
+                buffer,
+                None,
+                core::ptr::null_mut(),
+                &mut failed,
+            )
+        }?;
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(EIO)
+        }
+    }
+
+    /// Starts to transfer the context's buffer. Process context, sleeps at most for memory of the client's reserve.
+    ///
+    /// The device must stay open until the callback: the context should own what keeps it so.
+    pub(crate) fn submit<C: IoDone>(
+        &self,
+        what: Transfer,
+        device: &Device,
+        start: Sector,
+        mut context: PoolBox<C>,
+    ) {
+        /// # Safety
+        ///
+        /// For dm-io only, as the callback of a request whose context is a `PoolBox<C>`.
+        unsafe extern "C" fn notify<C: IoDone>(
+            error: c_ulong,
+            _unsupported: c_ulong,
+            context: *mut c_void,
+        ) {
+            // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
+            let context = unsafe { PoolBox::<C>::from_raw(context) };
+            C::done(context, if error == 0 { Ok(()) } else { Err(EIO) })
+        }
+        let buffer = core::ptr::from_mut(context.buffer());
+        let raw = context.into_raw();
+        // SAFETY: The buffer belongs to the context, which nobody touches until the callback.
+        let buffer = unsafe { &mut *buffer };
+        let mut unused = 0;
+        // SAFETY: As above: the memory stays until the callback.
+        let result = unsafe {
+            self.start(
+                what,
+                device,
+                start,
+                buffer,
+                Some(notify::<C>),
+                raw,
+                &mut unused,
+            )
+        };
+        if let Err(error) = result {
+            // SAFETY: dm-io refused the request, so the callback will not come.
+            C::done(unsafe { PoolBox::from_raw(raw) }, Err(error));
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The buffer's memory stays, and nobody else uses it, until the I/O has ended: when this returns if there is no
+    /// callback, else when the callback is called.
+    #[expect(clippy::too_many_arguments)]
+    unsafe fn start(
+        &self,
+        what: Transfer,
+        device: &Device,
+        start: Sector,
+        buffer: &mut Buffer,
+        notify: bindings::io_notify_fn,
+        context: *mut c_void,
+        failed: &mut c_ulong,
+    ) -> Result {
+        let mut region = bindings::dm_io_region {
+            bdev: device.raw_bdev(),
+            sector: start.0,
+            // CAST: usize has at most 64 bits.
+            count: (buffer.len() >> kernel::block::SECTOR_SHIFT) as u64,
+        };
+        let mut request = bindings::dm_io_request {
+            bi_opf: what.flags(),
+            mem: bindings::dm_io_memory {
+                type_: bindings::dm_io_mem_type_DM_IO_VMA,
+                offset: 0,
+                ptr: bindings::dm_io_memory__bindgen_ty_1 {
+                    vma: buffer.0.as_mut_ptr().cast(),
+                },
+            },
+            notify: bindings::dm_io_notify {
+                fn_: notify,
+                context,
+            },
+            client: self.0.as_ptr(),
+        };
+        let unsupported = core::ptr::null_mut();
+        // SAFETY: The client is live, the device open, request and region are copied; the memory is by this function's
+        // contract.
+        to_result(unsafe { bindings::dm_io(&mut request, 1, &mut region, failed, unsupported, 0) })
+    }
+}
+
+impl Drop for IoClient {
+    fn drop(&mut self) {
+        // SAFETY: The client is ours; requests in flight keep what keeps their devices, and thus this, alive.
+        unsafe { bindings::dm_io_client_destroy(self.0.as_ptr()) }
+    }
+}
