@@ -378,24 +378,43 @@ impl Clone {
         if marked {
             self.release(&mut waiters);
         } else if filled == Filled::Copy && range.len() == 1 {
-            // This very region cannot be copied, so a part of it cannot be written.
-            waiters.end_all(Status::IO_ERROR);
+            self.fail(&mut waiters);
         } else if !waiters.is_empty() {
             // Somebody else's failure is not theirs; or the mode has changed, which the next look finds.
             self.lists.lock().again.append(&mut waiters);
             self.wake_worker();
         }
-        if marked && (half_full || metadata.is_done()) {
-            self.wake_committer();
-        } else if marked && !was_dirty {
-            self.queue
-                .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+        if marked {
+            self.schedule_commit(was_dirty, half_full);
         }
         self.wake_stalled();
         if idle && self.is_suspended() {
             self.idle.wake_all();
         }
         marked
+    }
+
+    /// Sees to it that what was just marked will be committed. Any context.
+    ///
+    /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the first change.
+    fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, half_full: bool) {
+        if half_full || self.metadata.is_done() {
+            self.wake_committer();
+        } else if !was_dirty {
+            self.queue
+                .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+        }
+    }
+
+    /// Fails writes to a part of a region that cannot be copied. A discard that waited for it goes on.
+    fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+        while let Some(bio) = waiters.pop() {
+            if bio.op() == Op::Discard {
+                self.again(Some(bio));
+            } else {
+                bio.end(Status::IO_ERROR);
+            }
+        }
     }
 
     /// Sends on bios whose region has just been marked.
@@ -435,10 +454,16 @@ impl Clone {
 
     /// A bio for which there is no slot or no room in the log.
     ///
-    /// The end of any slot, or a commit, makes room; if neither is under way there is room by now.
+    /// The end of a slot makes room, and so does a commit. If there is no slot to end, or the log is what is full, a
+    /// commit is asked for; it looks at stalled bios even if there is nothing to commit by then.
     fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         self.lists.lock().stalled.push(bio);
-        self.wake_committer();
+        let state = self.metadata.state().lock();
+        let commit = state.inflight.is_empty() || state.logs.half_full();
+        drop(state);
+        if commit {
+            self.wake_committer();
+        }
     }
 
     /// Lets the worker look at stalled bios again. Any context.
@@ -545,15 +570,10 @@ impl Clone {
             }
             let was_dirty = metadata.is_dirty();
             metadata.mark(&mut state, clear);
+            let half_full = state.logs.half_full();
             drop(state);
-            if !was_dirty {
-                self.queue
-                    .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
-            }
+            self.schedule_commit(was_dirty, half_full);
             next = clear.end;
-        }
-        if metadata.is_done() {
-            self.wake_committer();
         }
         if let Some(slot) = busy {
             // The slot may have ended meanwhile: then look again at once.

@@ -465,7 +465,9 @@ impl Metadata {
             return Ok(());
         }
         let mut disk = self.disk.write();
+        // The old blocks must be gone before the device is read again.
         *disk = None;
+        self.set_mode(Mode::Fail);
         *disk = Some(Disk::open(
             self.device.clone(),
             &self.geometry,
