@@ -203,7 +203,7 @@ impl Sweep {
     /// Decides what to do next.
     ///
     /// The owner must put a range it is told to copy into `inflight` before it asks again, and must
-    /// report its end by [`Self::finished`] even if the copy could not be started.
+    /// report its end by [`Self::finished`], or at once by [`Self::put_back`] if it cannot start.
     pub(crate) fn next<W: Default>(
         &mut self,
         now: u64,
@@ -248,7 +248,8 @@ impl Sweep {
 
     /// Takes note of the end of a copy, one that user I/O has caused included.
     ///
-    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map.
+    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map; else
+    /// a decision made in between may put a retry off to the next pass.
     pub(crate) fn finished(&mut self, now: u64, range: RegionRange, outcome: Outcome) {
         self.retries.finished(range);
         match outcome {
@@ -271,6 +272,18 @@ impl Sweep {
                     self.resume_at = now.saturating_add(self.backoff);
                 }
             }
+        }
+    }
+
+    /// Takes back a range that [`Self::next`] has just said to copy, and that cannot be started now.
+    ///
+    /// It counts neither as a failure nor as a copy; the next answer may be the same range.
+    pub(crate) fn put_back(&mut self, range: RegionRange) {
+        if self.retries.trying == Some(range.start) {
+            self.retries.trying = None;
+            self.retries.push(range);
+        } else if self.position == range.end {
+            self.position = range.start;
         }
     }
 

@@ -156,7 +156,7 @@ proptest! {
         let model = words
             .first()
             .and_then(|word| scanf(word))
-            .filter(|count| *count <= max && *count as usize <= words.len() - 1);
+            .filter(|count| *count <= max && (*count as usize) < words.len());
         prop_assert_eq!(result.ok(), model);
     }
 }

@@ -32,7 +32,7 @@ fn parse(words: &[&str]) -> (Result<Options, &'static str>, usize) {
 fn model(words: &[&str]) -> Result<Options, &'static str> {
     let mut options = Options::default();
     let group = |at: usize, max: u32| {
-        parse_u32(words[at].as_bytes()).filter(|n| *n <= max && *n as usize <= words.len() - at - 1)
+        parse_u32(words[at].as_bytes()).filter(|n| *n <= max && (*n as usize) < words.len() - at)
     };
     let mut at = 0;
     if at == words.len() {
@@ -74,7 +74,10 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
 
 #[test]
 fn texts() {
-    let cases: &[(&str, Result<(bool, bool, u32, u32), &str>)] = &[
+    /// The fields of [`Options`], or the text of the refusal.
+    type Outcome = Result<(bool, bool, u32, u32), &'static str>;
+
+    let cases: &[(&str, Outcome)] = &[
         ("", Ok((true, true, 1, 1))),
         ("0", Ok((true, true, 1, 1))),
         ("1 no_hydration", Ok((false, true, 1, 1))),

@@ -14,24 +14,44 @@ use crate::env::{
     EINVAL,
     ENOTBLK, //
 };
-use crate::logic::clone::geometry::RegionSize;
+use crate::logic::clone::dirty::DirtyLogs;
+use crate::logic::clone::geometry::{
+    Geometry,
+    RegionSize, //
+};
+use crate::logic::clone::map::{
+    RegionMap,
+    Run, //
+};
 use crate::logic::clone::superblock::*;
-use crate::logic::units::Sectors;
+use crate::logic::units::{
+    Sector,
+    Sectors, //
+};
 
-/// A superblock that was not made by the code under test.
-const SAMPLE: &[u8; 4096] = include_bytes!("../../data/clone-superblock.bin");
+/// A superblock as formatted by the C target.
+const SAMPLE: &[u8; 4096] = include_bytes!("../../data/clone-superblock-fresh.bin");
+/// The same after a commit.
+const USED: &[u8; 4096] = include_bytes!("../../data/clone-superblock-used.bin");
+/// The bitset that belongs to it.
+const BITSET: &[u8; 4096] = include_bytes!("../../data/clone-bitset-used.bin");
 
-fn sample() -> Superblock {
+/// Makes the contents of a sample from what differs.
+fn contents(bitset_root: u64, bitmap_root: u64) -> Superblock {
     let mut sm_root = [0; SM_ROOT_SIZE];
-    for (slot, number) in sm_root.chunks_mut(8).zip([2048u64, 6, 1, 2]) {
+    for (slot, number) in sm_root.chunks_mut(8).zip([2048, 6, bitmap_root, 2]) {
         slot.copy_from_slice(&number.to_le_bytes());
     }
     Superblock {
         region_size: RegionSize::from_sectors(8).unwrap(),
-        target_size: Sectors(131_072),
-        bitset_root: 4,
+        target_size: Sectors(131_069),
+        bitset_root,
         sm_root,
     }
+}
+
+fn sample() -> Superblock {
+    contents(4, 1)
 }
 
 /// Returns the sample with some bytes replaced, and with the checksum made right if asked.
@@ -54,13 +74,46 @@ fn checksum_is_crc32c() {
 }
 
 #[test]
-fn sample_is_read_and_written() {
-    assert_eq!(Superblock::check(SAMPLE, LOCATION), Ok(()));
-    assert_eq!(Superblock::parse(SAMPLE, LOCATION), Ok(sample()));
-    let mut block = vec![0xa5; 4096];
-    assert_eq!(sample().write(&mut block), Ok(()));
-    assert_eq!(Superblock::seal(&mut block, LOCATION), Ok(()));
-    assert_eq!(block, SAMPLE);
+fn samples_are_read_and_written() {
+    for (bytes, superblock) in [(SAMPLE, sample()), (USED, contents(8, 9))] {
+        assert_eq!(Superblock::check(bytes, LOCATION), Ok(()));
+        assert_eq!(Superblock::parse(bytes, LOCATION), Ok(superblock));
+        let mut block = vec![0xa5; 4096];
+        assert_eq!(superblock.write(&mut block), Ok(()));
+        assert_eq!(Superblock::seal(&mut block, LOCATION), Ok(()));
+        assert_eq!(block, bytes);
+    }
+}
+
+#[test]
+fn bits_lie_as_in_the_sample() {
+    let geometry = Geometry::new(sample().region_size, sample().target_size).unwrap();
+    let words = BITSET[24..].chunks(8).take(256);
+    let words = words.map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+
+    let (mut map, mut writer) = RegionMap::new(geometry.regions()).unwrap();
+    assert_eq!(map.words(), 256);
+    for (index, word) in words.clone().enumerate() {
+        map.load_word(&mut writer, index as u64, word).unwrap();
+    }
+    assert_eq!((map.regions(), writer.set()), (16384, 138));
+
+    // What was done to the clone, in the order in which it was done.
+    let mut logs = DirtyLogs::new(8).unwrap();
+    let io = [
+        geometry.touched(Sector(24), Sectors(56)),
+        geometry.touched(Sector(8001), Sectors(1)),
+        geometry.covered(Sector(560), Sectors(1040)),
+    ];
+    for regions in io {
+        assert_eq!(map.run(regions), Run::Set(regions.len()));
+        assert!(logs.reserve(1) && logs.record(regions));
+    }
+    let mut log = logs.begin_commit().unwrap();
+    log.normalize();
+    let disk = words.enumerate().filter(|(_, word)| *word != 0);
+    let disk: Vec<_> = disk.map(|(index, word)| (index as u64, word)).collect();
+    assert_eq!(log.words().collect::<Vec<_>>(), disk);
 }
 
 #[test]
@@ -139,7 +192,7 @@ fn sizes_must_be_those_of_the_table() {
     assert_eq!(sample().check_sizes(eight, size), Ok(()));
     for result in [
         sample().check_sizes(sixteen, size),
-        sample().check_sizes(eight, Sectors(131_071)),
+        sample().check_sizes(eight, Sectors(131_072)),
         Superblock::parse(&damaged(172, &[7], true), LOCATION).map(|_| ()),
         Superblock::parse(&damaged(179, &[1], true), LOCATION).map(|_| ()),
     ] {

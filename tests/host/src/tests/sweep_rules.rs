@@ -185,6 +185,30 @@ fn more_failed_batches_than_are_remembered() {
 }
 
 #[test]
+fn what_cannot_start_comes_again() {
+    let mut clone = Clone::new(12, [1], 8, 4);
+    let take_back = |clone: &mut Clone, regions: RegionRange| {
+        let step = clone
+            .sweep
+            .next(clone.now, &clone.limits, &clone.map, &clone.flight);
+        assert_eq!(step, Step::Copy(regions));
+        clone.sweep.put_back(regions);
+    };
+    // From the scan: the other lane has its turn, finds nothing, and the scan starts where it was.
+    take_back(&mut clone, range(0, 4));
+    take_back(&mut clone, range(0, 4));
+    assert_eq!(clone.ask(0), Step::Copy(range(0, 4)));
+    clone.finish_due();
+    // From the retries, in turn with the scan.
+    take_back(&mut clone, range(0, 1));
+    take_back(&mut clone, range(4, 8));
+    take_back(&mut clone, range(0, 1));
+    assert_eq!(clone.sweep.failures(), 1);
+    clone.run_until(clone.now + 500, |_| 5);
+    assert!(clone.is_complete());
+}
+
+#[test]
 fn copies_that_could_not_start_are_failures() {
     let mut clone = Clone::new(4, [], 4, 4);
     let Step::Copy(regions) = clone.ask(0) else {
