@@ -198,7 +198,7 @@ impl RegionMap {
                 None => {
                     bit = word_of(bit).checked_add(1)?;
                     depth = depth.wrapping_add(1);
-                    if bit >= level.words || depth >= LEVELS {
+                    if depth >= LEVELS {
                         return None;
                     }
                 }
@@ -215,14 +215,17 @@ impl RegionMap {
         let start = range.start;
         let end = match self.next_clear(start) {
             Some(clear) if clear == start => {
-                let end = self.next_set(range);
+                // The first region was clear a moment ago, and that is the answer, even if it is set by now: looking at it
+                // again could find a run of nothing.
+                let rest = RegionRange::new(Region(start.0.saturating_add(1)), range.end);
+                let end = self.next_set(rest).min(range.end);
                 return Run::Clear(end.0.saturating_sub(start.0));
             }
             Some(clear) => clear.min(range.end),
             None => range.end,
         };
         match RegionRange::new(start, end).len() {
-            0 => Run::Clear(0),
+            0 => Run::Clear(0), // The range is empty.
             len => Run::Set(len),
         }
     }

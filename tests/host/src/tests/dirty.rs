@@ -148,15 +148,27 @@ proptest! {
     }
 
     #[test]
-    fn words_of_an_unsorted_log_end(ranges in prop::collection::vec((any::<u32>(), 0u32..9), 0..40)) {
+    fn words_of_an_unsorted_log_end(
+        ranges in prop::collection::vec((prop_oneof![0u32..200, any::<u32>()], 0u32..9), 0..40),
+    ) {
         let mut logs = DirtyLogs::new(40).unwrap();
+        let mut model = BTreeSet::new();
         for (start, len) in ranges {
-            logs.reserve(1);
-            logs.record(range(u64::from(start), u64::from(start) + u64::from(len)));
+            let (start, end) = (u64::from(start), u64::from(start) + u64::from(len));
+            prop_assert!(logs.reserve(1));
+            if logs.record(range(start, end)) {
+                model.extend(start..end);
+            } else {
+                prop_assert!(end > u64::from(u32::MAX));
+            }
         }
         if let Some(mut log) = logs.begin_commit() {
             let limit = 3 * log.len();
             prop_assert!(log.words().take(limit + 1).count() <= limit);
+            let bits = |(index, mask): (u64, u64)| {
+                (0..64).filter(move |bit| mask >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+            };
+            prop_assert_eq!(log.words().flat_map(bits).collect::<BTreeSet<_>>(), model);
             log.normalize();
             prop_assert!(log.words().take(limit + 1).count() <= limit);
         }

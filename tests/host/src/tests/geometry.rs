@@ -82,10 +82,15 @@ fn most_regions() {
     );
 }
 
-/// A target of up to 40 regions, and an access that may reach beyond it.
+/// A target of up to 40 regions, and an access that may reach beyond it and likes borders.
 fn small() -> impl Strategy<Value = (Geometry, u64, u64)> {
-    (3u32..6, 1u64..320, 0u64..340, 0u64..340).prop_map(|(shift, len, start, count)| {
+    let access = |len: u64| {
+        let borders = || prop_oneof![(0u64..44).prop_map(|n| n * 8), Just(len), 0u64..340];
+        (Just(len), borders(), borders(), any::<bool>())
+    };
+    (3u32..6, (1u64..320).prop_flat_map(access)).prop_map(|(shift, (len, start, end, empty))| {
         let geometry = Geometry::new(size(1 << shift), Sectors(len)).unwrap();
+        let count = if empty { 0 } else { end.saturating_sub(start) };
         (geometry, start, count)
     })
 }

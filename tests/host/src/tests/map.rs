@@ -173,6 +173,24 @@ fn deep_maps() {
 }
 
 #[test]
+fn nearly_full_maps_are_searched_quickly() {
+    // By way of the words this would take hours.
+    let (mut map, mut writer) = RegionMap::new(1 << 24).unwrap();
+    for index in 0..map.words() {
+        let word = if index == 200_000 { !1 } else { u64::MAX };
+        map.load_word(&mut writer, index, word).unwrap();
+    }
+    let hole = Region(200_000 * 64);
+    for from in 0..500_000 {
+        assert_eq!(map.next_clear(Region(from)), Some(hole));
+    }
+    map.insert(&mut writer, RegionRange::single(hole));
+    for from in 0..500_000 {
+        assert_eq!(map.next_clear(Region(from)), None);
+    }
+}
+
+#[test]
 fn too_large() {
     assert_eq!(RegionMap::new((1 << 36) + 1).err(), Some(EOVERFLOW));
     assert_eq!(RegionMap::new(u64::MAX).err(), Some(EOVERFLOW));

@@ -43,6 +43,12 @@ fn read(map: &RegionMap, done: &AtomicU64) {
             }
             None => assert!(map.all_set(range(0, REGIONS))),
         }
+        // Where the writer is at work a run may be short, but never empty.
+        for start in announced..(announced + 200).min(REGIONS) {
+            match map.run(range(start, REGIONS)) {
+                Run::Set(len) | Run::Clear(len) => assert!(len > 0 && len <= REGIONS - start),
+            }
+        }
         if announced == REGIONS {
             break;
         }
