@@ -21,10 +21,7 @@ use crate::{
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
-    ops::{
-        Deref,
-        DerefMut, //
-    },
+    ops::Deref,
     ptr::{
         addr_of,
         addr_of_mut,
@@ -275,12 +272,13 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         }
     }
 
-    /// Keeps only the first `sectors`; device-mapper sends the rest as another bio.
+    /// Keeps only the first `sectors`, and at least one; device-mapper sends the rest as another bio.
     ///
-    /// For reads, writes and discards; `sectors` must not be zero. More than there is, or nothing, changes nothing.
+    /// For reads, writes and discards. More than there is changes nothing.
     pub(crate) fn accept(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
-        if sectors >= all || sectors.0 == 0 || self.bio.is_flush() {
+        let sectors = sectors.max(Sectors(1));
+        if sectors >= all || self.bio.is_flush() {
             return;
         }
         // CAST: Less than the bio's own length, which is below 2^23 sectors.
@@ -288,6 +286,16 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares that), not zoned, and no
         // duplicate (targets ask for one bio of a kind only); `kept` is less than its length.
         unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
+    }
+
+    /// Changes the first sector, for a device on which the target does not start at zero.
+    pub(crate) fn set_sector(&mut self, sector: Sector) {
+        self.bio.set_sector(sector)
+    }
+
+    /// Sets the target's own data of this bio.
+    pub(crate) fn set_per_bio(&mut self, value: D) {
+        self.bio.set_per_bio(value)
     }
 
     /// Passes the bio on to a device at its present sector. The way of nearly every bio: one crossing into C.
@@ -322,17 +330,12 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     }
 }
 
+// No `DerefMut`: it would let a target swap the bio of the call for another one, behind device-mapper's back.
 impl<D: PerBio> Deref for MapBio<'_, D> {
     type Target = Bio<D>;
 
     fn deref(&self) -> &Bio<D> {
         &self.bio
-    }
-}
-
-impl<D: PerBio> DerefMut for MapBio<'_, D> {
-    fn deref_mut(&mut self) -> &mut Bio<D> {
-        &mut self.bio
     }
 }
 

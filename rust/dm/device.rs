@@ -26,6 +26,7 @@ use kernel::{
     bindings as kb,
     error::to_result,
     fmt,
+    new_mutex,
     prelude::*,
     sync::{
         atomic::{
@@ -34,20 +35,33 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        Arc, //
+        Arc,
+        Mutex, //
     }, //
 };
 
-/// What keeps a `struct dm_target` in place while safe code has pointers into it.
+/// What keeps a `struct dm_target` in place while safe code has pointers into it, and closes its devices at the end.
+///
+/// Device-mapper's list of a table's devices has no lock: it counts on constructors and destructors, which it runs one at
+/// a time. So devices are opened only in the constructor ([`New`](super::target::New) cannot leave it), and closed only by
+/// [`close`](Self::close), in the destructor, whichever thread drops a [`Device`].
 #[pin_data]
 pub(super) struct Anchor {
     ti: NonNull<bindings::dm_target>,
     users: Atomic<i32>,
     #[pin]
     unused: WaitQueue,
+    #[pin]
+    opened: Mutex<Option<KBox<Opened>>>,
 }
 
-// SAFETY: The target's fields that are used here (table, device list) have their own locks in device-mapper.
+/// A device to be closed, in the list of all of a target.
+struct Opened {
+    dev: NonNull<bindings::dm_dev>,
+    next: Option<KBox<Opened>>,
+}
+
+// SAFETY: Pointers that are used as `Anchor` says; the counters and lists have their own synchronisation.
 unsafe impl Send for Anchor {}
 // SAFETY: As above.
 unsafe impl Sync for Anchor {}
@@ -59,27 +73,44 @@ impl Anchor {
     ///
     /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is called.
     pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Anchor { ti, users: Atomic::new(0), unused <- new_wait_queue!("dm_rust_anchor") }),
-            GFP_KERNEL,
-        )
+        let new = pin_init!(Anchor {
+            ti,
+            users: Atomic::new(0),
+            unused <- new_wait_queue!("dm_rust_anchor"),
+            opened <- new_mutex!(None, "dm_rust_opened"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
     }
 
-    fn user(self: &Arc<Self>) -> AnchorUser {
+    pub(super) fn user(self: &Arc<Self>) -> AnchorUser {
         self.users.fetch_add(1, Relaxed);
         AnchorUser(self.clone())
     }
 
-    /// Waits until nothing points into the target any more. Sleeps.
+    /// Waits until nothing points into the target any more, then closes its devices. Sleeps.
+    ///
+    /// For the constructor that fails, or the destructor.
     pub(super) fn close(&self) {
         self.unused.wait_until(|| self.users.load(Acquire) == 0);
+        let mut next = self.opened.lock().take();
+        while let Some(opened) = next {
+            let Opened { dev, next: rest } = KBox::into_inner(opened);
+            // SAFETY: Opened for this target, not closed yet, and nobody uses it any more.
+            unsafe { bindings::dm_put_device(self.ti.as_ptr(), dev.as_ptr()) };
+            next = rest;
+        }
     }
 }
 
-/// One counted pointer into the target.
-struct AnchorUser(Arc<Anchor>);
+/// One counted pointer into the target: while it lives, the target stays, and its devices stay open.
+pub(super) struct AnchorUser(Arc<Anchor>);
 
 impl AnchorUser {
+    /// Whether a device belongs to the same target, and so stays open as long as this lives.
+    pub(super) fn keeps(&self, device: &Device) -> bool {
+        Arc::ptr_eq(&self.0, &device.anchor.0)
+    }
+
     fn ti(&self) -> *mut bindings::dm_target {
         self.0.ti.as_ptr()
     }
@@ -163,7 +194,7 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
-/// A device that a target has open. Closed when dropped. Process context for opening and closing.
+/// A device that a target uses. It is closed when the target is destroyed.
 pub(crate) struct Device {
     dev: NonNull<bindings::dm_dev>,
     anchor: AnchorUser,
@@ -181,15 +212,18 @@ impl Device {
             Access::Read => bindings::BLK_OPEN_READ,
             Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
         };
+        let entry = KBox::new_uninit(GFP_KERNEL)?;
         let mut dev = core::ptr::null_mut();
-        let anchor = anchor.user();
+        let ti = anchor.ti.as_ptr();
         // SAFETY: The target is under construction, the path nul-terminated, and `dev` can be written.
-        to_result(unsafe {
-            bindings::dm_get_device(anchor.ti(), path.as_char_ptr(), mode, &mut dev)
-        })?;
+        to_result(unsafe { bindings::dm_get_device(ti, path.as_char_ptr(), mode, &mut dev) })?;
+        let dev = NonNull::new(dev).ok_or(ENODEV)?;
+        let mut opened = anchor.opened.lock();
+        let next = opened.take();
+        *opened = Some(KBox::write(entry, Opened { dev, next }));
         Ok(Device {
-            dev: NonNull::new(dev).ok_or(ENODEV)?,
-            anchor,
+            dev,
+            anchor: anchor.user(),
         })
     }
 
@@ -247,13 +281,6 @@ impl Device {
     /// The block device's name as `%pg` prints it (`vda`, `dm-3`).
     pub(crate) fn disk_name(&self) -> DiskName<'_> {
         DiskName(self)
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: The target is still in place (the anchor), and this is its device, put once.
-        unsafe { bindings::dm_put_device(self.anchor.ti(), self.dev.as_ptr()) }
     }
 }
 

@@ -6,9 +6,18 @@
 
 use crate::{
     bindings,
-    dm::device::Device,
+    dm::device::{
+        AnchorUser,
+        Device, //
+    },
     logic::units::Sector,
-    sys::pool::PoolBox, //
+    sys::{
+        pool::PoolBox,
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -22,7 +31,16 @@ use kernel::{
         c_ulong,
         c_void, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    }, //
 };
 
 /// Memory for I/O: whole sectors, virtually contiguous.
@@ -82,11 +100,51 @@ pub(crate) trait IoDone: Send + Sized + 'static {
     fn buffer(&mut self) -> &mut Buffer;
 
     /// Called once, in the context of the bio's completion: hard interrupts included.
-    fn done(this: PoolBox<Self>, result: Result);
+    fn done(this: PoolBox<Request<Self>>, result: Result);
+}
+
+/// A context, and what its client waits for before it goes.
+pub(crate) struct Request<C> {
+    /// The context.
+    pub(crate) context: C,
+    client: Option<Arc<Flying>>,
+}
+
+impl<C: IoDone> Request<C> {
+    /// A request for [`IoClient::submit`].
+    pub(crate) fn new(context: C) -> Self {
+        Request {
+            context,
+            client: None,
+        }
+    }
+}
+
+/// The requests of a client that have not ended.
+#[pin_data]
+struct Flying {
+    count: Atomic<i32>,
+    #[pin]
+    none: WaitQueue,
+}
+
+impl Flying {
+    fn landed(&self) {
+        if self.count.fetch_sub(1, Release) == 1 {
+            self.none.wake_all();
+        }
+    }
 }
 
 /// A dm-io client: bios and memory of its own, so that its I/O always makes progress.
-pub(crate) struct IoClient(NonNull<bindings::dm_io_client>);
+///
+/// It serves devices of one target, which stay open until the client and all its requests are gone.
+pub(crate) struct IoClient {
+    raw: NonNull<bindings::dm_io_client>,
+    flying: Arc<Flying>,
+    // Dropped last: see above.
+    target: AnchorUser,
+}
 
 // SAFETY: dm-io clients may be used from any thread.
 unsafe impl Send for IoClient {}
@@ -95,10 +153,26 @@ unsafe impl Sync for IoClient {}
 
 impl IoClient {
     /// Makes a client. Sleeps.
-    pub(crate) fn new() -> Result<Self> {
+    pub(super) fn new(target: AnchorUser) -> Result<Self> {
         // SAFETY: No preconditions.
         let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
-        Ok(IoClient(NonNull::new(raw).ok_or(ENOMEM)?))
+        let raw = NonNull::new(raw).ok_or(ENOMEM)?;
+        let flying = pin_init!(Flying {
+            count: Atomic::new(0),
+            none <- new_wait_queue!("dm_rust_io"),
+        });
+        match Arc::pin_init(flying, GFP_KERNEL) {
+            Ok(flying) => Ok(IoClient {
+                raw,
+                flying,
+                target,
+            }),
+            Err(error) => {
+                // SAFETY: Just made, and not used.
+                unsafe { bindings::dm_io_client_destroy(raw.as_ptr()) };
+                Err(error)
+            }
+        }
     }
 
     /// Transfers a whole buffer and waits for it. Sleeps for I/O.
@@ -131,29 +205,38 @@ impl IoClient {
 
     /// Starts to transfer the context's buffer. Process context, sleeps at most for memory of the client's reserve.
     ///
-    /// The device must stay open until the callback: the context should own what keeps it so.
+    /// Devices of another target than the client's are refused, with an error.
     pub(crate) fn submit<C: IoDone>(
         &self,
         what: Transfer,
         device: &Device,
         start: Sector,
-        mut context: PoolBox<C>,
+        mut request: PoolBox<Request<C>>,
     ) {
         /// # Safety
         ///
-        /// For dm-io only, as the callback of a request whose context is a `PoolBox<C>`.
+        /// For dm-io only, as the callback of a request whose context is a `PoolBox<Request<C>>`.
         unsafe extern "C" fn notify<C: IoDone>(
             error: c_ulong,
             _unsupported: c_ulong,
             context: *mut c_void,
         ) {
             // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
-            let context = unsafe { PoolBox::<C>::from_raw(context) };
-            C::done(context, if error == 0 { Ok(()) } else { Err(EIO) })
+            let request = unsafe { PoolBox::<Request<C>>::from_raw(context) };
+            end(request, if error == 0 { Ok(()) } else { Err(EIO) })
         }
-        let buffer = core::ptr::from_mut(context.buffer());
-        let raw = context.into_raw();
-        // SAFETY: The buffer belongs to the context, which nobody touches until the callback.
+        fn end<C: IoDone>(mut request: PoolBox<Request<C>>, result: Result) {
+            let client = request.client.take();
+            C::done(request, result);
+            if let Some(client) = client {
+                client.landed();
+            }
+        }
+        self.flying.count.fetch_add(1, Relaxed);
+        request.client = Some(self.flying.clone());
+        let buffer = core::ptr::from_mut(request.context.buffer());
+        let raw = request.into_raw();
+        // SAFETY: The buffer belongs to the request, which nobody touches until the callback.
         let buffer = unsafe { &mut *buffer };
         let mut unused = 0;
         // SAFETY: As above: the memory stays until the callback.
@@ -170,7 +253,7 @@ impl IoClient {
         };
         if let Err(error) = result {
             // SAFETY: dm-io refused the request, so the callback will not come.
-            C::done(unsafe { PoolBox::from_raw(raw) }, Err(error));
+            end(unsafe { PoolBox::<Request<C>>::from_raw(raw) }, Err(error));
         }
     }
 
@@ -189,6 +272,9 @@ impl IoClient {
         context: *mut c_void,
         failed: &mut c_ulong,
     ) -> Result {
+        if !self.target.keeps(device) {
+            return Err(EINVAL);
+        }
         let mut region = bindings::dm_io_region {
             bdev: device.raw_bdev(),
             sector: start.0,
@@ -208,7 +294,7 @@ impl IoClient {
                 fn_: notify,
                 context,
             },
-            client: self.0.as_ptr(),
+            client: self.raw.as_ptr(),
         };
         let unsupported = core::ptr::null_mut();
         // SAFETY: The client is live, the device open, request and region are copied; the memory is by this function's
@@ -219,7 +305,10 @@ impl IoClient {
 
 impl Drop for IoClient {
     fn drop(&mut self) {
-        // SAFETY: The client is ours; requests in flight keep what keeps their devices, and thus this, alive.
-        unsafe { bindings::dm_io_client_destroy(self.0.as_ptr()) }
+        self.flying
+            .none
+            .wait_until(|| self.flying.count.load(Acquire) == 0);
+        // SAFETY: The client is ours, and none of its requests is in flight.
+        unsafe { bindings::dm_io_client_destroy(self.raw.as_ptr()) }
     }
 }

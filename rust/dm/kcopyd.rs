@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    dm::device::Device,
+    dm::device::{
+        AnchorUser,
+        Device, //
+    },
     logic::units::{
         Sector,
         Sectors, //
@@ -74,7 +77,13 @@ impl Throttle {
 }
 
 /// A kcopyd client: its jobs, its memory and its worker thread.
-pub(crate) struct Kcopyd(NonNull<bindings::dm_kcopyd_client>);
+///
+/// It copies between devices of one target, which stay open until the client has been dropped: that waits for its copies.
+pub(crate) struct Kcopyd {
+    raw: NonNull<bindings::dm_kcopyd_client>,
+    // Dropped last: see above.
+    target: AnchorUser,
+}
 
 // SAFETY: kcopyd clients may be used from any thread.
 unsafe impl Send for Kcopyd {}
@@ -83,14 +92,17 @@ unsafe impl Sync for Kcopyd {}
 
 impl Kcopyd {
     /// Makes a client. Sleeps.
-    pub(crate) fn new(throttle: Throttle) -> Result<Self> {
+    pub(super) fn new(target: AnchorUser, throttle: Throttle) -> Result<Self> {
         // SAFETY: The throttle is a static of this module.
         let raw = from_err_ptr(unsafe { bindings::dm_kcopyd_client_create(throttle.0) })?;
-        Ok(Kcopyd(NonNull::new(raw).ok_or(ENOMEM)?))
+        Ok(Kcopyd {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            target,
+        })
     }
 
     /// Starts to copy. Process context; may sleep until memory of the client's reserve is free, never for I/O of the
-    /// caller's own. The devices must stay open until `context` is called: it should own what keeps them so.
+    /// caller's own. Devices of another target than the client's are refused, as if they could not be read.
     pub(crate) fn copy<C: CopyDone>(
         &self,
         from: &Extent<'_>,
@@ -113,11 +125,15 @@ impl Kcopyd {
             // SAFETY: kcopyd calls back once per job with the context of the job, made by `into_raw` below.
             C::done(unsafe { PoolBox::<C>::from_raw(context) }, result)
         }
+        if !self.target.keeps(from.device) || !self.target.keeps(to.device) {
+            return C::done(context, CopyResult::ReadFailed);
+        }
         let (mut from, mut to) = (from.raw(), to.raw());
-        // SAFETY: The client is live; kcopyd copies both extents before it returns; the context fits the callback.
+        // SAFETY: The client is live; kcopyd takes a copy of both extents; the context fits the callback. The devices stay
+        // open until the client is gone, and so until all its copies have ended.
         unsafe {
             bindings::dm_kcopyd_copy(
-                self.0.as_ptr(),
+                self.raw.as_ptr(),
                 &mut from,
                 1,
                 &mut to,
@@ -131,13 +147,13 @@ impl Kcopyd {
     /// Waits until callbacks that run now have returned. Sleeps.
     pub(crate) fn flush(&self) {
         // SAFETY: The client is live.
-        unsafe { bindings::dm_kcopyd_client_flush(self.0.as_ptr()) }
+        unsafe { bindings::dm_kcopyd_client_flush(self.raw.as_ptr()) }
     }
 }
 
 impl Drop for Kcopyd {
     fn drop(&mut self) {
         // SAFETY: The client is ours. Waits for all its jobs.
-        unsafe { bindings::dm_kcopyd_client_destroy(self.0.as_ptr()) }
+        unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
     }
 }

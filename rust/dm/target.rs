@@ -24,6 +24,11 @@ use crate::{
             Device,
             Handle, //
         },
+        io::IoClient,
+        kcopyd::{
+            Kcopyd,
+            Throttle, //
+        },
         limits::Limits,
         status::{
             StatusBuf,
@@ -102,20 +107,36 @@ impl<T, E: Into<Error>> Text<T> for Result<T, E> {
 }
 
 /// A target under construction.
+///
+/// # Invariants
+///
+/// The constructor of the target is running, in this thread: device-mapper lends the target to nobody else.
 pub(crate) struct New<'a> {
-    ti: &'a mut bindings::dm_target,
+    ti: NonNull<bindings::dm_target>,
     anchor: Arc<Anchor>,
+    _call: PhantomData<&'a mut ()>,
 }
 
 impl New<'_> {
     /// Length of the target.
     pub(crate) fn len(&self) -> Sectors {
-        Sectors(self.ti.len)
+        // SAFETY: By the invariant the target is live.
+        Sectors(unsafe { (*self.ti.as_ptr()).len })
     }
 
-    /// Opens a device that the table line names. It is closed when the returned value is dropped. Sleeps.
+    /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
         Device::open(&self.anchor, path, access)
+    }
+
+    /// Makes a kcopyd client for the target's devices. Sleeps.
+    pub(crate) fn kcopyd(&self, throttle: Throttle) -> Result<Kcopyd> {
+        Kcopyd::new(self.anchor.user(), throttle)
+    }
+
+    /// Makes a dm-io client for the target's devices. Sleeps.
+    pub(crate) fn io_client(&self) -> Result<IoClient> {
+        IoClient::new(self.anchor.user())
     }
 
     /// The handle that the target keeps for its later life.
@@ -125,19 +146,24 @@ impl New<'_> {
 
     /// Lets device-mapper split reads and writes so that none crosses a multiple of `sectors`.
     pub(crate) fn split_at(&mut self, sectors: u32) {
-        self.ti.max_io_len = sectors;
+        // SAFETY: By the invariant the target is live and lent to us.
+        unsafe { (*self.ti.as_ptr()).max_io_len = sectors };
     }
 
     /// Asks for flushes, one per request, whether or not the devices below need them.
     pub(crate) fn want_flushes(&mut self) {
-        self.ti.num_flush_bios = 1;
-        self.ti.set_flush_supported(true);
+        // SAFETY: By the invariant the target is live and lent to us.
+        let ti = unsafe { self.ti.as_mut() };
+        ti.num_flush_bios = 1;
+        ti.set_flush_supported(true);
     }
 
     /// Asks for discards, one per request, whether or not the devices below support them.
     pub(crate) fn want_discards(&mut self) {
-        self.ti.num_discard_bios = 1;
-        self.ti.set_discards_supported(true);
+        // SAFETY: By the invariant the target is live and lent to us.
+        let ti = unsafe { self.ti.as_mut() };
+        ti.num_discard_bios = 1;
+        ti.set_discards_supported(true);
     }
 }
 
@@ -351,30 +377,36 @@ impl<T: Target> Registration<T> {
         argv: *mut *mut c_char,
     ) -> c_int {
         from_result(|| {
-            let raw = NonNull::new(ti).ok_or(EINVAL)?;
+            let ti = NonNull::new(ti).ok_or(EINVAL)?;
+            let private = KBox::new_uninit(GFP_KERNEL)?;
             // SAFETY: `dtr`, or the failure below, closes the anchor before the target goes away.
-            let anchor = unsafe { Anchor::new(raw) }?;
-            // SAFETY: Device-mapper lends the target to its constructor, exclusively.
-            let ti = unsafe { &mut *ti };
+            let anchor = unsafe { Anchor::new(ti) }?;
+            // SAFETY: The type of a target is set before its constructor runs.
+            let kind = unsafe { (*ti.as_ptr()).type_ };
+            // SAFETY: The type is the `inner` of a registration of this `T`, which outlives its tables.
+            let this = unsafe { &*container_of!(Opaque::cast_from(kind), Self, inner) };
             // SAFETY: Device-mapper keeps the words until the constructor returns.
             let words = unsafe { Words::new(argc, argv) };
-            // SAFETY: The type of the target is the `inner` of a registration, which outlives its tables.
-            let this = unsafe { &*container_of!(Opaque::cast_from(ti.type_), Self, inner) };
+            // INVARIANT: This is the constructor.
             let mut new = New {
                 ti,
                 anchor: anchor.clone(),
+                _call: PhantomData,
             };
             match T::ctr(&mut new, &this.shared, words) {
                 Ok(target) => {
-                    let private = KBox::new(Private { target, anchor }, GFP_KERNEL)?;
+                    let private = KBox::write(private, Private { target, anchor });
+                    // SAFETY: The target is still lent to the constructor.
+                    let ti = unsafe { &mut *ti.as_ptr() };
                     // CAST: At most a few bytes.
-                    new.ti.per_io_data_size = Self::BIO_DATA as c_uint;
-                    new.ti.private = private.into_foreign();
+                    ti.per_io_data_size = Self::BIO_DATA as c_uint;
+                    ti.private = private.into_foreign();
                     Ok(0)
                 }
                 Err(error) => {
                     if let Some(text) = error.text {
-                        new.ti.error = text.as_char_ptr().cast_mut();
+                        // SAFETY: The target is still lent to the constructor.
+                        unsafe { (*ti.as_ptr()).error = text.as_char_ptr().cast_mut() };
                     }
                     anchor.close();
                     Err(error.code)

@@ -62,7 +62,7 @@ impl OwnedQueue {
         unsafe { Queue::from_raw(self.raw.as_ptr()) }
     }
 
-    /// Makes an item run soon. Does nothing if it is pending already. Any context.
+    /// Makes an item run soon. Does nothing if it is pending already, or just being cancelled. Any context.
     pub(crate) fn enqueue<T, const ID: u64>(&self, item: Arc<T>)
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
@@ -71,7 +71,7 @@ impl OwnedQueue {
         let _ = self.as_queue().enqueue::<Arc<T>, ID>(item);
     }
 
-    /// Makes an item run after `delay`. Does nothing if it is pending already. Any context.
+    /// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled. Any context.
     pub(crate) fn enqueue_delayed<T, const ID: u64>(&self, item: Arc<T>, delay: Millis)
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
@@ -86,14 +86,15 @@ impl OwnedQueue {
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
     {
-        let cpu = kb::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int;
-        let container = Arc::into_raw(item);
-        let delayed = delayed_work::<T, ID>(container);
-        // SAFETY: The queue and the container are live, and the item was initialised with the container.
-        if unsafe { kb::mod_delayed_work_on(cpu, self.raw.as_ptr(), delayed, delay.to_jiffies()) } {
-            // SAFETY: The item was pending and holds a reference already, so this one is not needed.
+        // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not queue it, and says
+        // neither.
+        let container = Arc::as_ptr(&item);
+        // SAFETY: The item was initialised with its container, which `item` keeps alive.
+        if unsafe { kb::cancel_delayed_work(delayed_work::<T, ID>(container)) } {
+            // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
             drop(unsafe { Arc::from_raw(container) });
         }
+        self.enqueue_delayed(item, delay);
     }
 
     /// Waits until all items that are queued now have run. Sleeps.

@@ -21,6 +21,7 @@ pub(crate) struct Example {
     device: Device,
     offset: Sector,
     len: Sectors,
+    io: IoClient,
 }
 
 impl Example {
@@ -54,13 +55,14 @@ impl Target for Example {
         let device = new
             .open(path, Access::ReadWrite)
             .text(c"Device lookup failed")?;
-        let len = new.len();
+        let (len, io) = (new.len(), new.io_client()?);
         new.want_flushes();
         Arc::new(
             Example {
                 device,
                 offset,
                 len,
+                io,
             },
             GFP_KERNEL,
         )
@@ -86,7 +88,8 @@ impl Target for Example {
         let sector = words.last().and_then(|w| parse_decimal_u64(bytes(w)));
         let sector = this.locate(Sector(sector.ok_or(EINVAL)?)).ok_or(EINVAL)?;
         let mut buffer = Buffer::new(1)?;
-        IoClient::new()?.transfer(Transfer::Read, &this.device, sector, &mut buffer)?;
+        this.io
+            .transfer(Transfer::Read, &this.device, sector, &mut buffer)?;
         out.emit(fmt!("{:02x?}", buffer.get(..4)));
         Ok(())
     }

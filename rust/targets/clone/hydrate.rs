@@ -81,18 +81,16 @@ impl CopyDone for CopyJob {
         if !copied && log::allowed() {
             err!("clone", "{}: hydration failed", clone.handle);
         }
+        let (filled, outcome) = if copied {
+            (Filled::Yes, Outcome::Copied)
+        } else {
+            (Filled::Copy, Outcome::Failed)
+        };
+        clone.as_arc_borrow().finish(slot, filled);
         if whose == For::Sweep {
-            let outcome = if copied {
-                Outcome::Copied
-            } else {
-                Outcome::Failed
-            };
             clone.sweep.lock().finished(time::now().0, range, outcome);
+            clone.as_arc_borrow().wake_sweep();
         }
-        clone
-            .as_arc_borrow()
-            .finish(slot, if copied { Filled::Yes } else { Filled::Copy });
-        clone.as_arc_borrow().wake_sweep();
     }
 }
 

@@ -74,15 +74,25 @@ impl IoState {
     const COUNTED: IoState = IoState(1);
     /// From here on slots.
     const FIRST_SLOT: u32 = 2;
+    /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer takes the flag off a bio for
+    /// a destination without a volatile cache.
+    const FUA: u32 = 1 << 31;
 
     /// An overwrite that fills the regions of a slot; counted too.
-    fn overwrite(slot: Slot) -> Self {
-        IoState(slot.to_raw().saturating_add(Self::FIRST_SLOT))
+    fn overwrite(slot: Slot, bio: &CloneBio) -> Self {
+        let fua = if bio.is_fua() { Self::FUA } else { 0 };
+        IoState(slot.to_raw().saturating_add(Self::FIRST_SLOT) | fua)
     }
 
     /// The slot of an overwrite.
     fn slot(self) -> Option<Slot> {
-        self.0.checked_sub(Self::FIRST_SLOT).map(Slot::from_raw)
+        let slot = self.0 & !Self::FUA;
+        slot.checked_sub(Self::FIRST_SLOT).map(Slot::from_raw)
+    }
+
+    /// Whether an overwrite is to end only after a commit.
+    fn is_fua(self) -> bool {
+        self.0 & Self::FUA != 0
     }
 }
 
@@ -129,6 +139,15 @@ impl State {
         let range = range.first(self.inflight.clear_prefix(range));
         self.claim_free(range)
             .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
+    }
+
+    /// Whether a claim would find a slot and room in the log.
+    fn has_room(&mut self) -> bool {
+        let room = self.logs.reserve(1);
+        if room {
+            self.logs.unreserve(1);
+        }
+        room && self.inflight.free_slots() > 0
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
@@ -202,7 +221,7 @@ pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState
     if this.user_ios.fetch_sub(1, Full) == 1 {
         this.wake_sweep();
     }
-    if filled && bio.is_fua() {
+    if filled && state.is_fua() {
         // Durable data, but a power cut would forget that it is there: commit first. The next `end_io` ends it.
         bio.set_per_bio(IoState::PLAIN);
         let (bio, ended) = bio.take();
@@ -282,7 +301,7 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
         Claim::Mine(slot, range) if overwrite => {
             drop(state);
             accept(&mut bio, &this, range);
-            bio.set_per_bio(IoState::overwrite(slot));
+            bio.set_per_bio(IoState::overwrite(slot, &bio));
             bio.remap(&this.destination)
         }
         Claim::Mine(slot, range) => {
@@ -387,7 +406,8 @@ impl Clone {
         if marked {
             self.schedule_commit(was_dirty, half_full);
         }
-        self.wake_stalled();
+        self.wake_stalled(Self::STALLED_STEP);
+        self.wake_sweep();
         if idle && self.is_suspended() {
             self.idle.wake_all();
         }
@@ -406,15 +426,23 @@ impl Clone {
         }
     }
 
-    /// Fails writes to a part of a region that cannot be copied. A discard that waited for it goes on.
+    /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on: discards, and writes to
+    /// all of it.
     fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
         while let Some(bio) = waiters.pop() {
-            if bio.op() == Op::Discard {
+            if bio.op() == Op::Discard || self.covers(&bio) {
                 self.again(Some(bio));
             } else {
                 bio.end(Status::IO_ERROR);
             }
         }
+    }
+
+    /// Whether a bio needs no old data: it covers each region that it touches.
+    fn covers(&self, bio: &CloneBio) -> bool {
+        let geometry = self.metadata.geometry();
+        let touched = geometry.touched(bio.sector(), bio.sectors());
+        geometry.covered(bio.sector(), bio.sectors()) == touched
     }
 
     /// Sends on bios whose region has just been marked.
@@ -466,14 +494,21 @@ impl Clone {
         }
     }
 
-    /// Lets the worker look at stalled bios again. Any context.
-    fn wake_stalled(self: ArcBorrow<'_, Self>) {
+    /// Stalled bios that are looked at again when one slot has ended.
+    const STALLED_STEP: usize = 4;
+
+    /// Lets the worker look at some stalled bios again. Any context.
+    fn wake_stalled(self: ArcBorrow<'_, Self>, count: usize) {
         let mut lists = self.lists.lock();
         if lists.stalled.is_empty() {
             return;
         }
-        let mut stalled = lists.stalled.take();
-        lists.again.append(&mut stalled);
+        for _ in 0..count {
+            let Some(bio) = lists.stalled.pop() else {
+                break;
+            };
+            lists.again.push(bio);
+        }
         drop(lists);
         self.wake_worker();
     }
@@ -490,7 +525,7 @@ impl Clone {
     fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-        let overwrite = metadata.geometry().covered(bio.sector(), bio.sectors()) == touched;
+        let overwrite = self.covers(&bio);
         let mut state = metadata.state().lock();
         match state.claim(&self, touched) {
             Claim::Hydrated => {
@@ -514,7 +549,7 @@ impl Clone {
             }
             Claim::Mine(slot, _) if overwrite => {
                 drop(state);
-                bio.set_per_bio(IoState::overwrite(slot));
+                bio.set_per_bio(IoState::overwrite(slot, &bio));
                 bio.submit(&self.destination);
             }
             Claim::Mine(slot, range) => {
@@ -611,12 +646,17 @@ impl WorkItem<1> for Clone {
         while let Some(bio) = ready.pop() {
             bio.submit(&this.destination);
         }
+        let looked = !again.is_empty();
         while let Some(bio) = again.pop() {
             if bio.op() == Op::Discard {
                 this.as_arc_borrow().discard(bio);
             } else {
                 this.as_arc_borrow().write(bio);
             }
+        }
+        // Those may have needed less room than there was; the next ones then need not wait for a slot to end.
+        if looked && this.metadata.state().lock().has_room() {
+            this.as_arc_borrow().wake_stalled(Clone::STALLED_STEP);
         }
     }
 }
@@ -648,7 +688,8 @@ impl WorkItem<2> for Clone {
                         bio.submit(&this.destination);
                     }
                 }
-                if this.metadata.is_dirty() {
+                // Suspending commits by itself, and resuming starts the timer again.
+                if this.metadata.is_dirty() && !this.is_suspended() {
                     this.queue
                         .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
                 }
@@ -658,7 +699,7 @@ impl WorkItem<2> for Clone {
                 flush.end_all(Status::IO_ERROR);
             }
         }
-        this.as_arc_borrow().wake_stalled();
+        this.as_arc_borrow().wake_stalled(usize::MAX);
         this.as_arc_borrow().wake_sweep();
     }
 }

@@ -67,7 +67,10 @@ use crate::{
             new_irq_lock,
             IrqLock, //
         },
-        log::err,
+        log::{
+            err,
+            warning, //
+        },
         noio::NoIo,
         rw_sem::{
             new_rw_sem,
@@ -264,6 +267,8 @@ pub(super) struct Metadata {
     dirty: Atomic<bool>,
     /// A [`Mode`], as its discriminant.
     mode: Atomic<u32>,
+    /// A flush of the destination failed: see [`recover`](Metadata::recover).
+    flush_failed: Atomic<bool>,
     device: Arc<BlockDevice>,
     #[pin]
     commit: Mutex<()>,
@@ -297,6 +302,7 @@ impl Metadata {
                 done: Atomic::new(done),
                 dirty: Atomic::new(false),
                 mode: Atomic::new(Mode::ReadWrite as u32),
+                flush_failed: Atomic::new(false),
                 device,
                 commit <- new_mutex!((), "dm_clone_commit"),
                 disk <- new_rw_sem!(Some(disk), "dm_clone_disk"),
@@ -347,9 +353,10 @@ impl Metadata {
     ///
     /// Under the state lock. The change is seen by readers of the map after the data was written.
     pub(super) fn mark(&self, state: &mut State, range: RegionRange) {
-        self.map.insert(&mut state.writer, range);
-        state.logs.record(range);
+        // First, so that whoever sees the map's bits sees that there is something to commit.
         self.dirty.store(true, Release);
+        state.logs.record(range);
+        self.map.insert(&mut state.writer, range);
         if state.writer.set() == self.geometry.regions() {
             self.done.store(true, Release);
         }
@@ -377,7 +384,7 @@ impl Metadata {
         &self,
         name: &Handle,
         flush: impl FnOnce() -> Result,
-    ) -> Result<Committed> {
+    ) -> Result<Committed, Failure> {
         let _noio = NoIo::enter();
         let _only = self.commit.lock();
         let log = {
@@ -386,7 +393,10 @@ impl Metadata {
                 return Ok(Committed::Nothing);
             }
             if self.mode() != Mode::ReadWrite {
-                return Err(EPERM);
+                return Err(Failure {
+                    error: EPERM,
+                    degraded: None,
+                });
             }
             state.logs.begin_commit()
         };
@@ -405,21 +415,17 @@ impl Metadata {
         match result {
             Ok(()) if complete => Ok(Committed::Complete),
             Ok(()) => Ok(Committed::Flushed),
-            Err((what, error)) => {
-                self.abort(name, what, error);
-                Err(error)
+            Err((step, error)) => {
+                let degraded = Some(self.abort(name, step, error));
+                Err(Failure { error, degraded })
             }
         }
     }
 
-    /// First the data, then what says that it is there. An error comes with the name of the step.
-    fn write(
-        &self,
-        log: &RangeLog,
-        flush: impl FnOnce() -> Result,
-    ) -> Result<(), (&'static str, Error)> {
-        flush().map_err(|e| ("flush destination device", e))?;
-        let step = |e| ("dm_clone_metadata_commit", e);
+    /// First the data, then what says that it is there.
+    fn write(&self, log: &RangeLog, flush: impl FnOnce() -> Result) -> Result<(), (Step, Error)> {
+        flush().map_err(|error| (Step::Flush, error))?;
+        let step = |error| (Step::Commit, error);
         let mut disk = self.disk.write();
         let disk = disk.as_mut().ok_or(step(EIO))?;
         disk.set(log)
@@ -428,29 +434,39 @@ impl Metadata {
     }
 
     /// Goes back to the last transaction on disk and writes nothing more. Under the commit lock. Sleeps for I/O.
-    fn abort(&self, name: &Handle, what: &'static str, error: Error) {
+    fn abort(&self, name: &Handle, step: Step, error: Error) -> Mode {
+        let what = match step {
+            Step::Flush => "flush destination device",
+            Step::Commit => "dm_clone_metadata_commit",
+        };
+        let errno = error.to_errno();
         err!(
             "clone",
             "{}: Metadata operation `{}' failed: error = {}",
             name,
             what,
-            error.to_errno()
+            errno
         );
         err!("clone", "{}: Aborting current metadata transaction", name);
+        if step == Step::Flush {
+            self.flush_failed.store(true, Relaxed);
+        }
         let mut disk = self.disk.write();
         // The old blocks must be gone before the device is read again.
         *disk = None;
-        match Disk::open(self.device.clone(), &self.geometry, Format::Never) {
+        let mode = match Disk::open(self.device.clone(), &self.geometry, Format::Never) {
             Ok(reopened) => {
                 reopened.tm.blocks().set_read_only();
                 *disk = Some(reopened);
-                self.set_mode(Mode::ReadOnly);
+                Mode::ReadOnly
             }
             Err(_) => {
                 err!("clone", "{}: Failed to abort metadata transaction", name);
-                self.set_mode(Mode::Fail);
+                Mode::Fail
             }
-        }
+        };
+        self.set_mode(mode);
+        mode
     }
 
     fn set_mode(&self, mode: Mode) {
@@ -459,9 +475,22 @@ impl Metadata {
 
     /// Tries to get out of a failed state: opens the metadata again for writing. What was not committed is still known
     /// and goes with the next commit. Does nothing in read-write mode. Sleeps for I/O.
-    pub(super) fn recover(&self) -> Result {
+    ///
+    /// After a failed flush the destination may have dropped data that it acknowledged, and a later flush may say nothing
+    /// of it. Marking those regions would make the loss permanent, so the mode stays: only a new beginning, from what is
+    /// on disk, is safe.
+    pub(super) fn recover(&self, name: &Handle) -> Result {
+        let _noio = NoIo::enter();
         let _only = self.commit.lock();
         if self.mode() == Mode::ReadWrite {
+            return Ok(());
+        }
+        if self.flush_failed.load(Relaxed) {
+            warning!(
+                "clone",
+                "{}: The destination lost data: remove and create the device",
+                name
+            );
             return Ok(());
         }
         let mut disk = self.disk.write();
@@ -478,12 +507,30 @@ impl Metadata {
     }
 }
 
-/// A table's use of a [`Metadata`], in the list of all.
+/// A step of a commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The flush of the destination.
+    Flush,
+    /// Writing the metadata.
+    Commit,
+}
+
+/// Why there is no commit.
+pub(super) struct Failure {
+    /// The error.
+    pub(super) error: Error,
+    /// The new mode, if it is this failure that changed it.
+    pub(super) degraded: Option<Mode>,
+}
+
+/// A table's use of a metadata device, in the list of all.
 struct Use {
     number: u32,
     owner: MappedDevice,
     table: TableId,
-    metadata: Arc<Metadata>,
+    /// None while it is being opened.
+    metadata: Option<Arc<Metadata>>,
     next: Option<KBox<Use>>,
 }
 
@@ -497,13 +544,12 @@ pub(crate) struct Registry {
 impl Registry {
     /// An empty registry. Sleeps.
     pub(super) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") }),
-            GFP_KERNEL,
-        )
+        let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") });
+        Arc::pin_init(new, GFP_KERNEL)
     }
 
-    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O.
+    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not under a lock: a device
+    /// that hangs holds nobody else up.
     pub(super) fn join(
         self: &Arc<Self>,
         number: u32,
@@ -511,51 +557,84 @@ impl Registry {
         table: TableId,
         geometry: Geometry,
     ) -> Result<Member> {
+        let (shared, place) = self.enter(number, owner, table)?;
+        let metadata = match shared {
+            Some(metadata) if *metadata.geometry() == geometry => metadata,
+            Some(_) => return Err(log_invalid(Invalid::Geometry)),
+            None => {
+                let metadata = Metadata::open(number, geometry)?;
+                self.publish(&place, &metadata);
+                metadata
+            }
+        };
+        Ok(Member {
+            metadata,
+            _place: place,
+        })
+    }
+
+    /// Enters a table into the list, and finds the state that others share.
+    fn enter(
+        self: &Arc<Self>,
+        number: u32,
+        owner: MappedDevice,
+        table: TableId,
+    ) -> Result<(Option<Arc<Metadata>>, Place)> {
+        let new = Use {
+            number,
+            owner,
+            table,
+            metadata: None,
+            next: None,
+        };
+        let mut new = KBox::new(new, GFP_KERNEL)?;
         let mut uses = self.uses.lock();
-        let mut shared = None;
         let mut next = uses.as_ref();
         while let Some(other) = next {
             if other.number == number {
-                if other.owner != owner || other.table == table {
+                if other.owner != owner || other.table == table || other.metadata.is_none() {
                     err!(
                         "clone metadata",
                         "Metadata device is in use by another clone"
                     );
                     return Err(EBUSY);
                 }
-                shared = Some(other.metadata.clone());
+                new.metadata = other.metadata.clone();
             }
             next = other.next.as_ref();
         }
-        let metadata = match shared {
-            Some(metadata) if *metadata.geometry() == geometry => metadata,
-            Some(_) => return Err(log_invalid(Invalid::Geometry)),
-            None => Metadata::open(number, geometry)?,
-        };
-        let new = Use {
-            number,
-            owner,
-            table,
-            metadata: metadata.clone(),
-            next: None,
-        };
-        let mut new = KBox::new(new, GFP_KERNEL)?;
+        let shared = new.metadata.clone();
         new.next = uses.take();
         *uses = Some(new);
-        Ok(Member {
-            metadata,
-            number,
-            table,
-            registry: self.clone(),
-        })
+        let registry = self.clone();
+        Ok((
+            shared,
+            Place {
+                number,
+                table,
+                registry,
+            },
+        ))
     }
 
-    fn leave(&self, number: u32, table: TableId) {
+    /// Lets others share what has been opened.
+    fn publish(&self, place: &Place, metadata: &Arc<Metadata>) {
+        let mut uses = self.uses.lock();
+        let mut next = (*uses).as_mut();
+        while let Some(other) = next {
+            if other.number == place.number && other.table == place.table {
+                other.metadata = Some(metadata.clone());
+            }
+            next = other.next.as_mut();
+        }
+    }
+
+    fn leave(&self, place: &Place) {
         let mut uses = self.uses.lock();
         let mut link = &mut *uses;
         while link
             .as_ref()
-            .is_some_and(|other| other.number != number || other.table != table)
+            .is_some_and(|other| other.number != place.number || other.table != place.table)
         {
             match link {
                 Some(other) => link = &mut other.next,
@@ -568,12 +647,23 @@ impl Registry {
     }
 }
 
-/// A table's membership: ends when dropped. Process context, sleeps.
-pub(super) struct Member {
-    metadata: Arc<Metadata>,
+/// An entry in the registry: it ends when dropped. Process context, sleeps.
+struct Place {
     number: u32,
     table: TableId,
     registry: Arc<Registry>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.registry.leave(self);
+    }
+}
+
+/// A table's membership.
+pub(super) struct Member {
+    metadata: Arc<Metadata>,
+    _place: Place,
 }
 
 impl core::ops::Deref for Member {
@@ -581,11 +671,5 @@ impl core::ops::Deref for Member {
 
     fn deref(&self) -> &Metadata {
         &self.metadata
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.registry.leave(self.number, self.table);
     }
 }

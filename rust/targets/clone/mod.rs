@@ -136,6 +136,7 @@ use kernel::{
 };
 use metadata::{
     Committed,
+    Failure,
     Member,
     Registry, //
 };
@@ -281,7 +282,7 @@ impl Target for Clone {
             )
             .text(c"Failed to load metadata")?;
         let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
-        let kcopyd = Kcopyd::new(Throttle::clone_hydration())?;
+        let kcopyd = new.kcopyd(Throttle::clone_hydration())?;
         let jobs = Pool::new(COPY_RESERVE)
             .text(c"Failed to create dm_clone_region_hydration memory pool")?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
@@ -324,11 +325,14 @@ impl Target for Clone {
     fn dtr(this: &Arc<Self>) {
         // Suspended: no bio, no copy. What is left are items that may be about to return.
         this.kcopyd.flush();
-        cancel_delayed::<Clone, { SweepTimer::ID }>(this);
-        cancel_delayed::<Clone, { CommitTimer::ID }>(this);
-        cancel::<Clone, { Sweeper::ID }>(this);
-        cancel::<Clone, { Committer::ID }>(this);
+        // Who starts others goes first, and again after the timers, which start some of them.
         cancel::<Clone, { Worker::ID }>(this);
+        for _ in 0..2 {
+            cancel::<Clone, { Sweeper::ID }>(this);
+            cancel::<Clone, { Committer::ID }>(this);
+            cancel_delayed::<Clone, { SweepTimer::ID }>(this);
+            cancel_delayed::<Clone, { CommitTimer::ID }>(this);
+        }
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
@@ -363,7 +367,7 @@ impl Target for Clone {
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         // A new table is a new start for metadata that could not be written, as loading one is with the C target.
         if this.fresh.load(Relaxed) {
-            this.metadata.recover()?;
+            this.metadata.recover(&this.handle)?;
         }
         Ok(())
     }
@@ -429,25 +433,28 @@ impl Clone {
         self.suspended.load(Relaxed)
     }
 
-    /// Commits, tells the world what changed by it, and takes on what waited for room. Sleeps for I/O.
+    /// Commits, and tells the world what changed by it. Sleeps for I/O.
     fn commit(&self) -> Result<Committed> {
-        let before = self.metadata.mode();
         let result = self
             .metadata
             .commit(&self.handle, || self.destination.flush());
-        let mode = self.metadata.mode();
-        if mode != before {
-            info!(
-                "clone",
-                "{}: Switching to {} mode",
-                self.handle,
-                mode.description()
-            );
-            self.handle.event();
-        } else if result == Ok(Committed::Complete) {
-            self.handle.event();
+        match &result {
+            Ok(Committed::Complete) => self.handle.event(),
+            Err(Failure {
+                degraded: Some(mode),
+                ..
+            }) => {
+                info!(
+                    "clone",
+                    "{}: Switching to {} mode",
+                    self.handle,
+                    mode.description()
+                );
+                self.handle.event();
+            }
+            _ => {}
         }
-        result
+        result.map_err(|failure| failure.error)
     }
 
     /// Switches pass-down of discards off for good if the destination cannot do what it takes.
@@ -473,7 +480,9 @@ impl Clone {
     }
 
     fn info(&self, noflush: bool, out: &mut StatusBuf<'_>) {
-        if self.metadata.mode() != Mode::Fail && !noflush && !self.handle.is_suspended() {
+        // Neither while suspended, nor for a table that is not live: it might name another destination.
+        let live = !self.is_suspended() && !self.handle.is_suspended();
+        if self.metadata.mode() != Mode::Fail && !noflush && live {
             // A failure has been logged and shows in the mode below.
             let _ = self.commit();
         }
