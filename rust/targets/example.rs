@@ -45,10 +45,7 @@ impl Target for Example {
 
     fn ctr(new: &mut New<'_>, (): &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
         let (Some(path), Some(offset), None) = (words.next(), words.next(), words.next()) else {
-            return Err(CtrError::new(
-                c"Two arguments are needed: device and offset",
-                EINVAL,
-            ));
+            return Err(CtrError::new(c"Device and offset are needed", EINVAL));
         };
         let offset = parse_decimal_u64(bytes(offset)).map(Sector);
         let offset = offset.ok_or(EINVAL).text(c"Invalid offset")?;
@@ -90,7 +87,7 @@ impl Target for Example {
         let mut buffer = Buffer::new(1)?;
         this.io
             .transfer(Transfer::Read, &this.device, sector, &mut buffer)?;
-        out.emit(fmt!("{:02x?}", buffer.get(..4)));
+        out.emit(fmt!("{:02x?}", buffer.get(..4).unwrap_or_default()));
         Ok(())
     }
 

@@ -164,9 +164,8 @@ impl Clone {
                 Some(slot) => Ok((slot, range)),
                 None => {
                     drop(state);
-                    // No room: as if it had failed, so that the sweep comes back to it; the end of a copy or of a commit
-                    // wakes the sweep again.
-                    sweep.finished(now, range, Outcome::Failed);
+                    // The end of a copy or a commit makes room, and wakes the sweep again.
+                    sweep.put_back(range);
                     Err(Step::Blocked)
                 }
             },

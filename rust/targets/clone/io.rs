@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way of a bio.
+//! The way of a bio. The workers that take deferred bios on are in `work.rs`.
 //!
 //! ```text
 //!  map ──┬─ nothing left to track ───────────────────────────────────────────────▶ destination
@@ -19,9 +19,11 @@
 //! [`State::inflight`]: super::metadata::State
 
 use super::{
-    metadata::{
-        Committed,
-        State, //
+    metadata::State,
+    work::{
+        CommitTimer,
+        Committer,
+        Worker, //
     },
     Clone,
     COMMIT_DELAY, //
@@ -47,8 +49,7 @@ use crate::{
             Region,
             RegionRange, //
         }, //
-    },
-    sys::noio::NoIo, //
+    }, //
 };
 use kernel::{
     sync::{
@@ -56,10 +57,8 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        Arc,
         ArcBorrow, //
-    },
-    workqueue::WorkItem, //
+    }, //
 };
 
 /// What `end_io` must know of a bio.
@@ -103,15 +102,15 @@ type Queue = BioQueue<IoState>;
 #[derive(Default)]
 pub(super) struct Lists {
     /// Their region is hydrated: to be submitted.
-    ready: Queue,
+    pub(super) ready: Queue,
     /// To be looked at again: their copy failed with others, a discard's range became free, or there was no room.
-    again: Queue,
+    pub(super) again: Queue,
     /// No slot or no room in the log: to be looked at again when there may be.
-    stalled: Queue,
+    pub(super) stalled: Queue,
     /// Flushes and FUA writes: to be submitted or ended after a commit.
-    flush: Queue,
+    pub(super) flush: Queue,
     /// FUA overwrites whose data is written: to be ended after a commit.
-    written: Queue,
+    pub(super) written: Queue,
 }
 
 /// What became of a region when a writer asked for it, under the state lock.
@@ -142,7 +141,7 @@ impl State {
     }
 
     /// Whether a claim would find a slot and room in the log.
-    fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         let room = self.logs.reserve(1);
         if room {
             self.logs.unreserve(1);
@@ -495,10 +494,10 @@ impl Clone {
     }
 
     /// Stalled bios that are looked at again when one slot has ended.
-    const STALLED_STEP: usize = 4;
+    pub(super) const STALLED_STEP: usize = 4;
 
     /// Lets the worker look at some stalled bios again. Any context.
-    fn wake_stalled(self: ArcBorrow<'_, Self>, count: usize) {
+    pub(super) fn wake_stalled(self: ArcBorrow<'_, Self>, count: usize) {
         let mut lists = self.lists.lock();
         if lists.stalled.is_empty() {
             return;
@@ -513,7 +512,7 @@ impl Clone {
         self.wake_worker();
     }
 
-    fn wake_worker(self: ArcBorrow<'_, Self>) {
+    pub(super) fn wake_worker(self: ArcBorrow<'_, Self>) {
         self.queue.enqueue::<Clone, { Worker::ID }>(self.into());
     }
 
@@ -522,7 +521,7 @@ impl Clone {
     }
 
     /// Decides again on a write to one region, outside of `map`. Process context.
-    fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+    pub(super) fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
         let overwrite = self.covers(&bio);
@@ -573,7 +572,7 @@ impl Clone {
     ///
     /// A region that is being copied must not be marked before the copy has ended: it would write old data over what is
     /// written after the discard. So such regions are waited for; all others are marked at once, so the wait is bounded.
-    fn discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+    pub(super) fn discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let range = metadata.geometry().covered(bio.sector(), bio.sectors());
         if range.is_empty() || metadata.mode() != Mode::ReadWrite {
@@ -625,96 +624,4 @@ impl Clone {
 
     /// Regions that are marked with interrupts off at a time: 8 KiB of the map.
     const DISCARD_STEP: u64 = 1 << 16;
-}
-
-/// Takes on the bios that are ready, and decides again on those that were not.
-pub(super) struct Worker;
-
-impl Worker {
-    pub(super) const ID: u64 = 1;
-}
-
-impl WorkItem<1> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
-        let _noio = NoIo::enter();
-        let (mut ready, mut again) = {
-            let mut lists = this.lists.lock();
-            (lists.ready.take(), lists.again.take())
-        };
-        while let Some(bio) = ready.pop() {
-            bio.submit(&this.destination);
-        }
-        let looked = !again.is_empty();
-        while let Some(bio) = again.pop() {
-            if bio.op() == Op::Discard {
-                this.as_arc_borrow().discard(bio);
-            } else {
-                this.as_arc_borrow().write(bio);
-            }
-        }
-        // Those may have needed less room than there was; the next ones then need not wait for a slot to end.
-        if looked && this.metadata.state().lock().has_room() {
-            this.as_arc_borrow().wake_stalled(Clone::STALLED_STEP);
-        }
-    }
-}
-
-/// Commits, and ends or sends on who waited for it.
-pub(super) struct Committer;
-
-impl Committer {
-    pub(super) const ID: u64 = 2;
-}
-
-impl WorkItem<2> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
-        let _noio = NoIo::enter();
-        // Taken before the commit begins, so that its flush of the destination comes after their data.
-        let (mut flush, mut written) = {
-            let mut lists = this.lists.lock();
-            (lists.flush.take(), lists.written.take())
-        };
-        match this.commit() {
-            Ok(committed) => {
-                written.end_all(Status::OK);
-                while let Some(bio) = flush.pop() {
-                    if bio.is_flush() && committed != Committed::Nothing {
-                        bio.end(Status::OK);
-                    } else {
-                        bio.submit(&this.destination);
-                    }
-                }
-                // Suspending commits by itself, and resuming starts the timer again.
-                if this.metadata.is_dirty() && !this.is_suspended() {
-                    this.queue
-                        .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
-                }
-            }
-            Err(_) => {
-                written.end_all(Status::IO_ERROR);
-                flush.end_all(Status::IO_ERROR);
-            }
-        }
-        this.as_arc_borrow().wake_stalled(usize::MAX);
-        this.as_arc_borrow().wake_sweep();
-    }
-}
-
-/// Commits some time after a change that nobody waits for.
-pub(super) struct CommitTimer;
-
-impl CommitTimer {
-    pub(super) const ID: u64 = 3;
-}
-
-impl WorkItem<3> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
-        this.as_arc_borrow().wake_committer();
-    }
 }

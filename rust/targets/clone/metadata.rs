@@ -2,9 +2,7 @@
 
 //! Which regions are hydrated: in core for routing, on disk for the next time.
 //!
-//! There is one [`Metadata`] for a metadata device, however many tables name it. A table that is loaded over a live one
-//! shares its state, so nothing can be hydrated behind the new table's back, and nothing is read twice. Another mapped
-//! device, or a second target of one table, is refused.
+//! There is one [`Metadata`] for a metadata device, however many tables name it: see `registry.rs`.
 //!
 //! # What is on disk
 //!
@@ -24,11 +22,7 @@
 use crate::{
     dm::{
         bio::BioQueue,
-        device::{
-            Handle,
-            MappedDevice,
-            TableId, //
-        },
+        device::Handle,
         pdata::{
             array::WordArray,
             block::{
@@ -119,7 +113,7 @@ impl Validate for SuperblockKind {
 
 static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
 
-fn log_invalid(reason: Invalid) -> Error {
+pub(super) fn log_invalid(reason: Invalid) -> Error {
     err!("clone metadata", "{}", reason);
     reason.into()
 }
@@ -280,7 +274,7 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// Opens a metadata device, or formats a blank one, and reads its bits. Sleeps for I/O.
-    fn open(number: u32, geometry: Geometry) -> Result<Arc<Self>> {
+    pub(super) fn open(number: u32, geometry: Geometry) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(number)?, GFP_KERNEL)?;
         let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
         let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
@@ -522,154 +516,4 @@ pub(super) struct Failure {
     pub(super) error: Error,
     /// The new mode, if it is this failure that changed it.
     pub(super) degraded: Option<Mode>,
-}
-
-/// A table's use of a metadata device, in the list of all.
-struct Use {
-    number: u32,
-    owner: MappedDevice,
-    table: TableId,
-    /// None while it is being opened.
-    metadata: Option<Arc<Metadata>>,
-    next: Option<KBox<Use>>,
-}
-
-/// All metadata devices in use.
-#[pin_data]
-pub(crate) struct Registry {
-    #[pin]
-    uses: Mutex<Option<KBox<Use>>>,
-}
-
-impl Registry {
-    /// An empty registry. Sleeps.
-    pub(super) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") });
-        Arc::pin_init(new, GFP_KERNEL)
-    }
-
-    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not under a lock: a device
-    /// that hangs holds nobody else up.
-    pub(super) fn join(
-        self: &Arc<Self>,
-        number: u32,
-        owner: MappedDevice,
-        table: TableId,
-        geometry: Geometry,
-    ) -> Result<Member> {
-        let (shared, place) = self.enter(number, owner, table)?;
-        let metadata = match shared {
-            Some(metadata) if *metadata.geometry() == geometry => metadata,
-            Some(_) => return Err(log_invalid(Invalid::Geometry)),
-            None => {
-                let metadata = Metadata::open(number, geometry)?;
-                self.publish(&place, &metadata);
-                metadata
-            }
-        };
-        Ok(Member {
-            metadata,
-            _place: place,
-        })
-    }
-
-    /// Enters a table into the list, and finds the state that others share.
-    fn enter(
-        self: &Arc<Self>,
-        number: u32,
-        owner: MappedDevice,
-        table: TableId,
-    ) -> Result<(Option<Arc<Metadata>>, Place)> {
-        let new = Use {
-            number,
-            owner,
-            table,
-            metadata: None,
-            next: None,
-        };
-        let mut new = KBox::new(new, GFP_KERNEL)?;
-        let mut uses = self.uses.lock();
-        let mut next = uses.as_ref();
-        while let Some(other) = next {
-            if other.number == number {
-                if other.owner != owner || other.table == table || other.metadata.is_none() {
-                    err!(
-                        "clone metadata",
-                        "Metadata device is in use by another clone"
-                    );
-                    return Err(EBUSY);
-                }
-                new.metadata = other.metadata.clone();
-            }
-            next = other.next.as_ref();
-        }
-        let shared = new.metadata.clone();
-        new.next = uses.take();
-        *uses = Some(new);
-        let registry = self.clone();
-        Ok((
-            shared,
-            Place {
-                number,
-                table,
-                registry,
-            },
-        ))
-    }
-
-    /// Lets others share what has been opened.
-    fn publish(&self, place: &Place, metadata: &Arc<Metadata>) {
-        let mut uses = self.uses.lock();
-        let mut next = (*uses).as_mut();
-        while let Some(other) = next {
-            if other.number == place.number && other.table == place.table {
-                other.metadata = Some(metadata.clone());
-            }
-            next = other.next.as_mut();
-        }
-    }
-
-    fn leave(&self, place: &Place) {
-        let mut uses = self.uses.lock();
-        let mut link = &mut *uses;
-        while link
-            .as_ref()
-            .is_some_and(|other| other.number != place.number || other.table != place.table)
-        {
-            match link {
-                Some(other) => link = &mut other.next,
-                None => return,
-            }
-        }
-        if let Some(gone) = link.take() {
-            *link = KBox::into_inner(gone).next;
-        }
-    }
-}
-
-/// An entry in the registry: it ends when dropped. Process context, sleeps.
-struct Place {
-    number: u32,
-    table: TableId,
-    registry: Arc<Registry>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.registry.leave(self);
-    }
-}
-
-/// A table's membership.
-pub(super) struct Member {
-    metadata: Arc<Metadata>,
-    _place: Place,
-}
-
-impl core::ops::Deref for Member {
-    type Target = Metadata;
-
-    fn deref(&self) -> &Metadata {
-        &self.metadata
-    }
 }

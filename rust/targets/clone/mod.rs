@@ -5,15 +5,19 @@
 //! | file | what |
 //! | --- | --- |
 //! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
-//! | `io.rs` | the way of a bio, from `map` to `end_io`, and the worker that takes deferred ones on |
+//! | `io.rs` | the way of a bio, from `map` to `end_io` |
+//! | `work.rs` | the workers that take deferred bios on |
 //! | `hydrate.rs` | copies: those that a write waits for, and the background sweep |
 //! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
+//! | `registry.rs` | who uses which metadata device |
 //!
 //! Behaviour towards users: `Documentation/clone.md`. C counterpart: `drivers/md/dm-clone-target.c`.
 
 mod hydrate;
 mod io;
 mod metadata;
+mod registry;
+mod work;
 
 use crate::{
     dm::{
@@ -106,11 +110,8 @@ use hydrate::{
     Sweeper, //
 };
 use io::{
-    CommitTimer,
-    Committer,
     IoState,
-    Lists,
-    Worker, //
+    Lists, //
 };
 use kernel::{
     new_mutex,
@@ -136,9 +137,16 @@ use kernel::{
 };
 use metadata::{
     Committed,
-    Failure,
+    Failure, //
+};
+use registry::{
     Member,
     Registry, //
+};
+use work::{
+    CommitTimer,
+    Committer,
+    Worker, //
 };
 
 /// A metadata device above this size has blocks that the space map cannot use.
