@@ -17,7 +17,9 @@ from .disk import Block
 
 _HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7s")  # struct dm_ioctl
 _SPEC = struct.Struct("=Q Q i I 16s")  # struct dm_target_spec
-_ROOM = 16384
+# Python lets other threads run during an ioctl only if its buffer has at most 1024 bytes, and many of these block.
+_ROOM = 1024 - _HEADER.size
+_MORE_ROOM = 16384
 
 (_VERSION, _REMOVE_ALL, _LIST, _CREATE, _REMOVE, _RENAME, _SUSPEND, _STATUS, _WAIT, _LOAD, _CLEAR, _DEPS, _TABLE,
  _LIST_VERSIONS, _MESSAGE) = range(15)
@@ -27,6 +29,7 @@ _SUSPENDED = 1 << 1
 _STATUS_TABLE = 1 << 4
 _ACTIVE = 1 << 5
 _INACTIVE = 1 << 6
+_BUFFER_FULL = 1 << 8
 _SKIP_LOCKFS = 1 << 10
 _NOFLUSH = 1 << 11
 _QUERY_INACTIVE = 1 << 12
@@ -58,15 +61,18 @@ class Answer:
         return found
 
 
-def _ioctl(command, name="", flags=0, data=b"", targets=0, event=0):
+def _ioctl(command, name="", flags=0, data=b"", targets=0, event=0, room=_ROOM):
     global _control
     if _control is None:
         _control = os.open("/dev/mapper/control", os.O_RDWR)
-    raw = bytearray(_HEADER.size + max(_ROOM, len(data)))
+    raw = bytearray(_HEADER.size + max(room, len(data)))
     _HEADER.pack_into(raw, 0, 4, 0, 0, len(raw), _HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b"", b"")
     raw[_HEADER.size:_HEADER.size + len(data)] = data
     fcntl.ioctl(_control, 3 << 30 | _HEADER.size << 16 | 0xfd << 8 | command, raw)
-    return Answer(raw)
+    answer = Answer(raw)
+    if answer.flags & _BUFFER_FULL and room < _MORE_ROOM and command != _WAIT:
+        return _ioctl(command, name, flags, data, targets, event, _MORE_ROOM)
+    return answer
 
 
 def target_versions():

@@ -2,7 +2,7 @@
 
     block 0          superblock: checksum, identity, sizes, root of the space map, root of the bitset
     bitset           dm-array: a btree of array blocks, each up to 509 little-endian 64-bit words, one bit per region
-    space map        bitmap blocks (two bits per block: reference count 0, 1, 2, more), found through one index block
+    space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one index block
 """
 
 import struct
@@ -127,11 +127,11 @@ class Metadata:
         for n in range(-(-self.nr_blocks // PER_BITMAP)):
             number, free, _ = struct.unpack_from("<QII", index, 16 + 16 * n)
             block = self._block(number, "bitmap")
-            here = min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP)
-            for i in range(here):
-                pair = block[16 + i // 4] >> i % 4 * 2
-                counts.append((pair & 1) << 1 | pair >> 1 & 1)
-            _require(counts[-here:].count(0) == free, f"bitmap {n}: {free} free, {counts[-here:].count(0)} counted")
+            here = [block[16 + i // 4] >> i % 4 * 2 & 3 for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))]
+            # What is behind the end of the device counts as free.
+            taken = len(here) - here.count(0)
+            _require(free == PER_BITMAP - taken, f"bitmap {n}: {free} free, {taken} taken")
+            counts += here
         _require(not self._btree(self.ref_count_root), "blocks with more than two references")
         used = {n for n, count in enumerate(counts) if count}
         _require(len(used) == self.nr_allocated, f"{self.nr_allocated} blocks allocated, {len(used)} counted")
