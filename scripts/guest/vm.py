@@ -28,8 +28,10 @@ Exit status: that of COMMAND, unless
   125  the kernel reported a bug, warning, hang or leak, or the guest died, whatever COMMAND returned.
 Then the console log is shown, from that report on or its end. The log stays in .vm/, a folder for each run, for three days.
 
-A foreign suite, for example LVM2's own tests (built before, in the same environment: scripts/in-root --bind DIR -- make):
-  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check T=snapshot
+A foreign suite, for example LVM2's own tests, built in the root that the guest is made from:
+  export EXTRA_PACKAGES="libaio-dev libblkid-dev libudev-dev pkg-config"
+  scripts/in-root --bind ~/src/lvm2 -- sh -c "cd ~/src/lvm2 && ./configure && make"
+  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot
 """
 import argparse
 import ctypes
