@@ -30,6 +30,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "only(impl): the test makes sense for this implementation alone")
+    config.addinivalue_line("markers", "both: the test needs a run with both implementations")
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))
     wanted = config.getoption("--impl") or ("both" if config.rust else "c")
@@ -54,7 +55,10 @@ def pytest_generate_tests(metafunc):
     phases = metafunc.definition.get_closest_marker("phases")
     names = phases.args if phases else only.args if only else ("c", "rust")
     impls = metafunc.config.impls
-    names = [name for name in names if name in impls or (name == "c-again" and impls == ("c", "rust"))]
+    both = impls == ("c", "rust")
+    if not both and metafunc.definition.get_closest_marker("both"):
+        names = []
+    names = [name for name in names if name in impls or (name == "c-again" and both)]
     metafunc.parametrize("impl", names, indirect=True, scope="session")
 
 
