@@ -50,6 +50,23 @@ class Trio:
         clone.write(sector, data, **how)
         self.wrote(sector, data)
 
+    def discard(self, clone, start, count):
+        """Discards and notes it: whole regions read as zeros from these disks afterwards. Of a region at the edge, which
+        is covered in part, a discard may take each sector inside the range or leave it; C leaves all."""
+        clone.discard(start, count)
+        end, region = start + count, clone.region
+        first = min(-(-start // region) * region, end)
+        last = max(end // region * region, first)
+        self.wrote(first, bytes((last - first) * 512))
+        for a, b in ((start, first), (last, end)):
+            if a == b:
+                continue
+            got = clone.read(a, b - a)
+            for at in range(0, len(got), 512):
+                sector, before = got[at:at + 512], bytes(self.expected[a * 512 + at:a * 512 + at + 512])
+                assert sector == before or not any(sector), f"discard at {start}+{count} damaged {a + at // 512}"
+            self.wrote(a, got)
+
     def check(self, device, where=None):
         """Compares a device with the model; says which sectors differ and what they hold instead."""
         assert_same(device.content(self.sectors), bytes(self.expected), self, where or device.path)

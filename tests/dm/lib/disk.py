@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +22,13 @@ class Block:
     def __init__(self, path):
         self.path = path
         self._fds = {}
+        self._lock = threading.Lock()
 
     def _fd(self, mode=os.O_RDWR):
-        if mode not in self._fds:
-            self._fds[mode] = os.open(self.path, mode | os.O_DIRECT | os.O_CLOEXEC)
-        return self._fds[mode]
+        with self._lock:
+            if mode not in self._fds:
+                self._fds[mode] = os.open(self.path, mode | os.O_DIRECT | os.O_CLOEXEC)
+            return self._fds[mode]
 
     def close(self):
         for fd in self._fds.values():
