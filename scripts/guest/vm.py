@@ -31,7 +31,7 @@ Then the console log is shown, from that report on or its end. The log stays in 
 A foreign suite, for example LVM2's own tests, built in the root that the guest is made from:
   export EXTRA_PACKAGES="libaio-dev libblkid-dev libudev-dev pkg-config"
   scripts/in-root --bind ~/src/lvm2 -- sh -c "cd ~/src/lvm2 && ./configure && make"
-  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot
+  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot-rename
 """
 import argparse
 import ctypes
