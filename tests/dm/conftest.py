@@ -24,6 +24,7 @@ def pytest_addoption(parser):
     group.addoption("--impl", choices=("c", "rust", "both"),
                     help="implementation under test (default: both, or c where dm_rust.ko was not built)")
     group.addoption("--rust-module", metavar="FILE", help="dm_rust.ko to test (default: the one in the project)")
+    group.addoption("--example-module", metavar="FILE", help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test")
     group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
     group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
 

@@ -1,0 +1,130 @@
+"""The module itself: loading, unloading, names that are taken, parameters."""
+
+from pathlib import Path
+
+import pytest
+
+from lib import dm, modules
+from lib.box import pattern
+
+pytestmark = pytest.mark.only("rust")
+
+
+@pytest.fixture
+def load(rust_module):
+    """Loads our module with parameters."""
+    return lambda *parameters, **how: modules.insmod(rust_module, *parameters, **how)
+
+
+@pytest.fixture
+def unloaded(impl, load):
+    """Neither module is there; ours is again afterwards."""
+    modules.unload(modules.RUST_MODULE)
+    yield
+    modules.unload(modules.C_MODULE)
+    modules.unload(modules.RUST_MODULE)
+    load()
+
+
+def traces():
+    """What a module leaves in sysfs, and which targets there are."""
+    return sorted(path.name for path in Path("/sys/module").iterdir()), sorted(dm.target_versions())
+
+
+def test_load_and_unload_again_and_again(impl, unloaded, load):
+    before = traces()
+    for _ in range(10):
+        load()
+        assert "clone" in dm.target_versions()
+        modules.run("rmmod", modules.RUST_MODULE)
+        assert traces() == before
+
+
+def test_load_use_unload(impl, unloaded, load, box):
+    """A load that was used leaves as little behind as one that was not."""
+    trio = box.trio(mib=1)
+    for _ in range(3):
+        load()
+        clone = trio.clone(extra="0 4 hydration_threshold 64 hydration_batch_size 16")
+        trio.write(clone, 40, pattern("new", 3))
+        clone.wait_full()
+        clone.remove()
+        modules.unload(modules.RUST_MODULE)
+        trio.check(trio.dest)
+        trio.meta.fill(bytes(4096))
+
+
+def test_name_is_taken(impl, unloaded, load, log):
+    """C holds the name: the load fails, says why and what to do, leaves nothing, and C goes on working."""
+    modules.insmod(modules.c_file())
+    before = traces()
+    mark = log.mark()
+    for _ in range(3):
+        result = load(check=False)
+        assert result.returncode != 0
+        assert traces() == before
+    assert any("target `clone' is registered already: is module `dm_clone' loaded?" in line
+               for line in log.lines(mark)), log.lines(mark)
+    modules.unload(modules.C_MODULE)
+    load()
+    assert "clone" in dm.target_versions()
+
+
+def test_c_cannot_take_the_name(impl):
+    """The other way round: ours is there first."""
+    before = traces()
+    assert modules.insmod(modules.c_file(), check=False).returncode != 0
+    assert traces() == before
+
+
+def test_parameter_selects_targets(impl, unloaded, load, log):
+    load("targets=clone")
+    assert "clone" in dm.target_versions()
+    assert Path("/sys/module/dm_rust/parameters/targets").read_text().strip() == "clone"
+    modules.unload(modules.RUST_MODULE)
+    before = traces()
+    for value in ("nonsense", "clone,nonsense", "Clone", "clone "):
+        mark = log.mark()
+        assert load(f"targets={value}", check=False).returncode != 0, value
+        assert traces() == before
+        assert any("targets" in line for line in log.lines(mark)), value
+    load("targets=clone,clone")
+    assert "clone" in dm.target_versions()
+
+
+def test_throttle_at_load(impl, unloaded, load):
+    load("clone_hydration_throttle=40")
+    assert Path("/sys/module/dm_rust/parameters/clone_hydration_throttle").read_text().strip() == "40"
+
+
+def test_information(impl, rust_module):
+    """What modinfo and /sys say: license, the alias by which dm core asks for the target."""
+    fields = {}
+    for line in modules.run("modinfo", rust_module).stdout.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key, []).append(value.strip())
+    assert fields["license"] == ["GPL"]
+    assert "dm-clone" in fields["alias"]
+    assert {"targets", "clone_hydration_throttle"} <= {parm.split(":")[0] for parm in fields["parm"]}
+
+
+def test_example(request, impl, unloaded, load, box):
+    """The worked example of the documentation: a linear target in safe Rust."""
+    module = request.config.getoption("--example-module")
+    if not module:
+        pytest.skip("built on request only: make DM_RUST_EXAMPLE=1, then --example-module FILE")
+    modules.insmod(module, "targets=rust-linear")
+    assert "rust-linear" in dm.target_versions() and "clone" not in dm.target_versions()
+    disk = box.ram(2)
+    disk.fill(pattern("disk", 4096))
+    device = box.mapped(f"0 1024 rust-linear {disk.dev} 1000")
+    assert device.content() == pattern("disk", 4096)[1000 * 512:2024 * 512]
+    device.write(3, pattern("new", 40))
+    device.flush()
+    assert disk.read(1003, 40) == pattern("new", 40)
+    assert device.table() == f"{disk.dev} 1000"
+    for line in ("", disk.dev, f"{disk.dev} x", "/dev/none 0", f"{disk.dev} 4000"):
+        with pytest.raises(OSError):
+            box.mapped(f"0 1024 rust-linear {line}")
+    device.remove()
+    modules.unload(modules.RUST_MODULE)
