@@ -41,7 +41,7 @@ fmt:
 	@scripts/check --fix-format
 
 demo: modules
-	@scripts/vm --timeout 1200 --disk 1G --disk 1G --disk 64M -- scripts/demo
+	@scripts/vm --timeout 1200 --disk 512M --disk 512M --disk 64M -- scripts/demo
 
 shell: modules
 	@scripts/vm --interactive --timeout 86400 --disk 1G --disk 1G --disk 64M -- bash
