@@ -110,9 +110,8 @@ def test_information(impl, rust_module):
 
 def test_example(request, impl, unloaded, load, box):
     """The worked example of the documentation: a linear target in safe Rust."""
-    module = request.config.getoption("--example-module")
-    if not module:
-        pytest.skip("built on request only: make DM_RUST_EXAMPLE=1, then --example-module FILE")
+    module = modules.PROJECT / (request.config.getoption("--example-module") or ".build/example/rust/dm_rust.ko")
+    assert module.is_file(), "build it: scripts/build --copy example modules DM_RUST_EXAMPLE=1"
     modules.insmod(module, "targets=rust-linear")
     assert "rust-linear" in dm.target_versions() and "clone" not in dm.target_versions()
     disk = box.ram(2)
@@ -123,6 +122,8 @@ def test_example(request, impl, unloaded, load, box):
     device.flush()
     assert disk.read(1003, 40) == pattern("new", 40)
     assert device.table() == f"{disk.dev} 1000"
+    peeked = modules.run("dmsetup", "message", device.name, "0", "peek", "3").stdout
+    assert bytes.fromhex("".join(peeked.strip("[]\n").split(", "))) == pattern("new", 40)[:4]
     for line in ("", disk.dev, f"{disk.dev} x", "/dev/none 0", f"{disk.dev} 4000"):
         with pytest.raises(OSError):
             box.mapped(f"0 1024 rust-linear {line}")
