@@ -15,9 +15,12 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 as_root=(unshare --mount --propagation private)
 ((EUID == 0)) || as_root+=(--map-auto --map-root-user)
 
-# Says what an ordinary user lacks for as_root.
+# Says what is lacking for as_root.
 check_as_root() {
-    ((EUID == 0)) && return
+    if ((EUID == 0)); then
+        "${as_root[@]}" true || die "root may not make mount namespaces here: a container needs more rights (CAP_SYS_ADMIN)"
+        return
+    fi
     command -v newuidmap >/dev/null ||
         die "an ordinary user needs newuidmap: 'apt-get install uidmap' (as root), or run this as root"
     grep -q "^\($(id -un)\|$EUID\):" /etc/subuid ||
