@@ -8,6 +8,7 @@ use crate::{
 };
 use kernel::{
     fmt,
+    prelude::fmt,
     print, //
 };
 
@@ -22,7 +23,7 @@ pub(crate) enum Level {
     Info,
 }
 
-/// Prints one line. `prefix` ends in a nul byte; use the macros [`err!`], [`warn!`] and [`info!`]. Any context.
+/// Prints one line; the end of the line is added here. `prefix` ends in a nul byte; use the macros [`err!`], [`warn!`] and [`info!`]. Any context.
 pub(crate) fn write(level: Level, prefix: &'static core::ffi::CStr, args: fmt::Arguments<'_>) {
     let format = match level {
         Level::Error => &print::format_strings::ERR,
@@ -30,7 +31,7 @@ pub(crate) fn write(level: Level, prefix: &'static core::ffi::CStr, args: fmt::A
         Level::Info => &print::format_strings::INFO,
     };
     // SAFETY: The format is one of the fixed ones, and the prefix is nul-terminated.
-    unsafe { print::call_printk(format, prefix.to_bytes_with_nul(), args) }
+    unsafe { print::call_printk(format, prefix.to_bytes_with_nul(), fmt!("{}\n", args)) }
 }
 
 /// Whether a rate-limited message may be printed now; if not, it is counted. Any context.
