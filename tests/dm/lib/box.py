@@ -5,7 +5,7 @@ import shutil
 import tempfile
 
 from . import dm, wait
-from .disk import Loop, Ram
+from .disk import Loop, Ram, RamPool
 
 _KINDS = {}
 
@@ -94,6 +94,8 @@ def assert_same(got, want, trio=None, where="device"):
 
 
 class Box:
+    pool = RamPool()
+
     def __init__(self):
         self._disks = []
         self._mapped = []
@@ -103,7 +105,7 @@ class Box:
     # Making
 
     def ram(self, mib, **kind):
-        disk = Ram(mib, **kind)
+        disk = self.pool.take(mib, **kind)
         self._disks.append(disk)
         return disk
 
@@ -152,7 +154,7 @@ class Box:
         for device in reversed(self._mapped):
             self._try(problems, device.remove)
         for disk in reversed(self._disks):
-            self._try(problems, disk.remove)
+            self._try(problems, self.pool.give_back if isinstance(disk, Ram) else Loop.remove, disk)
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         assert not problems, "clean-up: " + "; ".join(problems)

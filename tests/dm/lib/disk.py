@@ -1,5 +1,6 @@
 """Block devices: direct I/O on any of them, and disks in memory that are made and gone in a moment."""
 
+import errno
 import fcntl
 import itertools
 import mmap
@@ -9,6 +10,8 @@ import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
+
+from . import wait
 
 SECTOR = 512
 _BLKDISCARD = 0x1277
@@ -141,6 +144,46 @@ class Ram(Block):
         with suppress(OSError):
             (self._config / "power").write_text("0")
         self._config.rmdir()
+
+
+class RamPool:
+    """Disks in memory for one test after the other: to make and remove them takes longer than most tests."""
+
+    def __init__(self):
+        self._free = {}
+
+    def take(self, mib, **kind):
+        key = mib, *sorted(kind.items())
+        free = self._free.setdefault(key, [])
+        disk = free.pop() if free else Ram(mib, **kind)
+        disk.pool_key = key if kind.get("discard", True) else None
+        return disk
+
+    def give_back(self, disk):
+        """Empties a disk for the next test; fails if something goes on claiming it."""
+        disk.close()
+        wait.until(lambda: self._is_free(disk), f"{disk.path} is free")
+        if disk.pool_key is None:
+            disk.remove()
+            return
+        disk.discard(0, disk.sectors)
+        disk.close()
+        self._free[disk.pool_key].append(disk)
+
+    @staticmethod
+    def _is_free(disk):
+        try:
+            os.close(os.open(disk.path, os.O_RDWR | os.O_EXCL))
+            return True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+
+    def drain(self):
+        for disks in self._free.values():
+            while disks:
+                disks.pop().remove()
 
 
 _LOOP_CTL_GET_FREE = 0x4c82
