@@ -239,30 +239,37 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
 def test_region_finished_during_a_commit_belongs_to_the_next(impl, clone_box):
     """The corruption that exact tracking prevents (clone.md section 4).
 
-    Region 5 is committed; after the destination was flushed, while the metadata is being written, region 3 of the same
-    word finishes, its data still in the destination's cache. The commit must not write its bit. The destination is held
-    before the commit may go on, so that no further flush can come in between.
+    Region 5 is being committed: its data has left the destination's cache. Before the commit looks at what to write,
+    region 3 of the same word finishes, and while the metadata is being written, region 7; both have their data in the
+    cache. The commit must write the bit of region 5 alone. The destination has a second half on another disk, which is
+    held to stop the flush in the middle, and again to keep the next commit away.
     """
-    trio = clone_box.trio(mib=1, cache=True).layered("meta", "dest")
+    trio = clone_box.trio(mib=1, cache=True).layered("meta")
+    half = clone_box.ram(1, cache=True)
+    gate = clone_box.layered(half)
+    trio.dest = clone_box.mapped(f"0 1024 linear {trio.dest_disk.dev} 0", f"1024 1024 linear {gate.dev} 1024")
     clone = trio.clone()
     clone.flush()
     trio.write(clone, 40, pattern("five", 8))
+    before, before_half = trio.dest_disk.stats(), half.stats()
     trio.meta.hold()
-    flushes = trio.dest_disk.stats()
+    gate.hold()
     request = clone_box.background(clone.flush)
-    wait.until(lambda: (trio.dest_disk.stats() - flushes).flushes == 1, "destination flushed for the commit")
+    wait.until(lambda: (trio.dest_disk.stats() - before).flushes == 1, "the first half is flushed for the commit")
     trio.write(clone, 24, pattern("three", 8))
-    assert clone.read(24, 8) == pattern("three", 8)
-    trio.dest.hold()
-    assert (trio.dest_disk.stats() - flushes).flushes == 1
+    gate.release()
+    wait.until(lambda: (half.stats() - before_half).flushes == 1, "the second half is flushed for the commit")
+    gate.hold()
+    trio.write(clone, 56, pattern("seven", 8))
     trio.meta.release()
     wait.until(lambda: 5 in on_disk_or_none(trio), "region 5 is in the metadata")
     _tick(2)
     assert on_disk(trio) == {5}, "a region whose data was never flushed is marked on disk"
-    trio.dest.release()
+    gate.release()
     request.result()
     clone.flush()
-    assert on_disk(trio) == {3, 5}
+    assert on_disk(trio) == {3, 5, 7}
+    trio.check(clone)
 
 
 def on_disk_or_none(trio):
