@@ -78,6 +78,37 @@ hold() {
     flock -s "$lock"
 }
 
+# toolchain ROOT: what a kernel tree depends on, so that another package of the root does not make it anew.
+toolchain() {
+    dpkg-query --admindir="$1/var/lib/dpkg" --show bindgen clang gcc linux-source-7.2 lld llvm rustc
+    cat "$1/etc/dm-rust-kernel"
+}
+
+# kernel_make NAME: the arguments of make that belong to a kernel: stock, debug or uml.
+kernel_make() {
+    case $1 in
+    stock) ;;
+    debug) echo LLVM=1 ;;
+    uml) echo ARCH=um LLVM=1 ;;
+    *) die "no kernel '$1': stock, debug or uml" ;;
+    esac
+}
+
+# kernel_tree NAME: the path of the tree that modules for a kernel are built against; made if need be.
+kernel_tree() {
+    case $1 in
+    stock) "$scripts/kernel" ;;
+    *) "$scripts/debug-kernel" "$1" ;;
+    esac
+}
+
+# module_folder KERNEL [COPY]: where scripts/build puts rust/dm_rust.ko.
+module_folder() {
+    local name=${1#stock}${2:+-$2}
+    name=${name#-}
+    echo "$project${name:+/.build/$name}"
+}
+
 # Gives a root the host's certificates, which may hold more than Debian's. Only in a private mount namespace.
 share_certificates() {
     local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} target=$1/etc/ssl/certs/ca-certificates.crt

@@ -1,21 +1,28 @@
 """
 Usage: scripts/vm [OPTION]... [-- COMMAND...]
 
-Boots the stock Debian kernel in QEMU, runs COMMAND in it as root and ends with its exit status. Its output is passed on
-as it comes, standard output and error apart; standard input is empty. Without COMMAND: an interactive shell.
+Boots a kernel, runs COMMAND in it as root and ends with its exit status. Its output is passed on as it comes, standard
+output and error apart; standard input is empty. Without COMMAND: an interactive shell.
 
 In the guest this project is the working directory, read-write, at the same absolute path as outside. The root file
 system is a Debian trixie with dmsetup, LVM2, thin-provisioning-tools, fio, e2fsprogs, xfsprogs, Python and pytest; what
 is written to it is forgotten afterwards. TERM is that of the caller if standard output is a terminal, otherwise "dumb".
 
-  --cpus N            virtual CPUs (2)
+  --kernel stock      the Debian kernel, in QEMU (the default)
+  --kernel debug      an x86 kernel with KASAN, lockdep, kmemleak, debug objects and fault injection, in QEMU
+  --kernel uml        User Mode Linux with the same except lockdep: one CPU, but at the speed of the host
+                      Both are built when they are first asked for (make debug-kernel), and the module for them each time.
+                      They refuse to run COMMAND with a sanitizer off, and look for leaks after it, for five seconds
+  --no-leak-check     do not look for leaks
+  --expect REPORT     turns the verdict round: the run succeeds if the kernel's first report contains REPORT
+  --cpus N            virtual CPUs (2; always 1 in User Mode Linux)
   --memory SIZE       memory (2G)
   --timeout SECONDS   the longest the whole run may take (600)
   --disk SIZE         a scratch disk, empty, sparse; repeatable; COMMAND finds them in $DISKS ("/dev/vda /dev/vdb")
   --bind DIR          a further folder, read-write, at the same absolute path; repeatable
   --env NAME=VALUE    a variable for COMMAND; repeatable
-  --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default; build it with 'make';
-                      $DM_RUST_KO names another file)
+  --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default; for the stock
+                      kernel build it with 'make'; $DM_RUST_KO names another file)
   --module c          load the C targets instead
   --module none       load only the first three
                       With rust and none, dm-clone, dm-era and dm-snapshot are never loaded on demand; to load
@@ -34,6 +41,7 @@ A foreign suite, for example LVM2's own tests, built in the root that the guest 
   scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot-rename
 """
 import argparse
+import contextlib
 import ctypes
 import glob
 import os
@@ -60,6 +68,10 @@ KEEP_SECONDS = 3 * 24 * 3600
 def arguments():
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="scripts/vm [OPTION]... [-- COMMAND...]; see --help")
     parser.add_argument("--guest", help=argparse.SUPPRESS)
+    parser.add_argument("--tree", help=argparse.SUPPRESS)
+    parser.add_argument("--kernel", choices=["stock", "debug", "uml"], default="stock")
+    parser.add_argument("--no-leak-check", action="store_true")
+    parser.add_argument("--expect")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--memory", default="2G")
     parser.add_argument("--timeout", type=float, default=600)
@@ -75,23 +87,27 @@ def arguments():
         options.command, options.interactive = ["bash"], True
     if options.interactive and not sys.stdin.isatty():
         parser.error("an interactive command needs a terminal")
-    options.ko = os.path.realpath(os.environ.get("DM_RUST_KO") or f"{PROJECT}/rust/dm_rust.ko")
+    options.ko = os.path.realpath(os.environ["DM_RUST_KO"])
     if options.module == "rust" and not os.path.exists(options.ko):
         parser.error(f"{options.ko} is missing: run 'make' first")
     return options
 
 
 class Run:
-    """One boot: a folder .vm/NAME shared with the guest, a QEMU, and the verdict."""
+    """One boot: a folder .vm/NAME shared with the guest, a process that is the machine, and the verdict."""
 
     def __init__(self, options, accel):
         self.options, self.accel = options, accel
-        self.dir = f"{PROJECT}/.vm/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" + ("" if accel == "tcg" else "-" + accel)
+        self.dir = f"{PROJECT}/.vm/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" + ("-" + accel if accel == "kvm" else "")
         self.console = f"{self.dir}/console.log"
-        self.qemu = None
+        self.machine = None
         self.shares = [PROJECT] + [os.path.realpath(path) for path in options.bind]
-        if not options.ko.startswith(PROJECT + "/"):
+        if options.module == "rust" and not options.ko.startswith(PROJECT + "/"):
             self.shares.append(os.path.dirname(options.ko))
+        # Where each is in the guest; a debug kernel brings its modules.
+        self.mounts = [(path, path) for path in self.shares]
+        if options.tree:
+            self.mounts.append((f"{options.tree}/modules", "/lib/modules"))
 
     def prepare(self):
         os.makedirs(self.dir)
@@ -100,12 +116,12 @@ class Run:
                 shutil.rmtree(old.path, ignore_errors=True)
         shutil.copy(f"{SCRIPTS}/guest/init", self.dir)
         with open(f"{self.dir}/shares", "w") as file:
-            for number, path in enumerate(self.shares):
-                print(f"share{number}", path, file=file)
+            for number, (path, target) in enumerate(self.mounts):
+                print(f"share{number}", path, target, file=file)
         options = self.options
         with open(f"{self.dir}/config", "w") as file:
-            for name, value in [("project", PROJECT), ("module", options.module), ("ko", options.ko),
-                                ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
+            for name, value in [("project", PROJECT), ("kernel", options.kernel), ("module", options.module), ("ko", options.ko),
+                                ("leaks", "" if options.no_leak_check else "1"), ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
                 print(f"{name}={shlex.quote(value)}", file=file)
             print(f"shares=({shlex.join(self.shares)})", file=file)
             print(f"command=({shlex.join(options.command)})", file=file)
@@ -116,28 +132,43 @@ class Run:
             for setting in options.env:
                 print(f"export {shlex.quote(setting)}", file=file)
 
-    def qemu_command(self, stdout, stderr):
+    def scratch_disks(self):
+        for number, size in enumerate(self.options.disk):
+            path = f"{self.dir}/disk{number}"
+            subprocess.run(["truncate", "--size", size, path], check=True)
+            yield path
+
+    def uml_command(self, stdout, stderr, console):
+        options = self.options
+        # Its memory is a file that it maps, executable.
+        command = [f"{options.tree}/vmlinux", f"mem={options.memory}", f"initrd={options.guest}/initrd-bare", f"run={self.dir}",
+                   f"uml_dir={self.dir}", "umid=uml", "ignore_loglevel", "con=null", "ssl=null", f"con0=null,fd:{console}",
+                   f"ssl1=null,fd:{stdout}", f"ssl2=null,fd:{stderr}", f"ubd0={self.dir}/root.cow,{options.guest}/root.img"]
+        if options.interactive:
+            command.append("ssl0=fd:0,fd:1")
+        return command + [f"ubd{number}={path}" for number, path in enumerate(self.scratch_disks(), 1)]
+
+    def qemu_command(self, stdout, stderr, console):
         options = self.options
         guest = options.guest
+        kernel, initrd = (options.tree, "initrd-bare") if options.tree else (guest, "initrd")
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc",
             "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else "max,la57=off",
-            "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{guest}/vmlinux", "-initrd", f"{guest}/initrd",
+            "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{kernel}/vmlinux", "-initrd", f"{guest}/{initrd}",
             "-append", "console=ttyS0,115200 ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on "
                        "no_timer_check tsc=reliable 8250.nr_uarts=1",
-            "-chardev", f"file,id=console,path={self.console}", "-device", "isa-serial,chardev=console",
+            "-chardev", f"file,id=console,path=/dev/fd/{console}", "-device", "isa-serial,chardev=console",
             "-device", "virtio-serial-pci",
             "-chardev", f"file,id=stdout,path=/dev/fd/{stdout}", "-device", "virtserialport,chardev=stdout,name=stdout,nr=2",
             "-chardev", f"file,id=stderr,path=/dev/fd/{stderr}", "-device", "virtserialport,chardev=stderr,name=stderr,nr=3",
         ]
         if options.interactive:
             command += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal,nr=1"]
-        for number, size in enumerate(options.disk):
-            path = f"{self.dir}/disk{number}"
-            subprocess.run(["truncate", "--size", size, path], check=True)
+        for number, path in enumerate(self.scratch_disks()):
             command += self.disk(f"scratch{number}", path, "cache=unsafe,discard=unmap")
         command += self.disk("root", f"{guest}/root.img", "snapshot=on")
-        for tag, path in [("run", self.dir)] + [(f"share{n}", path) for n, path in enumerate(self.shares)]:
+        for tag, path in [("run", self.dir)] + [(f"share{n}", path) for n, (path, _) in enumerate(self.mounts)]:
             command += ["-fsdev", f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
                         "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
         return command
@@ -147,19 +178,23 @@ class Run:
                 "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
 
     def start(self, quiet=False):
-        """Starts QEMU, which dies with us; its ports are passed on by threads."""
+        """Starts the machine, which dies with us; its outputs are passed on by threads."""
         self.prepare()
-        pipes = [os.pipe(), os.pipe()]
+        pipes = [os.pipe() for _ in range(3)]
         writers = [writer for _, writer in pipes]
         libc = ctypes.CDLL(None)
-        self.qemu = subprocess.Popen(
-            self.qemu_command(*writers), pass_fds=writers, stdin=None if self.options.interactive else subprocess.DEVNULL,
-            stdout=None if self.options.interactive else subprocess.DEVNULL, stderr=open(f"{self.dir}/qemu.log", "w"),
+        uml = self.options.kernel == "uml"
+        console = os.open(self.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.machine = subprocess.Popen(
+            (self.uml_command if uml else self.qemu_command)(*writers), pass_fds=writers,
+            stdin=None if self.options.interactive else subprocess.DEVNULL,
+            stdout=None if self.options.interactive else subprocess.DEVNULL,
+            stderr=console if uml else open(f"{self.dir}/qemu.log", "w"), start_new_session=not self.options.interactive,
             preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))
         self.pumps = []
-        for (reader, writer), target in zip(pipes, (1, 2)):
+        for (reader, writer), target in zip(pipes, (None if quiet else 1, None if quiet else 2, console)):
             os.close(writer)
-            pump = threading.Thread(target=self.pump, args=(reader, None if quiet else target), daemon=True)
+            pump = threading.Thread(target=self.pump, args=(reader, target), daemon=True)
             pump.start()
             self.pumps.append(pump)
 
@@ -171,7 +206,7 @@ class Run:
 
     def wait(self, seconds):
         try:
-            self.qemu.wait(seconds)
+            self.machine.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             return TIMED_OUT, f"no end after {seconds:g} s"
@@ -191,20 +226,24 @@ class Run:
             return next((line.strip() for line in file if REPORT.search(line)), None)
 
     def kill(self):
-        if self.qemu and self.qemu.poll() is None:
-            self.qemu.kill()
-            self.qemu.wait()
+        if self.machine and self.machine.poll() is None:
+            self.machine.kill()
+            self.machine.wait()
+        # The processes of a User Mode Linux.
+        if self.machine and not self.options.interactive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.machine.pid, signal.SIGKILL)
 
     def clean(self):
-        for number in range(len(self.options.disk)):
-            try:
-                os.unlink(f"{self.dir}/disk{number}")
-            except FileNotFoundError:
-                pass
+        for name in ["root.cow"] + [f"disk{number}" for number in range(len(self.options.disk))]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.dir}/{name}")
 
     def show(self, reason):
         print(f"scripts/vm: {reason}; console log: {os.path.relpath(self.console)}", file=sys.stderr)
         for name in ("qemu.log", "console.log"):
+            if not os.path.exists(f"{self.dir}/{name}"):
+                continue
             with open(f"{self.dir}/{name}", errors="replace") as file:
                 lines = file.readlines()
             first = next((n for n, line in enumerate(lines) if REPORT.search(line)), len(lines))
@@ -221,7 +260,8 @@ def accelerator(options):
     with open("/proc/sys/kernel/random/boot_id") as file:
         note = f"{os.environ['XDG_CACHE_HOME']}/dm-rust/kvm-{file.read().strip()}"
     if not os.path.exists(note):
-        trial = argparse.Namespace(**{**vars(options), "command": ["true"], "module": "none", "disk": [], "interactive": False})
+        trial = argparse.Namespace(**{**vars(options), "command": ["true"], "module": "none", "disk": [], "interactive": False,
+                                      "kernel": "stock", "tree": None, "bind": []})
         run = Run(trial, "kvm")
         try:
             run.start(quiet=True)
@@ -243,13 +283,18 @@ def main():
     options = arguments()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    run = Run(options, accelerator(options))
+    run = Run(options, "uml" if options.kernel == "uml" else accelerator(options))
     try:
         run.start()
         status, reason = run.wait(options.timeout)
     finally:
         run.kill()
         run.clean()
+    if options.expect and status == KERNEL_FAILED and options.expect in reason:
+        print(f"scripts/vm: as expected, {reason}", file=sys.stderr)
+        sys.exit(0)
+    if options.expect:
+        status, reason = status or KERNEL_FAILED, reason or f"the kernel did not report: {options.expect}"
     if reason:
         run.show(reason)
     sys.exit(status)

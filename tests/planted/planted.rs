@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A module with four bugs, to show that the debug kernels find such bugs in Rust code and that `scripts/vm` reports them.
+//! Each parameter that is not zero plants one when the module is loaded. Never load it anywhere else.
+
+use kernel::{
+    new_mutex,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        Mutex,
+        SpinLock, //
+    },
+};
+
+module! {
+    type: Planted,
+    name: "planted",
+    authors: ["The dm-rust developers"],
+    description: "Bugs on purpose, for the tests of the test machinery",
+    license: "GPL",
+    params: {
+        use_after_free: u8 { default: 0, description: "Read memory that was freed" },
+        lock_inversion: u8 { default: 0, description: "Take two mutexes in one order, then in the other" },
+        sleep_in_atomic: u8 { default: 0, description: "Take a mutex while a spinlock is held" },
+        leak: u8 { default: 0, description: "Forget some allocations" },
+    },
+}
+
+#[pin_data]
+struct Planted {
+    #[pin]
+    first: Mutex<u64>,
+    #[pin]
+    second: Mutex<u64>,
+    #[pin]
+    spin: SpinLock<u64>,
+}
+
+impl Planted {
+    fn lock_inversion(&self) {
+        {
+            let _first = self.first.lock();
+            *self.second.lock() += 1;
+        }
+        let _second = self.second.lock();
+        *self.first.lock() += 1;
+    }
+
+    fn sleep_in_atomic(&self) {
+        let _spin = self.spin.lock();
+        *self.first.lock() += 1;
+    }
+}
+
+fn use_after_free() -> Result {
+    let pointer = KBox::into_raw(KBox::new([0x5au8; 192], GFP_KERNEL)?);
+    // SAFETY: `pointer` comes from `into_raw`, and nobody else has it.
+    drop(unsafe { KBox::from_raw(pointer) });
+    // SAFETY: There is no reason why this would be sound: it is the bug.
+    let byte = unsafe { pointer.cast::<u8>().add(100).read_volatile() };
+    pr_info!("read {} from memory that was freed\n", byte);
+    Ok(())
+}
+
+/// Several, because the last pointer may linger on the stack, where kmemleak finds it.
+#[inline(never)]
+fn leak() -> Result {
+    for _ in 0..16 {
+        core::mem::forget(KBox::new([0xa5u8; 192], GFP_KERNEL)?);
+    }
+    Ok(())
+}
+
+impl kernel::InPlaceModule for Planted {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(&this in Planted {
+            first <- new_mutex!(0, "planted_first"),
+            second <- new_mutex!(0, "planted_second"),
+            spin <- new_spinlock!(0, "planted_spin"),
+            _: {
+                // SAFETY: All fields of `this` are initialised by now, and nobody changes them while we look.
+                let planted = unsafe { this.as_ref() };
+                if *module_parameters::use_after_free.value() != 0 {
+                    use_after_free()?;
+                }
+                if *module_parameters::lock_inversion.value() != 0 {
+                    planted.lock_inversion();
+                }
+                if *module_parameters::sleep_in_atomic.value() != 0 {
+                    planted.sleep_in_atomic();
+                }
+                if *module_parameters::leak.value() != 0 {
+                    leak()?;
+                }
+            },
+        })
+    }
+}
