@@ -4,7 +4,8 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest check fmt demo shell clean clean-modules distclean help
+.PHONY: modules test test-host test-guest test-debug test-vm quick faults soak debug-kernel check fmt demo shell clean \
+	clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
@@ -28,11 +29,19 @@ endif
 test:
 	@scripts/test all
 
-test-host:
-	@scripts/test host
+test-host test-guest test-debug test-vm:
+	@scripts/test $(@:test-%=%)
 
-test-guest:
-	@scripts/test guest
+quick faults:
+	@scripts/test $@
+
+# SECONDS is a variable of the shell too, hence the other name.
+soak:
+	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed $(SEED))
+
+debug-kernel:
+	@scripts/debug-kernel debug
+	@scripts/debug-kernel uml
 
 check:
 	@scripts/check
@@ -56,7 +65,11 @@ help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
 	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
 	@echo 'make demo        show a clone at work in a guest, on the stock kernel'
-	@echo 'make test        host tests and the functional suite in a guest; test-host, test-guest: one of them'
+	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, faults, soak'
+	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
+	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'
+	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
+	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", sixteen minutes'
 	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
 	@echo 'make clean       remove what was built; distclean: and the build root and kernel tree in the cache'

@@ -146,7 +146,10 @@ def test_threads(impl, clone_box, rng):
         return mine
 
     workers = [clone_box.background(work, number, rng.random()) for number in range(threads)]
-    while not all(worker.done for worker in workers):
+    # So many rounds and no more: each costs the workers a suspend, and they must come to an end too.
+    for _ in range(100):
+        if all(worker.done for worker in workers):
+            break
         clone.message("hydration_threshold", str(rng.choice((1, 16, 64))))
         clone.message("hydration_batch_size", str(rng.choice((1, 8))))
         clone.message(rng.choice(("enable_hydration", "disable_hydration")))

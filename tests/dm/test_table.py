@@ -196,6 +196,8 @@ def test_first_error_wins(impl, load, disks, same):
     same(seen)
 
 
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/transparent_hugepage"),
+                    reason="a kernel without huge pages has no blocks above 4 KiB")
 @pytest.mark.parametrize("which", ["dest", "source"])
 def test_logical_block_larger_than_region(impl, load, clone_box, same, which):
     """A disk with blocks of 8 KiB and regions of 4 KiB; regions of 8 KiB are fine."""
