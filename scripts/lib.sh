@@ -84,12 +84,13 @@ toolchain() {
     cat "$1/etc/dm-rust-kernel"
 }
 
-# kernel_make NAME: the arguments of make that belong to a kernel: stock, debug or uml.
+# kernel_make NAME: the arguments of make that belong to a kernel (stock, debug or uml), one a line.
+# clang would put the data of User Mode Linux into sections that its linker script does not know, where kmemleak does not look.
 kernel_make() {
     case $1 in
     stock) ;;
     debug) echo LLVM=1 ;;
-    uml) echo ARCH=um LLVM=1 ;;
+    uml) printf '%s\n' ARCH=um LLVM=1 'KCFLAGS=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
     *) die "no kernel '$1': stock, debug or uml" ;;
     esac
 }

@@ -20,10 +20,22 @@ module! {
     description: "Bugs on purpose, for the tests of the test machinery",
     license: "GPL",
     params: {
-        use_after_free: u8 { default: 0, description: "Read memory that was freed" },
-        lock_inversion: u8 { default: 0, description: "Take two mutexes in one order, then in the other" },
-        sleep_in_atomic: u8 { default: 0, description: "Take a mutex while a spinlock is held" },
-        leak: u8 { default: 0, description: "Forget some allocations" },
+        use_after_free: u8 {
+            default: 0,
+            description: "Read memory that was freed",
+        },
+        lock_inversion: u8 {
+            default: 0,
+            description: "Take two mutexes in one order, then in the other",
+        },
+        sleep_in_atomic: u8 {
+            default: 0,
+            description: "Take a mutex while a spinlock is held",
+        },
+        leak: u8 {
+            default: 0,
+            description: "Forget some allocations",
+        },
     },
 }
 
@@ -74,7 +86,7 @@ fn leak() -> Result {
 
 impl kernel::InPlaceModule for Planted {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(&this in Planted {
+        try_pin_init!(&this in Self {
             first <- new_mutex!(0, "planted_first"),
             second <- new_mutex!(0, "planted_second"),
             spin <- new_spinlock!(0, "planted_spin"),
