@@ -90,7 +90,7 @@ kernel_make() {
     case $1 in
     stock) ;;
     debug) echo LLVM=1 ;;
-    uml) printf '%s\n' ARCH=um LLVM=1 'KCFLAGS=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
+    uml) printf '%s\n' ARCH=um LLVM=1 'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
     *) die "no kernel '$1': stock, debug or uml" ;;
     esac
 }

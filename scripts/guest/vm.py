@@ -290,7 +290,7 @@ def main():
     finally:
         run.kill()
         run.clean()
-    if options.expect and status == KERNEL_FAILED and options.expect in reason:
+    if options.expect and status == KERNEL_FAILED and options.expect in (reason or ""):
         print(f"scripts/vm: as expected, {reason}", file=sys.stderr)
         sys.exit(0)
     if options.expect:
