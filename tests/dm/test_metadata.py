@@ -248,6 +248,31 @@ def test_warning_above_16_gib(impl, clone_box, log, same):
     same(clone.status().split()[1], "usage")
 
 
+@pytest.mark.only("rust")
+@pytest.mark.parametrize("blocks, enough", [(10, True), (9, False), (7, False)])
+def test_small_metadata(impl, clone_box, log, blocks, enough):
+    """A metadata device on which a commit may find no room is announced, and a full one is an error, not a loss."""
+    meta, trio = clone_box.loop(blocks * 4096), clone_box.trio()
+    mark = log.mark()
+    clone = clone_box.clone(meta, trio.dest, trio.source, 8, "1 no_hydration")
+    used, total = map(int, clone.status().split()[1].split("/"))
+    assert (used, total) == (6, blocks)
+    lines = [line.replace(meta.kernel_name, "<meta>") for line in log.dm(mark)]
+    assert lines == ([] if enough else ["4 device-mapper: clone: Metadata device <meta> is too small to be sure: it has "
+                                        f"{blocks} blocks, 10 may be needed."])
+    for turn in range(16):
+        trio.write(clone, turn * 512, pattern(f"turn {turn}", 8))
+        try:
+            clone.flush()
+        except OSError as error:
+            assert not enough and error.errno == errno.EIO
+            assert clone.look().mode == "ro"
+            break
+    else:
+        assert blocks != 7, "six blocks are in use, and a commit needs more than one"
+    trio.check(clone)
+
+
 # Exchange. An image is made by one implementation and opened by each, in the next phases of the run.
 
 SHELF = {}
