@@ -5,6 +5,7 @@
     space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one index block
 """
 
+import functools
 import struct
 
 BLOCK = 4096
@@ -32,6 +33,7 @@ def _table():
 _CRC = _table()
 
 
+@functools.lru_cache(maxsize=1024)
 def checksum(block, kind):
     """crc32c of everything behind the checksum, no final inversion, salted by the kind of block."""
     crc, table = 0xFFFFFFFF, _CRC
@@ -47,7 +49,7 @@ def change(image, **fields):
         offset, form = FIELDS[name]
         struct.pack_into(form, block, offset, value)
     if "csum" not in fields:
-        struct.pack_into("<I", block, 0, checksum(block, "superblock"))
+        struct.pack_into("<I", block, 0, checksum(bytes(block), "superblock"))
     return bytes(block) + bytes(image[BLOCK:])
 
 

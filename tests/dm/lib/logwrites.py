@@ -1,0 +1,449 @@
+"""Power cuts: dm-log-writes records what reaches the metadata and the destination, and what a cut may leave is derived.
+
+One log holds both, so their order is known:
+
+    clone ── metadata  ┐ slices of one ┌ backing disk with a volatile cache
+          └─ destination ┘ log-writes device └ log
+
+The model of a disk: a sector (512 bytes) is old or new, never a mixture; nothing else is atomic, in particular not a block
+of the metadata. A flush makes durable what was written to its own slice before; a write with FUA is durable when it
+ends. Of everything else any part may be there. A torn superblock needs no exception: the fields and the checksum are in its
+first sector, and the others are zeros from the format on.
+
+In the log, an ordinary write stands in front of the first flush that was sent after the write had ended, a flush and a FUA
+write where they ended. So each position in the log is a moment, and what stands before it had ended by then. One thing is
+not in order: a write stands behind a FUA write that came later. The numbers in the test's sectors put that right.
+"""
+
+import queue
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+from . import metadata
+
+SECTOR = 512
+FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+_MAGIC = 0x6A736677736872
+ZERO = bytes(SECTOR)
+_TAG = b"power op"
+
+
+def tagged(number, data):
+    """The data of the operation with this number, which every sector tells."""
+    head = _TAG + struct.pack("<Q", number)
+    return b"".join(head + data[at + 16:at + SECTOR] for at in range(0, len(data), SECTOR))
+
+
+def tag(sector):
+    return struct.unpack_from("<Q", sector, 8)[0] if sector.startswith(_TAG) else None
+
+
+def split(data):
+    return [data[at:at + SECTOR] for at in range(0, len(data), SECTOR)]
+
+
+class Entry:
+    """One entry of the log. `sectors` are pairs of a sector of its slice and what was written there."""
+
+    def __init__(self, flags, where=None, sectors=(), mark=None):
+        self.flush, self.fua = bool(flags & FLUSH), bool(flags & FUA)
+        self.discard, self.mark = bool(flags & DISCARD), mark
+        self.where, self.sectors = where, list(sectors)
+
+    def __repr__(self):
+        if self.mark is not None:
+            return f"mark {self.mark}"
+        kind = "flush" if self.flush else "discard" if self.discard else "FUA write" if self.fua else "write"
+        if not self.sectors:
+            return f"{kind} {self.where}"
+        return f"{kind} {self.where} {self.sectors[0][0]}+{len(self.sectors)}"
+
+
+class Recorder:
+    """The devices under a clone, with a log of what reaches them."""
+
+    def __init__(self, box, mib=1, meta_sectors=128):
+        self.box = box
+        self.meta_sectors, self.sectors = meta_sectors, mib * 2048
+        self.dest_at = 2048  # on the backing disk
+        self.disk = box.ram(mib + 1, cache=True)
+        self.log_disk = box.ram(64)
+        self.source = box.layered(box.ram(mib))
+
+    def start(self, meta, dest):
+        """Both slices get their contents, lists of sectors; from here on everything is recorded."""
+        self.disk.fill(b"".join(meta))
+        self.disk.fill(b"".join(dest), self.dest_at)
+        box, meta_sectors, length = self.box, self.meta_sectors, self.dest_at + self.sectors
+        self.log = box.mapped(f"0 {length} log-writes {self.disk.dev} {self.log_disk.dev}")
+        # Not linear: through that a flush does not tell the slice that it came through.
+        self.meta = box.mapped(f"0 {meta_sectors} flakey {self.log.dev} 0 1 0")
+        self.dest = box.mapped(f"0 {self.sectors} flakey {self.log.dev} {self.dest_at} 1 0")
+
+    def mark(self, text):
+        self.log.message("mark", text)
+
+    def logged(self):
+        """How many entries the log has."""
+        words = self.log.status().split()
+        assert len(words) == 2, f"dm-log-writes has given up: {words}"
+        return int(words[0])
+
+    def entries(self):
+        """Ends the recording and gives its entries."""
+        self.logged()
+        for device in (self.dest, self.meta, self.log):
+            device.remove()
+        magic, version, count, size = struct.unpack_from("<QQQI", self.log_disk.read(0, 1))
+        assert (magic, version, size) == (_MAGIC, 1, SECTOR), "not a log"
+        found, at = [], 1
+        for _ in range(count):
+            sector, length, flags, extra = struct.unpack_from("<4Q", head := self.log_disk.read(at, 1))
+            at += 1
+            if flags & MARK:
+                found.append(Entry(flags, mark=head[32:32 + extra].decode()))
+                continue
+            where, base = ("meta", 0) if sector < self.meta_sectors else ("dest", self.dest_at)
+            assert flags & FLUSH or base <= sector < base + (self.sectors if base else self.meta_sectors), (sector, flags)
+            if flags & DISCARD:
+                data = [ZERO] * length
+            else:
+                data = split(self.log_disk.read(at, length)) if length else []
+                at += length
+            found.append(Entry(flags, where, zip(range(sector - base, sector - base + length), data)))
+        assert found and found[-1].mark == "dm-log-writes-end", "the log has no end"
+        return in_order(found[:-1])
+
+
+def in_order(entries):
+    """Takes out of ordinary writes what a FUA write that stands before them had replaced already."""
+    for n, entry in enumerate(entries):
+        if not entry.fua or entry.flush:
+            continue
+        newer = {sector: number for sector, data in entry.sectors if (number := tag(data))}
+        flushes = 0
+        for later in entries[n + 1:]:
+            flushes += later.flush
+            if flushes > 3:
+                break
+            if later.where == entry.where and not later.fua:
+                later.sectors = [(s, d) for s, d in later.sectors if not (s in newer and (tag(d) or newer[s]) < newer[s])]
+    return entries
+
+
+class Model:
+    """What each sector of the clone may hold, given what was begun and what was acknowledged."""
+
+    def __init__(self, start, stale, passdown, first=1):
+        """`start` is what the clone holds, `stale` what the destination does, as lists; operations count from `first`."""
+        self.start, self.stale, self.passdown, self.first = start, stale, passdown, first
+        self._operations = []  # (kind, first sector, list of sectors or count)
+        self.reset()
+
+    @property
+    def last(self):
+        """The number of the last operation."""
+        return self.first + len(self._operations) - 1
+
+    def reset(self):
+        self._history = [[(0, sector)] for sector in self.start]
+        self.allowed = [(sector,) for sector in self.start]
+        self._open = set()  # sectors with more than one possible content
+
+    def add(self, kind, first, what):
+        self._operations.append((kind, first, what))
+        return self.last
+
+    def take(self, mark):
+        """Follows a mark: b = begun, a = acknowledged with everything before, f = acknowledged alone."""
+        kind, number = mark[0], int(mark[1:])
+        if kind == "b":
+            self._begin(number)
+        elif kind == "a":
+            for sector in list(self._open):
+                self._settle(sector, [i for i, (op, data) in enumerate(self._history[sector]) if op <= number and data])
+        elif kind == "f":
+            _, first, data = self._operations[number - self.first]
+            for sector in range(first, first + len(data)):
+                self._settle(sector, [i for i, (op, _) in enumerate(self._history[sector]) if op == number])
+        else:
+            raise AssertionError(mark)
+
+    def _begin(self, number):
+        kind, first, what = self._operations[number - self.first]
+        for i, data in enumerate(what if kind == "write" else [None] * what):
+            self._history[first + i].append((number, data))
+            self._open.add(first + i)
+            self._renew(first + i)
+
+    def _settle(self, sector, durable):
+        if durable:
+            del self._history[sector][:durable[-1]]
+            if len(self._history[sector]) == 1:
+                self._open.discard(sector)
+            self._renew(sector)
+
+    def _renew(self, sector):
+        """After a discard: old, or zeros from the disk; or, of a region never filled, what the destination held."""
+        history = self._history[sector]
+        contents = [data for _, data in history if data is not None]
+        if len(contents) < len(history):
+            if self.passdown:
+                contents.append(ZERO)
+            if history[0][0] == 0:
+                contents.append(self.stale[sector])
+        self.allowed[sector] = tuple(contents)
+
+
+class State:
+    """What a power cut may leave on both devices."""
+
+    def __init__(self, cut, how, meta, dest):
+        self.cut, self.how, self.meta, self.dest = cut, how, meta, dest
+
+    def __repr__(self):
+        return f"cut {self.cut}, {self.how}"
+
+
+class Replay:
+    """Goes through a log, keeps what is durable and what may be, and follows the marks with a model."""
+
+    def __init__(self, entries, model, meta, dest):
+        self.entries, self.model = entries, model
+        self.durable = {"meta": list(meta), "dest": list(dest)}
+        self.pending = {"meta": [], "dest": []}
+        model.reset()
+
+    def cuts(self):
+        """Yields (name, sectors that may or may not be there, whether it is at a flush or FUA) at every cut point."""
+        for n, entry in enumerate(self.entries):
+            if entry.mark is not None:
+                self.model.take(entry.mark)
+                continue
+            if entry.flush or entry.fua:
+                yield f"before {n}: {entry}", self._optional(entry), True
+            if entry.flush:
+                for sectors in self.pending[entry.where]:
+                    self._apply(entry.where, sectors)
+                self.pending[entry.where] = []
+            elif entry.fua:
+                self._apply(entry.where, entry.sectors)
+                gone = {sector for sector, _ in entry.sectors}
+                self.pending[entry.where] = [[(s, d) for s, d in write if s not in gone]
+                                             for write in self.pending[entry.where]]
+            elif entry.sectors:
+                self.pending[entry.where].append(entry.sectors)
+            yield f"after {n}: {entry}", self._optional(), entry.flush or entry.fua
+
+    def _optional(self, entry=None):
+        writes = [(where, write) for where in ("meta", "dest") for write in self.pending[where] if write]
+        if entry is not None and entry.sectors:
+            writes.append((entry.where, entry.sectors))
+        return writes
+
+    def _apply(self, where, sectors):
+        image = self.durable[where]
+        for sector, data in sectors:
+            image[sector] = data
+
+    def state(self, cut, how, writes):
+        images = {where: list(image) for where, image in self.durable.items()}
+        for where, sectors in writes:
+            image = images[where]
+            for sector, data in sectors:
+                image[sector] = data
+        return State(cut, how, images["meta"], images["dest"])
+
+    def states(self, cut, writes, rng, single=6, random=3):
+        """End states at a cut: nothing of what is pending, all, one slice alone, each write missing, torn, and random."""
+        def made(how, chosen):
+            return self.state(cut, how, chosen)
+
+        yield made("nothing pending", [])
+        if not writes:
+            return
+        yield made("all", writes)
+        if len({where for where, _ in writes}) > 1:
+            for only in "meta", "dest":
+                yield made(f"all of {only}, nothing else", [w for w in writes if w[0] == only])
+        if len(writes) > 1:
+            for n in rng.sample(range(len(writes)), min(single, len(writes))):
+                yield made(f"all but write {n}", writes[:n] + writes[n + 1:])
+            n = rng.randrange(len(writes))
+            yield made(f"only write {n}", [writes[n]])
+        n = rng.randrange(len(writes))
+        torn, (where, sectors) = list(writes), writes[n]
+        torn[n] = where, [pair for pair in sectors if rng.random() < 0.5]
+        yield made(f"write {n} torn, {len(torn[n][1])} of {len(sectors)} sectors", torn)
+        for _ in range(random):
+            share, seed = rng.random(), rng.random()
+            yield made(f"random subset {seed}, share {share:.2f}",
+                       [(where, [pair for pair in sectors if rng.random() < share]) for where, sectors in writes])
+
+
+class Violation(AssertionError):
+    """A power cut may leave what must not be."""
+
+
+def without_flushes(entries):
+    """The log of a clone that never flushes its destination."""
+    return [entry for entry in entries if not (entry.flush and entry.where == "dest")]
+
+
+def with_late_flushes(entries):
+    """The log of a clone that flushes its destination at the end of a commit: after the two flushes of the metadata."""
+    result, late, flushes = [], [], 0
+    for entry in entries:
+        if entry.flush and entry.where == "dest":
+            late.append(entry)
+            flushes = 0
+            continue
+        result.append(entry)
+        flushes += entry.flush
+        # The acknowledgement of a flush that needed no commit has to wait for it too.
+        if late and flushes == 2:
+            result += late
+            late = []
+    return result + late
+
+
+class Checker:
+    """Judges end states by what is on the devices alone: metadata by an independent reader, then every sector."""
+
+    def __init__(self, source, model, region):
+        self.source, self.model, self.region = source, model, region
+        self._known = {}
+
+    def hydrated(self, meta):
+        """The regions that the metadata calls hydrated; none if it is blank."""
+        image = b"".join(meta)
+        if image not in self._known:
+            if not any(image[:metadata.BLOCK]):
+                self._known[image] = frozenset()
+            else:
+                try:
+                    self._known[image] = frozenset(metadata.Metadata(image).hydrated())
+                except metadata.Damaged as error:
+                    self._known[image] = error
+        if isinstance(self._known[image], Exception):
+            raise Violation(f"damaged metadata: {self._known[image]}")
+        return self._known[image]
+
+    def content(self, hydrated, dest):
+        """What a clone over this must read as."""
+        content = list(self.source)
+        for region in hydrated:
+            at = slice(region * self.region, (region + 1) * self.region)
+            content[at] = dest[at]
+        return content
+
+    def check(self, state, also=()):
+        """Gives the regions that are hydrated and the content; `also` are regions to be taken for hydrated."""
+        hydrated = self.hydrated(state.meta) | set(also)
+        content = self.content(hydrated, state.dest)
+        bad = [n for n, (data, may) in enumerate(zip(content, self.model.allowed)) if data not in may]
+        if bad:
+            raise Violation(f"{state}: {len(bad)} sectors hold what they must not: "
+                            + ", ".join(self._explain(n, content[n], hydrated) for n in bad[:6]))
+        return hydrated, content
+
+    def _explain(self, sector, data, hydrated):
+        def name(data):
+            if tag(data) is not None:
+                return f"operation {tag(data)}"
+            return ("zeros" if data == ZERO else "source" if data == self.source[sector]
+                    else "stale" if data == self.model.stale[sector] else "garbage")
+
+        where = "hydrated" if sector // self.region in hydrated else "not hydrated"
+        return f"{sector} ({where}): {name(data)}, not {' or '.join(map(name, self.model.allowed[sector]))}"
+
+
+class Opener:
+    """Puts end states on disks of its own and opens a clone over them."""
+
+    def __init__(self, box, rec, region):
+        self.box, self.source, self.region = box, rec.source, region
+        self.sectors, meta_sectors = rec.sectors, rec.meta_sectors
+        self._disks = {"meta": box.ram(1), "dest": box.ram(self.sectors // 2048)}
+        self.meta = box.mapped(f"0 {meta_sectors} linear {self._disks['meta'].dev} 0")
+        self.dest = self._disks["dest"]
+        self._held = {"meta": [None] * meta_sectors, "dest": [None] * self.sectors}
+
+    def _put(self, where, image):
+        """Writes what differs, in runs."""
+        held, disk = self._held[where], self._disks[where]
+        n, end = 0, len(image)
+        while n < end:
+            if held[n] == image[n]:
+                n += 1
+                continue
+            first = n
+            while n < end and held[n] != image[n]:
+                n += 1
+            disk.write(first, b"".join(image[first:n]))
+        self._held[where] = list(image)
+
+    def _get(self, where):
+        """Reads what is there, into the record of it."""
+        self._held[where] = split(self._disks[where].read(0, len(self._held[where])))
+        return self._held[where]
+
+    def open(self, state):
+        self._put("meta", state.meta)
+        self._put("dest", state.dest)
+        return self.box.clone(self.meta, self.dest, self.source, self.region, "1 no_hydration", length=self.sectors)
+
+    def check(self, state, hydrated, content, hydrate):
+        """A clone over the state knows the regions and reads as predicted; also when the rest is hydrated."""
+        clone = self.open(state)
+        status = clone.look()
+        assert (status.mode, status.hydrated) == ("rw", len(hydrated)), f"{state}: {clone.status()}"
+        self._compare(clone, content, f"{state}: opened")
+        if hydrate:
+            clone.hydrate()
+            clone.wait_full()
+            clone.flush()
+            self._compare(clone, content, f"{state}: hydrated")
+        clone.remove()
+        meta = self._get("meta")
+        if hydrate:
+            assert metadata.Metadata(b"".join(meta)).count == clone.regions, f"{state}: metadata of a finished clone"
+            self._compare(self.dest, content, f"{state}: the destination alone")
+            self._get("dest")
+        elif any(map(any, state.meta[:8])):
+            assert meta == state.meta, f"{state}: opened, read and removed, and the metadata has changed"
+
+    def _compare(self, device, content, what):
+        got = device.read(0, self.sectors)
+        if got != b"".join(content):
+            bad = [n for n, (a, b) in enumerate(zip(split(got), content)) if a != b]
+            raise Violation(f"{what}: {len(bad)} sectors are not as the metadata says, first {bad[:6]}")
+
+
+class Openers:
+    """Several at work at a time, since most of the time of opening and removing is waiting."""
+
+    def __init__(self, count, *args):
+        self._free = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(Opener(*args))
+        self._threads = ThreadPoolExecutor(count)
+        self._jobs = []
+
+    def check(self, *args):
+        """Begins a check; the first failure of those before it is raised here, or by finish."""
+        for job in [job for job in self._jobs if job.done()]:
+            self._jobs.remove(job)
+            job.result()
+        self._jobs.append(self._threads.submit(self._check, self._free.get(), *args))
+
+    def _check(self, opener, *args):
+        try:
+            opener.check(*args)
+        finally:
+            self._free.put(opener)
+
+    def finish(self):
+        self._threads.shutdown()
+        for job in self._jobs:
+            job.result()

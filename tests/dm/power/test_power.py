@@ -1,0 +1,324 @@
+"""Power cuts at every flush and FUA mark of a recorded run: whatever a cut leaves opens, is right, and keeps promises.
+
+lib/logwrites.py says what a disk may do. What the clone owes: a write that a flush or its own FUA acknowledged is there; each
+other sector holds one of the contents written since, or the one before; a discarded region may also hold zeros, or, if it
+was never filled, what the destination held. At the same moment each region that the metadata calls hydrated holds that data
+on the destination.
+"""
+
+import errno
+import random
+import time
+
+import pytest
+
+from lib import logwrites, metadata, modules, wait
+from lib.box import pattern
+from lib.logwrites import Checker, Model, Openers, Recorder, Replay, Violation, split, tagged
+
+SLOTS = 16  # of the device: writes of a burst go to different ones
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """Shown with a failure."""
+    print(f"--seed {request.config.seed}")
+
+
+class Work:
+    """A recorded clone, and random steps on it which the model knows."""
+
+    def __init__(self, box, rng, region=8, passdown=True, impl="rust"):
+        modules.run("modprobe", "-a", "dm-log-writes")
+        self.box, self.rng, self.region, self.passdown, self.impl = box, rng, region, passdown, impl
+        self.extra = "1 no_hydration" if passdown else "2 no_hydration no_discard_passdown"
+        self.rec = Recorder(box)
+        self.sectors = self.rec.sectors
+        data = pattern("source", self.sectors)
+        self.source = split(data)
+        self.rec.source.lower.fill(data)
+        # Only the first block of the metadata is blank.
+        self.meta = split(bytes(metadata.BLOCK)) + split(pattern("garbage", self.rec.meta_sectors - metadata.SECTORS))
+        self.dest = split(pattern("destination", self.sectors))
+        self.model = Model(self.source, self.dest, passdown)
+        self.start()
+
+    def start(self):
+        self.discarded = []  # since the last flush
+        self.rec.start(self.meta, self.dest)
+        self.create()
+
+    def go_on_from(self, state, content):
+        """After a power cut."""
+        self.meta, self.dest = state.meta, state.dest
+        self.model = Model(content, state.dest, self.passdown, self.model.last + 1)
+        self.start()
+
+    def create(self):
+        self.clone = self.box.clone(self.rec.meta, self.rec.dest, self.rec.source, self.region, self.extra,
+                                    length=self.sectors)
+
+    def run(self, steps):
+        """Takes random steps; gives the log."""
+        kinds = {self.write: 8, self.write_regions: 4, self.fua: 4, self.flush: 4, self.discard: 2, self.copies: 3,
+                 self.burst: 4, self.suspend: 1, self.status: 1, self.reload: 0.4, self.recreate: 0.4}
+        taken = self.rng.choices(list(kinds), list(kinds.values()), k=steps)
+        for n, step in enumerate(taken):
+            try:
+                step()
+            except BaseException:
+                print("steps:", *(step.__name__ for step in taken[:n + 1]))
+                raise
+        return self.end()
+
+    def end(self):
+        self.clone.remove()
+        return self.rec.entries()
+
+    # Writes
+
+    def range(self, regions, sectors=None):
+        """A random range of whole regions or sectors."""
+        unit = self.region if regions else 1
+        sectors = sectors or self.sectors
+        count = self.rng.randrange(1, max(2, self.rng.choice((4, 40)) // unit + 1)) * unit
+        return self.rng.randrange((sectors - count) // unit + 1) * unit, count
+
+    def begin(self, first, count):
+        """Notes a write before it starts; gives its number and data."""
+        data = tagged(self.model.last + 1, self.rng.randbytes(count * 512))
+        number = self.model.add("write", first, split(data))
+        self.rec.mark(f"b{number}")
+        return number, data
+
+    def put(self, first, number, data, fua=False):
+        self.clone.write(first, data, fua=fua)
+        if fua:
+            self.rec.mark(f"f{number}")
+
+    def write(self, regions=False, fua=False):
+        first, count = self.range(regions)
+        if fua and any(first < end and start < first + count for start, end in self.discarded):
+            self.flush()  # the log does not tell which of the two came first
+        self.put(first, *self.begin(first, count), fua)
+
+    def write_regions(self):
+        self.write(regions=True)
+
+    def fua(self):
+        self.write(regions=self.rng.random() < 0.5, fua=True)
+
+    def flush(self, upto=None):
+        """What was written before is acknowledged."""
+        upto = self.model.last if upto is None else upto
+        self.clone.flush()
+        self.rec.mark(f"a{upto}")
+        self.discarded.clear()
+
+    def discard(self):
+        if self.impl == "c":
+            self.clone.wait_quiet()  # C loses writes when a discard meets a copy (W1)
+        first, count = self.range(self.rng.random() < 0.8)
+        self.rec.mark(f"b{self.model.add('discard', first, count)}")
+        self.clone.discard(first, count)
+        self.discarded.append((first, first + count))
+
+    # At the same time
+
+    def copies(self):
+        """Copies of the background end while a flush is on its way."""
+        self.rec.source.hold()
+        self.clone.hydrate(threshold=self.rng.choice((1, 3, 8)), batch=self.rng.choice((1, 4)))
+        if not self.clone.look().full:
+            self.clone.wait_hydrating()
+        self.clone.message("disable_hydration")
+        flush = self.box.background(self.flush) if self.rng.random() < 0.7 else None
+        self.pause()
+        self.rec.source.release()
+        if flush:
+            flush.result()
+
+    def burst(self):
+        """Writes, with FUA and without, and flushes, while a device below stands still for a moment."""
+        if self.discarded:
+            self.flush()
+        before = self.model.last
+        held = self.rng.choice((self.rec.meta, self.rec.meta, self.rec.dest, self.rec.source))
+        held.suspend(noflush=True)
+        jobs = []
+        for slot in self.rng.sample(range(SLOTS), self.rng.randrange(2, 6)):
+            size = self.sectors // SLOTS
+            first, count = self.range(self.rng.random() < 0.5, size)
+            number, data = self.begin(first + slot * size, count)
+            jobs.append(self.box.background(self.put, first + slot * size, number, data, self.rng.random() < 0.3))
+            if self.rng.random() < 0.5:
+                jobs.append(self.box.background(self.flush, before))  # which promises nothing of the burst
+            self.pause()
+        held.resume()
+        for job in jobs:
+            job.result()
+
+    def pause(self):
+        """Lets others run, for so long as chance wants."""
+        time.sleep(self.rng.choice((0, 0.001, 0.003)))
+
+    # Life
+
+    def status(self):
+        self.clone.status(noflush=False)
+
+    def suspend(self):
+        self.clone.suspend(noflush=self.rng.random() < 0.5)
+        self.clone.resume()
+
+    def reload(self):
+        self.clone.swap(self.clone.line)
+
+    def recreate(self):
+        self.clone.remove()
+        self.create()
+
+
+class Survey:
+    """Judges every end state of a log by what is on the devices, and opens a clone over some of them.
+
+    With KASAN, to open one takes a tenth of a second; to judge one, a hundredth of that.
+    """
+
+    def __init__(self, work, entries, openers=None):
+        self.work, self.entries, self.openers = work, entries, openers
+        self.checker = Checker(work.source, work.model, work.region)
+        self.cuts = self.marks = self.states = self.opened = self.hydrated = 0
+        self._seen = set()
+
+    def at_cuts(self):
+        """Lists of the end states at each cut point, without those that were there before."""
+        replay = Replay(self.entries, self.work.model, self.work.meta, self.work.dest)
+        for cut, writes, mark in replay.cuts():
+            self.cuts += 1
+            self.marks += mark
+            states = replay.states(cut, writes, self.work.rng) if mark else [replay.state(cut, "all", writes)]
+            yield [state for state in states if self._new(state)]
+
+    def _new(self, state):
+        key = hash((*map(id, state.meta), *map(id, state.dest)))
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def run(self, share=0.5):
+        """One state of such a share of the cut points is opened."""
+        for states in self.at_cuts():
+            self.states += len(states)
+            judged = [(state, *self.checker.check(state)) for state in states]
+            if self.openers and judged and self.work.rng.random() < share:
+                further = self.work.rng.random() < 0.05
+                self.openers.check(*self.work.rng.choice(judged), further)
+                self.opened += 1
+                self.hydrated += further
+        if self.openers:
+            self.openers.finish()
+        return self
+
+    def __str__(self):
+        return (f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, {self.opened} opened, "
+                f"{self.hydrated} of them hydrated")
+
+
+@pytest.mark.parametrize("region, passdown", [(8, True), (32, True), (8, False)])
+def test_power_cuts(impl, clone_box, rng, region, passdown):
+    """Random work from the format on; then all that a cut may leave, at every flush and FUA mark and between."""
+    rng = random.Random(f"{rng.random()} {region} {passdown}")
+    work = Work(clone_box, rng, region, passdown, impl)
+    survey = Survey(work, work.run(45), Openers(8, clone_box, work.rec, region)).run()
+    print(survey)
+    assert survey.cuts > 200 and survey.marks > 50
+
+
+def test_cut_after_cut(impl, clone_box, rng):
+    """From what a cut left on to the next cut, again and again; in the end everything is hydrated and right."""
+    work = Work(clone_box, rng, 16, True, impl)
+    for _ in range(8):
+        survey = Survey(work, work.run(rng.randrange(1, 12)))
+        survey.entries = survey.entries[:rng.randrange(1, len(survey.entries))]
+        for states in filter(None, survey.at_cuts()):
+            state = rng.choice(states)
+            _, content = survey.checker.check(state)
+        work.go_on_from(state, content)
+    work.clone.hydrate()
+    work.clone.wait_full()
+    got = split(work.clone.content())
+    work.clone.remove()
+    assert got == work.model.start == split(work.rec.dest.content())
+
+
+def test_format(impl, clone_box, rng):
+    """Cuts during the format, between load and resume, and at the first commit: blank and formatted again, or complete."""
+    work = Work(clone_box, rng, 8, True, impl)
+    work.write()
+    work.flush()
+    survey = Survey(work, work.end(), Openers(4, clone_box, work.rec, 8)).run(share=1)
+    print(survey)
+    assert survey.opened > 10
+
+
+def record_region_that_finishes_in_a_commit(box, rng, impl):
+    """The destination is flushed for region 3; region 5 is filled; the commit goes on. Both are in one word on disk."""
+    work = Work(box, rng, 8, True, impl)
+    work.put(24, *work.begin(24, 8))
+    begun = work.rec.logged()
+    work.rec.meta.suspend(noflush=True)
+    flush = box.background(work.flush)
+    wait.until(lambda: work.rec.logged() >= begun + 2, "the destination is flushed")
+    work.put(40, *work.begin(40, 8))
+    work.rec.meta.resume()
+    flush.result()
+    return work, work.end()
+
+
+def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
+    """A region that is filled between the flush of the destination and the superblock is not marked by that commit."""
+    work, entries = record_region_that_finishes_in_a_commit(clone_box, rng, impl)
+    survey = Survey(work, entries, Openers(4, clone_box, work.rec, 8)).run(share=1)
+    print(survey)
+    between = objections = 0
+    for state in (state for states in Survey(work, entries).at_cuts() for state in states):
+        if survey.checker.hydrated(state.meta) == {3} and state.dest[40:48] == work.dest[40:48]:
+            between += 1
+            # The same with both bits, as if the commit had taken the word from the map.
+            with pytest.raises(Violation, match="stale"):
+                survey.checker.check(state, also={5})
+            objections += 1
+    assert between == objections > 0
+
+
+@pytest.mark.parametrize("wrong", [logwrites.without_flushes, logwrites.with_late_flushes], ids=lambda f: f.__name__)
+def test_wrong_order_is_found(impl, clone_box, rng, wrong):
+    """The check has teeth: it objects to the same log if the destination is not flushed, or only behind the superblock."""
+    work = Work(clone_box, rng, 8, True, impl)
+    entries = work.run(25)
+    Survey(work, entries).run()
+    with pytest.raises(Violation, match=r"\(hydrated\): stale"):
+        Survey(work, wrong(entries)).run()
+
+
+def test_torn_superblock(impl, clone_box, rng):
+    """Finer than sectors, which is more than a disk may do: refused, unless nothing is missing. Never worse."""
+    work = Work(clone_box, rng, 8, True, impl)
+    for _ in range(2):
+        work.write()
+        work.flush()
+    blocks = [b"".join(data for _, data in entry.sectors[:metadata.SECTORS]) for entry in work.end()
+              if entry.where == "meta" and entry.sectors and entry.sectors[0][0] == 0]
+    old, new = blocks[-2:]
+    meta = clone_box.ram(1)
+    for at in range(4, 204, 8):
+        for torn in (old[:at] + new[at:], new[:at] + old[at:]):
+            if torn in (old, new):
+                continue
+            meta.fill(torn)
+            with pytest.raises(OSError) as refused:
+                clone_box.clone(meta, work.rec.disk, work.rec.source, 8, "1 no_hydration")
+            assert refused.value.errno == errno.EILSEQ
+            assert meta.read(0, 8) == torn
