@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-vm quick faults soak debug-kernel check fmt demo shell clean \
+.PHONY: modules test test-host test-guest test-debug test-vm quick faults power soak bench debug-kernel check fmt demo shell clean \
 	clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
@@ -32,12 +32,15 @@ test:
 test-host test-guest test-debug test-vm:
 	@scripts/test $(@:test-%=%)
 
-quick faults:
+quick faults power:
 	@scripts/test $@
 
 # SECONDS is a variable of the shell too, hence the other name.
 soak:
 	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed $(SEED))
+
+bench: modules
+	@scripts/vm --module none --memory 6G --timeout 7200 -- scripts/bench $(BENCH)
 
 debug-kernel:
 	@scripts/debug-kernel debug
@@ -65,10 +68,12 @@ help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
 	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
 	@echo 'make demo        show a clone at work in a guest, on the stock kernel'
-	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, faults, soak'
+	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, faults, power, soak'
 	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
 	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'
+	@echo 'make power       the power is cut at each flush, and between, in User Mode Linux'
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
+	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
 	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", sixteen minutes'
 	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
