@@ -514,8 +514,10 @@ impl Clone {
             // A failure has been logged and shows in the mode below.
             let _ = self.commit();
         }
+        let usage = self.metadata.usage();
+        // After the sizes: if they are missing because a commit has just failed, the mode says so by now.
         let mode = self.metadata.mode();
-        let (metadata_used, metadata_total) = match self.metadata.usage() {
+        let (metadata_used, metadata_total) = match usage {
             Ok(usage) => usage,
             Err(_) if mode == Mode::Fail => (0, 0),
             Err(_) => return out.emit(fmt!("{}", ERROR)),
