@@ -1,0 +1,401 @@
+"""Faults that the kernel injects: the n-th allocation on behalf of the module, the n-th request of a disk.
+
+A *series* repeats one part of a scenario while the n-th chance to fail does fail, n = 1, 2, ..., until the part ends without
+having had n chances. The scenarios are in tests/dm/faults, one file per target.
+
+    kind       what fails
+    slab       the n-th kmalloc or cache allocation with the module on its stack, in any task or worker
+    pages      the n-th page allocation, likewise
+    ROLE       the n-th request of the disk in this role ("metadata", ...), flushes included
+    ROLE-torn  the same with a disk that is striped over two: the n-th piece of a block fails, the others are written
+    ROLE-dead  all requests of the disk from the one on that would pass its n-th block; only flushes still succeed
+
+The kernel counts chances since boot, cannot be told to start again, and lets each chance fail whose number is a multiple of
+`interval`. So the number must be known: after a fault it is the interval itself, which is left in place for the next one.
+"""
+
+import errno
+import os
+import re
+import signal
+import struct
+import time
+from pathlib import Path
+
+from . import dm, modules, wait
+
+DEBUG = Path("/sys/kernel/debug")
+SECONDS_PER_REPETITION = 60
+_FOREVER = 1 << 30
+
+
+class Attribute:
+    """One of the kernel's fault attributes."""
+
+    def __init__(self, name, **more):
+        self.folder = DEBUG / name
+        assert self.folder.is_dir(), f"{self.folder} is missing: run with scripts/vm --kernel uml (or debug)"
+        self.put(verbose=0, probability=0, space=0, task_filter="N", **more)
+        self.fires = 0
+
+    def put(self, **values):
+        for name, value in values.items():
+            (self.folder / name.replace("_", "-")).write_text(str(value))
+
+    def get(self, name):
+        return int((self.folder / name).read_text())
+
+    @property
+    def left(self):
+        return self.get("times")
+
+    def arm(self, n):
+        """Lets the n-th chance from now on fail."""
+        interval = self.get("interval")
+        # At boot interval is 1, and the kernel counts only while it is above 1.
+        self.put(interval=(interval if interval > 1 else 0) + n, times=1, probability=100)
+
+    def fired(self):
+        return self.left == 0
+
+    def disarm(self, work):
+        """No faults any more. If none came, the count is unknown: `work` has chances, and fails, until it is known again."""
+        fired = self.fired()
+        while not self.fired():
+            try:
+                work()
+            except OSError:
+                assert self.fired(), "failed without a fault"
+        self.put(probability=0)
+        return fired
+
+
+def text_range(module):
+    """[start, end) of a loaded module's code: the addresses of its sections, and their sizes from its file."""
+    elf = Path(module).read_bytes()
+    table, = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names = struct.unpack_from("<HHH", elf, 0x3a)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + i * size) for i in range(count)]
+    ranges = []
+    for name, _, flags, _, _, length in headers:
+        at = headers[names][4] + name
+        name = elf[at:elf.index(b"\0", at)].decode()
+        if flags & 4 and length and not name.startswith(".init"):
+            start = int(Path("/sys/module", modules.RUST_MODULE, "sections", name).read_text(), 16)
+            ranges.append((start, start + length))
+    assert ranges
+    return min(start for start, _ in ranges), max(end for _, end in ranges)
+
+
+def kernel_function(name):
+    """[start, end) of a function of the kernel."""
+    symbols = sorted((int(address, 16), symbol) for address, _, symbol, *_ in
+                     (line.split() for line in Path("/proc/kallsyms").read_text().splitlines()))
+    at = next(i for i, (_, symbol) in enumerate(symbols) if symbol == name)
+    return symbols[at][0], next(address for address, _ in symbols[at:] if address > symbols[at][0])
+
+
+class Fault:
+    """What the runner asks of a kind of fault."""
+
+    lasting = False  # nothing works again before the fault is taken back
+
+    def __init__(self, scenario):
+        self.scenario = scenario
+
+    def count(self):
+        """How many failures there have been since it was armed."""
+        return int(self.attribute.fired())
+
+    def disarm(self):
+        """Returns whether there was a failure."""
+        return self.attribute.disarm(self.work)
+
+
+class Allocation(Fault):
+    """An allocation fails that the module makes, or that others make for it: its code is on the stack.
+
+    One function of the kernel can be left out: kmemleak's by default, as its own allocations would double the number; the
+    scenario may have a better use for the exception. A stack is walked word by word where the kernel has no better way, so
+    what is left of earlier calls may pass for the module: then callers fail, as they may.
+    """
+
+    def __init__(self, scenario, name, **more):
+        super().__init__(scenario)
+        start, end = text_range(scenario.module)
+        no_start, no_end = kernel_function(scenario.EXCEPT.get(scenario.part, "__alloc_object"))
+        self.attribute = Attribute(name, require_start=hex(start), require_end=hex(end), reject_start=hex(no_start),
+                                   reject_end=hex(no_end), stacktrace_depth=32, ignore_gfp_wait="N", **more)
+
+    def arm(self, n):
+        self.attribute.arm(n)
+
+    def work(self):
+        self.scenario.allocate()
+
+
+class Request(Fault):
+    """A request of a disk fails."""
+
+    def __init__(self, scenario, role):
+        super().__init__(scenario)
+        self.disks = scenario.disks[role]
+        self.attribute = Attribute("fail_make_request")
+
+    def select(self, value):
+        for disk in self.disks:
+            Path(f"/sys/block/{disk.kernel_name}/make-it-fail").write_text(value)
+
+    def arm(self, n):
+        self.select("1")
+        self.attribute.arm(n)
+
+    def work(self):
+        self.disks[0].read(0, 1)
+
+    def disarm(self):
+        fired = super().disarm()
+        self.select("0")
+        return fired
+
+
+class Death(Request):
+    """A disk dies: after so many blocks every read and write fails.
+
+    A flush has no size, and so passes: the disk says yes to it and forgets.
+    """
+
+    lasting = True
+    BLOCK = 4096
+
+    def arm(self, n):
+        self.select("1")
+        self.count_was = self.attribute.get("interval")
+        # Requests pass while they are smaller than what is left of `space`.
+        self.attribute.put(interval=1, times=_FOREVER, space=(n - 1) * self.BLOCK + 1, probability=100)
+
+    def count(self):
+        return _FOREVER - self.attribute.left
+
+    def disarm(self):
+        fired = self.count() > 0
+        self.attribute.put(probability=0, times=0, space=0, interval=self.count_was)
+        self.select("0")
+        return fired
+
+
+def make(kind, scenario):
+    if kind == "slab":
+        return Allocation(scenario, "failslab", cache_filter="N")
+    if kind == "pages":
+        return Allocation(scenario, "fail_page_alloc", min_order=0, ignore_gfp_highmem="N")
+    role, _, how = kind.partition("-")
+    return (Death if how == "dead" else Request)(scenario, role)
+
+
+class Step:
+    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made again, and must succeed;
+    that can be left (`again`) to the next repetition."""
+
+    def __init__(self, call, may=(), again=True):
+        self.call, self.name, self.may, self.again = call, call.__name__.replace("_", " "), set(may), again
+
+
+class Stuck(Exception):
+    """Goes with a fault that lasts: nothing more can be done before it is taken back."""
+
+
+class Scenario:
+    """Work with one target. What a target's file defines:
+
+    target          its name
+    TESTS           {name of a test: [(part, kind of fault), ...]}
+    EXCEPT          {part: the kernel's function whose allocations do not fail}
+    disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
+    begin()         faults off: a new start
+    steps()         what is done under faults: a list of Step
+    excused(error)  whether an error after the only fault is a documented consequence of the present state
+    end(hit)        faults off: everything that must hold now, `hit` being the number of failures
+    enough()        whether the series needs no higher n, though it has not come to its end
+    allocate()      something that makes the module allocate
+    close()
+    """
+
+    EXCEPT = {}
+    fault = None
+
+    def enough(self):
+        return False
+
+
+class Series:
+    """A part of a scenario under one kind of fault."""
+
+    def __init__(self, scenario):
+        self.scenario = scenario
+        self.fault = scenario.fault = make(scenario.kind, scenario)
+        self.title = f"{scenario.target} {scenario.part} {scenario.kind}"
+        self.failed = {}  # step: how many times it reported an error
+        self.repetitions = self.unseen = self.last = 0
+
+    def run(self, only=None):
+        """All n, or one. Ends when twice in a row there were not n chances: their number may vary a little."""
+        start = time.monotonic()
+        n, ends = only or 1, 0
+        while ends < 2:
+            ends = 0 if self.repeat(n) else ends + 1
+            if only or self.scenario.enough():
+                break
+            n += 1
+        self.last = n - ends
+        steps = ", ".join(f"{name} {count}" for name, count in self.failed.items())
+        print(f"{self.title}: {self.repetitions} repetitions, "
+              f"{time.monotonic() - start:.0f} s; {self.unseen} without an error; errors: {steps}")
+        return self
+
+    def repeat(self, n):
+        """One repetition; returns whether there was a failure."""
+        signal.alarm(SECONDS_PER_REPETITION)
+        self.repetitions += 1
+        self.name, self.trace = "beginning", []
+        try:
+            self.scenario.begin()
+            self.fault.arm(n)
+            try:
+                self.under_fault()
+            finally:
+                hit = self.fault.count()
+                self.fault.disarm()
+            self.name = "end"
+            self.scenario.end(hit)
+        except BaseException as error:
+            where = " > ".join(self.trace) or "nothing"
+            error.add_note(f"{self.title}, n = {n}, in step '{self.name}' after {where}\n"
+                           f"repeat: FAULT='{self.title} {n}' python3 -m pytest --impl=rust tests/dm/faults -k series")
+            raise
+        self.unseen += bool(hit) and not any("=" in name for name in self.trace)
+        return bool(hit)
+
+    def under_fault(self):
+        for step in self.scenario.steps():
+            self.name = step.name
+            before = self.fault.count()
+            try:
+                error = self.attempt(step)
+            except Stuck:
+                assert self.fault.lasting
+                return
+            if error is None:
+                continue
+            hit = self.fault.count()
+            assert hit, f"failed with {errno.errorcode[error.errno]} before any fault"
+            assert error.errno in step.may, f"{errno.errorcode[error.errno]} is not an error that it may report"
+            if self.fault.lasting or not step.again:
+                continue
+            if hit > before:  # the fault came in this step, and will not come again
+                error = self.attempt(step)
+            assert error is None or self.scenario.excused(error), \
+                f"failed with {errno.errorcode[error.errno]} after the only fault"
+
+    def attempt(self, step):
+        try:
+            step.call()
+        except OSError as error:
+            self.trace.append(f"{step.name} = {errno.errorcode[error.errno]}")
+            self.failed[step.name] = self.failed.get(step.name, 0) + 1
+            return error
+        self.trace.append(step.name)
+        return None
+
+
+class Model:
+    """What each sector of a device may hold: `now`, and `kept` if everything is lost that was not flushed."""
+
+    def __init__(self, content, *others):
+        pieces = [_sectors(content)] + [_sectors(other) for other in others]
+        self.now = [{sector} for sector in pieces[0]]
+        self.kept = [{sector} for sector in pieces[0]]
+        self.ever = [set(sectors) for sectors in zip(*pieces)]  # what the device below may hold
+
+    def trying(self, at, data):
+        """It may arrive, whatever is reported."""
+        for n, sector in enumerate(_sectors(data), at):
+            for which in self.now, self.kept, self.ever:
+                which[n].add(sector)
+
+    def wrote(self, at, data, fua=False):
+        for n, sector in enumerate(_sectors(data), at):
+            self.now[n] = {sector}
+            if fua:
+                self.kept[n] = {sector}
+
+    def may_hold_anything(self, at, count):
+        for n in range(at, at + count):
+            self.now[n] |= self.ever[n]
+            self.kept[n] |= self.ever[n]
+
+    def flushed(self):
+        self.kept = [set(sectors) for sectors in self.now]
+
+    def lost(self):
+        """Somebody lost what had not been flushed."""
+        for now, kept in zip(self.now, self.kept):
+            now |= kept
+
+    def check(self, content, where):
+        got = _sectors(content)
+        assert len(got) == len(self.now), f"{where}: {len(got)} sectors"
+        bad = [n for n, sector in enumerate(got) if sector not in self.now[n]]
+        notes = [f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})" for n in bad[:8]]
+        assert not bad, f"{where}: {len(bad)} sectors hold what they may not: {', '.join(notes)}"
+
+
+def _sectors(data):
+    return [data[at:at + 512] for at in range(0, len(data), 512)]
+
+
+def is_free(disk):
+    """Nobody has the disk open any more."""
+    try:
+        os.close(os.open(disk.path, os.O_RDWR | os.O_EXCL))
+        return True
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return False
+
+
+class Leaks:
+    """kmemleak, from the time on at which this was made. It leaves out what is younger than five seconds."""
+
+    file = DEBUG / "kmemleak"
+    AGE = 5.1
+
+    def __init__(self):
+        assert self.file.exists(), "kmemleak is missing: run with scripts/vm --kernel uml (or debug)"
+        self.file.write_text("clear")
+
+    def check(self):
+        """Fails with kmemleak's text. An object must have been without a reference, and unchanged, in two scans."""
+        time.sleep(self.AGE)
+        self.file.write_text("scan")
+        self.file.write_text("scan")
+        text = self.file.read_text()
+        assert not text, f"leaks:\n{text}"
+
+
+def bufio_memory():
+    """Bytes that buffers of all metadata take: nothing, unless somebody forgot a client."""
+    return int(Path("/sys/module/dm_bufio/parameters/current_allocated_bytes").read_text())
+
+
+def targets(rust_module):
+    """The targets that the module registers."""
+    modules.unload(modules.RUST_MODULE)
+    without = set(dm.target_versions())
+    modules.insmod(rust_module)
+    return set(dm.target_versions()) - without
+
+
+def switched(lines):
+    """Whether a target said that it has changed its mode."""
+    return any(re.search(r"Switching to (read-only|fail) mode", line) for line in lines)
