@@ -19,7 +19,7 @@ class Clone(faults.Scenario):
         "work": [("work", "slab"), ("work", "pages")],
         "requests": [("life", "metadata"), ("life", "metadata-dead"), ("life", "source"), ("life", "destination"),
                      ("life", "destination-dead")],
-        "torn": [("life", "metadata-torn"), ("life", "destination-torn")],
+        "torn": [("writes", "metadata-torn"), ("writes", "destination-torn")],
     }
 
     # dm-persistent-data ignores it if there is no memory to note that a block is new. While it formats, the next thing that
@@ -96,6 +96,8 @@ class Clone(faults.Scenario):
             "open": [Step(self.load, table, again=False)],
             "reload": [Step(self.reload, table)],
             "work": life + end,
+            # Reads are not torn, and come in many pieces.
+            "writes": [step for step in [Step(self.create, table), *life, *end] if step.call != self.read],
             "life": [Step(self.create, table), *life, Step(self.reload, table), Step(self.flush, data), *end,
                      Step(self.create, table), Step(self.read, data), Step(self.remove)],
         }[self.part]
@@ -116,6 +118,24 @@ class Clone(faults.Scenario):
         opening = any("Failed to load metadata" in line for line in said)
         self.opening |= opening
         return self.opening and said and not opening
+
+    def complete(self, series, said):
+        """There was a fault each time, the constructor failed in each of its ways, and so did each commit."""
+        least = {"slab": {"create": 50, "open": 100, "reload": 60, "work": 50}, "pages": {"create": 5, "reload": 2},
+                 "metadata": {"life": 40}, "metadata-torn": {"writes": 50}, "destination": {"life": 15}}
+        assert series.last >= least.get(self.kind, {}).get(self.part, 5), f"only {series.last}"
+        texts = {
+            ("open", "slab"): ["Error opening metadata device", "Error opening destination device",
+                               "Error opening source device", "Failed to load metadata", "Failed to allocate workqueue",
+                               "Failed to create dm_clone_region_hydration memory pool",
+                               "Failed to allocate memory for table line", "Failed to allocate clone structure"],
+            ("life", "metadata"): ["dm_clone_metadata_commit' failed", "dm_tm_pre_commit failed",
+                                   "Failed to commit superblock", "Failed to load metadata"],
+            ("life", "destination"): ["flush destination device' failed", "hydration failed"],
+            ("life", "source"): ["hydration failed"],
+        }
+        missing = [text for text in texts.get((self.part, self.kind), ()) if not any(text in line for line in said)]
+        assert not missing, f"never met: {missing}"
 
     # Steps
 

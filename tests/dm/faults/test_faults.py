@@ -1,17 +1,18 @@
 """Every allocation and every request of each target's scenario fails once. See lib/faults.py and `FAULT` there."""
 
+import errno
 import importlib
 import os
 from pathlib import Path
 
 import pytest
 
-from lib import faults, modules
+from lib import dm, faults, modules
 
 pytestmark = pytest.mark.only("rust")
 
 SCENARIOS = {path.stem: importlib.import_module(path.stem).SCENARIO
-             for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in ("conftest", Path(__file__).stem)}
+             for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith(("conftest", "test_"))}
 # FAULT="clone work slab 17" repeats one repetition, FAULT="clone work slab" one series.
 CHOSEN = os.environ.get("FAULT", "").split()
 
@@ -41,8 +42,11 @@ def test_series(impl, box, log, rust_module, small_reserves, target, name):
         if CHOSEN and [target, part, kind] != CHOSEN[:3]:
             continue
         scenario = SCENARIOS[target](box, rust_module, part, kind, log)
+        mark = log.mark()
         try:
-            faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None)
+            series = faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None)
+            if not CHOSEN[3:]:
+                scenario.complete(series, log.lines(mark))
         finally:
             scenario.close()
     modules.unload(modules.RUST_MODULE)
@@ -50,3 +54,49 @@ def test_series(impl, box, log, rust_module, small_reserves, target, name):
         leaks.check()
     finally:
         modules.insmod(rust_module)
+
+
+class Loading(faults.Scenario):
+    """The module's own start, as far as the kernel calls it: it comes up whole, or not at all and can be loaded again."""
+
+    target, part, kind = "module", "loading", "slab"
+    CALLER = "do_one_initcall"
+
+    def __init__(self, module, targets):
+        self.module, self.targets = module, targets
+
+    def begin(self):
+        modules.unload(modules.RUST_MODULE)
+
+    def steps(self):
+        return [faults.Step(self.load, {errno.ENOMEM})]
+
+    def load(self):
+        result = modules.insmod(self.module, check=False)
+        if result.returncode:
+            assert "Cannot allocate memory" in result.stderr, result.stderr
+            assert not modules.loaded(modules.RUST_MODULE) and not self.targets & set(dm.target_versions())
+            raise OSError(errno.ENOMEM, "not loaded")
+
+    def allocate(self):
+        modules.unload(modules.RUST_MODULE)
+        self.load()
+
+    def end(self, hit):
+        if not hit:
+            self.begin()
+            self.load()
+        assert self.targets <= set(dm.target_versions())
+
+
+def test_loading(impl, rust_module):
+    leaks = faults.Leaks()
+    try:
+        series = faults.Series(Loading(rust_module, faults.targets(rust_module)))
+        series.run(int(CHOSEN[3]) if CHOSEN[:1] == ["module"] else None)
+        assert series.last >= 2 and series.failed["load"] >= 2
+        modules.unload(modules.RUST_MODULE)
+        leaks.check()
+    finally:
+        if not modules.loaded(modules.RUST_MODULE):
+            modules.insmod(rust_module)

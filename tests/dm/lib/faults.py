@@ -122,7 +122,7 @@ class Allocation(Fault):
 
     def __init__(self, scenario, name, **more):
         super().__init__(scenario)
-        start, end = text_range(scenario.module)
+        start, end = kernel_function(scenario.CALLER) if scenario.CALLER else text_range(scenario.module)
         no_start, no_end = kernel_function(scenario.EXCEPT.get(scenario.part, "__alloc_object"))
         self.attribute = Attribute(name, require_start=hex(start), require_end=hex(end), reject_start=hex(no_start),
                                    reject_end=hex(no_end), stacktrace_depth=32, ignore_gfp_wait="N", **more)
@@ -210,6 +210,7 @@ class Scenario:
 
     target          its name
     TESTS           {name of a test: [(part, kind of fault), ...]}
+    CALLER          a function of the kernel, if it is its allocations that fail and not the module's
     EXCEPT          {part: the kernel's function whose allocations do not fail}
     disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
     begin()         faults off: a new start
@@ -217,15 +218,20 @@ class Scenario:
     excused(error)  whether an error after the only fault is a documented consequence of the present state
     end(hit)        faults off: everything that must hold now, `hit` being the number of failures
     enough()        whether the series needs no higher n, though it has not come to its end
+    complete(series, said)  checks what all repetitions together must have met; `said` is the kernel's log
     allocate()      something that makes the module allocate
     close()
     """
 
+    CALLER = None
     EXCEPT = {}
     fault = None
 
     def enough(self):
         return False
+
+    def complete(self, series, said):
+        pass
 
 
 class Series:
@@ -243,11 +249,13 @@ class Series:
         start = time.monotonic()
         n, ends = only or 1, 0
         while ends < 2:
-            ends = 0 if self.repeat(n) else ends + 1
+            if self.repeat(n):
+                self.last, ends = n, 0
+            else:
+                ends += 1
             if only or self.scenario.enough():
                 break
             n += 1
-        self.last = n - ends
         steps = ", ".join(f"{name} {count}" for name, count in self.failed.items())
         print(f"{self.title}: {self.repetitions} repetitions, "
               f"{time.monotonic() - start:.0f} s; {self.unseen} without an error; errors: {steps}")
@@ -271,7 +279,7 @@ class Series:
         except BaseException as error:
             where = " > ".join(self.trace) or "nothing"
             error.add_note(f"{self.title}, n = {n}, in step '{self.name}' after {where}\n"
-                           f"repeat: FAULT='{self.title} {n}' python3 -m pytest --impl=rust tests/dm/faults -k series")
+                           f"repeat: FAULT='{self.title} {n}' python3 -m pytest --impl=rust tests/dm/faults -k 'series or loading'")
             raise
         self.unseen += bool(hit) and not any("=" in name for name in self.trace)
         return bool(hit)
