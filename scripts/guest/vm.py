@@ -167,7 +167,8 @@ class Run:
             command += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal,nr=1"]
         for number, path in enumerate(self.scratch_disks()):
             command += self.disk(f"scratch{number}", path, "cache=unsafe,discard=unmap")
-        command += self.disk("root", f"{guest}/root.img", "snapshot=on")
+        # Nobody writes to it; User Mode Linux holds a lock that QEMU would take for a sign of it.
+        command += self.disk("root", f"{guest}/root.img", "snapshot=on,file.locking=off")
         for tag, path in [("run", self.dir)] + [(f"share{n}", path) for n, (path, _) in enumerate(self.mounts)]:
             command += ["-fsdev", f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
                         "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
