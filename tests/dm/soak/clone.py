@@ -283,13 +283,14 @@ class Clone(Driver):
         self.model.discarded(op, self.region, certain, below)
 
     def do_stream(self, start, step, turns):
-        """Writes and reads back, a sector here and a few there."""
+        """Writes and reads back, a sector here and a few there, until too much of it has failed."""
+        failures = 0
         for turn in range(turns):
-            if self.stopping:
+            if self.stopping or failures > 4:
                 return
             at, count = self.extent(start + turn * step, 1 + turn % 3)
-            self.do_write(at, count, turn % 7 == 6)
-            self.do_read(at, count)
+            failures += self.do_write(at, count, turn % 7 == 6) == "failed"
+            failures += self.do_read(at, count) == "failed"
 
     @event(8, start=SECTOR, count=st.sampled_from([1, 2, 8, 40, 300, 1500]), now=WAIT)
     def read(self, start, count, now):
