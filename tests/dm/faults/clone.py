@@ -274,10 +274,11 @@ class Clone(faults.Scenario):
     def remove(self):
         if self.clone is None:
             raise faults.Stuck
-        before, mode = self.fault.count(), self.mode()
+        mode = self.mode()
         self.clone.remove()
         self.clone = None
-        if mode != "rw" or self.fault.count() > before:
+        # A commit may have been failing just when the mode was looked at, or have failed during the removal.
+        if mode != "rw" or faults.switched(self.log.lines(self.mark)):
             self.model.lost()
             self.lossy = True
 
@@ -307,6 +308,7 @@ class Clone(faults.Scenario):
 
     def check_live(self, hit):
         """The mode agrees with the log and with the fault; reads give what was acknowledged."""
+        self.suspend()  # and with it comes the end of a commit that runs
         mode = self.mode()
         said = faults.switched(self.log.lines(self.mark))
         assert said == (mode != "rw"), f"mode {mode}, but the log says otherwise"
@@ -316,8 +318,6 @@ class Clone(faults.Scenario):
             assert not self.kind.startswith("destination") or self.flush_failed()
         if mode != "Fail":
             self.read()
-        self.suspend()
-        assert self.mode() == mode
 
     def settle(self, hit):
         """Half of the devices that are not rw are removed as they are; the others get out of it by a new table."""
@@ -330,7 +330,10 @@ class Clone(faults.Scenario):
         if mode == "rw":
             self.flush()
             self.read()
+        before, self.lossy = self.lossy, False
         self.remove()
+        assert self.lossy == (mode != "rw"), "the removal did not commit"
+        self.lossy |= before
 
     def gone(self):
         assert self.clone is None
