@@ -22,8 +22,8 @@ class Clone(faults.Scenario):
         "torn": [("writes", "metadata-torn"), ("writes", "destination-torn")],
     }
 
-    # dm-persistent-data ignores it if there is no memory to note that a block is new. While it formats, the next thing that
-    # it does with such a block is to divide by a field that is not initialised yet (old_ll.entries_per_block).
+    # dm-persistent-data ignores it if there is no memory to note that a block is new. While it formats, it then divides
+    # by a field that is not initialised yet (old_ll.entries_per_block): the kernel dies.
     EXCEPT = {"create": "insert_shadow"}
 
     def __init__(self, box, module, part, kind, log):
@@ -103,7 +103,7 @@ class Clone(faults.Scenario):
         }[self.part]
 
     def excused(self, error):
-        """Read-only: writes to regions that are not hydrated, and flushes. Fail: all I/O. Never because of the source."""
+        """Read-only: writes to regions that are not hydrated, flushes. Fail: all I/O. Never because of the source."""
         return self.mode() != "rw" and self.kind != "source"
 
     def mode(self):

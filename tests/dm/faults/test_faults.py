@@ -57,7 +57,7 @@ def test_series(impl, box, log, rust_module, small_reserves, target, name):
 
 
 class Loading(faults.Scenario):
-    """The module's own start, as far as the kernel calls it: it comes up whole, or not at all and can be loaded again."""
+    """The module's own start: it comes up whole, or not at all and can be loaded again."""
 
     target, part, kind = "module", "loading", "slab"
     CALLER = "do_one_initcall"

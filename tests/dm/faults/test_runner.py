@@ -1,4 +1,4 @@
-"""The runner itself: faults come where they were ordered, it notices what must not happen, and says how to see it again."""
+"""The runner itself: faults come where they were ordered; it notices what must not be, and says how to see it again."""
 
 import errno
 import re

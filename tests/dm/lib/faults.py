@@ -1,7 +1,7 @@
 """Faults that the kernel injects: the n-th allocation on behalf of the module, the n-th request of a disk.
 
-A *series* repeats one part of a scenario while the n-th chance to fail does fail, n = 1, 2, ..., until the part ends without
-having had n chances. The scenarios are in tests/dm/faults, one file per target.
+A *series* repeats one part of a scenario while the n-th chance to fail does fail, n = 1, 2, ..., until the part ends
+without having had n chances. The scenarios are in tests/dm/faults, one file per target.
 
     kind       what fails
     slab       the n-th kmalloc or cache allocation with the module on its stack, in any task or worker
@@ -10,8 +10,8 @@ having had n chances. The scenarios are in tests/dm/faults, one file per target.
     ROLE-torn  the same with a disk that is striped over two: the n-th piece of a block fails, the others are written
     ROLE-dead  all requests of the disk from the one on that would pass its n-th block; only flushes still succeed
 
-The kernel counts chances since boot, cannot be told to start again, and lets each chance fail whose number is a multiple of
-`interval`. So the number must be known: after a fault it is the interval itself, which is left in place for the next one.
+The kernel counts chances since boot, cannot be told to start again, and lets each one fail whose number is a multiple
+of `interval`. So the number must be known: after a fault it is the interval itself, which stays for the next one.
 """
 
 import errno
@@ -22,7 +22,7 @@ import struct
 import time
 from pathlib import Path
 
-from . import dm, modules, wait
+from . import dm, modules
 
 DEBUG = Path("/sys/kernel/debug")
 SECONDS_PER_REPETITION = 60
@@ -59,7 +59,7 @@ class Attribute:
         return self.left == 0
 
     def disarm(self, work):
-        """No faults any more. If none came, the count is unknown: `work` has chances, and fails, until it is known again."""
+        """No faults any more. If none came the count is unknown: then `work` is done until it fails."""
         fired = self.fired()
         while not self.fired():
             try:
@@ -115,9 +115,9 @@ class Fault:
 class Allocation(Fault):
     """An allocation fails that the module makes, or that others make for it: its code is on the stack.
 
-    One function of the kernel can be left out: kmemleak's by default, as its own allocations would double the number; the
-    scenario may have a better use for the exception. A stack is walked word by word where the kernel has no better way, so
-    what is left of earlier calls may pass for the module: then callers fail, as they may.
+    One function of the kernel can be left out: kmemleak's by default, as its own allocations would double the number;
+    the scenario may have a better use for the exception. A stack is walked word by word where the kernel has no better
+    way, so what is left of earlier calls may pass for the module: then callers fail, as they may.
     """
 
     def __init__(self, scenario, name, **more):
@@ -194,8 +194,8 @@ def make(kind, scenario):
 
 
 class Step:
-    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made again, and must succeed;
-    that can be left (`again`) to the next repetition."""
+    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made again, and must
+    succeed; that can be left (`again`) to the next repetition."""
 
     def __init__(self, call, may=(), again=True):
         self.call, self.name, self.may, self.again = call, call.__name__.replace("_", " "), set(may), again
@@ -279,7 +279,8 @@ class Series:
         except BaseException as error:
             where = " > ".join(self.trace) or "nothing"
             error.add_note(f"{self.title}, n = {n}, in step '{self.name}' after {where}\n"
-                           f"repeat: FAULT='{self.title} {n}' python3 -m pytest --impl=rust tests/dm/faults -k 'series or loading'")
+                           f"repeat: FAULT='{self.title} {n}' "
+                           "python3 -m pytest --impl=rust tests/dm/faults -k 'series or loading'")
             raise
         self.unseen += bool(hit) and not any("=" in name for name in self.trace)
         return bool(hit)
@@ -354,7 +355,8 @@ class Model:
         got = _sectors(content)
         assert len(got) == len(self.now), f"{where}: {len(got)} sectors"
         bad = [n for n, sector in enumerate(got) if sector not in self.now[n]]
-        notes = [f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})" for n in bad[:8]]
+        notes = [f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
+                 for n in bad[:8]]
         assert not bad, f"{where}: {len(bad)} sectors hold what they may not: {', '.join(notes)}"
 
 
