@@ -34,7 +34,8 @@ BAD_LINES = {  # what replaces what is behind the devices: errno
     "{other}": errno.EINVAL,  # another region size than the metadata's
 }
 
-SECTOR = st.integers(0, MIB * 2048 - 1)
+# Anywhere, or where the sweep begins and others are too.
+SECTOR = st.integers(0, MIB * 2048 - 1) | st.integers(0, 300)
 FLAG = st.booleans()
 SMALL = st.integers(0, 20)
 WAIT = st.sampled_from([True, True, True, False])
@@ -310,7 +311,7 @@ class Clone(Driver):
     def flush(self, now):
         return self.io(now, self.do_flush)
 
-    @event(3, start=SECTOR, count=st.sampled_from([1, 8, 33, 128, 700, 4096]), now=WAIT)
+    @event(5, start=SECTOR, count=st.sampled_from([8, 33, 128, 700, 4096]), now=WAIT)
     def discard(self, start, count, now):
         return self.io(now, self.do_discard, *self.extent(start, count))
 
@@ -530,6 +531,19 @@ class Clone(Driver):
         self.clone.remove()
         return self.reopen(lost, options)
 
+    @event(4, **OPTIONS)
+    def start_over(self, **options):
+        """Removes the device and gives its metadata up: a new clone of the source."""
+        self.release()
+        self.join()
+        self.clone.remove()
+        self.heal()
+        self.trio.meta.fill(bytes(4096))
+        self.trio.meta.close()
+        self.model.restart(self.trio.data[:self.sectors * 512])
+        self.known, self.safe = set(), set()
+        self.make(self._options(options))
+
     @event(1, **OPTIONS)
     def remove_deferred(self, **options):
         """Asked to go while open, the device works on until it is closed."""
@@ -629,15 +643,20 @@ class Clone(Driver):
         for layer in list(self.faults):
             self.disturb(layer, None)
 
-    @event(3, layer=st.sampled_from(["source", "dest"]))
-    def hold(self, layer):
-        """What arrives at the layer waits."""
+    @event(6, layer=st.sampled_from(["source", "dest"]), copies=FLAG)
+    def hold(self, layer, copies):
+        """What arrives at the layer waits; if wanted and possible, with copies of the sweep on their way to it."""
         if layer in self.held:
             return IDLE
         self.held.add(layer)
         getattr(self.trio, layer).hold()
+        if copies and not self.faults and not self.trouble and not self.suspended:
+            self.live |= dict(hydration=True, threshold=16, batch=4)
+            self.clone.hydrate(16, 4)
+            status = wait.until(lambda: (now := self.look()) and (now.hydrating or now.full) and now, "a copy")
+            return "with copies" if status.hydrating else None
 
-    @event(3)
+    @event(2)
     def release(self):
         if not self.held:
             return IDLE

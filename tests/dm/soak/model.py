@@ -47,10 +47,15 @@ class Op:
 
 class Model:
     def __init__(self, data):
-        self.now = [data[at:at + 512] for at in range(0, len(data), 512)]
-        self.since = {}  # sector: all values since the last flush, for those that changed
         self.active = []
         self.lock = threading.Lock()
+        self.restart(data)
+
+    def restart(self, data):
+        """This is what the device holds, for sure. Nothing is on its way."""
+        assert not self.active
+        self.now = [data[at:at + 512] for at in range(0, len(data), 512)]
+        self.since = {}  # sector: all values since the last flush, for those that changed
 
     def begin(self, kind, start=0, count=0, *data):
         """An I/O starts; `data` is what it writes, or several such if either may be the outcome."""
