@@ -10,7 +10,7 @@ use kernel::{
     sync::{
         Mutex,
         SpinLock, //
-    },
+    }, //
 };
 
 module! {
