@@ -4,6 +4,7 @@ Tests ask for `impl` (directly or through `box`); `only("c")` and `only("rust")`
 `same` compares what it recorded on ours with what the same test recorded on C. See pytest --help, "device-mapper".
 """
 
+import collections
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ def pytest_addoption(parser):
     group.addoption("--rust-module", metavar="FILE", help="dm_rust.ko to test (default: the one in the project)")
     group.addoption("--example-module", metavar="FILE", help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test")
     group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
+    group.addoption("--share", metavar="K/N", default="1/1", help="run the K-th of N shares of the tests (another guest runs the others)")
     group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
 
 
@@ -66,7 +68,16 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(config, items):
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
     config.hook.pytest_deselected(items=[i for i in items if _phase(i) is None])
-    items[:] = sorted((i for i in items if _phase(i) is not None), key=_phase)
+    items[:] = _share(sorted((i for i in items if _phase(i) is not None), key=_phase), config.getoption("--share"))
+
+
+def _share(items, which):
+    """The K-th of N shares: whole files, since tests of one file may build on each other; each share as many tests."""
+    share, shares = map(int, which.split("/"))
+    sizes, files = collections.Counter(item.path for item in items), [[] for _ in range(shares)]
+    for path, _ in sorted(sizes.items(), key=lambda it: (-it[1], it[0])):
+        min(files, key=lambda taken: sum(sizes[path] for path in taken)).append(path)
+    return [item for item in items if item.path in files[share - 1]]
 
 
 def _phase(item):
