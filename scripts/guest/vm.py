@@ -120,8 +120,9 @@ class Run:
                 print(f"share{number}", path, target, file=file)
         options = self.options
         with open(f"{self.dir}/config", "w") as file:
-            for name, value in [("project", PROJECT), ("kernel", options.kernel), ("module", options.module), ("ko", options.ko),
-                                ("leaks", "" if options.no_leak_check else "1"), ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
+            for name, value in [("project", PROJECT), ("kernel", options.kernel), ("module", options.module),
+                                ("ko", options.ko), ("leaks", "" if options.no_leak_check else "1"),
+                                ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
                 print(f"{name}={shlex.quote(value)}", file=file)
             print(f"shares=({shlex.join(self.shares)})", file=file)
             print(f"command=({shlex.join(options.command)})", file=file)
@@ -140,7 +141,7 @@ class Run:
 
     def uml_command(self, stdout, stderr, console):
         options = self.options
-        # Its memory is a file that it maps, executable.
+        # Its memory is a sparse file in /dev/shm; what it writes to the image goes to a file of its own.
         command = [f"{options.tree}/vmlinux", f"mem={options.memory}", f"initrd={options.guest}/initrd-bare", f"run={self.dir}",
                    f"uml_dir={self.dir}", "umid=uml", "ignore_loglevel", "con=null", "ssl=null", f"con0=null,fd:{console}",
                    f"ssl1=null,fd:{stdout}", f"ssl2=null,fd:{stderr}", f"ubd0={self.dir}/root.cow,{options.guest}/root.img"]
