@@ -87,12 +87,16 @@ def text_range(module):
     return min(start for start, _ in ranges), max(end for _, end in ranges)
 
 
-def kernel_function(name):
-    """[start, end) of a function of the kernel."""
+def kernel_function(*names):
+    """[start, end) of a function of the kernel; or, if the compiler left no function of that name because it put it into its
+    callers, which are the other names, of all these. They stand together in one file."""
     symbols = sorted((int(address, 16), symbol) for address, _, symbol, *_ in
                      (line.split() for line in Path("/proc/kallsyms").read_text().splitlines()))
-    at = next(i for i, (_, symbol) in enumerate(symbols) if symbol == name)
-    return symbols[at][0], next(address for address, _ in symbols[at:] if address > symbols[at][0])
+    here = [at for at, symbol in symbols if symbol == names[0]] or [at for at, symbol in symbols if symbol in names[1:]]
+    assert here, f"the kernel has none of {names}"
+    first, last = min(here), max(here)
+    assert last - first < 1 << 16, f"{names} are not together"
+    return first, next(at for at, _ in symbols if at > last)
 
 
 class Fault:
@@ -123,7 +127,7 @@ class Allocation(Fault):
     def __init__(self, scenario, name, **more):
         super().__init__(scenario)
         start, end = kernel_function(scenario.CALLER) if scenario.CALLER else text_range(scenario.module)
-        no_start, no_end = kernel_function(scenario.EXCEPT.get(scenario.part, "__alloc_object"))
+        no_start, no_end = kernel_function(*scenario.EXCEPT.get(scenario.part, ["__alloc_object"]))
         self.attribute = Attribute(name, require_start=hex(start), require_end=hex(end), reject_start=hex(no_start),
                                    reject_end=hex(no_end), stacktrace_depth=32, ignore_gfp_wait="N", **more)
 
@@ -211,7 +215,7 @@ class Scenario:
     target          its name
     TESTS           {name of a test: [(part, kind of fault), ...]}
     CALLER          a function of the kernel, if it is its allocations that fail and not the module's
-    EXCEPT          {part: the kernel's function whose allocations do not fail}
+    EXCEPT          {part: [the kernel's function whose allocations do not fail, and its callers]}
     disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
     begin()         faults off: a new start
     steps()         what is done under faults: a list of Step
