@@ -22,7 +22,10 @@
 use crate::{
     dm::{
         bio::BioQueue,
-        device::Handle,
+        device::{
+            Device,
+            Handle, //
+        },
         pdata::{
             array::WordArray,
             block::{
@@ -186,6 +189,12 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Used and total blocks. Sleeps.
+    fn usage(&self) -> Result<(u64, u64)> {
+        let total = self.tm.total_blocks()?;
+        Ok((total.saturating_sub(self.tm.free_blocks()?), total))
+    }
+
     /// Ends the transaction: after it, what was set is on disk, durably.
     fn commit(&mut self, geometry: &Geometry) -> Result {
         self.tm
@@ -274,8 +283,9 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// Opens a metadata device, or formats a blank one, and reads its bits. Sleeps for I/O.
-    pub(super) fn open(number: u32, geometry: Geometry) -> Result<Arc<Self>> {
-        let device = Arc::new(BlockDevice::open(number)?, GFP_KERNEL)?;
+    pub(super) fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
+        let name = device.disk_name();
+        let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
         let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
         let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
         disk.bits
@@ -283,6 +293,19 @@ impl Metadata {
                 map.load_word(&mut writer, index, word)
             })
             .map_err(failed("Failed to load on-disk region map"))?;
+        if let Ok((used, total)) = disk.usage() {
+            // A transaction can need a new copy of every block in use except the superblock, and of none twice.
+            let wanted = used.saturating_mul(2).saturating_sub(2);
+            if total < wanted {
+                warning!(
+                    "clone",
+                    "Metadata device {} is too small to be sure: it has {} blocks, {} may be needed.",
+                    name,
+                    total,
+                    wanted
+                );
+            }
+        }
         let done = writer.set() == geometry.regions();
         let state = State {
             writer,
@@ -364,10 +387,7 @@ impl Metadata {
 
     /// Used and total blocks of the metadata device. Sleeps.
     pub(super) fn usage(&self) -> Result<(u64, u64)> {
-        let disk = self.disk.read();
-        let disk = disk.as_ref().ok_or(EIO)?;
-        let total = disk.tm.total_blocks()?;
-        Ok((total.saturating_sub(disk.tm.free_blocks()?), total))
+        self.disk.read().as_ref().ok_or(EIO)?.usage()
     }
 
     /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for I/O.

@@ -137,8 +137,7 @@ use kernel::{
 };
 use metadata::{
     Committed,
-    Failure,
-    Metadata, //
+    Failure, //
 };
 use registry::{
     Member,
@@ -284,13 +283,12 @@ impl Target for Clone {
         let handle = new.handle();
         let metadata = registry
             .join(
-                metadata_device.number(),
+                &metadata_device,
                 handle.mapped_device(),
                 handle.table_id(),
                 geometry,
             )
             .text(c"Failed to load metadata")?;
-        warn_if_small(&metadata_device, &metadata);
         let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
         let kcopyd = new.kcopyd(Throttle::clone_hydration())?;
         let jobs = Pool::new(COPY_RESERVE)
@@ -429,24 +427,6 @@ impl Target for Clone {
             let max = (u32::MAX >> kernel::block::SECTOR_SHIFT) & !sectors.wrapping_sub(1);
             limits.set_discard(max, region);
         }
-    }
-}
-
-/// Says so if a transaction could run out of metadata blocks. It can need a new copy of every block in use except the
-/// superblock, and of none twice.
-fn warn_if_small(device: &Device, metadata: &Metadata) {
-    let Ok((used, total)) = metadata.usage() else {
-        return;
-    };
-    let wanted = used.saturating_mul(2).saturating_sub(2);
-    if total < wanted {
-        warning!(
-            "clone",
-            "Metadata device {} is too small to be sure: it has {} blocks, {} may be needed.",
-            device.disk_name(),
-            total,
-            wanted
-        );
     }
 }
 

@@ -12,6 +12,7 @@ use super::metadata::{
 };
 use crate::{
     dm::device::{
+        Device,
         MappedDevice,
         TableId, //
     },
@@ -58,17 +59,17 @@ impl Registry {
     /// that hangs holds nobody else up.
     pub(super) fn join(
         self: &Arc<Self>,
-        number: u32,
+        device: &Device,
         owner: MappedDevice,
         table: TableId,
         geometry: Geometry,
     ) -> Result<Member> {
-        let (shared, place) = self.enter(number, owner, table)?;
+        let (shared, place) = self.enter(device.number(), owner, table)?;
         let metadata = match shared {
             Some(metadata) if *metadata.geometry() == geometry => metadata,
             Some(_) => return Err(log_invalid(Invalid::Geometry)),
             None => {
-                let metadata = Metadata::open(number, geometry)?;
+                let metadata = Metadata::open(device, geometry)?;
                 self.publish(&place, &metadata);
                 metadata
             }
