@@ -288,7 +288,7 @@ class Clone(faults.Scenario):
         if self.part in ("create", "open"):
             assert self.clone.info().flags >> 6 & 1 == 0, "a table is left"
             assert faults.bufio_memory() == self.memory
-            assert all(faults.is_free(disk) for disks in self.disks.values() for disk in disks)
+            assert all(disk.is_free() for disks in self.disks.values() for disk in disks)
             return
         if self.part == "reload":
             self.check_live(hit)
@@ -340,7 +340,7 @@ class Clone(faults.Scenario):
         assert faults.bufio_memory() == self.memory, "a client of dm-bufio is left"
         for disks in self.disks.values():
             if len(disks) == 1:
-                wait.until(lambda: faults.is_free(disks[0]), f"{disks[0].path} is free")
+                wait.until(lambda: disks[0].is_free(), f"{disks[0].path} is free")
 
     def check_image(self):
         """Regions that the metadata calls hydrated are right on the destination, and all others on the source."""

@@ -31,7 +31,7 @@ def small_reserves():
 
 
 def test_every_target_has_a_scenario(impl, rust_module):
-    assert faults.targets(rust_module) == {scenario.target for scenario in SCENARIOS.values()}
+    assert modules.targets(rust_module) == {scenario.target for scenario in SCENARIOS.values()}
 
 
 @pytest.mark.parametrize("target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS])
@@ -92,7 +92,7 @@ class Loading(faults.Scenario):
 def test_loading(impl, rust_module):
     leaks = faults.Leaks()
     try:
-        series = faults.Series(Loading(rust_module, faults.targets(rust_module)))
+        series = faults.Series(Loading(rust_module, modules.targets(rust_module)))
         series.run(int(CHOSEN[3]) if CHOSEN[:1] == ["module"] else None)
         assert series.last >= 2 and series.failed["load"] >= 2
         modules.unload(modules.RUST_MODULE)

@@ -19,6 +19,11 @@ _BLKZEROOUT = 0x127f
 _BLKROGET = 0x125e
 
 
+def split(data):
+    """The sectors of some bytes."""
+    return [data[at:at + SECTOR] for at in range(0, len(data), SECTOR)]
+
+
 class Block:
     """Direct I/O in sectors on a block device. Nothing is cached, every call is one system call."""
 
@@ -37,6 +42,16 @@ class Block:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+
+    def is_free(self):
+        """Nobody claims the device."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_EXCL))
+            return True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
 
     @property
     def dev(self):
@@ -162,23 +177,13 @@ class RamPool:
     def give_back(self, disk):
         """Empties a disk for the next test; fails if something goes on claiming it."""
         disk.close()
-        wait.until(lambda: self._is_free(disk), f"{disk.path} is free")
+        wait.until(lambda: disk.is_free(), f"{disk.path} is free")
         if disk.pool_key is None:
             disk.remove()
             return
         disk.discard(0, disk.sectors)
         disk.close()
         self._free[disk.pool_key].append(disk)
-
-    @staticmethod
-    def _is_free(disk):
-        try:
-            os.close(os.open(disk.path, os.O_RDWR | os.O_EXCL))
-            return True
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return False
 
     def drain(self):
         for disks in self._free.values():

@@ -22,7 +22,8 @@ import struct
 import time
 from pathlib import Path
 
-from . import dm, modules
+from . import modules
+from .disk import split
 
 DEBUG = Path("/sys/kernel/debug")
 SECONDS_PER_REPETITION = 60
@@ -325,19 +326,19 @@ class Model:
     """What each sector of a device may hold: `now`, and `kept` if everything is lost that was not flushed."""
 
     def __init__(self, content, *others):
-        pieces = [_sectors(content)] + [_sectors(other) for other in others]
+        pieces = [split(content)] + [split(other) for other in others]
         self.now = [{sector} for sector in pieces[0]]
         self.kept = [{sector} for sector in pieces[0]]
         self.ever = [set(sectors) for sectors in zip(*pieces)]  # what the device below may hold
 
     def trying(self, at, data):
         """It may arrive, whatever is reported."""
-        for n, sector in enumerate(_sectors(data), at):
+        for n, sector in enumerate(split(data), at):
             for which in self.now, self.kept, self.ever:
                 which[n].add(sector)
 
     def wrote(self, at, data, fua=False):
-        for n, sector in enumerate(_sectors(data), at):
+        for n, sector in enumerate(split(data), at):
             self.now[n] = {sector}
             if fua:
                 self.kept[n] = {sector}
@@ -356,26 +357,12 @@ class Model:
             now |= kept
 
     def check(self, content, where):
-        got = _sectors(content)
+        got = split(content)
         assert len(got) == len(self.now), f"{where}: {len(got)} sectors"
         bad = [n for n, sector in enumerate(got) if sector not in self.now[n]]
         notes = [f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
                  for n in bad[:8]]
         assert not bad, f"{where}: {len(bad)} sectors hold what they may not: {', '.join(notes)}"
-
-
-def _sectors(data):
-    return [data[at:at + 512] for at in range(0, len(data), 512)]
-
-
-def is_free(disk):
-    """Nobody has the disk open any more."""
-    try:
-        os.close(os.open(disk.path, os.O_RDWR | os.O_EXCL))
-        return True
-    except OSError as error:
-        assert error.errno == errno.EBUSY
-        return False
 
 
 class Leaks:
@@ -400,14 +387,6 @@ class Leaks:
 def bufio_memory():
     """Bytes that buffers of all metadata take: nothing, unless somebody forgot a client."""
     return int(Path("/sys/module/dm_bufio/parameters/current_allocated_bytes").read_text())
-
-
-def targets(rust_module):
-    """The targets that the module registers."""
-    modules.unload(modules.RUST_MODULE)
-    without = set(dm.target_versions())
-    modules.insmod(rust_module)
-    return set(dm.target_versions()) - without
 
 
 def switched(lines):

@@ -24,8 +24,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 
 from . import metadata
-
-SECTOR = 512
+from .disk import SECTOR, split
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 _MAGIC = 0x6A736677736872
 ZERO = bytes(SECTOR)
@@ -40,10 +39,6 @@ def tagged(number, data):
 
 def tag(sector):
     return struct.unpack_from("<Q", sector, 8)[0] if sector.startswith(_TAG) else None
-
-
-def split(data):
-    return [data[at:at + SECTOR] for at in range(0, len(data), SECTOR)]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

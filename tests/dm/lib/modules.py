@@ -64,3 +64,11 @@ def use(implementation, rust):
             insmod(rust)
     assert "clone" in dm.target_versions(), f"{mine} did not register the target"
     assert loaded(mine) and not loaded(other)
+
+
+def targets(rust):
+    """The targets that our module registers, found by taking it out and putting it in."""
+    unload(RUST_MODULE)
+    others = set(dm.target_versions())
+    use("rust", rust)
+    return set(dm.target_versions()) - others

@@ -7,6 +7,8 @@ makes them certain again. Beside it stands what a lost commit may bring back: th
 
 import threading
 
+from lib.disk import split
+
 ZEROS = bytes(512)
 
 
@@ -54,7 +56,7 @@ class Model:
     def restart(self, data):
         """This is what the device holds, for sure. Nothing is on its way."""
         assert not self.active
-        self.now = [data[at:at + 512] for at in range(0, len(data), 512)]
+        self.now = split(data)
         self.since = {}  # sector: all values since the last flush, for those that changed
 
     def begin(self, kind, start=0, count=0, *data):

@@ -6,16 +6,13 @@ import time
 import pytest
 
 import engine
-from lib import box, dm, modules
+from lib import box, modules
 
 
 @pytest.fixture
 def drivers(impl, rust_module):
-    """The drivers of what the module registers, found by taking it out and putting it in."""
-    modules.unload(modules.RUST_MODULE)
-    others = set(dm.target_versions())
-    modules.use(impl, rust_module)
-    targets = sorted(set(dm.target_versions()) - others)
+    """The drivers of what the module registers."""
+    targets = sorted(modules.targets(rust_module))
     assert targets, "the module registers no target"
     found = []
     for target in targets:
