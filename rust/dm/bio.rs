@@ -56,6 +56,9 @@ impl Status {
     /// The I/O failed (`EIO`).
     pub(crate) const IO_ERROR: Status = Status(bindings::BLK_STS_IOERR);
 
+    /// Goes back to device-mapper, which maps the bio again after the next resume: see [`MapBio::requeue`].
+    pub(crate) const REQUEUE: Status = Status(bindings::BLK_STS_DM_REQUEUE);
+
     /// Whether this is success.
     pub(crate) fn is_ok(self) -> bool {
         self == Status::OK

@@ -6,11 +6,17 @@
 
 use crate::{
     bindings,
-    dm::device::{
-        AnchorUser,
-        Device, //
+    dm::{
+        device::{
+            AnchorUser,
+            Device, //
+        },
+        pages::Pages, //
     },
-    logic::units::Sector,
+    logic::units::{
+        Sector,
+        Sectors, //
+    },
     sys::{
         pool::PoolBox,
         wait::{
@@ -97,7 +103,7 @@ impl Transfer {
 /// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the transfer has ended.
 pub(crate) trait IoDone: Send + Sized + 'static {
     /// The memory of the transfer.
-    fn buffer(&mut self) -> &mut Buffer;
+    fn pages(&mut self) -> &mut Pages;
 
     /// Called once, in the context of the bio's completion: hard interrupts included.
     fn done(this: PoolBox<Request<Self>>, result: Result);
@@ -108,6 +114,7 @@ pub(crate) struct Request<C> {
     /// The context.
     pub(crate) context: C,
     client: Option<Arc<Flying>>,
+    next: Option<PoolBox<Request<C>>>,
 }
 
 impl<C: IoDone> Request<C> {
@@ -116,7 +123,55 @@ impl<C: IoDone> Request<C> {
         Request {
             context,
             client: None,
+            next: None,
         }
+    }
+}
+
+/// Requests that have ended, linked through themselves: it never allocates.
+pub(crate) struct RequestList<C> {
+    top: Option<PoolBox<Request<C>>>,
+}
+
+impl<C> RequestList<C> {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.top.is_none()
+    }
+
+    /// Adds a request.
+    pub(crate) fn push(&mut self, mut request: PoolBox<Request<C>>) {
+        request.next = self.top.take();
+        self.top = Some(request);
+    }
+
+    /// Takes the request that was added last.
+    pub(crate) fn pop(&mut self) -> Option<PoolBox<Request<C>>> {
+        let mut request = self.top.take()?;
+        self.top = request.next.take();
+        Some(request)
+    }
+
+    /// Takes all requests out, turned around: what was added first is popped first.
+    pub(crate) fn take(&mut self) -> Self {
+        let mut turned = RequestList::default();
+        while let Some(request) = self.pop() {
+            turned.push(request);
+        }
+        turned
+    }
+}
+
+impl<C> Default for RequestList<C> {
+    fn default() -> Self {
+        RequestList { top: None }
+    }
+}
+
+impl<C> Drop for RequestList<C> {
+    fn drop(&mut self) {
+        // One by one: a list that drops itself would recurse.
+        while self.pop().is_some() {}
     }
 }
 
@@ -183,19 +238,22 @@ impl IoClient {
         start: Sector,
         buffer: &mut Buffer,
     ) -> Result {
+        let memory = bindings::dm_io_memory {
+            type_: bindings::dm_io_mem_type_DM_IO_VMA,
+            offset: 0,
+            ptr: bindings::dm_io_memory__bindgen_ty_1 {
+                vma: buffer.0.as_mut_ptr().cast(),
+            },
+        };
+        // CAST: usize has at most 64 bits.
+        let len = Sectors((buffer.len() >> kernel::block::SECTOR_SHIFT) as u64);
+        let nobody = bindings::dm_io_notify {
+            fn_: None,
+            context: core::ptr::null_mut(),
+        };
         let mut failed = 0;
         // SAFETY: The buffer is borrowed until the I/O has ended: without a callback dm-io waits for it.
-        unsafe {
-            self.start(
-                what,
-                device,
-                start,
-                buffer,
-                None,
-                core::ptr::null_mut(),
-                &mut failed,
-            )
-        }?;
+        unsafe { self.start(what, device, (start, len), memory, nobody, &mut failed) }?;
         if failed == 0 {
             Ok(())
         } else {
@@ -203,7 +261,7 @@ impl IoClient {
         }
     }
 
-    /// Starts to transfer the context's buffer. Process context, sleeps at most for memory of the client's reserve.
+    /// Starts to transfer the context's pages. Process context, sleeps at most for memory of the client's reserve.
     ///
     /// Devices of another target than the client's are refused, with an error.
     pub(crate) fn submit<C: IoDone>(
@@ -234,42 +292,44 @@ impl IoClient {
         }
         self.flying.count.fetch_add(1, Relaxed);
         request.client = Some(self.flying.clone());
-        let buffer = core::ptr::from_mut(request.context.buffer());
-        let raw = request.into_raw();
-        // SAFETY: The buffer belongs to the request, which nobody touches until the callback.
-        let buffer = unsafe { &mut *buffer };
-        let mut unused = 0;
-        // SAFETY: As above: the memory stays until the callback.
-        let result = unsafe {
-            self.start(
-                what,
-                device,
-                start,
-                buffer,
-                Some(notify::<C>),
-                raw,
-                &mut unused,
-            )
+        let pages = request.context.pages();
+        let len = pages.sectors();
+        let memory = bindings::dm_io_memory {
+            type_: bindings::dm_io_mem_type_DM_IO_PAGE_LIST,
+            offset: 0,
+            ptr: bindings::dm_io_memory__bindgen_ty_1 { pl: pages.raw() },
         };
+        let raw = request.into_raw();
+        let notify = bindings::dm_io_notify {
+            fn_: Some(notify::<C>),
+            context: raw,
+        };
+        // SAFETY: The pages belong to the request, which nobody touches until the callback.
+        let result = unsafe { self.start(what, device, (start, len), memory, notify, &mut 0) };
         if let Err(error) = result {
             // SAFETY: dm-io refused the request, so the callback will not come.
             end(unsafe { PoolBox::<Request<C>>::from_raw(raw) }, Err(error));
         }
     }
 
+    /// Waits until all requests have ended, and their contexts have been told. Sleeps.
+    pub(crate) fn drain(&self) {
+        self.flying
+            .none
+            .wait_until(|| self.flying.count.load(Acquire) == 0);
+    }
+
     /// # Safety
     ///
-    /// The buffer's memory stays, and nobody else uses it, until the I/O has ended: when this returns if there is no
-    /// callback, else when the callback is called.
-    #[expect(clippy::too_many_arguments)]
+    /// The memory is at least as large as the extent. It stays, and nobody else uses it, until the I/O has ended: when
+    /// this returns if there is no callback, else when the callback is called.
     unsafe fn start(
         &self,
         what: Transfer,
         device: &Device,
-        start: Sector,
-        buffer: &mut Buffer,
-        notify: bindings::io_notify_fn,
-        context: *mut c_void,
+        (start, len): (Sector, Sectors),
+        mem: bindings::dm_io_memory,
+        notify: bindings::dm_io_notify,
         failed: &mut c_ulong,
     ) -> Result {
         if !self.target.keeps(device) {
@@ -278,22 +338,12 @@ impl IoClient {
         let mut region = bindings::dm_io_region {
             bdev: device.raw_bdev(),
             sector: start.0,
-            // CAST: usize has at most 64 bits.
-            count: (buffer.len() >> kernel::block::SECTOR_SHIFT) as u64,
+            count: len.0,
         };
         let mut request = bindings::dm_io_request {
             bi_opf: what.flags(),
-            mem: bindings::dm_io_memory {
-                type_: bindings::dm_io_mem_type_DM_IO_VMA,
-                offset: 0,
-                ptr: bindings::dm_io_memory__bindgen_ty_1 {
-                    vma: buffer.0.as_mut_ptr().cast(),
-                },
-            },
-            notify: bindings::dm_io_notify {
-                fn_: notify,
-                context,
-            },
+            mem,
+            notify,
             client: self.raw.as_ptr(),
         };
         let unsupported = core::ptr::null_mut();
@@ -305,9 +355,7 @@ impl IoClient {
 
 impl Drop for IoClient {
     fn drop(&mut self) {
-        self.flying
-            .none
-            .wait_until(|| self.flying.count.load(Acquire) == 0);
+        self.drain();
         // SAFETY: The client is ours, and none of its requests is in flight.
         unsafe { bindings::dm_io_client_destroy(self.raw.as_ptr()) }
     }

@@ -2,13 +2,13 @@
 
 //! Safe wrappers of device-mapper and its libraries.
 //!
-//! C headers: `include/linux/device-mapper.h`, `dm-io.h`, `dm-kcopyd.h`, `drivers/md/persistent-data/*.h`.
+//! C headers: `include/linux/device-mapper.h`, `dm-io.h`, `drivers/md/persistent-data/*.h`.
 
 pub(crate) mod bio;
 pub(crate) mod device;
 pub(crate) mod io;
-pub(crate) mod kcopyd;
 pub(crate) mod limits;
+pub(crate) mod pages;
 pub(crate) mod pdata;
 pub(crate) mod status;
 pub(crate) mod table;

@@ -25,10 +25,6 @@ use crate::{
             Handle, //
         },
         io::IoClient,
-        kcopyd::{
-            Kcopyd,
-            Throttle, //
-        },
         limits::Limits,
         status::{
             StatusBuf,
@@ -127,11 +123,6 @@ impl New<'_> {
     /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
         Device::open(&self.anchor, path, access)
-    }
-
-    /// Makes a kcopyd client for the target's devices. Sleeps.
-    pub(crate) fn kcopyd(&self, throttle: Throttle) -> Result<Kcopyd> {
-        Kcopyd::new(self.anchor.user(), throttle)
     }
 
     /// Makes a dm-io client for the target's devices. Sleeps.

@@ -50,3 +50,12 @@ void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size)
 {
 	snprintf(buffer, size, "%pg", bdev);
 }
+
+void dmr_plugged(void (*body)(void *context), void *context)
+{
+	struct blk_plug plug;
+
+	blk_start_plug(&plug);
+	body(context);
+	blk_finish_plug(&plug);
+}

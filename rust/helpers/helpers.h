@@ -9,7 +9,6 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
-#include <linux/dm-kcopyd.h>
 #include <linux/mempool.h>
 #include <linux/rwsem.h>
 #include <linux/spinlock.h>
@@ -28,6 +27,7 @@ unsigned int dmr_bdev_logical_block_size(struct block_device *bdev);
 unsigned int dmr_bdev_max_discard_sectors(struct block_device *bdev);
 const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
+void dmr_plugged(void (*body)(void *context), void *context);
 
 /* locking.c */
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
@@ -48,7 +48,7 @@ void *dmr_mempool_alloc_nowait(mempool_t *pool);
 bool dmr_log_allowed(void);
 
 /* params.c */
-struct dm_kcopyd_throttle *dmr_clone_throttle(void);
+unsigned int dmr_param_clone_throttle(void);
 const char *dmr_param_targets(void);
 
 /* persistent.c */

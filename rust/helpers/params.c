@@ -5,12 +5,13 @@
 #include "helpers/helpers.h"
 
 /* The name that the C target uses, so that existing scripts find it under /sys/module/dm_rust/parameters. */
-DECLARE_DM_KCOPYD_THROTTLE_WITH_MODULE_PARM(clone_hydration_throttle,
-	"Percentage of time that the hydration of clone targets may use (0 to 100)");
+static unsigned int clone_hydration_throttle = 100;
+module_param(clone_hydration_throttle, uint, 0644);
+MODULE_PARM_DESC(clone_hydration_throttle, "Percentage of time that the hydration of each clone target may use (1 to 100)");
 
-struct dm_kcopyd_throttle *dmr_clone_throttle(void)
+unsigned int dmr_param_clone_throttle(void)
 {
-	return &dm_kcopyd_throttle;
+	return READ_ONCE(clone_hydration_throttle);
 }
 
 static char *targets = "";

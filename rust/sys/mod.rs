@@ -9,6 +9,7 @@ pub(crate) mod irq_lock;
 pub(crate) mod log;
 pub(crate) mod noio;
 pub(crate) mod params;
+pub(crate) mod plug;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod rw_sem;

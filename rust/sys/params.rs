@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module parameter `targets`.
+//! The module's parameters.
 
 use crate::{
     bindings,
@@ -43,4 +43,10 @@ pub(crate) fn check_targets(exists: impl Fn(&[u8]) -> bool) -> Result {
         }
     }
     Ok(())
+}
+
+/// The share of the time, in percent, that the hydration of a clone may use; more than 100 means the same as 100.
+pub(crate) fn hydration_throttle() -> u32 {
+    // SAFETY: No preconditions.
+    unsafe { bindings::dmr_param_clone_throttle() }
 }

@@ -16,31 +16,34 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// Names an entry of an [`InFlight`] from its insertion to its removal.
+/// Names an entry of an [`InFlight`] from its insertion to its removal, and nothing afterwards.
 ///
-/// Slots are reused: a copy that is kept after the removal names nothing, or a later entry. Whoever
-/// removes an entry must not use its slot again.
+/// A place is used again and again, each time under another generation; so a name that is kept for long finds nothing,
+/// until 2^32 entries later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot(u32);
+pub(crate) struct Slot {
+    place: u32,
+    generation: u32,
+}
 
 impl Slot {
-    /// Returns the number of the slot, below the number of slots the structure was made with.
+    /// Returns the number of the place, below the number of slots the structure was made with.
     #[inline]
     pub(crate) fn index(self) -> usize {
         // CAST: `usize` has at least 32 bits on all architectures with device-mapper.
-        self.0 as usize
+        self.place as usize
     }
 
-    /// Returns the slot as a number to keep beside a bio.
+    /// Returns place and generation as numbers to keep beside a bio. The place fits into 31 bits.
     #[inline]
-    pub(crate) fn to_raw(self) -> u32 {
-        self.0
+    pub(crate) fn to_raw(self) -> (u32, u32) {
+        (self.place, self.generation)
     }
 
-    /// Takes back a number from [`Self::to_raw`]. Any other number names nothing, or another entry.
+    /// Takes back numbers from [`Self::to_raw`]. Any others name nothing, or another entry.
     #[inline]
-    pub(crate) fn from_raw(raw: u32) -> Self {
-        Self(raw)
+    pub(crate) fn from_raw(place: u32, generation: u32) -> Self {
+        Self { place, generation }
     }
 }
 
@@ -65,8 +68,10 @@ struct Entry<W> {
     /// The range; empty in a free slot.
     range: RegionRange,
     waiters: W,
-    /// The next free slot, in a free slot.
-    next_free: Option<Slot>,
+    /// How often the slot has been freed, modulo 2^32.
+    generation: u32,
+    /// The next free place, in a free slot.
+    next_free: Option<u32>,
 }
 
 /// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `W`.
@@ -81,12 +86,12 @@ struct Entry<W> {
 pub(crate) struct InFlight<W: Default> {
     keys: KVVec<Key>,
     entries: KVVec<Entry<W>>,
-    free: Option<Slot>,
+    free: Option<u32>,
     regions: u64,
 }
 
 impl<W: Default> InFlight<W> {
-    /// Makes an empty structure with room for `slots` ranges. May sleep.
+    /// Makes an empty structure with room for `slots` ranges, at most 2^31. May sleep.
     pub(crate) fn new(slots: usize) -> Result<Self> {
         let mut entries = KVVec::with_capacity(slots, GFP_KERNEL)?;
         let count = u32::try_from(slots)?;
@@ -95,13 +100,14 @@ impl<W: Default> InFlight<W> {
             entries.push_within_capacity(Entry {
                 range: RegionRange::default(),
                 waiters: W::default(),
-                next_free: (next < count).then_some(Slot(next)),
+                generation: 0,
+                next_free: (next < count).then_some(next),
             })?;
         }
         Ok(Self {
             keys: KVVec::with_capacity(slots, GFP_KERNEL)?,
             entries,
-            free: (count != 0).then_some(Slot(0)),
+            free: (count != 0).then_some(0),
             regions: 0,
         })
     }
@@ -164,15 +170,19 @@ impl<W: Default> InFlight<W> {
         if range.is_empty() || self.first_overlap(range).is_some() {
             return None;
         }
-        let slot = self.free?;
+        let place = self.free?;
+        let position = self.position(range.start);
+        let entry = self.entries.get_mut(usize::try_from(place).ok()?)?;
+        let slot = Slot {
+            place,
+            generation: entry.generation,
+        };
         let key = Key {
             start: u32::try_from(range.start.get()).ok()?,
             end: u32::try_from(range.end.get()).ok()?,
             slot,
         };
         let regions = self.regions.checked_add(range.len())?;
-        let position = self.position(range.start);
-        let entry = self.entries.get_mut(slot.index())?;
         self.keys.insert_within_capacity(position, key).ok()?;
         entry.range = range;
         self.regions = regions;
@@ -183,7 +193,7 @@ impl<W: Default> InFlight<W> {
     /// Returns what waits for the range in a slot.
     pub(crate) fn waiters(&mut self, slot: Slot) -> Option<&mut W> {
         let entry = self.entries.get_mut(slot.index())?;
-        if entry.range.is_empty() {
+        if entry.range.is_empty() || entry.generation != slot.generation {
             return None;
         }
         Some(&mut entry.waiters)
@@ -192,7 +202,8 @@ impl<W: Default> InFlight<W> {
     /// Returns the range in a slot.
     pub(crate) fn range(&self, slot: Slot) -> Option<RegionRange> {
         let entry = self.entries.get(slot.index())?;
-        Some(entry.range).filter(|range| !range.is_empty())
+        Some(entry.range)
+            .filter(|range| !range.is_empty() && entry.generation == slot.generation)
     }
 
     /// Takes a range out and returns it with what waits for it.
@@ -207,8 +218,9 @@ impl<W: Default> InFlight<W> {
         self.regions = self.regions.saturating_sub(range.len());
         entry.range = RegionRange::default();
         let waiters = core::mem::take(&mut entry.waiters);
+        entry.generation = entry.generation.wrapping_add(1);
         entry.next_free = self.free;
-        self.free = Some(slot);
+        self.free = Some(slot.place);
         Some((range, waiters))
     }
 

@@ -4,6 +4,7 @@
 //!
 //! C counterparts: `drivers/md/dm-clone-metadata.c` and `drivers/md/dm-clone-target.c`.
 
+pub(crate) mod copying;
 pub(crate) mod dirty;
 pub(crate) mod geometry;
 pub(crate) mod inflight;

@@ -53,6 +53,8 @@ pub(crate) const MAX_BACKOFF: u64 = 64_000;
 const STREAK: u32 = 32;
 /// The number of failed batches that are remembered one by one.
 const RETRIES: usize = 16;
+/// The number of ranges to be copied first that are remembered.
+const WANTED: usize = 32;
 
 /// What the owner allows, read anew for each decision.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,12 @@ pub(crate) struct Limits {
     pub(crate) threshold: u32,
     /// The most regions in one copy; zero acts as one.
     pub(crate) batch: u32,
+    /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for long. Not zero.
+    pub(crate) longest: u64,
+    /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more: all of it.
+    pub(crate) throttle: u32,
+    /// Whether hydration is on. If not, only what was asked for by [`Sweep::want`] is copied.
+    pub(crate) enabled: bool,
     /// Whether user I/O is in flight, to which the sweep yields.
     pub(crate) user_busy: bool,
 }
@@ -85,6 +93,8 @@ pub(crate) enum Outcome {
     Copied,
     /// At least one of the regions could not be read or written; none is set in the map.
     Failed,
+    /// It was given up before anything was written.
+    GivenUp,
 }
 
 /// Failed batches whose regions are tried one at a time, in fixed memory.
@@ -151,6 +161,119 @@ impl Retries {
     }
 }
 
+/// Keeps the time with copies in flight to a share of all time: an account that idle time fills and busy time empties.
+#[derive(Debug)]
+struct Throttle {
+    /// The share, in percent.
+    percent: i64,
+    /// In hundredths of a millisecond.
+    credit: i64,
+    last: u64,
+    /// Copies in flight.
+    copies: u32,
+}
+
+impl Throttle {
+    /// The most credit: copies may start for so long after a pause.
+    const MAX: i64 = 2_000;
+    /// The most debt: half an hour at one percent.
+    const MIN: i64 = -180_000;
+
+    /// Brings the account up to date.
+    fn account(&mut self, now: u64) {
+        let passed = now.saturating_sub(core::mem::replace(&mut self.last, now));
+        let passed = i64::try_from(passed).unwrap_or(i64::MAX);
+        let gain = if self.copies == 0 {
+            self.percent
+        } else {
+            self.percent.saturating_sub(100)
+        };
+        self.credit = self
+            .credit
+            .saturating_add(passed.saturating_mul(gain))
+            .clamp(Self::MIN, Self::MAX);
+    }
+
+    /// Says how long to wait, in milliseconds, before another copy may start, if copies may use `percent` of the time.
+    fn wait(&mut self, now: u64, percent: u32) -> Option<u64> {
+        self.account(now);
+        self.percent = i64::from(percent.clamp(1, 100));
+        if self.percent == 100 {
+            self.credit = 0;
+        }
+        match self.credit {
+            0.. => None,
+            debt => Some(debt.unsigned_abs().div_ceil(self.percent.unsigned_abs().max(1))),
+        }
+    }
+
+    fn started(&mut self) {
+        self.copies = self.copies.saturating_add(1);
+    }
+
+    fn ended(&mut self, now: u64) {
+        self.account(now);
+        self.copies = self.copies.saturating_sub(1);
+    }
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self {
+            percent: 100,
+            credit: 0,
+            last: 0,
+            copies: 0,
+        }
+    }
+}
+
+/// Ranges that are to be copied before all others, in fixed memory.
+///
+/// When it is full, the oldest ones are forgotten: they are copied in their turn, like all others.
+#[derive(Debug, Default)]
+struct Wanted {
+    ranges: [RegionRange; WANTED],
+    first: usize,
+    len: usize,
+}
+
+impl Wanted {
+    fn push(&mut self, range: RegionRange) {
+        if self.len == WANTED {
+            self.pop();
+        }
+        let place = self.first.saturating_add(self.len) % WANTED;
+        if let Some(free) = self.ranges.get_mut(place) {
+            *free = range;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    fn pop(&mut self) {
+        self.first = self.first.saturating_add(1) % WANTED;
+        self.len = self.len.saturating_sub(1);
+    }
+
+    /// Takes up to `batch` regions that are neither hydrated nor in flight.
+    fn next<W: Default>(
+        &mut self,
+        batch: u64,
+        map: &RegionMap,
+        inflight: &InFlight<W>,
+    ) -> Option<RegionRange> {
+        while self.len != 0 {
+            let range = self.ranges.get_mut(self.first)?;
+            if let Some(found) = next_run(map, inflight, *range, batch) {
+                range.start = found.end;
+                return Some(found);
+            }
+            self.pop();
+        }
+        None
+    }
+}
+
 /// Which lane comes first at the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
@@ -167,6 +290,10 @@ pub(crate) struct Sweep {
     /// The scan has dealt with all regions before this one.
     position: Region,
     retries: Retries,
+    wanted: Wanted,
+    /// Whether the range of the last answer was asked for by `want`.
+    was_wanted: bool,
+    throttle: Throttle,
     turn: Turn,
     /// From when on a batch may be started even if user I/O goes on.
     due: u64,
@@ -189,6 +316,9 @@ impl Sweep {
         Self {
             position: Region(0),
             retries: Retries::default(),
+            wanted: Wanted::default(),
+            was_wanted: false,
+            throttle: Throttle::default(),
             turn: Turn::Scan,
             due: 0,
             skipped: false,
@@ -226,32 +356,53 @@ impl Sweep {
         if (limits.user_busy || self.streak >= STREAK) && now < self.due {
             return Step::Wait(self.due.saturating_sub(now));
         }
+        if let Some(ms) = self.throttle.wait(now, limits.throttle) {
+            return Step::Wait(ms);
+        }
 
-        let batch = u64::from(limits.batch).clamp(1, room);
-        let found = match self.turn {
+        let batch = u64::from(limits.batch).min(limits.longest).clamp(1, room);
+        let wanted = self.wanted.next(batch, map, inflight);
+        self.was_wanted = wanted.is_some();
+        let found = wanted.or_else(|| match self.turn {
+            _ if !limits.enabled => None,
             Turn::Retry => self
                 .retry(map, inflight)
                 .or_else(|| self.scan(now, batch, map, inflight)),
             Turn::Scan => self
                 .scan(now, batch, map, inflight)
                 .or_else(|| self.retry(map, inflight)),
-        };
+        });
         match found {
             Some(range) => {
                 self.due = now.saturating_add(MIN_INTERVAL);
+                self.throttle.started();
                 Step::Copy(range)
             }
+            None if !limits.enabled => Step::Blocked,
             None if self.retries.trying.is_some() => Step::Blocked,
             None => Step::Wait(self.resume_at.saturating_sub(now).max(1)),
         }
     }
 
-    /// Takes note of the end of a copy, one that user I/O has caused included.
+    /// Asks for a range to be copied before all others, whether or not hydration is on.
+    pub(crate) fn want(&mut self, range: RegionRange) {
+        if !range.is_empty() {
+            self.wanted.push(range);
+        }
+    }
+
+    /// Tells whether something was asked for by [`Self::want`] and not started yet, as far as is known.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.len != 0
+    }
+
+    /// Takes note of the end of a copy that [`Self::next`] has asked for.
     ///
     /// Called after the range has left the in-flight ranges and, if it was copied, is in the map; else
     /// a decision made in between may put a retry off to the next pass.
     pub(crate) fn finished(&mut self, now: u64, range: RegionRange, outcome: Outcome) {
         self.retries.finished(range);
+        self.throttle.ended(now);
         match outcome {
             Outcome::Copied => {
                 self.streak = 0;
@@ -262,6 +413,7 @@ impl Sweep {
                     self.resume_at = self.resume_at.min(soon);
                 }
             }
+            Outcome::GivenUp => self.position = self.position.min(range.start),
             Outcome::Failed => {
                 self.streak = self.streak.saturating_add(1);
                 self.failures = self.failures.saturating_add(1);
@@ -278,8 +430,11 @@ impl Sweep {
     /// Takes back a range that [`Self::next`] has just said to copy, and that cannot be started now.
     ///
     /// It counts neither as a failure nor as a copy; the next answer may be the same range.
-    pub(crate) fn put_back(&mut self, range: RegionRange) {
-        if self.retries.trying == Some(range.start) {
+    pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
+        self.throttle.ended(now);
+        if self.was_wanted {
+            self.wanted.push(range);
+        } else if self.retries.trying == Some(range.start) {
             self.retries.trying = None;
             self.retries.push(range);
         } else if self.position == range.end {
@@ -322,28 +477,22 @@ impl Sweep {
     ) -> Option<RegionRange> {
         let end = Region(map.regions());
         let rest = RegionRange::new(self.position, end);
-        let start = match next_free(map, inflight, rest) {
-            Some(start) => start,
+        let range = match next_run(map, inflight, rest, batch) {
+            Some(range) => range,
             None => {
                 self.position = end;
                 if self.retries.is_busy() || (self.skipped && now < self.resume_at) {
                     return None;
                 }
-                let start = next_free(map, inflight, RegionRange::new(Region(0), end))?;
+                let all = RegionRange::new(Region(0), end);
+                let range = next_run(map, inflight, all, batch)?;
                 self.begin_pass();
-                start
+                range
             }
         };
-        let wanted = RegionRange::with_len(start, batch);
-        let clear = match map.run(wanted) {
-            Run::Clear(len) => len,
-            Run::Set(_) => return None,
-        };
-        let range = wanted.first(clear);
-        let range = range.first(inflight.clear_prefix(range));
         self.position = range.end;
         self.turn = Turn::Retry;
-        Some(range).filter(|range| !range.is_empty())
+        Some(range)
     }
 
     /// Notes that the scan starts over; if it had to wait, the next wait is twice as long.
@@ -354,6 +503,25 @@ impl Sweep {
         self.repeated = self.skipped;
         self.skipped = false;
     }
+}
+
+/// Returns the first regions of `range`, at most `most`, that are neither hydrated nor in flight.
+fn next_run<W: Default>(
+    map: &RegionMap,
+    inflight: &InFlight<W>,
+    range: RegionRange,
+    most: u64,
+) -> Option<RegionRange> {
+    let start = next_free(map, inflight, range)?;
+    let wanted = RegionRange::new(start, range.end).first(most);
+    let clear = match map.run(wanted) {
+        Run::Clear(len) => len,
+        // Users have been faster.
+        Run::Set(_) => return None,
+    };
+    let found = wanted.first(clear);
+    let found = found.first(inflight.clear_prefix(found));
+    Some(found).filter(|found| !found.is_empty())
 }
 
 /// Returns the first region of `range` that is neither hydrated nor in flight.

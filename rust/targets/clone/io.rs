@@ -19,6 +19,7 @@
 //! [`State::inflight`]: super::metadata::State
 
 use super::{
+    copy::Piece,
     metadata::State,
     work::{
         CommitTimer,
@@ -39,8 +40,10 @@ use crate::{
         Op,
         Status, //
     },
+    dm::io::RequestList,
     logic::{
         clone::{
+            copying::For,
             inflight::Slot,
             map::Run,
             status::Mode, //
@@ -63,35 +66,51 @@ use kernel::{
 
 /// What `end_io` must know of a bio.
 #[derive(Clone, Copy, PartialEq, Eq, zerocopy_derive::FromBytes, zerocopy_derive::IntoBytes)]
-#[repr(transparent)]
-pub(crate) struct IoState(u32);
+#[repr(C)]
+pub(crate) struct IoState {
+    kind: u32,
+    /// Of the slot.
+    generation: u32,
+}
 
 impl IoState {
     /// Nothing to do.
-    const PLAIN: IoState = IoState(0);
+    const PLAIN: IoState = IoState::new(0);
     /// A read or write that the sweep yields to.
-    const COUNTED: IoState = IoState(1);
+    const COUNTED: IoState = IoState::new(1);
     /// From here on slots.
     const FIRST_SLOT: u32 = 2;
     /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer takes the flag off a bio for
     /// a destination without a volatile cache.
     const FUA: u32 = 1 << 31;
 
+    const fn new(kind: u32) -> Self {
+        IoState {
+            kind,
+            generation: 0,
+        }
+    }
+
     /// An overwrite that fills the regions of a slot; counted too.
     fn overwrite(slot: Slot, bio: &CloneBio) -> Self {
         let fua = if bio.is_fua() { Self::FUA } else { 0 };
-        IoState(slot.to_raw().saturating_add(Self::FIRST_SLOT) | fua)
+        let (place, generation) = slot.to_raw();
+        IoState {
+            kind: place.saturating_add(Self::FIRST_SLOT) | fua,
+            generation,
+        }
     }
 
     /// The slot of an overwrite.
     fn slot(self) -> Option<Slot> {
-        let slot = self.0 & !Self::FUA;
-        slot.checked_sub(Self::FIRST_SLOT).map(Slot::from_raw)
+        let kind = self.kind & !Self::FUA;
+        let place = kind.checked_sub(Self::FIRST_SLOT)?;
+        Some(Slot::from_raw(place, self.generation))
     }
 
     /// Whether an overwrite is to end only after a commit.
     fn is_fua(self) -> bool {
-        self.0 & Self::FUA != 0
+        self.kind & Self::FUA != 0
     }
 }
 
@@ -111,6 +130,8 @@ pub(super) struct Lists {
     pub(super) flush: Queue,
     /// FUA overwrites whose data is written: to be ended after a commit.
     pub(super) written: Queue,
+    /// Pieces of copies that have been read or written.
+    pub(super) pieces: RequestList<Piece>,
 }
 
 /// What became of a region when a writer asked for it, under the state lock.
@@ -160,6 +181,13 @@ impl State {
         }
         slot
     }
+
+    /// Gives back what `claim_free` took, unused.
+    fn release(&mut self, slot: Slot) {
+        if self.inflight.remove(slot).is_some() {
+            self.logs.unreserve(1);
+        }
+    }
 }
 
 /// See [`Target::map`](crate::dm::target::Target::map).
@@ -204,22 +232,18 @@ pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState
     let mut status = bio.status();
     let mut filled = false;
     if let Some(slot) = state.slot() {
-        filled = this.finish(
-            slot,
-            if status.is_ok() {
-                Filled::Yes
-            } else {
-                Filled::Overwrite
-            },
-        );
+        let how = if status.is_ok() {
+            Filled::Yes
+        } else {
+            Filled::Overwrite
+        };
+        filled = matches!(this.finish(slot, how), Some((_, true)));
         if status.is_ok() && !filled {
             // The data is on the destination, but a reader would not look for it there.
             status = Status::IO_ERROR;
         }
     }
-    if this.user_ios.fetch_sub(1, Full) == 1 {
-        this.wake_sweep();
-    }
+    this.uncount();
     if filled && state.is_fua() {
         // Durable data, but a power cut would forget that it is there: commit first. The next `end_io` ends it.
         bio.set_per_bio(IoState::PLAIN);
@@ -303,13 +327,20 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
             bio.set_per_bio(IoState::overwrite(slot, &bio));
             bio.remap(&this.destination)
         }
-        Claim::Mine(slot, range) => {
+        Claim::Mine(slot, _) if this.hands_back() => {
+            state.release(slot);
+            drop(state);
+            this.uncount();
+            bio.requeue()
+        }
+        Claim::Mine(slot, _) => {
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             let rejected = state.wait(slot, bio);
+            state.begin_copy(slot, metadata.geometry(), For::Write);
             drop(state);
             this.again(rejected);
-            this.copy(slot, range, super::hydrate::For::Write);
+            this.wake_copier();
             mapped
         }
         Claim::NoRoom => {
@@ -352,8 +383,8 @@ impl State {
     /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
     fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
         match self.inflight.waiters(slot) {
-            Some(waiters) => {
-                waiters.push(bio);
+            Some(filling) => {
+                filling.waiters.push(bio);
                 None
             }
             None => Some(bio),
@@ -370,18 +401,23 @@ pub(super) enum Filled {
     Copy,
     /// An overwrite failed.
     Overwrite,
+    /// A copy was given up.
+    GivenUp,
 }
 
 impl Clone {
     /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
     ///
-    /// Returns whether the regions are marked.
-    pub(super) fn finish(self: ArcBorrow<'_, Self>, slot: Slot, filled: Filled) -> bool {
+    /// Returns the regions and whether they are marked; nothing if the slot has ended before.
+    pub(super) fn finish(
+        self: ArcBorrow<'_, Self>,
+        slot: Slot,
+        filled: Filled,
+    ) -> Option<(RegionRange, bool)> {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
-        let Some((range, mut waiters)) = state.inflight.remove(slot) else {
-            return false;
-        };
+        let (range, filling) = state.inflight.remove(slot)?;
+        let mut waiters = filling.waiters;
         let marked = filled == Filled::Yes && metadata.mode() == Mode::ReadWrite;
         let was_dirty = metadata.is_dirty();
         if marked {
@@ -410,7 +446,20 @@ impl Clone {
         if idle && self.is_suspended() {
             self.idle.wake_all();
         }
-        marked
+        Some((range, marked))
+    }
+
+    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, and the source need not
+    /// answer. Under the state lock, so that no copy begins behind the back of `give_up_copies`.
+    fn hands_back(&self) -> bool {
+        self.is_suspended() && self.handle.is_noflush_suspending()
+    }
+
+    /// A read or write has ended.
+    fn uncount(self: ArcBorrow<'_, Self>) {
+        if self.user_ios.fetch_sub(1, Full) == 1 {
+            self.wake_sweep();
+        }
     }
 
     /// Sees to it that what was just marked will be committed. Any context.
@@ -541,8 +590,7 @@ impl Clone {
                 self.again(rejected);
             }
             Claim::Mine(slot, _) if metadata.mode() != Mode::ReadWrite => {
-                state.inflight.remove(slot);
-                state.logs.unreserve(1);
+                state.release(slot);
                 drop(state);
                 bio.end(Status::IO_ERROR);
             }
@@ -551,11 +599,17 @@ impl Clone {
                 bio.set_per_bio(IoState::overwrite(slot, &bio));
                 bio.submit(&self.destination);
             }
-            Claim::Mine(slot, range) => {
+            Claim::Mine(slot, _) if self.hands_back() => {
+                state.release(slot);
+                drop(state);
+                bio.end(Status::REQUEUE);
+            }
+            Claim::Mine(slot, _) => {
                 let rejected = state.wait(slot, bio);
+                state.begin_copy(slot, metadata.geometry(), For::Write);
                 drop(state);
                 self.again(rejected);
-                self.copy(slot, range, super::hydrate::For::Write);
+                self.wake_copier();
             }
             Claim::NoRoom if metadata.mode() != Mode::ReadWrite => {
                 drop(state);

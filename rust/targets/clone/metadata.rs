@@ -39,6 +39,10 @@ use crate::{
     },
     logic::{
         clone::{
+            copying::{
+                Copy,
+                Lanes, //
+            },
             dirty::{
                 DirtyLogs,
                 RangeLog, //
@@ -244,8 +248,19 @@ pub(super) struct State {
     pub(super) writer: MapWriter,
     /// What the disk does not know yet.
     pub(super) logs: DirtyLogs,
-    /// Regions that are being copied or overwritten, each with the bios that wait for them.
-    pub(super) inflight: InFlight<BioQueue<super::io::IoState>>,
+    /// Regions that are being copied or overwritten.
+    pub(super) inflight: InFlight<Filling>,
+    /// Copies that can go on.
+    pub(super) lanes: Lanes,
+}
+
+/// What is known of regions in flight.
+#[derive(Default)]
+pub(super) struct Filling {
+    /// The bios that wait for them.
+    pub(super) waiters: BioQueue<super::io::IoState>,
+    /// How far their copy is; none for an overwrite.
+    pub(super) copy: Option<Copy>,
 }
 
 /// What a commit did.
@@ -311,6 +326,7 @@ impl Metadata {
             writer,
             logs: DirtyLogs::new(LOG_ENTRIES)?,
             inflight: InFlight::new(SLOTS)?,
+            lanes: Lanes::new(SLOTS)?,
         };
         Arc::pin_init(
             pin_init!(Metadata {

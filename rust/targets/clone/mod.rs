@@ -7,12 +7,14 @@
 //! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
 //! | `io.rs` | the way of a bio, from `map` to `end_io` |
 //! | `work.rs` | the workers that take deferred bios on |
-//! | `hydrate.rs` | copies: those that a write waits for, and the background sweep |
+//! | `copy.rs` | copies, for writes and in the background, piece by piece |
+//! | `hydrate.rs` | the background sweep |
 //! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
 //! | `registry.rs` | who uses which metadata device |
 //!
 //! Behaviour towards users: `Documentation/clone.md`. C counterpart: `drivers/md/dm-clone-target.c`.
 
+mod copy;
 mod hydrate;
 mod io;
 mod metadata;
@@ -32,11 +34,12 @@ use crate::{
             Device,
             Handle, //
         },
-        kcopyd::{
-            Kcopyd,
-            Throttle, //
+        io::{
+            IoClient,
+            Request, //
         },
         limits::Limits,
+        pages::PagePool,
         status::{
             StatusBuf,
             StatusKind, //
@@ -57,6 +60,7 @@ use crate::{
             parse_decimal_u32, //
         },
         clone::{
+            copying::MAX_PIECE,
             geometry::{
                 Geometry,
                 RegionSize,
@@ -104,8 +108,11 @@ use crate::{
         }, //
     }, //
 };
+use copy::{
+    Copier,
+    Piece, //
+};
 use hydrate::{
-    CopyJob,
     SweepTimer,
     Sweeper, //
 };
@@ -154,8 +161,8 @@ const METADATA_WARN: Sectors = Sectors(33_554_432);
 /// What is usable of it.
 const METADATA_USABLE: Sectors = Sectors(255 * 16_320 * 8);
 
-/// Copies whose contexts can be allocated whatever the state of memory.
-const COPY_RESERVE: u16 = 64;
+/// Pieces of copies whose contexts can be allocated whatever the state of memory.
+const PIECE_RESERVE: u16 = 64;
 
 /// A periodic commit follows so long after the first change.
 const COMMIT_DELAY: Millis = Millis::SECOND;
@@ -165,8 +172,10 @@ const COMMIT_DELAY: Millis = Millis::SECOND;
 /// Fields drop in order: what uses the devices goes before them.
 #[pin_data]
 pub(crate) struct Clone {
-    kcopyd: Kcopyd,
-    jobs: Arc<Pool<CopyJob>>,
+    reader: IoClient,
+    writer: IoClient,
+    pages: Arc<PagePool>,
+    pieces: Arc<Pool<Request<Piece>>>,
     queue: OwnedQueue,
     metadata: Member,
     metadata_device: Device,
@@ -199,6 +208,8 @@ pub(crate) struct Clone {
     #[pin]
     committer: Work<Clone, { Committer::ID }>,
     #[pin]
+    copier: Work<Clone, { Copier::ID }>,
+    #[pin]
     commit_timer: DelayedWork<Clone, { CommitTimer::ID }>,
     #[pin]
     sweeper: Work<Clone, { Sweeper::ID }>,
@@ -210,6 +221,7 @@ impl_has_work! {
     impl HasWork<Clone, 1> for Clone { self.worker }
     impl HasWork<Clone, 2> for Clone { self.committer }
     impl HasWork<Clone, 4> for Clone { self.sweeper }
+    impl HasWork<Clone, 6> for Clone { self.copier }
 }
 impl_has_delayed_work! {
     impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
@@ -290,9 +302,10 @@ impl Target for Clone {
             )
             .text(c"Failed to load metadata")?;
         let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
-        let kcopyd = new.kcopyd(Throttle::clone_hydration())?;
-        let jobs = Pool::new(COPY_RESERVE)
-            .text(c"Failed to create dm_clone_region_hydration memory pool")?;
+        let (reader, writer) = (new.io_client()?, new.io_client()?);
+        let memory = c"Failed to create dm_clone_region_hydration memory pool";
+        let pages = PagePool::new(MAX_PIECE).text(memory)?;
+        let pieces = Pool::new(PIECE_RESERVE).text(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .text(c"Failed to allocate clone structure")?;
 
@@ -300,8 +313,10 @@ impl Target for Clone {
         new.want_discards();
         Arc::pin_init(
             pin_init!(Clone {
-                kcopyd,
-                jobs,
+                reader,
+                writer,
+                pages,
+                pieces,
                 queue,
                 metadata,
                 metadata_device,
@@ -321,6 +336,7 @@ impl Target for Clone {
                 idle,
                 worker <- new_work!("dm_clone_worker"),
                 committer <- new_work!("dm_clone_committer"),
+                copier <- new_work!("dm_clone_copier"),
                 commit_timer <- new_delayed_work!("dm_clone_commit_timer"),
                 sweeper <- new_work!("dm_clone_sweeper"),
                 sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
@@ -331,8 +347,13 @@ impl Target for Clone {
     }
 
     fn dtr(this: &Arc<Self>) {
-        // Suspended: no bio, no copy. What is left are items that may be about to return.
-        this.kcopyd.flush();
+        // Suspended: no bio, no copy. What is left are reads for copies that have been given up, and items that may be about
+        // to return.
+        this.reader.drain();
+        this.writer.drain();
+        cancel::<Clone, { Copier::ID }>(this);
+        let ended = this.lists.lock().pieces.take();
+        drop(ended);
         // Who starts others goes first, and again after the timers, which start some of them.
         cancel::<Clone, { Worker::ID }>(this);
         for _ in 0..2 {
@@ -353,6 +374,9 @@ impl Target for Clone {
 
     fn presuspend(this: ArcBorrow<'_, Self>) {
         this.suspended.store(true, Relaxed);
+        if this.handle.is_noflush_suspending() {
+            this.give_up_copies();
+        }
     }
 
     fn presuspend_undo(this: ArcBorrow<'_, Self>) {
@@ -364,6 +388,7 @@ impl Target for Clone {
         cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
         cancel::<Clone, { Sweeper::ID }>(&this);
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited for.
+        this.as_arc_borrow().give_up_copies();
         this.idle
             .wait_until(|| this.metadata.state().lock().inflight.is_empty());
         this.queue.flush();

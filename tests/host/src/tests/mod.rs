@@ -3,6 +3,7 @@
 //! Properties of the logic against slow models, and fault injection.
 
 mod args;
+mod copying;
 mod dirty;
 mod geometry;
 mod inflight;

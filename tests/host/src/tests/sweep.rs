@@ -60,6 +60,9 @@ impl Clone {
             limits: Limits {
                 threshold,
                 batch,
+                longest: u64::MAX,
+                throttle: 100,
+                enabled: true,
                 user_busy: false,
             },
             now: 1_000_000,
@@ -80,6 +83,7 @@ impl Clone {
             Step::Copy(regions) => {
                 assert!(!regions.is_empty() && regions.intersect(all) == regions);
                 assert!(regions.len() <= u64::from(self.limits.batch.max(1)));
+                assert!(regions.len() <= self.limits.longest);
                 assert_eq!(self.map.run(regions), Run::Clear(regions.len()));
                 assert_eq!(self.flight.clear_prefix(regions), regions.len());
                 let slot = self.flight.insert(regions).expect("a free slot");
@@ -95,7 +99,7 @@ impl Clone {
                     .pending
                     .iter()
                     .any(|(_, _, starter)| *starter == Starter::Sweep);
-                assert!(full || sweeping, "blocked by nothing");
+                assert!(full || sweeping || !self.limits.enabled, "blocked by nothing");
             }
             Step::Done => {
                 let free = |region: &u64| {
@@ -128,7 +132,7 @@ impl Clone {
             .copied()
             .collect();
         self.pending.retain(|(at, ..)| *at > now);
-        for (_, slot, _) in due {
+        for (_, slot, starter) in due {
             let regions = self.flight.range(slot).unwrap();
             let failed = (regions.start.0..regions.end.0).any(|region| self.bad.contains(&region));
             if !failed {
@@ -140,8 +144,15 @@ impl Clone {
             } else {
                 Outcome::Copied
             };
-            self.sweep.finished(now, regions, outcome);
+            if starter == Starter::Sweep {
+                self.sweep.finished(now, regions, outcome);
+            }
         }
+    }
+
+    /// A copy that has been given up does not end any more.
+    pub(super) fn forget(&mut self, slot: Slot) {
+        self.pending.retain(|(_, pending, _)| *pending != slot);
     }
 
     /// Lets time pass until something ends, but at most to `limit`.
@@ -249,7 +260,7 @@ proptest! {
 
         // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some failures
         // of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a batch.
-        clone.limits = Limits { threshold: limits.0, batch: limits.1, user_busy: busy };
+        clone.limits = Limits { threshold: limits.0, batch: limits.1, user_busy: busy, ..clone.limits };
         clone.asked = 0;
         clone.started.clear();
         let from = clone.now;

@@ -73,13 +73,13 @@ fn scan_wraps_to_what_users_left() {
     clone.run_until(clone.now + 20, |_| 5);
     assert_eq!(copies(&clone), [(0, 2), (3, 8)]);
     assert_eq!(clone.ask(0), Step::Done);
-    // The user's copy fails, hence the sweep must take the region, after the wait for failed ones.
+    // The user's copy fails, hence the sweep must take the region.
     let failed_at = clone.now + 10;
     clone.sleep_until(u64::MAX);
     clone.bad.clear();
     clone.run_until(clone.now + 5_000, |_| 5);
     assert_eq!(copies(&clone)[2..], [(2, 3)]);
-    assert_eq!(clone.started[2].0, failed_at + MIN_BACKOFF);
+    assert_eq!(clone.started[2].0, failed_at);
     assert_eq!(clone.ask(0), Step::Done);
 }
 
@@ -194,7 +194,7 @@ fn what_cannot_start_comes_again() {
             .sweep
             .next(clone.now, &clone.limits, &clone.map, &clone.flight);
         assert_eq!(step, Step::Copy(regions));
-        clone.sweep.put_back(regions);
+        clone.sweep.put_back(clone.now, regions);
     };
     // From the scan: the other lane has its turn, finds nothing, and the scan starts where it was.
     take_back(&mut clone, range(0, 4));
@@ -225,4 +225,96 @@ fn copies_that_could_not_start_are_failures() {
             .next(clone.now, &clone.limits, &clone.map, &clone.flight),
         Step::Copy(range(0, 1))
     );
+}
+
+#[test]
+fn a_copy_is_never_longer_than_the_longest() {
+    let mut clone = Clone::new(100, [], u32::MAX, u32::MAX);
+    clone.limits.longest = 7;
+    assert_eq!(clone.ask(5), Step::Copy(range(0, 7)));
+    assert_eq!(clone.ask(5), Step::Copy(range(7, 14)));
+}
+
+#[test]
+fn what_is_wanted_comes_first() {
+    let mut clone = Clone::new(100, [], 100, 4);
+    assert_eq!(clone.ask(5), Step::Copy(range(0, 4)));
+    clone.sweep.want(range(50, 55));
+    clone.sweep.want(range(80, 82));
+    assert!(clone.sweep.is_wanted());
+    assert_eq!(clone.ask(5), Step::Copy(range(50, 54)));
+    assert_eq!(clone.ask(5), Step::Copy(range(54, 55)));
+    assert_eq!(clone.ask(5), Step::Copy(range(80, 82)));
+    assert_eq!(clone.ask(5), Step::Copy(range(4, 8)));
+    assert!(!clone.sweep.is_wanted());
+}
+
+#[test]
+fn what_is_wanted_is_copied_without_hydration() {
+    let mut clone = Clone::new(100, [], 100, 4);
+    clone.limits.enabled = false;
+    assert_eq!(clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight), Step::Blocked);
+    clone.sweep.want(range(50, 52));
+    clone.sweep.want(range(50, 52));
+    let step = clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight);
+    assert_eq!(step, Step::Copy(range(50, 52)));
+    // No slot for it at that moment: it is not forgotten.
+    clone.sweep.put_back(0, range(50, 52));
+    assert_eq!(clone.ask(5), Step::Copy(range(50, 52)));
+    assert_eq!(clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight), Step::Blocked);
+}
+
+#[test]
+fn many_wishes_push_out_the_oldest() {
+    let mut clone = Clone::new(1_000, [], 1_000, 1);
+    clone.limits.enabled = false;
+    for n in 0..100 {
+        clone.sweep.want(range(n * 3, n * 3 + 1));
+    }
+    clone.run_until(clone.now + 10_000, |_| 1);
+    let expected: Vec<_> = (68..100).map(|n| (n * 3, n * 3 + 1)).collect();
+    assert_eq!(copies(&clone), expected);
+}
+
+/// The share of the time in which something was in flight.
+fn busy_percent(throttle: u32, threshold: u32, takes: u64, over: u64) -> u64 {
+    let mut clone = Clone::new(1 << 20, [], threshold, 1);
+    clone.limits.throttle = throttle;
+    let start = clone.now;
+    clone.run_until(start + over, |_| takes);
+    let mut busy = 0;
+    let mut until = start;
+    for (at, _) in &clone.started {
+        let from = (*at).max(until);
+        until = at + takes;
+        busy += until.saturating_sub(from);
+    }
+    busy * 100 / over
+}
+
+#[test]
+fn a_throttle_keeps_its_share() {
+    for throttle in [1, 10, 50, 90] {
+        for (threshold, takes) in [(1, 3), (1, 70), (8, 30)] {
+            let busy = busy_percent(throttle, threshold, takes, 60_000);
+            let share = u64::from(throttle);
+            assert!(busy <= share + share / 10 + 2, "{busy} of {throttle}, {threshold}, {takes}");
+            assert!(busy + share / 10 + 2 >= share, "{busy} of {throttle}, {threshold}, {takes}");
+        }
+    }
+    assert!(busy_percent(100, 1, 10, 10_000) >= 99);
+    // Nothing is stopped for good.
+    assert!(busy_percent(0, 1, 10, 100_000) >= 1);
+}
+
+#[test]
+fn what_was_given_up_is_met_again() {
+    let mut clone = Clone::new(20, [], 4, 4);
+    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else { panic!() };
+    let slot = clone.flight.find(regions.start).unwrap();
+    clone.flight.remove(slot);
+    clone.forget(slot);
+    clone.sweep.finished(clone.now, regions, Outcome::GivenUp);
+    assert_eq!(clone.ask(5), Step::Copy(regions));
+    assert_eq!(clone.sweep.failures(), 0);
 }

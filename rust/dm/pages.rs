@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages for I/O, from a reserve that makes sure that at least one transfer can always go on.
+//!
+//! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h), `struct page_list`
+
+use crate::{
+    bindings,
+    logic::units::Sectors,
+    sys::irq_lock::{
+        new_irq_lock,
+        IrqLock, //
+    }, //
+};
+use kernel::{
+    alloc::flags::__GFP_NOWARN,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A page, and its link in the form that dm-io reads.
+struct Node {
+    /// `next` points to the `link` of `rest`.
+    link: bindings::page_list,
+    _page: Page,
+    rest: Option<KBox<Node>>,
+}
+
+impl Node {
+    fn new(flags: kernel::alloc::Flags) -> Result<KBox<Self>> {
+        let page = Page::alloc_page(flags)?;
+        let link = bindings::page_list {
+            next: core::ptr::null_mut(),
+            page: page.as_ptr().cast(),
+        };
+        let node = Node {
+            link,
+            _page: page,
+            rest: None,
+        };
+        Ok(KBox::new(node, flags)?)
+    }
+}
+
+// SAFETY: A node owns its page and the nodes behind it; its pointers are into these.
+unsafe impl Send for Node {}
+
+/// A list of pages: a stack that can be walked without recursion.
+#[derive(Default)]
+struct Stack {
+    top: Option<KBox<Node>>,
+    count: usize,
+}
+
+impl Stack {
+    fn push(&mut self, mut node: KBox<Node>) {
+        node.rest = self.top.take();
+        node.link.next = match &mut node.rest {
+            Some(rest) => &mut rest.link,
+            None => core::ptr::null_mut(),
+        };
+        self.top = Some(node);
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn pop(&mut self) -> Option<KBox<Node>> {
+        let mut node = self.top.take()?;
+        self.top = node.rest.take();
+        node.link.next = core::ptr::null_mut();
+        self.count = self.count.saturating_sub(1);
+        Some(node)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // One by one: a list that drops itself would recurse.
+        while self.pop().is_some() {}
+    }
+}
+
+/// A reserve of pages, shared by those who took some.
+#[pin_data]
+pub(crate) struct PagePool {
+    size: usize,
+    #[pin]
+    reserve: IrqLock<Stack>,
+}
+
+impl PagePool {
+    /// Makes a pool that always has room for `sectors` of data in all. Sleeps.
+    pub(crate) fn new(sectors: Sectors) -> Result<Arc<Self>> {
+        let size = Self::pages(sectors)?;
+        let mut reserve = Stack::default();
+        for _ in 0..size {
+            reserve.push(Node::new(GFP_KERNEL)?);
+        }
+        Arc::pin_init(
+            pin_init!(PagePool {
+                size,
+                reserve <- new_irq_lock!(reserve, "dm_rust_pages"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn pages(sectors: Sectors) -> Result<usize> {
+        let bytes = sectors
+            .get()
+            .checked_mul(1 << kernel::block::SECTOR_SHIFT)
+            .ok_or(EOVERFLOW)?;
+        Ok(usize::try_from(bytes)?.div_ceil(PAGE_SIZE))
+    }
+
+    /// Takes pages for so much data: all, or none if there is no memory just now.
+    ///
+    /// If nobody else has any, it succeeds for as much as the pool was made for. Any context; never waits.
+    pub(crate) fn take(self: &Arc<Self>, sectors: Sectors) -> Option<Pages> {
+        let wanted = Self::pages(sectors).ok()?;
+        let mut pages = Pages {
+            stack: Stack::default(),
+            sectors,
+            pool: self.clone(),
+        };
+        {
+            let mut reserve = self.reserve.lock();
+            while pages.stack.count < wanted {
+                let Some(node) = reserve.pop() else { break };
+                pages.stack.push(node);
+            }
+        }
+        while pages.stack.count < wanted {
+            pages
+                .stack
+                .push(Node::new(GFP_NOWAIT | __GFP_NOWARN).ok()?);
+        }
+        Some(pages)
+    }
+}
+
+/// Pages for some data. They go back to their pool when dropped; any context.
+pub(crate) struct Pages {
+    stack: Stack,
+    sectors: Sectors,
+    pool: Arc<PagePool>,
+}
+
+impl Pages {
+    /// How much data was asked for.
+    pub(crate) fn sectors(&self) -> Sectors {
+        self.sectors
+    }
+
+    /// The pages as dm-io reads them, valid as long as `self` is neither dropped nor changed.
+    pub(super) fn raw(&mut self) -> *mut bindings::page_list {
+        match &mut self.stack.top {
+            Some(node) => &mut node.link,
+            None => core::ptr::null_mut(),
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let mut reserve = self.pool.reserve.lock();
+        while reserve.count < self.pool.size {
+            let Some(node) = self.stack.pop() else { return };
+            reserve.push(node);
+        }
+        // What is more is freed with `stack`, after the lock.
+    }
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copies from the source to the destination, piece by piece.
+//!
+//! ```text
+//!  begin_copy ─▶ lanes ─▶ copier: read a piece ─▶ (source) ─▶ copier: still wanted? write it ─▶ (destination) ─▶ copier: next
+//! ```
+//!
+//! How far a copy is lies in its slot, under the state lock ([`copying`](crate::logic::clone::copying)); its pieces carry only
+//! the slot's name. A copy that is given up takes its slot along: when the source answers at last, the name finds nothing,
+//! and the piece is dropped. So nobody but the destructor waits for the source.
+
+use super::{
+    io::Filled,
+    metadata::State,
+    Clone, //
+};
+use crate::{
+    dm::{
+        io::{
+            IoDone,
+            Request,
+            Transfer, //
+        },
+        pages::Pages, //
+    },
+    logic::{
+        clone::{
+            copying::{
+                Copy,
+                End,
+                For, //
+            },
+            geometry::Geometry,
+            inflight::Slot,
+            sweep::Outcome, //
+        },
+        regions::RegionRange,
+        units::{
+            Sector,
+            Sectors, //
+        }, //
+    },
+    sys::{
+        log::{
+            self,
+            err, //
+        },
+        noio::NoIo,
+        plug::plugged,
+        pool::PoolBox,
+        time, //
+    }, //
+};
+use kernel::{
+    error::Result,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::WorkItem, //
+};
+
+/// A piece of a copy on its way. Keeps the clone, and so its devices, alive.
+pub(super) struct Piece {
+    clone: Arc<Clone>,
+    slot: Slot,
+    start: Sector,
+    pages: Pages,
+    stage: Stage,
+    ok: bool,
+}
+
+/// What was asked of the device below.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Reading,
+    Writing,
+}
+
+impl IoDone for Piece {
+    fn pages(&mut self) -> &mut Pages {
+        &mut self.pages
+    }
+
+    fn done(mut this: PoolBox<Request<Self>>, result: Result) {
+        this.context.ok = result.is_ok();
+        let clone = this.context.clone.clone();
+        clone.lists.lock().pieces.push(this);
+        clone.as_arc_borrow().wake_copier();
+    }
+}
+
+impl State {
+    /// The copy of a slot.
+    fn copy(&mut self, slot: Slot) -> Option<&mut Copy> {
+        self.inflight.waiters(slot)?.copy.as_mut()
+    }
+
+    /// Queues a copy of a slot's regions. The caller wakes the copier.
+    pub(super) fn begin_copy(&mut self, slot: Slot, geometry: &Geometry, whose: For) {
+        let Some(range) = self.inflight.range(slot) else {
+            return;
+        };
+        let (start, len) = geometry.extent(range);
+        if let Some(filling) = self.inflight.waiters(slot) {
+            let copy = filling.copy.insert(Copy::new(start, len, whose));
+            self.lanes.push(slot, copy);
+        }
+    }
+
+    /// The piece to read next, without taking it.
+    fn next_piece(&mut self) -> Option<(Slot, Sector, Sectors)> {
+        loop {
+            let slot = self.lanes.first()?;
+            let copy = self
+                .inflight
+                .waiters(slot)
+                .and_then(|filling| filling.copy.as_mut());
+            match copy.as_ref().and_then(|copy| copy.next_piece()) {
+                Some((start, len)) => return Some((slot, start, len)),
+                None => self.lanes.pop(copy),
+            }
+        }
+    }
+
+    /// Takes note of the end of a piece's I/O. Returns what to do with the piece.
+    fn piece_ended(&mut self, slot: Slot, stage: Stage, ok: bool) -> Then {
+        let copy = self
+            .inflight
+            .waiters(slot)
+            .and_then(|filling| filling.copy.as_mut());
+        let Some(copy) = copy else {
+            return Then::Drop;
+        };
+        match stage {
+            Stage::Reading if copy.read(ok) => return Then::Write,
+            Stage::Reading => {}
+            Stage::Writing => copy.written(ok),
+        }
+        match copy.end() {
+            Some(end) => Then::End(end, copy.whose()),
+            None => {
+                self.lanes.push(slot, copy);
+                Then::Drop
+            }
+        }
+    }
+}
+
+/// What follows the end of a piece's I/O.
+enum Then {
+    /// It is to be written to the destination.
+    Write,
+    /// Nothing: other pieces are on their way, or the copy has been given up.
+    Drop,
+    /// It was the last one of its copy.
+    End(End, For),
+}
+
+impl Clone {
+    /// Reads pieces as long as there are any, and memory for them. Copier only.
+    fn start_pieces(self: ArcBorrow<'_, Self>) {
+        loop {
+            let next = self.metadata.state().lock().next_piece();
+            let Some((slot, start, len)) = next else {
+                return;
+            };
+            // If there is none, all of the reserve is on its way, and its return wakes the copier.
+            let Some(pages) = self.pages.take(len) else {
+                return;
+            };
+            let piece = Piece {
+                clone: self.into(),
+                slot,
+                start,
+                pages,
+                stage: Stage::Reading,
+                ok: false,
+            };
+            let Ok(piece) = self.pieces.try_boxed(Request::new(piece)) else {
+                return;
+            };
+            let taken = match self.metadata.state().lock().copy(slot) {
+                Some(copy) => copy.take(start),
+                // Given up meanwhile.
+                None => false,
+            };
+            if taken {
+                self.reader
+                    .submit(Transfer::Read, &self.source, start, piece);
+            }
+        }
+    }
+
+    /// Takes a piece on. Copier only.
+    fn piece_ended(self: ArcBorrow<'_, Self>, mut piece: PoolBox<Request<Piece>>) {
+        let (slot, start) = (piece.context.slot, piece.context.start);
+        let (stage, ok) = (piece.context.stage, piece.context.ok);
+        let then = self.metadata.state().lock().piece_ended(slot, stage, ok);
+        match then {
+            Then::Write => {
+                piece.context.stage = Stage::Writing;
+                self.writer
+                    .submit(Transfer::Write, &self.destination, start, piece);
+            }
+            Then::Drop => drop(piece),
+            Then::End(end, whose) => {
+                drop(piece);
+                self.copy_ended(slot, end, whose);
+            }
+        }
+    }
+
+    /// Ends the slot of a copy. Process context.
+    fn copy_ended(self: ArcBorrow<'_, Self>, slot: Slot, end: End, whose: For) {
+        let (filled, outcome) = match end {
+            End::Copied => (Filled::Yes, Outcome::Copied),
+            End::Failed => (Filled::Copy, Outcome::Failed),
+            End::GivenUp => (Filled::GivenUp, Outcome::GivenUp),
+        };
+        // Gone if it was given up just now: then that has been told.
+        let Some((range, _)) = self.finish(slot, filled) else {
+            return;
+        };
+        if end == End::Failed && log::allowed() {
+            err!("clone", "{}: hydration failed", self.handle);
+        }
+        if whose == For::Sweep {
+            self.sweep.lock().finished(time::now().0, range, outcome);
+            self.wake_sweep();
+        }
+    }
+
+    /// Gives all copies up, except for what is being written: that ends soon. Process context.
+    ///
+    /// While the clone is suspended, so that no new ones begin. Who waits for a copy is looked at again.
+    pub(super) fn give_up_copies(self: ArcBorrow<'_, Self>) {
+        let mut rest = self.metadata.geometry().all();
+        loop {
+            let mut state = self.metadata.state().lock();
+            let Some((slot, range)) = state.inflight.first_overlap(rest) else {
+                return state.lanes.clear();
+            };
+            rest = RegionRange::new(range.end, rest.end);
+            let Some(copy) = state.copy(slot) else {
+                continue;
+            };
+            copy.give_up();
+            let (end, whose) = (copy.end(), copy.whose());
+            drop(state);
+            if let Some(end) = end {
+                self.copy_ended(slot, end, whose);
+            }
+        }
+    }
+
+    /// Lets the copier go on. Any context.
+    pub(super) fn wake_copier(self: ArcBorrow<'_, Self>) {
+        self.queue.enqueue::<Clone, { Copier::ID }>(self.into());
+    }
+}
+
+/// Moves copies on.
+pub(super) struct Copier;
+
+impl Copier {
+    pub(super) const ID: u64 = 6;
+}
+
+impl WorkItem<6> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        let _noio = NoIo::enter();
+        let this = this.as_arc_borrow();
+        plugged(|| {
+            let mut ended = this.lists.lock().pieces.take();
+            while let Some(piece) = ended.pop() {
+                this.piece_ended(piece);
+            }
+            this.start_pieces();
+        });
+    }
+}

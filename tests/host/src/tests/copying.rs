@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copies by pieces, with errors and with being given up at any moment, against what is true of all of them.
+
+use proptest::prelude::*;
+use std::vec::Vec;
+
+use super::{
+    range,
+    with_all_faults, //
+};
+use crate::logic::clone::copying::*;
+use crate::logic::clone::inflight::*;
+use crate::logic::units::{
+    Sector,
+    Sectors, //
+};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Take,
+    Read(prop::sample::Index, bool),
+    Written(prop::sample::Index, bool),
+    GiveUp,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        8 => Just(Op::Take),
+        6 => (index(), prop::bool::weighted(0.97)).prop_map(|(i, ok)| Op::Read(i, ok)),
+        6 => (index(), prop::bool::weighted(0.97)).prop_map(|(i, ok)| Op::Written(i, ok)),
+        1 => Just(Op::GiveUp),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_sector_is_written_once_or_the_end_says_otherwise(
+        start in 0u64..1 << 40,
+        len in 1u64..20_000,
+        ops in prop::collection::vec(op(), 0..200),
+    ) {
+        let mut copy = Copy::new(Sector(start), Sectors(len), For::Sweep);
+        let (mut reading, mut writing, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut failed, mut given_up) = (false, false);
+        for op in ops {
+            match op {
+                Op::Take => {
+                    let Some((at, sectors)) = copy.next_piece() else { continue };
+                    prop_assert!(!failed && !given_up && sectors <= MAX_PIECE && sectors.get() > 0);
+                    prop_assert!(!copy.take(Sector(at.get() + 1)));
+                    prop_assert!(copy.take(at));
+                    reading.push((at.get(), sectors.get()));
+                }
+                Op::Read(index, ok) if !reading.is_empty() && !given_up => {
+                    let piece = reading.remove(index.index(reading.len()));
+                    failed |= !ok;
+                    let write = copy.read(ok);
+                    prop_assert_eq!(write, !failed);
+                    if write {
+                        writing.push(piece);
+                    }
+                }
+                Op::Written(index, ok) if !writing.is_empty() => {
+                    let piece = writing.remove(index.index(writing.len()));
+                    failed |= !ok;
+                    copy.written(ok);
+                    if ok {
+                        done.push(piece);
+                    }
+                }
+                Op::GiveUp => {
+                    copy.give_up();
+                    given_up = true;
+                    reading.clear();
+                }
+                _ => {}
+            }
+            prop_assert!(reading.len() + writing.len() <= 8);
+            let idle = reading.is_empty() && writing.is_empty();
+            let copied = done.iter().map(|piece| piece.1).sum::<u64>() == len;
+            let expected = match (idle, given_up, failed) {
+                (false, ..) => None,
+                (true, true, _) => Some(End::GivenUp),
+                (true, false, true) => Some(End::Failed),
+                (true, false, false) => copied.then_some(End::Copied),
+            };
+            prop_assert_eq!(copy.end(), expected);
+        }
+        // What was written lies side by side.
+        done.sort();
+        for pair in done.windows(2) {
+            prop_assert!(pair[0].0 + pair[0].1 <= pair[1].0);
+        }
+    }
+}
+
+#[test]
+fn writers_come_first_and_each_copy_stands_in_line_once() {
+    let mut flight = InFlight::<()>::new(4).unwrap();
+    let mut lanes = Lanes::new(4).unwrap();
+    let mut slots = Vec::new();
+    for n in 0..4 {
+        let whose = if n == 2 { For::Write } else { For::Sweep };
+        let copy = Copy::new(Sector(n * 8), Sectors(8), whose);
+        slots.push((flight.insert(range(n, n + 1)).unwrap(), copy));
+    }
+    for _ in 0..2 {
+        for (slot, copy) in &mut slots {
+            lanes.push(*slot, copy);
+        }
+    }
+    let mut order = Vec::new();
+    while let Some(first) = lanes.first() {
+        order.push(first.index());
+        let found = slots.iter_mut().find(|(slot, _)| *slot == first);
+        lanes.pop(found.map(|(_, copy)| copy));
+        assert!(order.len() <= 4);
+    }
+    assert_eq!(order, [2, 0, 1, 3].map(|n| slots[n].0.index()));
+    // Again, around the end of the rings; then nothing is left.
+    for (slot, copy) in &mut slots {
+        lanes.push(*slot, copy);
+    }
+    assert_eq!(lanes.first(), Some(slots[2].0));
+    lanes.clear();
+    assert_eq!(lanes.first(), None);
+}
+
+#[test]
+fn a_copy_with_nothing_to_start_is_not_queued() {
+    let mut flight = InFlight::<()>::new(1).unwrap();
+    let slot = flight.insert(range(0, 1)).unwrap();
+    let mut lanes = Lanes::new(1).unwrap();
+    let mut copy = Copy::new(Sector(0), Sectors(8), For::Write);
+    assert!(copy.take(Sector(0)));
+    lanes.push(slot, &mut copy);
+    assert_eq!(lanes.first(), None);
+}
+
+#[test]
+fn allocations_may_fail() {
+    let (_, failures) = with_all_faults(|| Lanes::new(8));
+    assert_eq!(failures, 2);
+}
