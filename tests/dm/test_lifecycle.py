@@ -7,6 +7,7 @@ import pytest
 
 from lib import dm, metadata, modules, wait
 from lib.box import pattern
+from lib.disk import in_flight
 
 
 def test_suspend_and_resume_in_a_loop(impl, clone_box):
@@ -27,18 +28,24 @@ def test_suspend_and_resume_in_a_loop(impl, clone_box):
 
 
 def test_suspend_waits_for_copies(impl, clone_box):
-    """Copies in flight end before suspend returns, and are committed by it."""
-    trio = clone_box.trio(mib=1).layered("source")
+    """Copies whose data is being written end before suspend returns, and are committed by it."""
+    trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone()
-    trio.source.hold()
+    trio.dest.hold()
     clone.hydrate(threshold=32, batch=8)
-    clone.wait_hydrating(32)
+    wait.until(lambda: clone.look().hydrating >= 32 and not in_flight(trio.source), "copies have been read")
     suspend = clone_box.background(clone.suspend)
-    trio.source.release()
+    trio.dest.release()
     suspend.result()
     status = clone.look()
-    assert not status.hydrating and status.hydrated >= 32
-    assert metadata.read(trio.meta).count == status.hydrated
+    assert not status.hydrating
+    if impl == "c":  # here, copies that are still being read are given up: see test_dead_source.py
+        assert status.hydrated >= 32
+    found = metadata.read(trio.meta)
+    assert found.count == status.hydrated
+    for region in range(status.regions):
+        if found.is_hydrated(region):
+            assert trio.dest.read(region * 8, 8) == trio.data[region * 4096:region * 4096 + 4096]
     clone.resume()
     clone.wait_full()
 
@@ -66,7 +73,7 @@ def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
     trio = clone_box.trio(mib=4)
     before, rounds = 0, 0
     while True:
-        clone = trio.clone(extra="0 4 hydration_threshold 32 hydration_batch_size 8")
+        clone = trio.clone(extra="0 4 hydration_threshold 4 hydration_batch_size 1")
         status = clone.look()
         assert status.hydrated >= before
         if status.full:
@@ -76,8 +83,7 @@ def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
         if flush:
             clone.flush()
         wait.until(lambda: clone.hydrated() >= min(status.hydrated + 60, status.regions), "some progress")
-        if clone.look().hydrating:
-            rounds += 1
+        rounds += not clone.look().full
         clone.remove()
         found = metadata.read(trio.meta)
         assert found.count >= before

@@ -127,9 +127,10 @@ impl Copy {
         self.failed |= !ok;
     }
 
-    /// Starts nothing more. Pieces that are being read are forgotten, those being written are waited for.
+    /// Starts nothing more. Pieces that are being read are forgotten, those being written are waited for; if there are no
+    /// others, the copy goes to its end.
     pub(crate) fn give_up(&mut self) {
-        self.given_up = true;
+        self.given_up |= self.reading != 0 || self.next < self.end;
         self.reading = 0;
     }
 

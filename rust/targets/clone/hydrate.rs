@@ -25,7 +25,6 @@ use crate::{
     }, //
 };
 use kernel::{
-    prelude::*,
     sync::{
         atomic::{
             Full,

@@ -110,6 +110,11 @@ class Block:
         return Stats(Path(f"/sys/dev/block/{self.dev}/stat").read_text())
 
 
+def in_flight(device):
+    """Requests that have been sent to a device and have not ended."""
+    return sum(map(int, Path(f"/sys/dev/block/{device.dev}/inflight").read_text().split()))
+
+
 class Stats:
     """/sys/block/*/stat. `reads` and `writes` are what arrived: completed requests plus those merged into them."""
 

@@ -43,7 +43,7 @@ proptest! {
     ) {
         let mut copy = Copy::new(Sector(start), Sectors(len), For::Sweep);
         let (mut reading, mut writing, mut done) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut failed, mut given_up) = (false, false);
+        let (mut failed, mut given_up, mut taken) = (false, false, 0);
         for op in ops {
             match op {
                 Op::Take => {
@@ -52,6 +52,7 @@ proptest! {
                     prop_assert!(!copy.take(Sector(at.get() + 1)));
                     prop_assert!(copy.take(at));
                     reading.push((at.get(), sectors.get()));
+                    taken += sectors.get();
                 }
                 Op::Read(index, ok) if !reading.is_empty() && !given_up => {
                     let piece = reading.remove(index.index(reading.len()));
@@ -72,7 +73,7 @@ proptest! {
                 }
                 Op::GiveUp => {
                     copy.give_up();
-                    given_up = true;
+                    given_up |= taken < len || !reading.is_empty();
                     reading.clear();
                 }
                 _ => {}
