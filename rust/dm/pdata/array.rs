@@ -8,10 +8,11 @@ use crate::{
     bindings,
     dm::pdata::{
         block::Block,
+        checksum,
         tm::Transactions, //
     }, //
 };
-use core::mem::MaybeUninit;
+use core::marker::PhantomData;
 use kernel::{
     error::to_result,
     ffi::c_void,
@@ -19,7 +20,9 @@ use kernel::{
 };
 
 /// Words in a block of the array, behind its header of 24 bytes.
-const WORDS_PER_BLOCK: u32 = 509;
+const WORDS_PER_BLOCK: u64 = 509;
+/// What tells the checksums of array blocks from those of others.
+const CHECKSUM_XOR: u32 = 595_846_735;
 
 /// Describes arrays of words to the library. Belongs to one [`Transactions`], which each call names again: a description
 /// used with another one is refused.
@@ -98,7 +101,8 @@ impl WordArray {
 
     /// Reads the first `count` words in order, with read-ahead, and passes each on with its index.
     ///
-    /// An array that is shorter is an error.
+    /// An array that is shorter is an error. Reads whole blocks, for speed: the library has no way to get at more than a
+    /// word at a time. Only for an array of which the library has not read or written a block yet.
     pub(crate) fn for_each(
         &self,
         tm: &Transactions,
@@ -106,36 +110,101 @@ impl WordArray {
         count: u64,
         mut visit: impl FnMut(u64, u64) -> Result,
     ) -> Result {
-        let info = self.info(tm)?;
-        if count == 0 {
+        let mut index = 0;
+        let mut walk = || -> Result<bool> {
+            let mut blocks = BlockCursor::new(self, tm, root)?;
+            loop {
+                let (key, location) = blocks.get()?;
+                let wanted = count.saturating_sub(index).min(WORDS_PER_BLOCK);
+                // Without a validator: it would be another one than the library's, which refuses such blocks.
+                let block = tm.blocks().read(location, None)?;
+                let found = words(&block, location, wanted);
+                let Some(found) = found.filter(|_| key == index / WORDS_PER_BLOCK) else {
+                    return Ok(false);
+                };
+                for word in found {
+                    visit(index, word)?;
+                    index = index.saturating_add(1);
+                }
+                if index >= count {
+                    return Ok(true);
+                }
+                blocks.next()?;
+            }
+        };
+        if count == 0 || walk()? {
             return Ok(());
         }
-        let mut cursor = MaybeUninit::<bindings::dm_array_cursor>::uninit();
-        // SAFETY: The description is initialised and its manager live; the cursor can be written.
-        to_result(unsafe { bindings::dm_array_cursor_begin(info, root.0, cursor.as_mut_ptr()) })?;
-        let mut walk = || -> Result {
-            for index in 0..count {
-                if index > 0 {
-                    // SAFETY: The cursor was begun.
-                    to_result(unsafe { bindings::dm_array_cursor_next(cursor.as_mut_ptr()) })?;
-                }
-                // SAFETY: The cursor was begun, so all its fields are set.
-                if unsafe { (*cursor.as_ptr()).index } >= WORDS_PER_BLOCK {
-                    // The block claims more words than it has room for.
-                    return Err(EINVAL);
-                }
-                let mut value = core::ptr::null_mut();
-                // SAFETY: The cursor is at a value: `begin` or `next` succeeded.
-                unsafe { bindings::dm_array_cursor_get_value(cursor.as_mut_ptr(), &mut value) };
-                // SAFETY: The library points at a value of 8 bytes, valid until the cursor moves.
-                let word = unsafe { value.cast::<u64>().read_unaligned() };
-                visit(index, u64::from_le(word))?;
-            }
-            Ok(())
+        // Something is wrong with a block. Let the library find out what, and log it.
+        self.get(tm, root, u32::try_from(index)?)?;
+        Err(EINVAL)
+    }
+}
+
+/// The words of an array block, if it is one with as many as wanted.
+fn words(block: &[u8], location: Block, wanted: u64) -> Option<impl Iterator<Item = u64> + '_> {
+    let (sum, rest) = block.split_first_chunk()?;
+    let valid = u32::from_le_bytes(*sum) == checksum(rest, CHECKSUM_XOR);
+    let (max_entries, rest) = rest.split_first_chunk()?;
+    let (entries, rest) = rest.split_first_chunk()?;
+    let (value_size, rest) = rest.split_first_chunk()?;
+    let (at, values) = rest.split_first_chunk()?;
+    let valid = valid
+        && u64::from(u32::from_le_bytes(*max_entries)) == WORDS_PER_BLOCK
+        && u64::from(u32::from_le_bytes(*entries)) >= wanted
+        && u32::from_le_bytes(*value_size) == 8
+        && u64::from_le_bytes(*at) == location.0;
+    let values = values
+        .chunks_exact(8)
+        .filter_map(|value| Some(u64::from_le_bytes(value.try_into().ok()?)));
+    valid.then(|| values.take(usize::try_from(wanted).unwrap_or(0)))
+}
+
+/// Goes through the blocks of an array, in order; the library reads ahead.
+///
+/// # Invariants
+///
+/// The cursor is one of zeros, or was begun with a manager that lives.
+struct BlockCursor<'a> {
+    raw: bindings::dm_btree_cursor,
+    _tm: PhantomData<&'a Transactions>,
+}
+
+impl<'a> BlockCursor<'a> {
+    fn new(array: &'a WordArray, tm: &'a Transactions, root: Block) -> Result<Self> {
+        let info = array.info(tm)?;
+        // INVARIANT: A cursor of zeros holds nothing, as if it had come to its end.
+        let mut cursor = BlockCursor {
+            raw: bindings::dm_btree_cursor::default(),
+            _tm: PhantomData,
         };
-        let result = walk();
-        // SAFETY: The cursor was begun; it ends once.
-        unsafe { bindings::dm_array_cursor_end(cursor.as_mut_ptr()) };
-        result
+        // SAFETY: The description is initialised: within it is that of the tree of blocks, whose values are 8 bytes. Its
+        // manager is live, and the cursor can be written. If it fails, what it holds is let go with the cursor.
+        to_result(unsafe {
+            bindings::dm_btree_cursor_begin(&mut (*info).btree_info, root.0, true, &mut cursor.raw)
+        })?;
+        Ok(cursor)
+    }
+
+    /// The number of the present block within the array, and where it is.
+    fn get(&mut self) -> Result<(u64, Block)> {
+        let (mut key, mut value) = (0, [0u8; 8]);
+        let buffer = value.as_mut_ptr().cast::<c_void>();
+        // SAFETY: By the invariant; a value has 8 bytes.
+        to_result(unsafe { bindings::dm_btree_cursor_get_value(&mut self.raw, &mut key, buffer) })?;
+        Ok((key, Block(u64::from_le_bytes(value))))
+    }
+
+    /// Goes to the next block. `ENODATA` if there is none.
+    fn next(&mut self) -> Result {
+        // SAFETY: By the invariant.
+        to_result(unsafe { bindings::dm_btree_cursor_next(&mut self.raw) })
+    }
+}
+
+impl Drop for BlockCursor<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the invariant; it ends once.
+        unsafe { bindings::dm_btree_cursor_end(&mut self.raw) }
     }
 }

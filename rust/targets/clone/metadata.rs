@@ -138,6 +138,8 @@ struct Disk {
     tm: Transactions,
     bits: WordArray,
     root: Block,
+    /// Just formatted: no bit is set.
+    fresh: bool,
 }
 
 impl Disk {
@@ -177,6 +179,7 @@ impl Disk {
             tm,
             bits,
             root: Block(superblock.bitset_root),
+            fresh: false,
         })
     }
 
@@ -188,7 +191,12 @@ impl Disk {
         let root = bits
             .create(&mut tm, words)
             .map_err(failed("Failed to resize on-disk bitset"))?;
-        let mut disk = Disk { tm, bits, root };
+        let mut disk = Disk {
+            tm,
+            bits,
+            root,
+            fresh: true,
+        };
         disk.commit(geometry)?;
         Ok(disk)
     }
@@ -303,11 +311,13 @@ impl Metadata {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
         let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
         let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
-        disk.bits
-            .for_each(&disk.tm, disk.root, map.words(), |index, word| {
-                map.load_word(&mut writer, index, word)
-            })
-            .map_err(failed("Failed to load on-disk region map"))?;
+        if !disk.fresh {
+            disk.bits
+                .for_each(&disk.tm, disk.root, map.words(), |index, word| {
+                    map.load_word(&mut writer, index, word)
+                })
+                .map_err(failed("Failed to load on-disk region map"))?;
+        }
         if let Ok((used, total)) = disk.usage() {
             // A transaction can need a new copy of every block in use except the superblock, and of none twice.
             let wanted = used.saturating_mul(2).saturating_sub(2);
