@@ -31,12 +31,15 @@ const blk_opf_t DMR_CONST_REQ_OP_MASK = REQ_OP_MASK;
 const blk_opf_t DMR_CONST_REQ_PREFLUSH = REQ_PREFLUSH;
 const blk_opf_t DMR_CONST_REQ_FUA = REQ_FUA;
 const blk_opf_t DMR_CONST_REQ_SYNC = REQ_SYNC;
+const blk_opf_t DMR_CONST_REQ_NOWAIT = REQ_NOWAIT;
 
 const blk_mode_t DMR_CONST_BLK_OPEN_READ = BLK_OPEN_READ;
 const blk_mode_t DMR_CONST_BLK_OPEN_WRITE = BLK_OPEN_WRITE;
 
 /* Bit 0 of the status flags; its name is in a private header of device-mapper. */
 const unsigned int DMR_CONST_DMR_STATUS_NOFLUSH = 1;
+
+const gfp_t DMR_CONST_DMR_GFP_NOIO = GFP_NOIO;
 
 const unsigned int DMR_CONST_DMR_WQ_MEM_RECLAIM = WQ_MEM_RECLAIM;
 const unsigned int DMR_CONST_DMR_WQ_PERCPU = WQ_PERCPU;

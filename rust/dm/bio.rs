@@ -42,6 +42,8 @@ pub(crate) enum Op {
     Write,
     /// The data is not needed any more.
     Discard,
+    /// Write zeros; the bio has a length but no data.
+    WriteZeroes,
     /// Anything else; device-mapper sends it only to targets that declare it.
     Other,
 }
@@ -122,6 +124,7 @@ impl<D: PerBio> Bio<D> {
             kb::req_op_REQ_OP_READ => Op::Read,
             kb::req_op_REQ_OP_WRITE => Op::Write,
             kb::req_op_REQ_OP_DISCARD => Op::Discard,
+            kb::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
             _ => Op::Other,
         }
     }
@@ -194,8 +197,11 @@ impl<D: PerBio> Bio<D> {
 
     /// Sends the bio to a device; its end comes to the target's `end_io` hook.
     ///
-    /// Process context; may sleep for a request of the device below. Not from within `map`: use [`MapBio::remap`].
+    /// Process context; may sleep for a request of the device below, even if the bio asked not to wait. Not from within
+    /// `map`: use [`MapBio::remap`].
     pub(crate) fn submit(self, device: &Device) {
+        // SAFETY: By the invariant the bio is live and ours alone.
+        unsafe { (*self.raw.as_ptr()).bi_opf &= !bindings::REQ_NOWAIT };
         // SAFETY: The bio is live and passes to the block layer; the device is open.
         unsafe { bindings::dmr_bio_submit(self.into_raw().as_ptr(), device.raw_bdev()) }
     }

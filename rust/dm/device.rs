@@ -8,7 +8,10 @@
 use crate::{
     bindings,
     dm::limits::StackedLimits,
-    logic::units::Sectors,
+    logic::units::{
+        Sector,
+        Sectors, //
+    },
     sys::{
         log::err,
         string::{
@@ -276,6 +279,13 @@ impl Device {
     pub(crate) fn flush(&self) -> Result {
         // SAFETY: The block device is open.
         to_result(unsafe { kb::blkdev_issue_flush(self.raw_bdev()) })
+    }
+
+    /// Makes a range read as zeros, as the device does it best. Not durable by itself. Sleeps for I/O.
+    pub(crate) fn zero(&self, start: Sector, len: Sectors) -> Result {
+        let flags = bindings::DMR_GFP_NOIO;
+        // SAFETY: The block device is open.
+        to_result(unsafe { kb::blkdev_issue_zeroout(self.raw_bdev(), start.0, len.0, flags, 0) })
     }
 
     /// The block device's name as `%pg` prints it (`vda`, `dm-3`).

@@ -135,6 +135,12 @@ impl New<'_> {
         Handle::new(&self.anchor)
     }
 
+    /// Asks for requests that write zeros, if all devices below support them.
+    pub(crate) fn want_write_zeroes(&mut self) {
+        // SAFETY: By the invariant the target is live and lent to us.
+        unsafe { (*self.ti.as_ptr()).num_write_zeroes_bios = 1 };
+    }
+
     /// Lets device-mapper split reads and writes so that none crosses a multiple of `sectors`.
     pub(crate) fn split_at(&mut self, sectors: u32) {
         // SAFETY: By the invariant the target is live and lent to us.
@@ -197,6 +203,8 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     const VERSION: [u32; 3];
     /// The C module that has a target of this name.
     const C_MODULE: &'static str;
+    /// Whether `map` never waits, so that bios which ask not to wait may come.
+    const NOWAIT: bool;
     /// Data kept with each bio.
     type PerBio: PerBio;
     /// What all targets of this type share; made when the type is registered.
@@ -304,7 +312,11 @@ impl<T: Target> Registration<T> {
 
     fn table(module: &'static ThisModule) -> bindings::target_type {
         bindings::target_type {
-            features: 0,
+            features: if T::NOWAIT {
+                bindings::DM_TARGET_NOWAIT.into()
+            } else {
+                0
+            },
             name: T::NAME.as_char_ptr(),
             module: module.as_ptr(),
             version: T::VERSION,

@@ -36,6 +36,7 @@ impl Target for Example {
     const NAME: &'static CStr = c"rust-linear";
     const VERSION: [u32; 3] = [1, 0, 0];
     const C_MODULE: &'static str = "none";
+    const NOWAIT: bool = true;
     type PerBio = [u8; 0];
     type Shared = ();
 

@@ -22,10 +22,21 @@ pub(crate) const HYDRATION_THRESHOLD: &str = "hydration_threshold";
 /// The key of the most regions in one copy.
 pub(crate) const HYDRATION_BATCH_SIZE: &str = "hydration_batch_size";
 
-/// The highest number of feature words.
+/// The feature word that has regions copied when they are read. Not known to the C target, like all below.
+pub(crate) const HYDRATE_ON_READ: &str = "hydrate_on_read";
+/// The feature word that makes discarded regions zeros where nothing had arrived.
+pub(crate) const ZERO_DISCARDS: &str = "zero_discards";
+/// The key of the most failed copies, before hydration is switched off.
+pub(crate) const MAX_FAILURES: &str = "max_failures";
+
+/// The highest number of feature words for the C target.
 const MAX_FEATURES: u32 = 2;
-/// The highest number of words in the group of keys and values.
+/// The highest number of words in the group of keys and values for the C target.
 const MAX_CORE_ARGS: u32 = 4;
+/// The highest number of words in a group that has words which the C target does not know.
+///
+/// A group without such words is refused as the C target refuses it.
+const MAX_EXTENDED: u32 = 16;
 
 /// What the optional words of a table line ask for.
 ///
@@ -40,6 +51,12 @@ pub(crate) struct Options {
     pub(crate) threshold: u32,
     /// The most regions in one copy; zero acts as one.
     pub(crate) batch: u32,
+    /// Whether regions are copied when they are read.
+    pub(crate) hydrate_on_read: bool,
+    /// Whether a discard makes regions zeros that had not arrived.
+    pub(crate) zero_discards: bool,
+    /// The most failed copies, before hydration is switched off; zero is no limit.
+    pub(crate) max_failures: u32,
 }
 
 impl Default for Options {
@@ -49,6 +66,9 @@ impl Default for Options {
             discard_passdown: true,
             threshold: 1,
             batch: 1,
+            hydrate_on_read: false,
+            zero_discards: false,
+            max_failures: 0,
         }
     }
 }
@@ -73,15 +93,26 @@ impl Options {
             return Ok(());
         }
         let text = c"Invalid number of feature arguments";
-        for _ in 0..parse_group(words, MAX_FEATURES, text)? {
-            let word = words.next().unwrap_or_default();
+        let count = parse_group(words, MAX_EXTENDED, text)?;
+        let (mut extended, mut unknown) = (false, false);
+        for word in words.by_ref().take(usize::try_from(count).unwrap_or(0)) {
             if eq_ignore_case(word, NO_HYDRATION.as_bytes()) {
                 self.hydration = false;
             } else if eq_ignore_case(word, NO_DISCARD_PASSDOWN.as_bytes()) {
                 self.discard_passdown = false;
+            } else if eq_ignore_case(word, HYDRATE_ON_READ.as_bytes()) {
+                (self.hydrate_on_read, extended) = (true, true);
+            } else if eq_ignore_case(word, ZERO_DISCARDS.as_bytes()) {
+                (self.zero_discards, extended) = (true, true);
             } else {
-                return Err(Refusal::invalid(c"Invalid feature argument"));
+                unknown = true;
             }
+        }
+        if count > MAX_FEATURES && !extended {
+            return Err(Refusal::invalid(text));
+        }
+        if unknown {
+            return Err(Refusal::invalid(c"Invalid feature argument"));
         }
         Ok(())
     }
@@ -95,27 +126,40 @@ impl Options {
             return Ok(());
         }
         let text = c"Invalid number of core arguments";
-        let count = parse_group(words, MAX_CORE_ARGS, text)?;
-        if count % 2 != 0 {
-            let text = c"Number of core arguments must be even";
-            return Err(Refusal::invalid(text));
-        }
-        for _ in 0..count / 2 {
-            let key = words.next().unwrap_or_default();
+        let count = parse_group(words, MAX_EXTENDED, text)?;
+        let (mut extended, mut refused) = (false, None);
+        let mut group = words.by_ref().take(usize::try_from(count).unwrap_or(0));
+        while let Some(key) = group.next() {
             let (slot, text) = if eq_ignore_case(key, HYDRATION_THRESHOLD.as_bytes()) {
                 let text = c"Invalid value for argument `hydration_threshold'";
                 (&mut self.threshold, text)
             } else if eq_ignore_case(key, HYDRATION_BATCH_SIZE.as_bytes()) {
                 let text = c"Invalid value for argument `hydration_batch_size'";
                 (&mut self.batch, text)
+            } else if eq_ignore_case(key, MAX_FAILURES.as_bytes()) {
+                extended = true;
+                let text = c"Invalid value for argument `max_failures'";
+                (&mut self.max_failures, text)
             } else {
-                return Err(Refusal::invalid(c"Invalid core argument"));
+                group.next();
+                refused = refused.or(Some(c"Invalid core argument"));
+                continue;
             };
-            *slot = words
-                .next()
-                .and_then(parse_decimal_u32)
-                .ok_or(Refusal::invalid(text))?;
+            match group.next().and_then(parse_decimal_u32) {
+                Some(value) => *slot = value,
+                None => refused = refused.or(Some(text)),
+            }
         }
-        Ok(())
+        if count > MAX_CORE_ARGS && !extended {
+            return Err(Refusal::invalid(text));
+        }
+        if count % 2 != 0 {
+            let text = c"Number of core arguments must be even";
+            return Err(Refusal::invalid(text));
+        }
+        match refused {
+            Some(text) => Err(Refusal::invalid(text)),
+            None => Ok(()),
+        }
     }
 }

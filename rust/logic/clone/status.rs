@@ -4,10 +4,13 @@
 
 use crate::env::fmt;
 use crate::logic::clone::options::{
+    HYDRATE_ON_READ,
     HYDRATION_BATCH_SIZE,
     HYDRATION_THRESHOLD,
+    MAX_FAILURES,
     NO_DISCARD_PASSDOWN,
-    NO_HYDRATION, //
+    NO_HYDRATION,
+    ZERO_DISCARDS, //
 };
 use crate::logic::units::Sectors;
 
@@ -81,6 +84,12 @@ pub(crate) struct Info {
     pub(crate) threshold: u32,
     /// The most regions in one copy.
     pub(crate) batch: u32,
+    /// Whether regions are copied when they are read.
+    pub(crate) hydrate_on_read: bool,
+    /// Whether a discard makes regions zeros that had not arrived.
+    pub(crate) zero_discards: bool,
+    /// The most failed copies; zero is no limit, and not told.
+    pub(crate) max_failures: u32,
     /// What the clone can do.
     pub(crate) mode: Mode,
 }
@@ -101,32 +110,67 @@ impl fmt::Display for Info {
             self.hydrating
         ))?;
         self.fmt_features(f)?;
+        let words = if self.max_failures == 0 { 4 } else { 6 };
         f.write_fmt(fmt!(
-            "4 {} {} {} {} {}",
+            "{} {} {} {} {} ",
+            words,
             HYDRATION_THRESHOLD,
             self.threshold,
             HYDRATION_BATCH_SIZE,
-            self.batch,
-            self.mode
-        ))
+            self.batch
+        ))?;
+        if self.max_failures != 0 {
+            f.write_fmt(fmt!("{} {} ", MAX_FAILURES, self.max_failures))?;
+        }
+        f.write_str(self.mode.as_str())
     }
 }
 
 impl Info {
     /// Writes the count of features and their names, each with a space behind it.
     fn fmt_features(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = match (self.hydration, self.discard_passdown) {
-            (true, true) => return f.write_str("0 "),
-            (false, true) => [NO_HYDRATION, ""],
-            (true, false) => ["", NO_DISCARD_PASSDOWN],
-            (false, false) => [NO_HYDRATION, NO_DISCARD_PASSDOWN],
-        };
-        let words = words.iter().filter(|word| !word.is_empty());
+        let words = [
+            (!self.hydration, NO_HYDRATION),
+            (!self.discard_passdown, NO_DISCARD_PASSDOWN),
+            (self.hydrate_on_read, HYDRATE_ON_READ),
+            (self.zero_discards, ZERO_DISCARDS),
+        ];
+        let words = words.iter().filter(|(told, _)| *told);
         f.write_fmt(fmt!("{} ", words.clone().count()))?;
-        for word in words {
+        for (_, word) in words {
             f.write_str(word)?;
             f.write_str(" ")?;
         }
         Ok(())
+    }
+}
+
+/// What a clone has done since its metadata was opened; its text is the answer to the message `statistics`.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Statistics {
+    /// Regions that were copied.
+    pub(crate) copied: u64,
+    /// Regions that were filled by writes without a copy.
+    pub(crate) overwritten: u64,
+    /// Regions that were marked by discards.
+    pub(crate) discarded: u64,
+    /// Copies that failed.
+    pub(crate) failures: u64,
+    /// Commits of the metadata.
+    pub(crate) commits: u64,
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!(
+            "copied_regions {} overwritten_regions {} discarded_regions {} failed_copies {} commits {}",
+            self.copied,
+            self.overwritten,
+            self.discarded,
+            self.failures,
+            self.commits
+        ))
     }
 }

@@ -232,14 +232,22 @@ impl Default for Throttle {
 ///
 /// When it is full, the oldest ones are forgotten: they are copied in their turn, like all others.
 #[derive(Debug, Default)]
-struct Wanted {
+pub(crate) struct Wishes {
     ranges: [RegionRange; WANTED],
     first: usize,
     len: usize,
 }
 
-impl Wanted {
-    fn push(&mut self, range: RegionRange) {
+impl Wishes {
+    /// Adds a range; one that touches the last joins it.
+    pub(crate) fn push(&mut self, range: RegionRange) {
+        let last = self.len.wrapping_sub(1).wrapping_add(self.first) % WANTED;
+        if let Some(last) = self.ranges.get_mut(last).filter(|_| self.len != 0) {
+            if range.start <= last.end && last.start <= range.end {
+                *last = RegionRange::new(last.start.min(range.start), last.end.max(range.end));
+                return;
+            }
+        }
         if self.len == WANTED {
             self.pop();
         }
@@ -247,6 +255,16 @@ impl Wanted {
         if let Some(free) = self.ranges.get_mut(place) {
             *free = range;
             self.len = self.len.saturating_add(1);
+        }
+    }
+
+    /// Takes all ranges of `other`.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        while other.len != 0 {
+            if let Some(range) = other.ranges.get(other.first) {
+                self.push(*range);
+            }
+            other.pop();
         }
     }
 
@@ -290,7 +308,7 @@ pub(crate) struct Sweep {
     /// The scan has dealt with all regions before this one.
     position: Region,
     retries: Retries,
-    wanted: Wanted,
+    wanted: Wishes,
     /// Whether the range of the last answer was asked for by `want`.
     was_wanted: bool,
     throttle: Throttle,
@@ -316,7 +334,7 @@ impl Sweep {
         Self {
             position: Region(0),
             retries: Retries::default(),
-            wanted: Wanted::default(),
+            wanted: Wishes::default(),
             was_wanted: false,
             throttle: Throttle::default(),
             turn: Turn::Scan,
@@ -384,11 +402,9 @@ impl Sweep {
         }
     }
 
-    /// Asks for a range to be copied before all others, whether or not hydration is on.
-    pub(crate) fn want(&mut self, range: RegionRange) {
-        if !range.is_empty() {
-            self.wanted.push(range);
-        }
+    /// Asks for ranges to be copied before all others, whether or not hydration is on.
+    pub(crate) fn want(&mut self, wishes: &mut Wishes) {
+        self.wanted.append(wishes);
     }
 
     /// Tells whether something was asked for by [`Self::want`] and not started yet, as far as is known.

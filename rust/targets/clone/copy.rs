@@ -55,6 +55,7 @@ use crate::{
 use kernel::{
     error::Result,
     sync::{
+        atomic::Relaxed,
         Arc,
         ArcBorrow, //
     },
@@ -223,12 +224,31 @@ impl Clone {
         let Some((range, _)) = self.finish(slot, filled) else {
             return;
         };
-        if end == End::Failed && log::allowed() {
-            err!("clone", "{}: hydration failed", self.handle);
+        if end == End::Failed {
+            self.copy_failed();
         }
         if whose == For::Sweep {
             self.sweep.lock().finished(time::now().0, range, outcome);
             self.wake_sweep();
+        }
+    }
+
+    /// Says that a copy failed; it may be the last one that is allowed to. Process context, sleeps.
+    fn copy_failed(&self) {
+        if log::allowed() {
+            err!("clone", "{}: hydration failed", self.handle);
+        }
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        let most = self.max_failures.load(Relaxed);
+        if most != 0 && failures >= most && self.hydration.load(Relaxed) {
+            self.hydration.store(false, Relaxed);
+            err!(
+                "clone",
+                "{}: {} copies failed: hydration is disabled",
+                self.handle,
+                failures
+            );
+            self.handle.event();
         }
     }
 

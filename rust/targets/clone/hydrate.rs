@@ -42,7 +42,7 @@ const LONGEST: Sectors = Sectors(16 * 1024);
 impl Clone {
     /// Whether the sweep has something to do at all.
     fn may_sweep(&self) -> bool {
-        self.hydration.load(Relaxed)
+        (self.hydration.load(Relaxed) || self.wished.load(Relaxed))
             && !self.is_suspended()
             && !self.metadata.is_done()
             && self.metadata.mode() == Mode::ReadWrite
@@ -81,6 +81,11 @@ impl Clone {
     fn start_copy(&self) -> Step {
         let geometry = self.metadata.geometry();
         let mut sweep = self.sweep.lock();
+        {
+            let mut lists = self.lists.lock();
+            sweep.want(&mut lists.wishes);
+            self.wished.store(sweep.is_wanted(), Relaxed);
+        }
         let limits = Limits {
             threshold: self.threshold.load(Relaxed),
             batch: self.batch.load(Relaxed),

@@ -8,7 +8,7 @@
 //!        ├─ write ┬ hydrated run ────────────────────────────────────────────────▶ destination
 //!        │        ├ covers whole regions: "overwrite" ─▶ destination ─▶ end_io: mark, release waiters
 //!        │        └ part of a region ─▶ waits for its copy ─▶ worker ────────────▶ destination
-//!        ├─ discard ─ waits for copies in its range ─▶ mark ─▶ passed down or ended
+//!        ├─ discard ─ waits for copies in its range ─▶ (zeroer: zeros) ─▶ mark ─▶ passed down or ended
 //!        └─ flush, FUA ─ if something is dirty ─▶ committer: commit ─▶ ended or ─▶ destination
 //! ```
 //!
@@ -24,7 +24,8 @@ use super::{
     work::{
         CommitTimer,
         Committer,
-        Worker, //
+        Worker,
+        Zeroer, //
     },
     Clone,
     COMMIT_DELAY, //
@@ -46,7 +47,8 @@ use crate::{
             copying::For,
             inflight::Slot,
             map::Run,
-            status::Mode, //
+            status::Mode,
+            sweep::Wishes, //
         },
         regions::{
             Region,
@@ -132,6 +134,10 @@ pub(super) struct Lists {
     pub(super) written: Queue,
     /// Pieces of copies that have been read or written.
     pub(super) pieces: RequestList<Piece>,
+    /// Discards that are to write zeros first.
+    pub(super) zero: Queue,
+    /// What is to be copied before all else.
+    pub(super) wishes: Wishes,
 }
 
 /// What became of a region when a writer asked for it, under the state lock.
@@ -206,7 +212,7 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) 
     }
     match bio.op() {
         Op::Discard => return map_discard(this, bio),
-        Op::Read | Op::Write => {}
+        Op::Read | Op::Write | Op::WriteZeroes => {}
         Op::Other => return bio.kill(),
     }
     // Also orders this bio before the sweep's look at the counter.
@@ -269,7 +275,12 @@ fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Map
     let touched = geometry.touched(bio.sector(), bio.sectors());
     let (device, len) = match this.metadata.map().run(touched) {
         Run::Set(len) => (&this.destination, len),
-        Run::Clear(len) => (&this.source, len),
+        Run::Clear(len) => {
+            if this.hydrate_on_read {
+                this.wish(touched.first(len));
+            }
+            (&this.source, len)
+        }
     };
     accept(&mut bio, &this, touched.first(len));
     bio.remap(device)
@@ -397,6 +408,8 @@ impl State {
 pub(super) enum Filled {
     /// The data is on the destination.
     Yes,
+    /// Zeros are, for a discard.
+    Zeroes,
     /// A copy failed.
     Copy,
     /// An overwrite failed.
@@ -418,7 +431,17 @@ impl Clone {
         let mut state = metadata.state().lock();
         let (range, filling) = state.inflight.remove(slot)?;
         let mut waiters = filling.waiters;
-        let marked = filled == Filled::Yes && metadata.mode() == Mode::ReadWrite;
+        let marked = matches!(filled, Filled::Yes | Filled::Zeroes)
+            && metadata.mode() == Mode::ReadWrite;
+        let done = &mut state.statistics;
+        let (counter, count) = match filled {
+            Filled::Copy => (&mut done.failures, 1),
+            _ if !marked => (&mut done.copied, 0),
+            Filled::Zeroes => (&mut done.discarded, range.len()),
+            _ if filling.copy.is_some() => (&mut done.copied, range.len()),
+            _ => (&mut done.overwritten, range.len()),
+        };
+        *counter = counter.saturating_add(count);
         let was_dirty = metadata.is_dirty();
         if marked {
             metadata.mark(&mut state, range);
@@ -632,6 +655,11 @@ impl Clone {
         if range.is_empty() || metadata.mode() != Mode::ReadWrite {
             return bio.end(Status::OK);
         }
+        if self.zero_discards {
+            self.lists.lock().zero.push(bio);
+            self.queue.enqueue::<Clone, { Zeroer::ID }>(self.into());
+            return;
+        }
         let mut next = range.start;
         let mut busy = None;
         while next < range.end {
@@ -658,6 +686,8 @@ impl Clone {
             }
             let was_dirty = metadata.is_dirty();
             metadata.mark(&mut state, clear);
+            let discarded = &mut state.statistics.discarded;
+            *discarded = discarded.saturating_add(clear.len());
             let half_full = state.logs.half_full();
             drop(state);
             self.schedule_commit(was_dirty, half_full);
@@ -674,6 +704,58 @@ impl Clone {
         } else {
             bio.end(Status::OK);
         }
+    }
+
+    /// Writes zeros to the whole regions of a discard that are not hydrated, and marks them. Sleeps for I/O.
+    ///
+    /// It is not passed down: what the destination makes of a discard need not be zeros.
+    pub(super) fn zero(self: ArcBorrow<'_, Self>, bio: CloneBio) {
+        let metadata = &self.metadata;
+        let mut rest = metadata.geometry().covered(bio.sector(), bio.sectors());
+        while !rest.is_empty() && metadata.mode() == Mode::ReadWrite {
+            if let Run::Set(len) = metadata.map().run(rest) {
+                rest = RegionRange::new(Region(rest.start.get().saturating_add(len)), rest.end);
+                continue;
+            }
+            let mut state = metadata.state().lock();
+            match state.claim(&self, rest.first(Self::DISCARD_STEP)) {
+                Claim::Hydrated => {}
+                Claim::Busy(slot) => {
+                    let rejected = state.wait(slot, bio);
+                    drop(state);
+                    return self.again(rejected);
+                }
+                Claim::NoRoom => {
+                    drop(state);
+                    return self.stall(bio);
+                }
+                Claim::Mine(slot, range) => {
+                    drop(state);
+                    let (start, len) = metadata.geometry().extent(range);
+                    let result = self.destination.zero(start, len);
+                    let filled = match result {
+                        Ok(()) => Filled::Zeroes,
+                        Err(_) => Filled::Overwrite,
+                    };
+                    self.finish(slot, filled);
+                    if let Err(error) = result {
+                        return bio.end(error.into());
+                    }
+                    rest = RegionRange::new(range.end, rest.end);
+                }
+            }
+        }
+        bio.end(Status::OK)
+    }
+
+    /// Asks for regions to be copied before all others. Any context.
+    pub(super) fn wish(self: ArcBorrow<'_, Self>, range: RegionRange) {
+        {
+            let mut lists = self.lists.lock();
+            lists.wishes.push(range);
+            self.wished.store(true, Relaxed);
+        }
+        self.wake_sweep();
     }
 
     /// Regions that are marked with interrupts off at a time: 8 KiB of the map.

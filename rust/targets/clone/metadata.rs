@@ -53,7 +53,10 @@ use crate::{
                 MapWriter,
                 RegionMap, //
             },
-            status::Mode,
+            status::{
+                Mode,
+                Statistics, //
+            },
             superblock::{
                 Invalid,
                 Superblock,
@@ -260,6 +263,8 @@ pub(super) struct State {
     pub(super) inflight: InFlight<Filling>,
     /// Copies that can go on.
     pub(super) lanes: Lanes,
+    /// What has been done.
+    pub(super) statistics: Statistics,
 }
 
 /// What is known of regions in flight.
@@ -337,6 +342,7 @@ impl Metadata {
             logs: DirtyLogs::new(LOG_ENTRIES)?,
             inflight: InFlight::new(SLOTS)?,
             lanes: Lanes::new(SLOTS)?,
+            statistics: Statistics::default(),
         };
         Arc::pin_init(
             pin_init!(Metadata {
@@ -411,6 +417,11 @@ impl Metadata {
         (state.writer.set(), state.inflight.regions())
     }
 
+    /// What has been done since the metadata was opened. Any context.
+    pub(super) fn statistics(&self) -> Statistics {
+        self.state.lock().statistics
+    }
+
     /// Used and total blocks of the metadata device. Sleeps.
     pub(super) fn usage(&self) -> Result<(u64, u64)> {
         self.disk.read().as_ref().ok_or(EIO)?.usage()
@@ -448,6 +459,9 @@ impl Metadata {
         let complete = {
             let mut state = self.state.lock();
             state.logs.end_commit(log, result.is_ok());
+            if result.is_ok() {
+                state.statistics.commits = state.statistics.commits.saturating_add(1);
+            }
             let dirty = state.logs.is_dirty();
             self.dirty.store(dirty, Release);
             self.is_done() && !dirty
@@ -519,11 +533,11 @@ impl Metadata {
     /// After a failed flush the destination may have dropped data that it acknowledged, and a later flush may say nothing
     /// of it. Marking those regions would make the loss permanent, so the mode stays: only a new beginning, from what is
     /// on disk, is safe.
-    pub(super) fn recover(&self, name: &Handle) -> Result {
+    pub(super) fn recover(&self, name: &Handle) -> Result<Recovered> {
         let _noio = NoIo::enter();
         let _only = self.commit.lock();
         if self.mode() == Mode::ReadWrite {
-            return Ok(());
+            return Ok(Recovered::NotNeeded);
         }
         if self.flush_failed.load(Relaxed) {
             warning!(
@@ -531,7 +545,7 @@ impl Metadata {
                 "{}: The destination lost data: remove and create the device",
                 name
             );
-            return Ok(());
+            return Ok(Recovered::No);
         }
         let mut disk = self.disk.write();
         // The old blocks must be gone before the device is read again.
@@ -543,8 +557,19 @@ impl Metadata {
             Format::Never,
         )?);
         self.set_mode(Mode::ReadWrite);
-        Ok(())
+        Ok(Recovered::Yes)
     }
+}
+
+/// What became of an attempt to recover.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recovered {
+    /// It was in read-write mode.
+    NotNeeded,
+    /// It is in read-write mode again.
+    Yes,
+    /// It would be unsafe.
+    No,
 }
 
 /// A step of a commit.

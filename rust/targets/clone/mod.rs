@@ -57,7 +57,8 @@ use crate::{
     logic::{
         args::{
             eq_ignore_case,
-            parse_decimal_u32, //
+            parse_decimal_u32,
+            parse_decimal_u64, //
         },
         clone::{
             copying::MAX_PIECE,
@@ -69,7 +70,8 @@ use crate::{
             options::{
                 Options,
                 HYDRATION_BATCH_SIZE,
-                HYDRATION_THRESHOLD, //
+                HYDRATION_THRESHOLD,
+                MAX_FAILURES, //
             },
             status::{
                 Info,
@@ -144,7 +146,8 @@ use kernel::{
 };
 use metadata::{
     Committed,
-    Failure, //
+    Failure,
+    Recovered, //
 };
 use registry::{
     Member,
@@ -153,7 +156,8 @@ use registry::{
 use work::{
     CommitTimer,
     Committer,
-    Worker, //
+    Worker,
+    Zeroer, //
 };
 
 /// A metadata device above this size has blocks that the space map cannot use.
@@ -189,6 +193,13 @@ pub(crate) struct Clone {
     threshold: Atomic<u32>,
     batch: Atomic<u32>,
     discard_passdown: Atomic<bool>,
+    hydrate_on_read: bool,
+    zero_discards: bool,
+    max_failures: Atomic<u32>,
+    /// Copies that failed since hydration was enabled.
+    failures: Atomic<u32>,
+    /// Something is to be copied whether or not hydration is on. Changed under the lock of `lists`.
+    wished: Atomic<bool>,
     /// Between suspend and resume: the sweep starts nothing.
     suspended: Atomic<bool>,
     /// The table has not been live yet.
@@ -210,6 +221,8 @@ pub(crate) struct Clone {
     #[pin]
     copier: Work<Clone, { Copier::ID }>,
     #[pin]
+    zeroer: Work<Clone, { Zeroer::ID }>,
+    #[pin]
     commit_timer: DelayedWork<Clone, { CommitTimer::ID }>,
     #[pin]
     sweeper: Work<Clone, { Sweeper::ID }>,
@@ -222,6 +235,7 @@ impl_has_work! {
     impl HasWork<Clone, 2> for Clone { self.committer }
     impl HasWork<Clone, 4> for Clone { self.sweeper }
     impl HasWork<Clone, 6> for Clone { self.copier }
+    impl HasWork<Clone, 7> for Clone { self.zeroer }
 }
 impl_has_delayed_work! {
     impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
@@ -233,6 +247,7 @@ impl Target for Clone {
     const NAME: &'static CStr = c"clone";
     const VERSION: [u32; 3] = [1, 0, 0];
     const C_MODULE: &'static str = "dm_clone";
+    const NOWAIT: bool = true;
     type PerBio = IoState;
     type Shared = Arc<Registry>;
 
@@ -311,6 +326,7 @@ impl Target for Clone {
 
         new.want_flushes();
         new.want_discards();
+        new.want_write_zeroes();
         Arc::pin_init(
             pin_init!(Clone {
                 reader,
@@ -328,6 +344,11 @@ impl Target for Clone {
                 threshold: Atomic::new(options.threshold),
                 batch: Atomic::new(options.batch),
                 discard_passdown: Atomic::new(options.discard_passdown),
+                hydrate_on_read: options.hydrate_on_read,
+                zero_discards: options.zero_discards,
+                max_failures: Atomic::new(options.max_failures),
+                failures: Atomic::new(0),
+                wished: Atomic::new(false),
                 suspended: Atomic::new(true),
                 fresh: Atomic::new(true),
                 user_ios: Atomic::new(0),
@@ -337,6 +358,7 @@ impl Target for Clone {
                 worker <- new_work!("dm_clone_worker"),
                 committer <- new_work!("dm_clone_committer"),
                 copier <- new_work!("dm_clone_copier"),
+                zeroer <- new_work!("dm_clone_zeroer"),
                 commit_timer <- new_delayed_work!("dm_clone_commit_timer"),
                 sweeper <- new_work!("dm_clone_sweeper"),
                 sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
@@ -356,6 +378,7 @@ impl Target for Clone {
         drop(ended);
         // Who starts others goes first, and again after the timers, which start some of them.
         cancel::<Clone, { Worker::ID }>(this);
+        cancel::<Clone, { Zeroer::ID }>(this);
         for _ in 0..2 {
             cancel::<Clone, { Sweeper::ID }>(this);
             cancel::<Clone, { Committer::ID }>(this);
@@ -424,8 +447,8 @@ impl Target for Clone {
         }
     }
 
-    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, _out: &mut StatusBuf<'_>) -> Result {
-        this.execute(words)
+    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
+        this.execute(words, out)
     }
 
     fn iterate_devices(
@@ -540,6 +563,9 @@ impl Clone {
             discard_passdown: self.discard_passdown.load(Relaxed),
             threshold: self.threshold.load(Relaxed),
             batch: self.batch.load(Relaxed),
+            hydrate_on_read: self.hydrate_on_read,
+            zero_discards: self.zero_discards,
+            max_failures: self.max_failures.load(Relaxed),
             mode,
         };
         out.emit(fmt!("{}", info))
@@ -556,11 +582,16 @@ impl Clone {
         ))
     }
 
-    fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>) -> Result {
+    fn execute(
+        self: ArcBorrow<'_, Self>,
+        mut words: Words<'_>,
+        out: &mut StatusBuf<'_>,
+    ) -> Result {
         let count = words.len();
         let word = words.next().ok_or(EINVAL)?;
         let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());
         if is("enable_hydration") {
+            self.failures.store(0, Relaxed);
             self.hydration.store(true, Relaxed);
             self.sweep.lock().kick();
             self.wake_sweep();
@@ -570,8 +601,15 @@ impl Clone {
             self.hydration.store(false, Relaxed);
             return Ok(());
         }
-        if count != 2 {
-            return Err(EINVAL);
+        match count {
+            1 if is("statistics") => {
+                out.emit(fmt!("{}", self.metadata.statistics()));
+                return Ok(());
+            }
+            1 if is(Mode::ReadWrite.as_str()) => return self.recover(),
+            2 => {}
+            3 if is("hydrate_range") => return self.hydrate_range(words),
+            _ => return Err(EINVAL),
         }
         let value = words
             .next()
@@ -581,6 +619,8 @@ impl Clone {
             self.wake_sweep();
         } else if is(HYDRATION_BATCH_SIZE) {
             self.batch.store(value.ok_or(EINVAL)?, Relaxed);
+        } else if is(MAX_FAILURES) {
+            self.max_failures.store(value.ok_or(EINVAL)?, Relaxed);
         } else {
             err!(
                 "clone",
@@ -589,6 +629,40 @@ impl Clone {
                 LogText(word)
             );
             return Err(EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Copies the regions of a range before all others: first sector and length, from the start of the target.
+    fn hydrate_range(self: ArcBorrow<'_, Self>, words: Words<'_>) -> Result {
+        let mut numbers = words.map(|word| parse_decimal_u64(bytes(word)).ok_or(EINVAL));
+        let mut number = || numbers.next().unwrap_or(Err(EINVAL));
+        let (start, len) = (Sector(number()?), Sectors(number()?));
+        let geometry = self.metadata.geometry();
+        let end = start.checked_add(len).ok_or(EINVAL)?;
+        if len == Sectors(0) || end.get() > geometry.len().get() {
+            return Err(EINVAL);
+        }
+        self.wish(geometry.touched(start, len));
+        Ok(())
+    }
+
+    /// Tries to get out of read-only or fail mode. Sleeps for I/O.
+    fn recover(self: ArcBorrow<'_, Self>) -> Result {
+        match self.metadata.recover(&self.handle)? {
+            Recovered::NotNeeded => {}
+            Recovered::No => return Err(EIO),
+            Recovered::Yes => {
+                info!(
+                    "clone",
+                    "{}: Switching to {} mode",
+                    self.handle,
+                    Mode::ReadWrite.description()
+                );
+                self.handle.event();
+                self.wake_committer();
+                self.wake_sweep();
+            }
         }
         Ok(())
     }

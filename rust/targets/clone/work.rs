@@ -110,3 +110,23 @@ impl WorkItem<3> for Clone {
         this.as_arc_borrow().wake_committer();
     }
 }
+
+/// Writes zeros for discards.
+pub(super) struct Zeroer;
+
+impl Zeroer {
+    pub(super) const ID: u64 = 7;
+}
+
+impl WorkItem<7> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        let _noio = NoIo::enter();
+        loop {
+            let next = this.lists.lock().zero.pop();
+            let Some(bio) = next else { return };
+            this.as_arc_borrow().zero(bio);
+        }
+    }
+}

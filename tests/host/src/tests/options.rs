@@ -38,12 +38,24 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
     if at == words.len() {
         return Ok(options);
     }
-    let count = group(at, 2).ok_or("Invalid number of feature arguments")? as usize;
+    // Groups with words of ours may be longer than C's.
+    let ours = |words: &[&str], step: usize, names: &[&str]| {
+        let names_ours = |word: &&str| names.contains(&word.to_ascii_lowercase().as_str());
+        words.iter().step_by(step).any(names_ours)
+    };
+    let number = "Invalid number of feature arguments";
+    let count = group(at, 16).ok_or(number)? as usize;
     at += 1;
-    for word in &words[at..at + count] {
+    let taken = &words[at..at + count];
+    if count > 2 && !ours(taken, 1, &["hydrate_on_read", "zero_discards"]) {
+        return Err(number);
+    }
+    for word in taken {
         match word.to_ascii_lowercase().as_str() {
             "no_hydration" => options.hydration = false,
             "no_discard_passdown" => options.discard_passdown = false,
+            "hydrate_on_read" => options.hydrate_on_read = true,
+            "zero_discards" => options.zero_discards = true,
             _ => return Err("Invalid feature argument"),
         }
     }
@@ -51,12 +63,17 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
     if at == words.len() {
         return Ok(options);
     }
-    let count = group(at, 4).ok_or("Invalid number of core arguments")? as usize;
+    let number = "Invalid number of core arguments";
+    let count = group(at, 16).ok_or(number)? as usize;
     at += 1;
+    let taken = &words[at..at + count];
+    if count > 4 && !ours(taken, 2, &["max_failures"]) {
+        return Err(number);
+    }
     if count % 2 == 1 {
         return Err("Number of core arguments must be even");
     }
-    for pair in words[at..at + count].chunks(2) {
+    for pair in taken.chunks(2) {
         let value = parse_decimal_u32(pair[1].as_bytes());
         match pair[0].to_ascii_lowercase().as_str() {
             "hydration_threshold" => {
@@ -65,6 +82,9 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
             }
             "hydration_batch_size" => {
                 options.batch = value.ok_or("Invalid value for argument `hydration_batch_size'")?
+            }
+            "max_failures" => {
+                options.max_failures = value.ok_or("Invalid value for argument `max_failures'")?
             }
             _ => return Err("Invalid core argument"),
         }
@@ -136,6 +156,29 @@ fn texts() {
 }
 
 #[test]
+fn words_of_our_own() {
+    let (options, left) = parse(&[
+        "3", "no_hydration", "HYDRATE_on_read", "zero_discards", "6", "max_failures", "9",
+        "hydration_threshold", "4", "hydration_batch_size", "2", "junk",
+    ]);
+    let expected = Options {
+        hydration: false,
+        discard_passdown: true,
+        threshold: 4,
+        batch: 2,
+        hydrate_on_read: true,
+        zero_discards: true,
+        max_failures: 9,
+    };
+    assert_eq!((options, left), (Ok(expected), 1));
+    // What C refuses without them is refused as C does.
+    assert_eq!(parse(&["3", "x", "y", "z"]).0, Err("Invalid number of feature arguments"));
+    assert_eq!(parse(&["3", "x", "y", "zero_discards"]).0, Err("Invalid feature argument"));
+    let six = ["0", "6", "a", "1", "b", "2", "max_failures", "3"];
+    assert_eq!(parse(&six).0, Err("Invalid core argument"));
+}
+
+#[test]
 fn junk_is_left_alone() {
     assert_eq!(parse(&["0", "0", "trailing", "junk"]).1, 2);
     assert_eq!(parse(&["0", "2", "hydration_threshold", "7", "junk"]).1, 1);
@@ -162,6 +205,10 @@ fn vocabulary() -> impl Strategy<Value = String> {
         "4294967297",
         "+7",
         "no_hydratio",
+        "hydrate_on_read",
+        "Zero_Discards",
+        "max_failures",
+        "6",
     ];
     prop_oneof![
         20 => prop::sample::select(words).prop_map(|word| word.to_string()),
@@ -172,7 +219,7 @@ fn vocabulary() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
     #[test]
-    fn lines_are_read_as_in_c(words in prop::collection::vec(vocabulary(), 0..9)) {
+    fn lines_are_read_as_in_c(words in prop::collection::vec(vocabulary(), 0..12)) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         prop_assert_eq!(parse(&words).0, model(&words));
     }
@@ -182,7 +229,7 @@ proptest! {
         hydration in any::<bool>(), discard_passdown in any::<bool>(),
         threshold in any::<u32>(), batch in any::<u32>(),
     ) {
-        let options = Options { hydration, discard_passdown, threshold, batch };
+        let options = Options { hydration, discard_passdown, threshold, batch, ..Options::default() };
         let mut features = Vec::new();
         if !hydration {
             features.push("no_hydration");

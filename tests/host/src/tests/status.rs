@@ -17,6 +17,9 @@ const INFO: Info = Info {
     discard_passdown: true,
     threshold: 1,
     batch: 1,
+    hydrate_on_read: false,
+    zero_discards: false,
+    max_failures: 0,
     mode: Mode::ReadWrite,
 };
 
@@ -55,6 +58,37 @@ fn features() {
     assert!(line(true, true).contains("/16384 0 0 4 hydration_threshold"));
     assert!(line(false, false)
         .contains("/16384 0 2 no_hydration no_discard_passdown 4 hydration_threshold"));
+}
+
+#[test]
+fn what_c_does_not_know_is_told_only_if_it_is_on() {
+    let info = Info {
+        hydrate_on_read: true,
+        zero_discards: true,
+        max_failures: 7,
+        ..INFO
+    };
+    assert_eq!(
+        text(&info),
+        "8 6/2048 8 258/16384 0 3 no_hydration hydrate_on_read zero_discards \
+         6 hydration_threshold 1 hydration_batch_size 1 max_failures 7 rw"
+    );
+}
+
+#[test]
+fn statistics() {
+    let statistics = Statistics {
+        copied: 1,
+        overwritten: 2,
+        discarded: 3,
+        failures: 4,
+        commits: u64::MAX,
+    };
+    assert_eq!(
+        text(&statistics),
+        "copied_regions 1 overwritten_regions 2 discarded_regions 3 failed_copies 4 \
+         commits 18446744073709551615"
+    );
 }
 
 #[test]

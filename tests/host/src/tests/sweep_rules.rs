@@ -235,12 +235,18 @@ fn a_copy_is_never_longer_than_the_longest() {
     assert_eq!(clone.ask(5), Step::Copy(range(7, 14)));
 }
 
+fn want(clone: &mut Clone, start: u64, end: u64) {
+    let mut wishes = Wishes::default();
+    wishes.push(range(start, end));
+    clone.sweep.want(&mut wishes);
+}
+
 #[test]
 fn what_is_wanted_comes_first() {
     let mut clone = Clone::new(100, [], 100, 4);
     assert_eq!(clone.ask(5), Step::Copy(range(0, 4)));
-    clone.sweep.want(range(50, 55));
-    clone.sweep.want(range(80, 82));
+    want(&mut clone, 50, 55);
+    want(&mut clone, 80, 82);
     assert!(clone.sweep.is_wanted());
     assert_eq!(clone.ask(5), Step::Copy(range(50, 54)));
     assert_eq!(clone.ask(5), Step::Copy(range(54, 55)));
@@ -254,8 +260,8 @@ fn what_is_wanted_is_copied_without_hydration() {
     let mut clone = Clone::new(100, [], 100, 4);
     clone.limits.enabled = false;
     assert_eq!(clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight), Step::Blocked);
-    clone.sweep.want(range(50, 52));
-    clone.sweep.want(range(50, 52));
+    want(&mut clone, 50, 52);
+    want(&mut clone, 50, 52);
     let step = clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight);
     assert_eq!(step, Step::Copy(range(50, 52)));
     // No slot for it at that moment: it is not forgotten.
@@ -269,7 +275,7 @@ fn many_wishes_push_out_the_oldest() {
     let mut clone = Clone::new(1_000, [], 1_000, 1);
     clone.limits.enabled = false;
     for n in 0..100 {
-        clone.sweep.want(range(n * 3, n * 3 + 1));
+        want(&mut clone, n * 3, n * 3 + 1);
     }
     clone.run_until(clone.now + 10_000, |_| 1);
     let expected: Vec<_> = (68..100).map(|n| (n * 3, n * 3 + 1)).collect();
