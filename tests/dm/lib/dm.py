@@ -151,6 +151,12 @@ class Mapped(Block):
     def message(self, *words, sector=0):
         _ioctl(_MESSAGE, self.name, data=struct.pack("=Q", sector) + " ".join(words).encode() + b"\0")
 
+    def ask(self, *words):
+        """A message that has an answer."""
+        answer = _ioctl(_MESSAGE, self.name, data=struct.pack("=Q", 0) + " ".join(words).encode() + b"\0")
+        assert answer.flags & _DATA_OUT, "no answer"
+        return answer.data.rstrip(b"\0").decode()
+
     def info(self):
         return _ioctl(_STATUS, self.name)
 
@@ -282,8 +288,8 @@ class Layered(Mapped):
 
 STATUS = re.compile(
     r"(?P<block>\d+) (?P<used>\d+)/(?P<blocks>\d+) (?P<region>\d+) (?P<hydrated>\d+)/(?P<regions>\d+) "
-    r"(?P<hydrating>\d+) (?P<features>\d+(?: no_\w+)*) 4 hydration_threshold (?P<threshold>\d+) "
-    r"hydration_batch_size (?P<batch>\d+) (?P<mode>rw|ro)")
+    r"(?P<hydrating>\d+) (?P<features>\d+(?: [a-z_]+)*) [46] hydration_threshold (?P<threshold>\d+) "
+    r"hydration_batch_size (?P<batch>\d+)(?: max_failures \d+)? (?P<mode>rw|ro)")
 
 
 class Status:
