@@ -22,7 +22,8 @@ THREADS = 12
 MESSAGES = {  # words: errno
     "enable_hydration": 0, "disable_hydration": 0, "ENABLE_hydration and more": 0, "hydration_threshold 16": 0,
     "hydration_threshold 0": 0, "hydration_threshold 4294967295": 0, "hydration_batch_size 8": 0,
-    "hydration_batch_size 0": 0, "Hydration_Batch_Size +3": 0, "hydration_threshold": errno.EINVAL,
+    "statistics": 0, "hydrate_range 100 900": 0, "max_failures 0": 0, "hydrate_range 0": errno.EINVAL,
+    "hydrate_range 4000 1000": errno.EINVAL, "hydration_batch_size 0": 0, "Hydration_Batch_Size +3": 0, "hydration_threshold": errno.EINVAL,
     "hydration_threshold x": errno.EINVAL, "hydration_threshold 4294967296": errno.EINVAL,
     "hydration_batch_size -1": errno.EINVAL, "hydration_batch_size 1 2": errno.EINVAL, "nonsense": errno.EINVAL,
     "nonsense 1": errno.EINVAL,
@@ -40,7 +41,7 @@ FLAG = st.booleans()
 SMALL = st.integers(0, 20)
 WAIT = st.sampled_from([True, True, True, False])
 RARELY = st.sampled_from([False] * 5 + [True])
-OPTIONS = dict(hydration=FLAG, passdown=FLAG, threshold=st.integers(0, len(THRESHOLDS) - 1),
+OPTIONS = dict(hydration=FLAG, passdown=FLAG, on_read=RARELY, zero=RARELY, threshold=st.integers(0, len(THRESHOLDS) - 1),
                batch=st.integers(0, len(BATCHES) - 1))
 
 
@@ -87,13 +88,15 @@ class Clone(Driver):
 
     @staticmethod
     def _options(arguments):
-        return dict(hydration=arguments["hydration"], passdown=arguments["passdown"],
+        return dict(hydration=arguments["hydration"], passdown=arguments["passdown"], on_read=arguments["on_read"],
+                    zero=arguments["zero"],
                     threshold=THRESHOLDS[arguments["threshold"]], batch=BATCHES[arguments["batch"]])
 
     def words(self, options):
         """The words of a table line behind the devices."""
         features = [] if options["hydration"] else ["no_hydration"]
         features += [] if options["passdown"] else ["no_discard_passdown"]
+        features += ["hydrate_on_read"] * options["on_read"] + ["zero_discards"] * options["zero"]
         return " ".join([str(self.region), str(len(features)), *features, "4", "hydration_threshold",
                          str(options["threshold"]), "hydration_batch_size", str(options["batch"])])
 
@@ -278,7 +281,8 @@ class Clone(Driver):
         if certain:
             end = op.end if op.end < self.sectors else op.end + self.region - 1
             self.known.update(range(-(-op.start // self.region), end // self.region))
-            if self.live["passdown"] and not self.limits_unsure and not op.faults and not op.clashes:
+            passed = self.live["passdown"] and not self.live["zero"]
+            if passed and not self.limits_unsure and not op.faults and not op.clashes:
                 first, last = -(-start // self.region) * self.region, op.end // self.region * self.region
                 assert not any(below[max(0, first - start) * 512:max(0, last - start) * 512]), f"{op} left data behind"
         self.model.discarded(op, self.region, certain, below)
@@ -350,7 +354,7 @@ class Clone(Driver):
         name, _, value = words.lower().partition(" ")
         if name.endswith("able_hydration"):
             self.live["hydration"] = name == "enable_hydration"
-        else:
+        elif name.startswith("hydration_"):
             self.live["threshold" if "threshold" in name else "batch"] = int(value)
 
     @event(3, noflush=FLAG)

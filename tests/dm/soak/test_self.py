@@ -129,7 +129,8 @@ def test_reduction_ends_when_its_time_is_over():
 
 # The driver of the clone target, over clones that lie. Each list passes with one that does not.
 
-SETUP = {"region": 0, "short": 1, "cache": False, "hydration": False, "passdown": True, "threshold": 0, "batch": 0}
+SETUP = {"region": 0, "short": 1, "cache": False, "hydration": False, "passdown": True, "on_read": False,
+         "zero": False, "threshold": 0, "batch": 0}
 OPTIONS = {key: SETUP[key] for key in clone.OPTIONS}
 WRITE = ["write", {"start": 100, "count": 30, "fua": False, "now": True}]
 READ = ["read", {"start": 120, "count": 3, "now": True}]
