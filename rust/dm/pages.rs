@@ -83,18 +83,28 @@ impl Drop for Stack {
     }
 }
 
+/// The pages that nobody has, and how many others have.
+struct Shelf {
+    reserve: Stack,
+    taken: usize,
+}
+
 /// A reserve of pages, shared by those who took some.
 #[pin_data]
 pub(crate) struct PagePool {
+    /// Of the reserve.
     size: usize,
+    /// What may be taken in all.
+    most: usize,
     #[pin]
-    reserve: IrqLock<Stack>,
+    shelf: IrqLock<Shelf>,
 }
 
 impl PagePool {
-    /// Makes a pool that always has room for `sectors` of data in all. Sleeps.
-    pub(crate) fn new(sectors: Sectors) -> Result<Arc<Self>> {
-        let size = Self::pages(sectors)?;
+    /// Makes a pool that always has room for `reserve` of data in all, and for up to `most` if there is memory. Sleeps.
+    pub(crate) fn new(reserve: Sectors, most: Sectors) -> Result<Arc<Self>> {
+        let size = Self::pages(reserve)?;
+        let most = Self::pages(most)?.max(size);
         let mut reserve = Stack::default();
         for _ in 0..size {
             reserve.push(Node::new(GFP_KERNEL)?);
@@ -102,7 +112,8 @@ impl PagePool {
         Arc::pin_init(
             pin_init!(PagePool {
                 size,
-                reserve <- new_irq_lock!(reserve, "dm_rust_pages"),
+                most,
+                shelf <- new_irq_lock!(Shelf { reserve, taken: 0 }, "dm_rust_pages"),
             }),
             GFP_KERNEL,
         )
@@ -116,27 +127,34 @@ impl PagePool {
         Ok(usize::try_from(bytes)?.div_ceil(PAGE_SIZE))
     }
 
-    /// Takes pages for so much data: all, or none if there is no memory just now.
+    /// Takes pages for so much data: all, or none if there is no memory just now, or too much has been taken.
     ///
-    /// If nobody else has any, it succeeds for as much as the pool was made for. Any context; never waits.
+    /// If nobody else has any, it succeeds for as much as the reserve is for. Any context; never waits.
     pub(crate) fn take(self: &Arc<Self>, sectors: Sectors) -> Option<Pages> {
         let wanted = Self::pages(sectors).ok()?;
+        let mut stack = Stack::default();
+        {
+            let mut shelf = self.shelf.lock();
+            let taken = shelf.taken.checked_add(wanted)?;
+            if taken > self.most {
+                return None;
+            }
+            shelf.taken = taken;
+            while stack.count < wanted {
+                let Some(node) = shelf.reserve.pop() else {
+                    break;
+                };
+                stack.push(node);
+            }
+        }
         let mut pages = Pages {
-            stack: Stack::default(),
+            stack,
+            wanted,
             sectors,
             pool: self.clone(),
         };
-        {
-            let mut reserve = self.reserve.lock();
-            while pages.stack.count < wanted {
-                let Some(node) = reserve.pop() else { break };
-                pages.stack.push(node);
-            }
-        }
         while pages.stack.count < wanted {
-            pages
-                .stack
-                .push(Node::new(GFP_NOWAIT | __GFP_NOWARN).ok()?);
+            pages.stack.push(Node::new(GFP_NOWAIT | __GFP_NOWARN).ok()?);
         }
         Some(pages)
     }
@@ -145,6 +163,8 @@ impl PagePool {
 /// Pages for some data. They go back to their pool when dropped; any context.
 pub(crate) struct Pages {
     stack: Stack,
+    /// Their number, when all are there.
+    wanted: usize,
     sectors: Sectors,
     pool: Arc<PagePool>,
 }
@@ -166,10 +186,11 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        let mut reserve = self.pool.reserve.lock();
-        while reserve.count < self.pool.size {
+        let mut shelf = self.pool.shelf.lock();
+        shelf.taken = shelf.taken.saturating_sub(self.wanted);
+        while shelf.reserve.count < self.pool.size {
             let Some(node) = self.stack.pop() else { return };
-            reserve.push(node);
+            shelf.reserve.push(node);
         }
         // What is more is freed with `stack`, after the lock.
     }

@@ -202,8 +202,7 @@ impl<W: Default> InFlight<W> {
     /// Returns the range in a slot.
     pub(crate) fn range(&self, slot: Slot) -> Option<RegionRange> {
         let entry = self.entries.get(slot.index())?;
-        Some(entry.range)
-            .filter(|range| !range.is_empty() && entry.generation == slot.generation)
+        Some(entry.range).filter(|range| !range.is_empty() && entry.generation == slot.generation)
     }
 
     /// Takes a range out and returns it with what waits for it.

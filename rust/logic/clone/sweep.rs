@@ -203,7 +203,10 @@ impl Throttle {
         }
         match self.credit {
             0.. => None,
-            debt => Some(debt.unsigned_abs().div_ceil(self.percent.unsigned_abs().max(1))),
+            debt => Some(
+                debt.unsigned_abs()
+                    .div_ceil(self.percent.unsigned_abs().max(1)),
+            ),
         }
     }
 

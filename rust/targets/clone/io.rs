@@ -431,8 +431,8 @@ impl Clone {
         let mut state = metadata.state().lock();
         let (range, filling) = state.inflight.remove(slot)?;
         let mut waiters = filling.waiters;
-        let marked = matches!(filled, Filled::Yes | Filled::Zeroes)
-            && metadata.mode() == Mode::ReadWrite;
+        let marked =
+            matches!(filled, Filled::Yes | Filled::Zeroes) && metadata.mode() == Mode::ReadWrite;
         let done = &mut state.statistics;
         let (counter, count) = match filled {
             Filled::Copy => (&mut done.failures, 1),

@@ -167,6 +167,8 @@ const METADATA_USABLE: Sectors = Sectors(255 * 16_320 * 8);
 
 /// Pieces of copies whose contexts can be allocated whatever the state of memory.
 const PIECE_RESERVE: u16 = 64;
+/// The most data that is on its way from the source to the destination.
+const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
 /// A periodic commit follows so long after the first change.
 const COMMIT_DELAY: Millis = Millis::SECOND;
@@ -319,7 +321,7 @@ impl Target for Clone {
         let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
         let (reader, writer) = (new.io_client()?, new.io_client()?);
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
-        let pages = PagePool::new(MAX_PIECE).text(memory)?;
+        let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).text(memory)?;
         let pieces = Pool::new(PIECE_RESERVE).text(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .text(c"Failed to allocate clone structure")?;
@@ -582,11 +584,7 @@ impl Clone {
         ))
     }
 
-    fn execute(
-        self: ArcBorrow<'_, Self>,
-        mut words: Words<'_>,
-        out: &mut StatusBuf<'_>,
-    ) -> Result {
+    fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
         let count = words.len();
         let word = words.next().ok_or(EINVAL)?;
         let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());

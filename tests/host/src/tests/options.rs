@@ -158,8 +158,18 @@ fn texts() {
 #[test]
 fn words_of_our_own() {
     let (options, left) = parse(&[
-        "3", "no_hydration", "HYDRATE_on_read", "zero_discards", "6", "max_failures", "9",
-        "hydration_threshold", "4", "hydration_batch_size", "2", "junk",
+        "3",
+        "no_hydration",
+        "HYDRATE_on_read",
+        "zero_discards",
+        "6",
+        "max_failures",
+        "9",
+        "hydration_threshold",
+        "4",
+        "hydration_batch_size",
+        "2",
+        "junk",
     ]);
     let expected = Options {
         hydration: false,
@@ -172,8 +182,14 @@ fn words_of_our_own() {
     };
     assert_eq!((options, left), (Ok(expected), 1));
     // What C refuses without them is refused as C does.
-    assert_eq!(parse(&["3", "x", "y", "z"]).0, Err("Invalid number of feature arguments"));
-    assert_eq!(parse(&["3", "x", "y", "zero_discards"]).0, Err("Invalid feature argument"));
+    assert_eq!(
+        parse(&["3", "x", "y", "z"]).0,
+        Err("Invalid number of feature arguments")
+    );
+    assert_eq!(
+        parse(&["3", "x", "y", "zero_discards"]).0,
+        Err("Invalid feature argument")
+    );
     let six = ["0", "6", "a", "1", "b", "2", "max_failures", "3"];
     assert_eq!(parse(&six).0, Err("Invalid core argument"));
 }

@@ -99,7 +99,10 @@ impl Clone {
                     .pending
                     .iter()
                     .any(|(_, _, starter)| *starter == Starter::Sweep);
-                assert!(full || sweeping || !self.limits.enabled, "blocked by nothing");
+                assert!(
+                    full || sweeping || !self.limits.enabled,
+                    "blocked by nothing"
+                );
             }
             Step::Done => {
                 let free = |region: &u64| {

@@ -259,15 +259,27 @@ fn what_is_wanted_comes_first() {
 fn what_is_wanted_is_copied_without_hydration() {
     let mut clone = Clone::new(100, [], 100, 4);
     clone.limits.enabled = false;
-    assert_eq!(clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight), Step::Blocked);
+    assert_eq!(
+        clone
+            .sweep
+            .next(0, &clone.limits, &clone.map, &clone.flight),
+        Step::Blocked
+    );
     want(&mut clone, 50, 52);
     want(&mut clone, 50, 52);
-    let step = clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight);
+    let step = clone
+        .sweep
+        .next(0, &clone.limits, &clone.map, &clone.flight);
     assert_eq!(step, Step::Copy(range(50, 52)));
     // No slot for it at that moment: it is not forgotten.
     clone.sweep.put_back(0, range(50, 52));
     assert_eq!(clone.ask(5), Step::Copy(range(50, 52)));
-    assert_eq!(clone.sweep.next(0, &clone.limits, &clone.map, &clone.flight), Step::Blocked);
+    assert_eq!(
+        clone
+            .sweep
+            .next(0, &clone.limits, &clone.map, &clone.flight),
+        Step::Blocked
+    );
 }
 
 #[test]
@@ -304,8 +316,14 @@ fn a_throttle_keeps_its_share() {
         for (threshold, takes) in [(1, 3), (1, 70), (8, 30)] {
             let busy = busy_percent(throttle, threshold, takes, 60_000);
             let share = u64::from(throttle);
-            assert!(busy <= share + share / 10 + 2, "{busy} of {throttle}, {threshold}, {takes}");
-            assert!(busy + share / 10 + 2 >= share, "{busy} of {throttle}, {threshold}, {takes}");
+            assert!(
+                busy <= share + share / 10 + 2,
+                "{busy} of {throttle}, {threshold}, {takes}"
+            );
+            assert!(
+                busy + share / 10 + 2 >= share,
+                "{busy} of {throttle}, {threshold}, {takes}"
+            );
         }
     }
     assert!(busy_percent(100, 1, 10, 10_000) >= 99);
@@ -316,7 +334,9 @@ fn a_throttle_keeps_its_share() {
 #[test]
 fn what_was_given_up_is_met_again() {
     let mut clone = Clone::new(20, [], 4, 4);
-    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else { panic!() };
+    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else {
+        panic!()
+    };
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
     clone.forget(slot);
