@@ -81,6 +81,8 @@ pub(crate) enum Transfer {
     Read,
     /// Write it to the device.
     Write,
+    /// Write it to the device; nobody waits for it.
+    WriteBehind,
     /// Make everything written before durable, then write it, durably.
     WriteFlushFua,
 }
@@ -90,6 +92,7 @@ impl Transfer {
         match self {
             Transfer::Read => kb::req_op_REQ_OP_READ | bindings::REQ_SYNC,
             Transfer::Write => kb::req_op_REQ_OP_WRITE | bindings::REQ_SYNC,
+            Transfer::WriteBehind => kb::req_op_REQ_OP_WRITE,
             Transfer::WriteFlushFua => {
                 kb::req_op_REQ_OP_WRITE
                     | bindings::REQ_SYNC
@@ -152,8 +155,13 @@ impl<C> RequestList<C> {
         Some(request)
     }
 
-    /// Takes all requests out, turned around: what was added first is popped first.
+    /// Takes all requests out.
     pub(crate) fn take(&mut self) -> Self {
+        core::mem::take(self)
+    }
+
+    /// Turns the list around: what was added first is popped first.
+    pub(crate) fn turned(mut self) -> Self {
         let mut turned = RequestList::default();
         while let Some(request) = self.pop() {
             turned.push(request);
@@ -276,12 +284,14 @@ impl IoClient {
         /// For dm-io only, as the callback of a request whose context is a `PoolBox<Request<C>>`.
         unsafe extern "C" fn notify<C: IoDone>(
             error: c_ulong,
-            _unsupported: c_ulong,
+            unsupported: c_ulong,
             context: *mut c_void,
         ) {
             // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
             let request = unsafe { PoolBox::<Request<C>>::from_raw(context) };
-            end(request, if error == 0 { Ok(()) } else { Err(EIO) })
+            // What the device cannot do, or finds invalid, is told apart, and is not done either.
+            let failed = error | unsupported != 0;
+            end(request, if failed { Err(EIO) } else { Ok(()) })
         }
         fn end<C: IoDone>(mut request: PoolBox<Request<C>>, result: Result) {
             let client = request.client.take();

@@ -13,8 +13,3 @@ struct workqueue_struct *dmr_alloc_ordered_workqueue(const char *name, unsigned 
 {
 	return alloc_ordered_workqueue("%s", flags, name);
 }
-
-void dmr_flush_workqueue(struct workqueue_struct *queue)
-{
-	flush_workqueue(queue);
-}

@@ -96,12 +96,6 @@ impl OwnedQueue {
         }
         self.enqueue_delayed(item, delay);
     }
-
-    /// Waits until all items that are queued now have run. Sleeps.
-    pub(crate) fn flush(&self) {
-        // SAFETY: The queue is live.
-        unsafe { bindings::dmr_flush_workqueue(self.raw.as_ptr()) }
-    }
 }
 
 impl Drop for OwnedQueue {
@@ -126,6 +120,15 @@ fn delayed_work<T: HasDelayedWork<T, ID>, const ID: u64>(
     let work = work::<T, ID>(container);
     // SAFETY: `HasDelayedWork` promises that the work is the field of a `delayed_work`.
     unsafe { container_of!(work, kb::delayed_work, work) }
+}
+
+/// Waits until an item that is queued or running now has ended. Sleeps.
+pub(crate) fn flush<T, const ID: u64>(item: &Arc<T>)
+where
+    T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID>,
+{
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps alive.
+    unsafe { kb::flush_work(work::<T, ID>(Arc::as_ptr(item))) };
 }
 
 /// Takes an item off its queue, or waits until its running instance has ended. Sleeps.

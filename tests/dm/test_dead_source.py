@@ -70,6 +70,26 @@ def test_loading_a_clone_anew_works_without_the_source(trio):
     trio.check(clone)
 
 
+def test_a_new_table_with_another_path_to_the_source(trio):
+    """The old path hangs; the new one copies everything, while the old table is still waiting for its answers, and after."""
+    clone = hydrating(trio)
+    other = trio.box.clone(trio.meta, trio.dest, trio.source_disk, 8, "0 4 hydration_threshold 2 hydration_batch_size 2",
+                           length=trio.sectors, start=False)
+    clone.suspend()
+    clone.load(other.line)
+    swap = trio.box.background(clone.resume)
+    wait.until(lambda: not clone.suspended and clone.hydrated() > 4, "the new table copies")
+    assert not swap.done
+    for n in range(20):
+        trio.write(clone, 3900 - 20 * n, pattern(f"part {n}", 3))
+        if n == 10:
+            trio.source.release()
+    swap.result()
+    clone.wait_full()
+    trio.check(clone)
+    trio.check(trio.dest)
+
+
 def test_noflush_suspend_hands_writes_back(trio):
     """Writes that wait for their copy go back to device-mapper, and on after the resume."""
     clone = hydrating(trio)

@@ -37,6 +37,8 @@ pub(crate) enum For {
     Write,
     /// The background hydration.
     Sweep,
+    /// The background hydration, because a user asked for the range.
+    Wish,
 }
 
 /// How a copy ended.
@@ -63,8 +65,6 @@ pub(crate) struct Copy {
     writing: u32,
     failed: bool,
     given_up: bool,
-    /// In a lane, to be continued.
-    queued: bool,
     whose: For,
 }
 
@@ -78,7 +78,6 @@ impl Copy {
             writing: 0,
             failed: false,
             given_up: false,
-            queued: false,
             whose,
         }
     }
@@ -150,116 +149,113 @@ impl Copy {
     }
 }
 
-/// The slots whose copies can go on: those that a write waits for, then those of the sweep.
-///
-/// # Invariants
-///
-/// Each ring has room for every slot. A live slot is in one at most, and only if its copy is marked as queued.
+/// The slots whose copies can go on: those that a write waits for, then the others.
 pub(crate) struct Lanes {
     write: Ring,
     sweep: Ring,
 }
 
 impl Lanes {
-    /// Empty lanes for as many slots. May sleep.
-    pub(crate) fn new(slots: usize) -> Result<Self> {
+    /// Empty lanes for slots in so many places. May sleep.
+    pub(crate) fn new(places: usize) -> Result<Self> {
         Ok(Self {
-            write: Ring::new(slots)?,
-            sweep: Ring::new(slots)?,
+            write: Ring::new(places)?,
+            sweep: Ring::new(places)?,
         })
     }
 
-    fn lane(&mut self, whose: For) -> &mut Ring {
-        match whose {
-            For::Write => &mut self.write,
-            For::Sweep => &mut self.sweep,
+    /// Queues a copy if it has a piece to start, and is not queued already.
+    pub(crate) fn push(&mut self, slot: Slot, copy: &Copy) {
+        if copy.next_piece().is_some() {
+            match copy.whose {
+                For::Write => self.write.push(slot),
+                For::Sweep | For::Wish => self.sweep.push(slot),
+            }
         }
     }
 
-    /// Queues a copy that has a piece to start, if it is not queued already.
-    pub(crate) fn push(&mut self, slot: Slot, copy: &mut Copy) {
-        if !copy.queued && copy.next_piece().is_some() {
-            copy.queued = self.lane(copy.whose).push(slot);
-        }
-    }
-
-    /// The copy to go on with.
+    /// The copy to go on with, if it is not over.
     pub(crate) fn first(&self) -> Option<Slot> {
         self.write.first().or_else(|| self.sweep.first())
     }
 
-    /// Takes the first slot out; with its copy, if there is one still.
-    pub(crate) fn pop(&mut self, copy: Option<&mut Copy>) {
+    /// Takes the first slot out.
+    pub(crate) fn pop(&mut self) {
         if self.write.pop().is_none() {
             self.sweep.pop();
         }
-        if let Some(copy) = copy {
-            copy.queued = false;
-        }
     }
 
-    /// Forgets all slots: their copies have been given up.
+    /// Forgets all slots.
     pub(crate) fn clear(&mut self) {
-        self.write.clear();
-        self.sweep.clear();
+        while self.first().is_some() {
+            self.pop();
+        }
     }
 }
 
 /// A first-in-first-out queue of slots in fixed memory.
+///
+/// # Invariants
+///
+/// A place is in `order` once if it has a slot in `queued`, else not at all. So there is always room.
 struct Ring {
-    slots: KVVec<Option<Slot>>,
+    order: KVVec<usize>,
+    queued: KVVec<Option<Slot>>,
     first: usize,
     len: usize,
 }
 
 impl Ring {
-    fn new(capacity: usize) -> Result<Self> {
-        let mut slots = KVVec::with_capacity(capacity, GFP_KERNEL)?;
-        for _ in 0..capacity {
-            slots.push_within_capacity(None)?;
+    fn new(places: usize) -> Result<Self> {
+        let mut order = KVVec::with_capacity(places, GFP_KERNEL)?;
+        let mut queued = KVVec::with_capacity(places, GFP_KERNEL)?;
+        for _ in 0..places {
+            order.push_within_capacity(0)?;
+            queued.push_within_capacity(None)?;
         }
         Ok(Self {
-            slots,
+            order,
+            queued,
             first: 0,
             len: 0,
         })
     }
 
-    /// The place of the `n`-th slot from the first; both are at most the capacity.
-    fn place(&self, n: usize) -> usize {
-        let place = self.first.saturating_add(n);
-        place.checked_sub(self.slots.len()).unwrap_or(place)
+    /// Where the `n`-th from the first is; both are at most the number of places.
+    fn position(&self, n: usize) -> usize {
+        let position = self.first.saturating_add(n);
+        position.checked_sub(self.order.len()).unwrap_or(position)
     }
 
-    /// Adds a slot, or returns false if there is no room.
-    fn push(&mut self, slot: Slot) -> bool {
-        if self.len >= self.slots.len() {
-            return false;
-        }
-        let place = self.place(self.len);
-        let Some(free) = self.slots.get_mut(place) else {
-            return false;
+    /// Adds a slot. One that was in the same place before, and is over, leaves it its turn.
+    fn push(&mut self, slot: Slot) {
+        let end = self.position(self.len);
+        let Some(queued) = self.queued.get_mut(slot.index()) else {
+            return;
         };
-        *free = Some(slot);
-        self.len = self.len.saturating_add(1);
-        true
+        if queued.replace(slot).is_some() {
+            return;
+        }
+        if let Some(last) = self.order.get_mut(end) {
+            *last = slot.index();
+            self.len = self.len.saturating_add(1);
+        }
     }
 
     fn first(&self) -> Option<Slot> {
         if self.len == 0 {
             return None;
         }
-        self.slots.get(self.first).copied().flatten()
+        let place = self.order.get(self.first)?;
+        self.queued.get(*place).copied().flatten()
     }
 
     fn pop(&mut self) -> Option<Slot> {
         let slot = self.first()?;
-        self.first = self.place(1);
+        *self.queued.get_mut(slot.index())? = None;
+        self.first = self.position(1);
         self.len = self.len.saturating_sub(1);
         Some(slot)
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
     }
 }

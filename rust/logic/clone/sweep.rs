@@ -415,11 +415,22 @@ impl Sweep {
         self.wanted.len != 0
     }
 
-    /// Takes note of the end of a copy that [`Self::next`] has asked for.
+    /// Tells whether the range of the last [`Step::Copy`] was asked for by [`Self::want`].
+    pub(crate) fn was_wanted(&self) -> bool {
+        self.was_wanted
+    }
+
+    /// Takes note of the end of a copy that [`Self::next`] has asked for; `wanted` is what [`Self::was_wanted`] said of it.
     ///
     /// Called after the range has left the in-flight ranges and, if it was copied, is in the map; else
     /// a decision made in between may put a retry off to the next pass.
-    pub(crate) fn finished(&mut self, now: u64, range: RegionRange, outcome: Outcome) {
+    pub(crate) fn finished(
+        &mut self,
+        now: u64,
+        range: RegionRange,
+        outcome: Outcome,
+        wanted: bool,
+    ) {
         self.retries.finished(range);
         self.throttle.ended(now);
         match outcome {
@@ -432,6 +443,7 @@ impl Sweep {
                     self.resume_at = self.resume_at.min(soon);
                 }
             }
+            Outcome::GivenUp if wanted => self.wanted.push(range),
             Outcome::GivenUp => self.position = self.position.min(range.start),
             Outcome::Failed => {
                 self.streak = self.streak.saturating_add(1);

@@ -3,12 +3,16 @@
 //! Copies from the source to the destination, piece by piece.
 //!
 //! ```text
-//!  begin_copy ─▶ lanes ─▶ copier: read a piece ─▶ (source) ─▶ copier: still wanted? write it ─▶ (destination) ─▶ copier: next
+//!  begin_copy ─▶ lanes ─▶ reader ─▶ (source) ─▶ copier: still wanted? ─▶ (destination) ─▶ copier: next, or the end
 //! ```
 //!
 //! How far a copy is lies in its slot, under the state lock ([`copying`](crate::logic::clone::copying)); its pieces carry only
 //! the slot's name. A copy that is given up takes its slot along: when the source answers at last, the name finds nothing,
-//! and the piece is dropped. So nobody but the destructor waits for the source.
+//! and the piece is dropped. So nobody but the destructor waits for the source, and the reader, which sends it requests and
+//! does nothing else: the source may have no room for another one.
+//!
+//! Lanes belong to a table, slots to the metadata that all tables share: a table that is on its way out cannot take what
+//! the next one began.
 
 use super::{
     io::Filled,
@@ -29,7 +33,8 @@ use crate::{
             copying::{
                 Copy,
                 End,
-                For, //
+                For,
+                Lanes, //
             },
             geometry::Geometry,
             inflight::Slot,
@@ -42,6 +47,7 @@ use crate::{
         }, //
     },
     sys::{
+        irq_lock::IrqLock,
         log::{
             self,
             err, //
@@ -49,7 +55,10 @@ use crate::{
         noio::NoIo,
         plug::plugged,
         pool::PoolBox,
-        time, //
+        time::{
+            self,
+            Millis, //
+        }, //
     }, //
 };
 use kernel::{
@@ -98,40 +107,38 @@ impl State {
         self.inflight.waiters(slot)?.copy.as_mut()
     }
 
-    /// Queues a copy of a slot's regions. The caller wakes the copier.
-    pub(super) fn begin_copy(&mut self, slot: Slot, geometry: &Geometry, whose: For) {
+    /// Queues a copy of a slot's regions. The caller wakes the reader.
+    pub(super) fn begin_copy(
+        &mut self,
+        slot: Slot,
+        lanes: &IrqLock<Lanes>,
+        geometry: &Geometry,
+        whose: For,
+    ) {
         let Some(range) = self.inflight.range(slot) else {
             return;
         };
         let (start, len) = geometry.extent(range);
         if let Some(filling) = self.inflight.waiters(slot) {
             let copy = filling.copy.insert(Copy::new(start, len, whose));
-            self.lanes.push(slot, copy);
+            lanes.lock().push(slot, copy);
         }
     }
 
     /// The piece to read next, without taking it.
-    fn next_piece(&mut self) -> Option<(Slot, Sector, Sectors)> {
+    fn next_piece(&mut self, lanes: &mut Lanes) -> Option<(Slot, Sector, Sectors)> {
         loop {
-            let slot = self.lanes.first()?;
-            let copy = self
-                .inflight
-                .waiters(slot)
-                .and_then(|filling| filling.copy.as_mut());
-            match copy.as_ref().and_then(|copy| copy.next_piece()) {
+            let slot = lanes.first()?;
+            match self.copy(slot).and_then(|copy| copy.next_piece()) {
                 Some((start, len)) => return Some((slot, start, len)),
-                None => self.lanes.pop(copy),
+                None => lanes.pop(),
             }
         }
     }
 
     /// Takes note of the end of a piece's I/O. Returns what to do with the piece.
-    fn piece_ended(&mut self, slot: Slot, stage: Stage, ok: bool) -> Then {
-        let copy = self
-            .inflight
-            .waiters(slot)
-            .and_then(|filling| filling.copy.as_mut());
-        let Some(copy) = copy else {
+    fn piece_ended(&mut self, slot: Slot, lanes: &IrqLock<Lanes>, stage: Stage, ok: bool) -> Then {
+        let Some(copy) = self.copy(slot) else {
             return Then::Drop;
         };
         match stage {
@@ -142,7 +149,7 @@ impl State {
         match copy.end() {
             Some(end) => Then::End(end, copy.whose()),
             None => {
-                self.lanes.push(slot, copy);
+                lanes.lock().push(slot, copy);
                 Then::Drop
             }
         }
@@ -160,16 +167,19 @@ enum Then {
 }
 
 impl Clone {
-    /// Reads pieces as long as there are any, and memory for them. Copier only.
+    /// Reads pieces as long as there are any, and memory for them. Reader only.
     fn start_pieces(self: ArcBorrow<'_, Self>) {
         loop {
-            let next = self.metadata.state().lock().next_piece();
+            let next = {
+                let mut state = self.metadata.state().lock();
+                let mut lanes = self.lanes.lock();
+                state.next_piece(&mut lanes)
+            };
             let Some((slot, start, len)) = next else {
                 return;
             };
-            // If there is none, all of the reserve is on its way, and its return wakes the copier.
             let Some(pages) = self.pages.take(len) else {
-                return;
+                return self.read_later();
             };
             let piece = Piece {
                 clone: self.into(),
@@ -180,7 +190,7 @@ impl Clone {
                 ok: false,
             };
             let Ok(piece) = self.pieces.try_boxed(Request::new(piece)) else {
-                return;
+                return self.read_later();
             };
             let taken = match self.metadata.state().lock().copy(slot) {
                 Some(copy) => copy.take(start),
@@ -194,16 +204,27 @@ impl Clone {
         }
     }
 
+    /// There is no memory for another piece. All of the reserve is on its way, and its return wakes the reader; but the source
+    /// may have it, and keep it, so the reader tries again after a while as well.
+    fn read_later(self: ArcBorrow<'_, Self>) {
+        self.queue
+            .enqueue_delayed::<Clone, { ReadTimer::ID }>(self.into(), READ_AGAIN);
+    }
+
     /// Takes a piece on. Copier only.
     fn piece_ended(self: ArcBorrow<'_, Self>, mut piece: PoolBox<Request<Piece>>) {
         let (slot, start) = (piece.context.slot, piece.context.start);
         let (stage, ok) = (piece.context.stage, piece.context.ok);
-        let then = self.metadata.state().lock().piece_ended(slot, stage, ok);
+        let then = self
+            .metadata
+            .state()
+            .lock()
+            .piece_ended(slot, &self.lanes, stage, ok);
         match then {
             Then::Write => {
                 piece.context.stage = Stage::Writing;
                 self.writer
-                    .submit(Transfer::Write, &self.destination, start, piece);
+                    .submit(Transfer::WriteBehind, &self.destination, start, piece);
             }
             Then::Drop => drop(piece),
             Then::End(end, whose) => {
@@ -227,8 +248,11 @@ impl Clone {
         if end == End::Failed {
             self.copy_failed();
         }
-        if whose == For::Sweep {
-            self.sweep.lock().finished(time::now().0, range, outcome);
+        if whose != For::Write {
+            let wanted = whose == For::Wish;
+            self.sweep
+                .lock()
+                .finished(time::now().0, range, outcome, wanted);
             self.wake_sweep();
         }
     }
@@ -260,7 +284,7 @@ impl Clone {
         loop {
             let mut state = self.metadata.state().lock();
             let Some((slot, range)) = state.inflight.first_overlap(rest) else {
-                return state.lanes.clear();
+                return self.lanes.lock().clear();
             };
             rest = RegionRange::new(range.end, rest.end);
             let Some(copy) = state.copy(slot) else {
@@ -275,13 +299,52 @@ impl Clone {
         }
     }
 
+    /// Lets the reader go on. Any context.
+    pub(super) fn wake_reader(self: ArcBorrow<'_, Self>) {
+        self.queue.enqueue::<Clone, { Reader::ID }>(self.into());
+    }
+
     /// Lets the copier go on. Any context.
-    pub(super) fn wake_copier(self: ArcBorrow<'_, Self>) {
+    fn wake_copier(self: ArcBorrow<'_, Self>) {
         self.queue.enqueue::<Clone, { Copier::ID }>(self.into());
     }
 }
 
-/// Moves copies on.
+/// After so long the reader looks for memory again.
+const READ_AGAIN: Millis = Millis(100);
+
+/// Asks the source for pieces. It may have to wait for the source, so nobody waits for it.
+pub(super) struct Reader;
+
+impl Reader {
+    pub(super) const ID: u64 = 8;
+}
+
+impl WorkItem<8> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        let _noio = NoIo::enter();
+        plugged(|| this.as_arc_borrow().start_pieces());
+    }
+}
+
+/// Runs the reader after a wait.
+pub(super) struct ReadTimer;
+
+impl ReadTimer {
+    pub(super) const ID: u64 = 9;
+}
+
+impl WorkItem<9> for Clone {
+    type Pointer = Arc<Clone>;
+
+    fn run(this: Arc<Clone>) {
+        this.as_arc_borrow().wake_reader();
+    }
+}
+
+/// Takes pieces on that have been read or written.
 pub(super) struct Copier;
 
 impl Copier {
@@ -295,11 +358,14 @@ impl WorkItem<6> for Clone {
         let _noio = NoIo::enter();
         let this = this.as_arc_borrow();
         plugged(|| {
-            let mut ended = this.lists.lock().pieces.take();
+            let ended = this.lists.lock().pieces.take();
+            let mut ended = ended.turned();
             while let Some(piece) = ended.pop() {
                 this.piece_ended(piece);
             }
-            this.start_pieces();
         });
+        if this.lanes.lock().first().is_some() {
+            this.wake_reader();
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Clone {
             }
         };
         if started {
-            self.wake_copier();
+            self.wake_reader();
         }
         if let Step::Wait(ms) = step {
             self.queue
@@ -107,7 +107,12 @@ impl Clone {
         };
         match state.claim_free(range) {
             Some(slot) => {
-                state.begin_copy(slot, geometry, For::Sweep);
+                let whose = if sweep.was_wanted() {
+                    For::Wish
+                } else {
+                    For::Sweep
+                };
+                state.begin_copy(slot, &self.lanes, geometry, whose);
                 step
             }
             None => {

@@ -54,7 +54,8 @@ use crate::{
             Region,
             RegionRange, //
         }, //
-    }, //
+    },
+    sys::irq_lock::IrqGuard, //
 };
 use kernel::{
     sync::{
@@ -198,13 +199,19 @@ impl State {
 
 /// See [`Target::map`](crate::dm::target::Target::map).
 #[inline]
-pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
-    let metadata = &this.metadata;
-    if metadata.mode() == Mode::Fail {
-        return bio.kill();
-    }
-    if metadata.is_done() && !bio.is_flush() && !bio.is_fua() && bio.op() != Op::Discard {
+pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    let plain = !bio.is_flush() && !bio.is_fua() && bio.op() != Op::Discard;
+    if plain && this.metadata.is_whole() {
         return bio.remap(&this.destination);
+    }
+    map_tracked(this, bio)
+}
+
+/// The same where there is something to decide.
+#[inline(never)]
+fn map_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    if this.metadata.mode() == Mode::Fail {
+        return bio.kill();
     }
     bio.set_per_bio(IoState::PLAIN);
     if bio.is_flush() {
@@ -226,11 +233,18 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) 
 }
 
 /// See [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
-pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> Ended<'a> {
+#[inline]
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, bio: EndBio<'a, IoState>) -> Ended<'a> {
     if this.metadata.is_done() {
         // Nothing is in flight, and nobody looks at the counter any more.
         return bio.done();
     }
+    end_tracked(this, bio)
+}
+
+/// The same where there is something to do.
+#[inline(never)]
+fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> Ended<'a> {
     let state = bio.per_bio();
     if state == IoState::PLAIN {
         return bio.done();
@@ -339,8 +353,7 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
             bio.remap(&this.destination)
         }
         Claim::Mine(slot, _) if this.hands_back() => {
-            state.release(slot);
-            drop(state);
+            this.forgo(state, slot);
             this.uncount();
             bio.requeue()
         }
@@ -348,10 +361,10 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             let rejected = state.wait(slot, bio);
-            state.begin_copy(slot, metadata.geometry(), For::Write);
+            state.begin_copy(slot, &this.lanes, metadata.geometry(), For::Write);
             drop(state);
             this.again(rejected);
-            this.wake_copier();
+            this.wake_reader();
             mapped
         }
         Claim::NoRoom => {
@@ -476,6 +489,16 @@ impl Clone {
     /// answer. Under the state lock, so that no copy begins behind the back of `give_up_copies`.
     fn hands_back(&self) -> bool {
         self.is_suspended() && self.handle.is_noflush_suspending()
+    }
+
+    /// Ends a slot that nothing was started for.
+    fn forgo(&self, mut state: IrqGuard<'_, State>, slot: Slot) {
+        state.release(slot);
+        let idle = state.inflight.is_empty();
+        drop(state);
+        if idle && self.is_suspended() {
+            self.idle.wake_all();
+        }
     }
 
     /// A read or write has ended.
@@ -613,8 +636,7 @@ impl Clone {
                 self.again(rejected);
             }
             Claim::Mine(slot, _) if metadata.mode() != Mode::ReadWrite => {
-                state.release(slot);
-                drop(state);
+                self.forgo(state, slot);
                 bio.end(Status::IO_ERROR);
             }
             Claim::Mine(slot, _) if overwrite => {
@@ -623,16 +645,15 @@ impl Clone {
                 bio.submit(&self.destination);
             }
             Claim::Mine(slot, _) if self.hands_back() => {
-                state.release(slot);
-                drop(state);
+                self.forgo(state, slot);
                 bio.end(Status::REQUEUE);
             }
             Claim::Mine(slot, _) => {
                 let rejected = state.wait(slot, bio);
-                state.begin_copy(slot, metadata.geometry(), For::Write);
+                state.begin_copy(slot, &self.lanes, metadata.geometry(), For::Write);
                 drop(state);
                 self.again(rejected);
-                self.wake_copier();
+                self.wake_reader();
             }
             Claim::NoRoom if metadata.mode() != Mode::ReadWrite => {
                 drop(state);

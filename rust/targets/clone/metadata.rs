@@ -39,10 +39,7 @@ use crate::{
     },
     logic::{
         clone::{
-            copying::{
-                Copy,
-                Lanes, //
-            },
+            copying::Copy,
             dirty::{
                 DirtyLogs,
                 RangeLog, //
@@ -98,7 +95,7 @@ use kernel::{
 };
 
 /// Copies and overwrites in flight at a time; a copy of the sweep may cover many regions.
-const SLOTS: usize = 1024;
+pub(super) const SLOTS: usize = 1024;
 
 /// Ranges that may be hydrated between two commits before writers have to wait for a commit.
 const LOG_ENTRIES: usize = 16 * 1024;
@@ -261,8 +258,6 @@ pub(super) struct State {
     pub(super) logs: DirtyLogs,
     /// Regions that are being copied or overwritten.
     pub(super) inflight: InFlight<Filling>,
-    /// Copies that can go on.
-    pub(super) lanes: Lanes,
     /// What has been done.
     pub(super) statistics: Statistics,
 }
@@ -294,6 +289,8 @@ pub(super) struct Metadata {
     map: RegionMap,
     /// Every region is hydrated, in core. Never cleared.
     done: Atomic<bool>,
+    /// It is, and the mode is not [`Mode::Fail`]. Changed under the state lock.
+    whole: Atomic<bool>,
     /// There is something that the disk does not know.
     dirty: Atomic<bool>,
     /// A [`Mode`], as its discriminant.
@@ -341,13 +338,13 @@ impl Metadata {
             writer,
             logs: DirtyLogs::new(LOG_ENTRIES)?,
             inflight: InFlight::new(SLOTS)?,
-            lanes: Lanes::new(SLOTS)?,
             statistics: Statistics::default(),
         };
         Arc::pin_init(
             pin_init!(Metadata {
                 geometry,
                 map,
+                whole: Atomic::new(done),
                 done: Atomic::new(done),
                 dirty: Atomic::new(false),
                 mode: Atomic::new(Mode::ReadWrite as u32),
@@ -382,6 +379,12 @@ impl Metadata {
         self.done.load(Acquire)
     }
 
+    /// Whether reads and writes are the destination's business alone. Any context.
+    #[inline]
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole.load(Acquire)
+    }
+
     /// Whether a flush must commit first. Any context.
     #[inline]
     pub(super) fn is_dirty(&self) -> bool {
@@ -408,6 +411,7 @@ impl Metadata {
         self.map.insert(&mut state.writer, range);
         if state.writer.set() == self.geometry.regions() {
             self.done.store(true, Release);
+            self.whole.store(self.mode() != Mode::Fail, Release);
         }
     }
 
@@ -524,7 +528,10 @@ impl Metadata {
     }
 
     fn set_mode(&self, mode: Mode) {
+        let _state = self.state.lock();
         self.mode.store(mode as u32, Relaxed);
+        self.whole
+            .store(self.is_done() && mode != Mode::Fail, Release);
     }
 
     /// Tries to get out of a failed state: opens the metadata again for writing. What was not committed is still known
@@ -547,15 +554,9 @@ impl Metadata {
             );
             return Ok(Recovered::No);
         }
-        let mut disk = self.disk.write();
-        // The old blocks must be gone before the device is read again.
-        *disk = None;
-        self.set_mode(Mode::Fail);
-        *disk = Some(Disk::open(
-            self.device.clone(),
-            &self.geometry,
-            Format::Never,
-        )?);
+        // What there was is read-only, so it can stay until the new one is there; if that fails, nothing has changed.
+        let disk = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
+        *self.disk.write() = Some(disk);
         self.set_mode(Mode::ReadWrite);
         Ok(Recovered::Yes)
     }

@@ -61,7 +61,10 @@ use crate::{
             parse_decimal_u64, //
         },
         clone::{
-            copying::MAX_PIECE,
+            copying::{
+                Lanes,
+                MAX_PIECE, //
+            },
             geometry::{
                 Geometry,
                 RegionSize,
@@ -100,6 +103,7 @@ use crate::{
         queue::{
             cancel,
             cancel_delayed,
+            flush,
             OwnedQueue, //
         },
         string::bytes,
@@ -112,7 +116,9 @@ use crate::{
 };
 use copy::{
     Copier,
-    Piece, //
+    Piece,
+    ReadTimer,
+    Reader, //
 };
 use hydrate::{
     SweepTimer,
@@ -147,7 +153,8 @@ use kernel::{
 use metadata::{
     Committed,
     Failure,
-    Recovered, //
+    Recovered,
+    SLOTS, //
 };
 use registry::{
     Member,
@@ -211,6 +218,9 @@ pub(crate) struct Clone {
 
     #[pin]
     lists: IrqLock<Lists>,
+    /// Copies that can go on.
+    #[pin]
+    lanes: IrqLock<Lanes>,
     #[pin]
     sweep: Mutex<Sweep>,
     /// Woken when no copy is in flight any more.
@@ -225,6 +235,10 @@ pub(crate) struct Clone {
     #[pin]
     zeroer: Work<Clone, { Zeroer::ID }>,
     #[pin]
+    read_work: Work<Clone, { Reader::ID }>,
+    #[pin]
+    read_timer: DelayedWork<Clone, { ReadTimer::ID }>,
+    #[pin]
     commit_timer: DelayedWork<Clone, { CommitTimer::ID }>,
     #[pin]
     sweeper: Work<Clone, { Sweeper::ID }>,
@@ -238,10 +252,12 @@ impl_has_work! {
     impl HasWork<Clone, 4> for Clone { self.sweeper }
     impl HasWork<Clone, 6> for Clone { self.copier }
     impl HasWork<Clone, 7> for Clone { self.zeroer }
+    impl HasWork<Clone, 8> for Clone { self.read_work }
 }
 impl_has_delayed_work! {
     impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
     impl HasDelayedWork<Clone, 5> for Clone { self.sweep_timer }
+    impl HasDelayedWork<Clone, 9> for Clone { self.read_timer }
 }
 
 #[vtable]
@@ -323,6 +339,7 @@ impl Target for Clone {
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
         let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).text(memory)?;
         let pieces = Pool::new(PIECE_RESERVE).text(memory)?;
+        let lanes = Lanes::new(SLOTS).text(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .text(c"Failed to allocate clone structure")?;
 
@@ -355,12 +372,15 @@ impl Target for Clone {
                 fresh: Atomic::new(true),
                 user_ios: Atomic::new(0),
                 lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
+                lanes <- new_irq_lock!(lanes, "dm_clone_lanes"),
                 sweep <- new_mutex!(Sweep::new(), "dm_clone_sweep"),
                 idle,
                 worker <- new_work!("dm_clone_worker"),
                 committer <- new_work!("dm_clone_committer"),
                 copier <- new_work!("dm_clone_copier"),
                 zeroer <- new_work!("dm_clone_zeroer"),
+                read_work <- new_work!("dm_clone_reader"),
+                read_timer <- new_delayed_work!("dm_clone_read_timer"),
                 commit_timer <- new_delayed_work!("dm_clone_commit_timer"),
                 sweeper <- new_work!("dm_clone_sweeper"),
                 sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
@@ -375,7 +395,11 @@ impl Target for Clone {
         // to return.
         this.reader.drain();
         this.writer.drain();
+        cancel_delayed::<Clone, { ReadTimer::ID }>(this);
+        cancel::<Clone, { Reader::ID }>(this);
         cancel::<Clone, { Copier::ID }>(this);
+        // The copier may have woken the reader once more, for nothing.
+        cancel::<Clone, { Reader::ID }>(this);
         let ended = this.lists.lock().pieces.take();
         drop(ended);
         // Who starts others goes first, and again after the timers, which start some of them.
@@ -416,7 +440,11 @@ impl Target for Clone {
         this.as_arc_borrow().give_up_copies();
         this.idle
             .wait_until(|| this.metadata.state().lock().inflight.is_empty());
-        this.queue.flush();
+        // Not the reader: it may wait for the source.
+        flush::<Clone, { Copier::ID }>(&this);
+        flush::<Clone, { Worker::ID }>(&this);
+        flush::<Clone, { Zeroer::ID }>(&this);
+        flush::<Clone, { Committer::ID }>(&this);
         cancel_delayed::<Clone, { CommitTimer::ID }>(&this);
         // A failure has been logged and shows in the mode; suspending goes on.
         let _ = this.commit();

@@ -148,7 +148,7 @@ impl Clone {
                 Outcome::Copied
             };
             if starter == Starter::Sweep {
-                self.sweep.finished(now, regions, outcome);
+                self.sweep.finished(now, regions, outcome, false);
             }
         }
     }

@@ -218,7 +218,9 @@ fn copies_that_could_not_start_are_failures() {
     };
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
-    clone.sweep.finished(clone.now, regions, Outcome::Failed);
+    clone
+        .sweep
+        .finished(clone.now, regions, Outcome::Failed, false);
     assert_eq!(
         clone
             .sweep
@@ -340,7 +342,25 @@ fn what_was_given_up_is_met_again() {
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
     clone.forget(slot);
-    clone.sweep.finished(clone.now, regions, Outcome::GivenUp);
+    clone
+        .sweep
+        .finished(clone.now, regions, Outcome::GivenUp, false);
     assert_eq!(clone.ask(5), Step::Copy(regions));
     assert_eq!(clone.sweep.failures(), 0);
+    // What was wished for stays wished for, with hydration off too.
+    clone.limits.enabled = false;
+    want(&mut clone, 15, 17);
+    assert_eq!(clone.ask(u64::MAX >> 1), Step::Blocked);
+    clone.limits.threshold = 10;
+    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else {
+        panic!()
+    };
+    assert!(clone.sweep.was_wanted());
+    let slot = clone.flight.find(regions.start).unwrap();
+    clone.flight.remove(slot);
+    clone.forget(slot);
+    clone
+        .sweep
+        .finished(clone.now, regions, Outcome::GivenUp, true);
+    assert_eq!(clone.ask(5), Step::Copy(regions));
 }
