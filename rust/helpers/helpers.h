@@ -37,6 +37,8 @@ void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_clas
 void dmr_rwsem_assert_held(struct rw_semaphore *sem);
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
+void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
+			    long jiffies);
 void dmr_wake_up_all(wait_queue_head_t *head);
 
 /* memory.c */

@@ -47,6 +47,12 @@ void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), v
 	wait_event(*head, condition(context));
 }
 
+void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
+			    long jiffies)
+{
+	wait_event_timeout(*head, condition(context), jiffies);
+}
+
 void dmr_wake_up_all(wait_queue_head_t *head)
 {
 	wake_up_all(head);

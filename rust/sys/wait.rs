@@ -2,11 +2,17 @@
 
 //! Waiting for a condition that any context may make true.
 
-use crate::bindings;
+use crate::{
+    bindings,
+    sys::time::Millis, //
+};
 use core::pin::Pin;
 use kernel::{
     bindings as kb,
-    ffi::c_void,
+    ffi::{
+        c_long,
+        c_void, //
+    },
     prelude::*,
     sync::LockClassKey,
     types::Opaque, //
@@ -40,16 +46,19 @@ impl WaitQueue {
     ///
     /// Whoever makes the condition true must do so before calling [`wake_all`](Self::wake_all).
     pub(crate) fn wait_until<F: Fn() -> bool>(&self, condition: F) {
-        /// # Safety
-        ///
-        /// `context` is a live `F`.
-        unsafe extern "C" fn call<F: Fn() -> bool>(context: *mut c_void) -> bool {
-            // SAFETY: `context` is the closure on the waiter's stack, which outlives the wait.
-            (unsafe { &*context.cast::<F>() })()
-        }
         let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
         // SAFETY: The head is initialised and pinned; `call` gets the closure it was instantiated for.
         unsafe { bindings::dmr_wait_until(self.head.get(), Some(call::<F>), context) }
+    }
+
+    /// The same, but for so long at most.
+    pub(crate) fn wait_at_most<F: Fn() -> bool>(&self, time: Millis, condition: F) {
+        let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
+        // CAST: An hour at most.
+        let jiffies = time.to_jiffies() as c_long;
+        let head = self.head.get();
+        // SAFETY: As above.
+        unsafe { bindings::dmr_wait_until_timeout(head, Some(call::<F>), context, jiffies) }
     }
 
     /// Wakes all waiters, so that they look at their conditions again. Any context.
@@ -57,6 +66,16 @@ impl WaitQueue {
         // SAFETY: The head is initialised and pinned.
         unsafe { bindings::dmr_wake_up_all(self.head.get()) }
     }
+}
+
+/// Calls the closure of a wait.
+///
+/// # Safety
+///
+/// `context` is a live `F`.
+unsafe extern "C" fn call<F: Fn() -> bool>(context: *mut c_void) -> bool {
+    // SAFETY: `context` is the closure on the waiter's stack, which outlives the wait.
+    (unsafe { &*context.cast::<F>() })()
 }
 
 /// Makes a [`WaitQueue`] initialiser with a lock class of its own.

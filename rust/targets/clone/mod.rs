@@ -177,6 +177,9 @@ const PIECE_RESERVE: u16 = 64;
 /// The most data that is on its way from the source to the destination.
 const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
+/// So long suspending waits for copies to end as they should; then the source is taken for dead.
+const SOURCE_GRACE: Millis = Millis::SECOND;
+
 /// A periodic commit follows so long after the first change.
 const COMMIT_DELAY: Millis = Millis::SECOND;
 
@@ -437,9 +440,10 @@ impl Target for Clone {
         cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
         cancel::<Clone, { Sweeper::ID }>(&this);
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited for.
+        let idle = || this.metadata.state().lock().inflight.is_empty();
+        this.idle.wait_at_most(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
-        this.idle
-            .wait_until(|| this.metadata.state().lock().inflight.is_empty());
+        this.idle.wait_until(idle);
         // Not the reader: it may wait for the source.
         flush::<Clone, { Copier::ID }>(&this);
         flush::<Clone, { Worker::ID }>(&this);
