@@ -167,8 +167,9 @@ def hydrating_one(trio):
 def test_removal_waits_for_the_source(trio):
     """The source cannot be closed with reads in flight: removal ends when it answers, and nothing is written then."""
     clone = hydrating(trio)
-    removal = trio.box.background(clone.remove)
+    clone.suspend()  # after it the copies are given up; until then the source may still answer
     written = trio.dest.stats()
+    removal = trio.box.background(clone.remove)
     with pytest.raises(OSError) as gone:
         while True:
             clone.info()
