@@ -52,7 +52,7 @@ module! {
     authors: ["The dm-rust developers"],
     description: "Device-mapper targets in Rust",
     license: "GPL",
-    alias: ["dm-clone"],
+    alias: ["dm-clone", "dm-era"],
 }
 
 /// A target type that is registered, unless the user chose others.
@@ -61,6 +61,7 @@ type Slot<T> = Option<Pin<KBox<Registration<T>>>>;
 /// The module: dropping it unregisters the targets.
 struct DmRust {
     _clone: Slot<targets::clone::Clone>,
+    _era: Slot<targets::era::Era>,
     #[cfg(dm_rust_example)]
     _example: Slot<targets::example::Example>,
 }
@@ -68,11 +69,14 @@ struct DmRust {
 impl kernel::Module for DmRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::params::check_targets(|name| {
-            name == sys::string::bytes(targets::clone::Clone::NAME)
+            [targets::clone::Clone::NAME, targets::era::Era::NAME]
+                .iter()
+                .any(|target| name == sys::string::bytes(target))
                 || (cfg!(dm_rust_example) && name == b"rust-linear")
         })?;
         Ok(DmRust {
             _clone: register(module)?,
+            _era: register(module)?,
             #[cfg(dm_rust_example)]
             _example: register(module)?,
         })

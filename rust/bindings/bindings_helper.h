@@ -15,6 +15,7 @@
 #include "persistent-data/dm-array.h"
 #include "persistent-data/dm-bitset.h"
 #include "persistent-data/dm-block-manager.h"
+#include "persistent-data/dm-btree.h"
 #include "persistent-data/dm-space-map.h"
 #include "persistent-data/dm-transaction-manager.h"
 
@@ -23,6 +24,7 @@
 const blk_status_t DMR_CONST_BLK_STS_OK = BLK_STS_OK;
 const blk_status_t DMR_CONST_BLK_STS_NOTSUPP = BLK_STS_NOTSUPP;
 const blk_status_t DMR_CONST_BLK_STS_NOSPC = BLK_STS_NOSPC;
+const blk_status_t DMR_CONST_BLK_STS_AGAIN = BLK_STS_AGAIN;
 const blk_status_t DMR_CONST_BLK_STS_RESOURCE = BLK_STS_RESOURCE;
 const blk_status_t DMR_CONST_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_status_t DMR_CONST_BLK_STS_DM_REQUEUE = BLK_STS_DM_REQUEUE;

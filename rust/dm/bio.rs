@@ -55,6 +55,8 @@ pub(crate) struct Status(kb::blk_status_t);
 impl Status {
     /// Success.
     pub(crate) const OK: Status = Status(bindings::BLK_STS_OK);
+    /// It would have had to wait, and had asked not to (`EAGAIN`).
+    pub(crate) const AGAIN: Status = Status(bindings::BLK_STS_AGAIN);
     /// The I/O failed (`EIO`).
     pub(crate) const IO_ERROR: Status = Status(bindings::BLK_STS_IOERR);
 
@@ -137,6 +139,11 @@ impl<D: PerBio> Bio<D> {
     /// Whether the data must be on stable storage before the bio ends ("force unit access").
     pub(crate) fn is_fua(&self) -> bool {
         self.flags() & bindings::REQ_FUA != 0
+    }
+
+    /// Whether the bio is to fail rather than wait.
+    pub(crate) fn is_nowait(&self) -> bool {
+        self.flags() & bindings::REQ_NOWAIT != 0
     }
 
     /// First sector, counted from the start of the target.

@@ -155,6 +155,12 @@ impl New<'_> {
         ti.set_flush_supported(true);
     }
 
+    /// Asks for discards, one per request, if the devices below support them.
+    pub(crate) fn pass_discards(&mut self) {
+        // SAFETY: By the invariant the target is live and lent to us.
+        unsafe { (*self.ti.as_ptr()).num_discard_bios = 1 };
+    }
+
     /// Asks for discards, one per request, whether or not the devices below support them.
     pub(crate) fn want_discards(&mut self) {
         // SAFETY: By the invariant the target is live and lent to us.

@@ -29,6 +29,16 @@ const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
 void dmr_plugged(void (*body)(void *context), void *context);
 
+/* epochs.c */
+struct dmr_epochs;
+struct dmr_epochs *dmr_epochs_create(void);
+void dmr_epochs_destroy(struct dmr_epochs *epochs);
+unsigned int dmr_epochs_enter(struct dmr_epochs *epochs);
+void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch);
+unsigned int dmr_epochs_current(struct dmr_epochs *epochs);
+void dmr_epochs_set(struct dmr_epochs *epochs, unsigned int epoch);
+int dmr_epochs_drain(struct dmr_epochs *epochs, unsigned int epoch);
+
 /* locking.c */
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
 bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
@@ -39,6 +49,7 @@ void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
 void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
 			    long jiffies);
+int dmr_wait_killable(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
 void dmr_wake_up_all(wait_queue_head_t *head);
 
 /* memory.c */
@@ -57,6 +68,9 @@ const char *dmr_param_targets(void);
 void dmr_sm_destroy(struct dm_space_map *sm);
 int dmr_sm_nr_blocks(struct dm_space_map *sm, dm_block_t *count);
 int dmr_sm_nr_free(struct dm_space_map *sm, dm_block_t *count);
+int dmr_sm_extend(struct dm_space_map *sm, dm_block_t extra);
+int dmr_sm_inc_block(struct dm_space_map *sm, dm_block_t block);
+int dmr_sm_dec_block(struct dm_space_map *sm, dm_block_t block);
 int dmr_sm_root_size(struct dm_space_map *sm, size_t *size);
 int dmr_sm_copy_root(struct dm_space_map *sm, void *root, size_t size);
 

@@ -53,6 +53,11 @@ void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *con
 	wait_event_timeout(*head, condition(context), jiffies);
 }
 
+int dmr_wait_killable(wait_queue_head_t *head, bool (*condition)(void *context), void *context)
+{
+	return wait_event_killable(*head, condition(context)) ? -EINTR : 0;
+}
+
 void dmr_wake_up_all(wait_queue_head_t *head)
 {
 	wake_up_all(head);

@@ -17,6 +17,21 @@ int dmr_sm_nr_free(struct dm_space_map *sm, dm_block_t *count)
 	return dm_sm_get_nr_free(sm, count);
 }
 
+int dmr_sm_extend(struct dm_space_map *sm, dm_block_t extra)
+{
+	return dm_sm_extend(sm, extra);
+}
+
+int dmr_sm_inc_block(struct dm_space_map *sm, dm_block_t block)
+{
+	return dm_sm_inc_block(sm, block);
+}
+
+int dmr_sm_dec_block(struct dm_space_map *sm, dm_block_t block)
+{
+	return dm_sm_dec_block(sm, block);
+}
+
 int dmr_sm_root_size(struct dm_space_map *sm, size_t *size)
 {
 	return dm_sm_root_size(sm, size);

@@ -98,6 +98,14 @@ pub(crate) fn parse_decimal_u64(word: &[u8]) -> Option<u64> {
     (whole && value < u64::MAX).then_some(value)
 }
 
+/// Reads a number of digits alone that fits 32 bits.
+pub(crate) fn parse_strict_u32(word: &[u8]) -> Option<u32> {
+    match take_digits(word)? {
+        (value, []) => u32::try_from(value).ok(),
+        _ => None,
+    }
+}
+
 /// Tells whether two words are equal when the case of ASCII letters is ignored.
 pub(crate) fn eq_ignore_case(left: &[u8], right: &[u8]) -> bool {
     left.eq_ignore_ascii_case(right)

@@ -33,6 +33,12 @@ impl BlockDevice {
         // SAFETY: The file is that of a block device, and open.
         unsafe { kb::file_bdev(self.0.as_ptr()) }
     }
+
+    /// Present size in sectors. Any context.
+    pub(crate) fn sectors(&self) -> u64 {
+        // SAFETY: The device is open.
+        unsafe { crate::bindings::dmr_bdev_sectors(self.as_ptr()) }
+    }
 }
 
 impl Drop for BlockDevice {

@@ -9,6 +9,7 @@ use crate::{
 use core::pin::Pin;
 use kernel::{
     bindings as kb,
+    error::to_result,
     ffi::{
         c_long,
         c_void, //
@@ -49,6 +50,13 @@ impl WaitQueue {
         let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
         // SAFETY: The head is initialised and pinned; `call` gets the closure it was instantiated for.
         unsafe { bindings::dmr_wait_until(self.head.get(), Some(call::<F>), context) }
+    }
+
+    /// The same, but `EINTR` if the thread is killed.
+    pub(crate) fn wait_killable<F: Fn() -> bool>(&self, condition: F) -> Result {
+        let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
+        // SAFETY: As above.
+        to_result(unsafe { bindings::dmr_wait_killable(self.head.get(), Some(call::<F>), context) })
     }
 
     /// The same, but for so long at most.

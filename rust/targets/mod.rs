@@ -5,5 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod clone;
+pub(crate) mod era;
 #[cfg(dm_rust_example)]
 pub(crate) mod example;
+mod registry;

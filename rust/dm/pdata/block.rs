@@ -94,6 +94,12 @@ impl Validator {
     }
 }
 
+impl Validator {
+    pub(super) fn as_ptr(&'static self) -> *const bindings::dm_block_validator {
+        &self.0
+    }
+}
+
 /// A block that is locked for reading.
 pub(crate) struct ReadBlock<'a> {
     raw: NonNull<bindings::dm_block>,

@@ -9,9 +9,16 @@
 pub(crate) mod array;
 pub(crate) mod block;
 pub(crate) mod tm;
+pub(crate) mod tree;
 
 /// Checksum of a metadata block: CRC-32C of the bytes, combined with a constant that tells kinds of blocks apart.
 pub(crate) fn checksum(data: &[u8], xor: u32) -> u32 {
     // SAFETY: The pointer and the length are those of a slice.
     unsafe { crate::bindings::dm_bm_checksum(data.as_ptr().cast(), data.len(), xor) }
+}
+
+/// Whether an error says that there is no such entry.
+fn is_no_data(error: kernel::error::Error) -> bool {
+    // CAST: An error number.
+    error.to_errno() == -(kernel::bindings::ENODATA as i32)
 }

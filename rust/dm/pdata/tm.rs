@@ -123,6 +123,55 @@ impl Transactions {
         Ok(root)
     }
 
+    /// Counts one more reference to a block.
+    pub(crate) fn inc(&mut self, block: Block) {
+        // SAFETY: The transaction manager is live. A failure comes back with the commit.
+        unsafe { bindings::dm_tm_inc(self.as_ptr(), block.0) }
+    }
+
+    /// Counts one reference to a block, and says if that fails.
+    pub(crate) fn try_inc(&mut self, block: Block) -> Result {
+        // SAFETY: The space map is live.
+        to_result(unsafe { bindings::dmr_sm_inc_block(self.sm.as_ptr(), block.0) })
+    }
+
+    /// Takes a reference to a block back; without any it is free after the next commit.
+    pub(crate) fn try_dec(&mut self, block: Block) -> Result {
+        // SAFETY: The space map is live.
+        to_result(unsafe { bindings::dmr_sm_dec_block(self.sm.as_ptr(), block.0) })
+    }
+
+    /// Makes a copy of a block that has just been committed, with one reference, and returns where it is. If this fails,
+    /// the transaction must be thrown away.
+    pub(crate) fn copy_block(&mut self, block: Block, validator: &'static Validator) -> Result<Block> {
+        self.try_inc(block)?;
+        let (mut copy, mut inc) = (core::ptr::null_mut(), 0);
+        // SAFETY: The manager is live, the validator static, the variables can be written.
+        to_result(unsafe {
+            bindings::dm_tm_shadow_block(
+                self.as_ptr(),
+                block.0,
+                validator.as_ptr(),
+                &mut copy,
+                &mut inc,
+            )
+        })?;
+        // SAFETY: Locked by the call above.
+        let location = Block(unsafe { bindings::dm_block_location(copy) });
+        // SAFETY: As above; it is not used after this.
+        unsafe { bindings::dm_tm_unlock(self.as_ptr(), copy) };
+        if location == block {
+            return Err(EINVAL);
+        }
+        Ok(location)
+    }
+
+    /// Adds blocks at the end, after the device has grown.
+    pub(crate) fn extend(&mut self, extra: u64) -> Result {
+        // SAFETY: The space map is live.
+        to_result(unsafe { bindings::dmr_sm_extend(self.sm.as_ptr(), extra) })
+    }
+
     /// Blocks of the device that the space map knows.
     pub(crate) fn total_blocks(&self) -> Result<u64> {
         let mut count = 0;

@@ -77,7 +77,8 @@ use crate::{
             new_rw_sem,
             RwSem, //
         }, //
-    }, //
+    },
+    targets::registry, //
 };
 use kernel::{
     new_mutex,
@@ -284,7 +285,7 @@ pub(super) enum Committed {
 
 /// The shared state of a metadata device.
 #[pin_data]
-pub(super) struct Metadata {
+pub(crate) struct Metadata {
     geometry: Geometry,
     map: RegionMap,
     /// Every region is hydrated, in core. Never cleared.
@@ -306,9 +307,11 @@ pub(super) struct Metadata {
     state: IrqLock<State>,
 }
 
-impl Metadata {
-    /// Opens a metadata device, or formats a blank one, and reads its bits. Sleeps for I/O.
-    pub(super) fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
+impl registry::Metadata for Metadata {
+    type Key = Geometry;
+
+    /// Opens a metadata device, or formats a blank one, and reads its bits.
+    fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
         let name = device.disk_name();
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
         let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
@@ -358,6 +361,23 @@ impl Metadata {
         )
     }
 
+    fn accept(&self, geometry: Geometry) -> Result {
+        if self.geometry == geometry {
+            Ok(())
+        } else {
+            Err(log_invalid(Invalid::Geometry))
+        }
+    }
+
+    fn log_busy() {
+        err!(
+            "clone metadata",
+            "Metadata device is in use by another clone"
+        );
+    }
+}
+
+impl Metadata {
     /// Sizes of the target.
     pub(super) fn geometry(&self) -> &Geometry {
         &self.geometry

@@ -10,7 +10,6 @@
 //! | `copy.rs` | copies, for writes and in the background, piece by piece |
 //! | `hydrate.rs` | the background sweep |
 //! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
-//! | `registry.rs` | who uses which metadata device |
 //!
 //! Behaviour towards users: `Documentation/clone.md`. C counterpart: `drivers/md/dm-clone-target.c`.
 
@@ -18,7 +17,6 @@ mod copy;
 mod hydrate;
 mod io;
 mod metadata;
-mod registry;
 mod work;
 
 use crate::{
@@ -112,6 +110,10 @@ use crate::{
             new_wait_queue,
             WaitQueue, //
         }, //
+    },
+    targets::registry::{
+        Member,
+        Registry, //
     }, //
 };
 use copy::{
@@ -153,12 +155,9 @@ use kernel::{
 use metadata::{
     Committed,
     Failure,
+    Metadata,
     Recovered,
     SLOTS, //
-};
-use registry::{
-    Member,
-    Registry, //
 };
 use work::{
     CommitTimer,
@@ -193,7 +192,7 @@ pub(crate) struct Clone {
     pages: Arc<PagePool>,
     pieces: Arc<Pool<Request<Piece>>>,
     queue: OwnedQueue,
-    metadata: Member,
+    metadata: Member<Metadata>,
     metadata_device: Device,
     destination: Device,
     source: Device,
@@ -270,15 +269,15 @@ impl Target for Clone {
     const C_MODULE: &'static str = "dm_clone";
     const NOWAIT: bool = true;
     type PerBio = IoState;
-    type Shared = Arc<Registry>;
+    type Shared = Arc<Registry<Metadata>>;
 
-    fn shared() -> Result<Arc<Registry>> {
+    fn shared() -> Result<Arc<Registry<Metadata>>> {
         Registry::new()
     }
 
     fn ctr(
         new: &mut New<'_>,
-        registry: &Arc<Registry>,
+        registry: &Arc<Registry<Metadata>>,
         mut words: Words<'_>,
     ) -> Result<Arc<Self>, CtrError> {
         let few = CtrError::new(c"Invalid number of arguments", EINVAL);

@@ -3,24 +3,13 @@
 //! Who uses which metadata device.
 //!
 //! All tables of one mapped device that name a metadata device share one [`Metadata`]. So a table that is loaded over a
-//! live one knows whatever is hydrated before it goes live, and nothing is read twice. Another mapped device, or a second
-//! target of one table, is refused.
+//! live one knows whatever the live one does until it goes live itself, and nothing is read twice. Another mapped device,
+//! or a second target of one table, is refused.
 
-use super::metadata::{
-    log_invalid,
-    Metadata, //
-};
-use crate::{
-    dm::device::{
-        Device,
-        MappedDevice,
-        TableId, //
-    },
-    logic::clone::{
-        geometry::Geometry,
-        superblock::Invalid, //
-    },
-    sys::log::err, //
+use crate::dm::device::{
+    Device,
+    MappedDevice,
+    TableId, //
 };
 use kernel::{
     new_mutex,
@@ -31,27 +20,42 @@ use kernel::{
     }, //
 };
 
+/// What the tables share.
+pub(crate) trait Metadata: Send + Sync + Sized + 'static {
+    /// What of a table line it depends on.
+    type Key: Copy;
+
+    /// Opens a metadata device for the first of its tables. Sleeps for I/O.
+    fn open(device: &Device, key: Self::Key) -> Result<Arc<Self>>;
+
+    /// Refuses a table that cannot share.
+    fn accept(&self, key: Self::Key) -> Result;
+
+    /// Logs that the device is in use elsewhere.
+    fn log_busy();
+}
+
 /// A table's use of a metadata device, in the list of all.
-struct Use {
+struct Use<M> {
     number: u32,
     owner: MappedDevice,
     table: TableId,
     /// None while it is being opened.
-    metadata: Option<Arc<Metadata>>,
-    next: Option<KBox<Use>>,
+    metadata: Option<Arc<M>>,
+    next: Option<KBox<Use<M>>>,
 }
 
 /// All metadata devices in use.
 #[pin_data]
-pub(crate) struct Registry {
+pub(crate) struct Registry<M> {
     #[pin]
-    uses: Mutex<Option<KBox<Use>>>,
+    uses: Mutex<Option<KBox<Use<M>>>>,
 }
 
-impl Registry {
+impl<M: Metadata> Registry<M> {
     /// An empty registry. Sleeps.
     pub(super) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_clone_registry") });
+        let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_rust_registry") });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
@@ -62,14 +66,16 @@ impl Registry {
         device: &Device,
         owner: MappedDevice,
         table: TableId,
-        geometry: Geometry,
-    ) -> Result<Member> {
+        key: M::Key,
+    ) -> Result<Member<M>> {
         let (shared, place) = self.enter(device.number(), owner, table)?;
         let metadata = match shared {
-            Some(metadata) if *metadata.geometry() == geometry => metadata,
-            Some(_) => return Err(log_invalid(Invalid::Geometry)),
+            Some(metadata) => {
+                metadata.accept(key)?;
+                metadata
+            }
             None => {
-                let metadata = Metadata::open(device, geometry)?;
+                let metadata = M::open(device, key)?;
                 self.publish(&place, &metadata);
                 metadata
             }
@@ -86,7 +92,7 @@ impl Registry {
         number: u32,
         owner: MappedDevice,
         table: TableId,
-    ) -> Result<(Option<Arc<Metadata>>, Place)> {
+    ) -> Result<(Option<Arc<M>>, Place<M>)> {
         let new = Use {
             number,
             owner,
@@ -100,10 +106,7 @@ impl Registry {
         while let Some(other) = next {
             if other.number == number {
                 if other.owner != owner || other.table == table || other.metadata.is_none() {
-                    err!(
-                        "clone metadata",
-                        "Metadata device is in use by another clone"
-                    );
+                    M::log_busy();
                     return Err(EBUSY);
                 }
                 new.metadata = other.metadata.clone();
@@ -125,7 +128,7 @@ impl Registry {
     }
 
     /// Lets others share what has been opened.
-    fn publish(&self, place: &Place, metadata: &Arc<Metadata>) {
+    fn publish(&self, place: &Place<M>, metadata: &Arc<M>) {
         let mut uses = self.uses.lock();
         let mut next = (*uses).as_mut();
         while let Some(other) = next {
@@ -136,7 +139,7 @@ impl Registry {
         }
     }
 
-    fn leave(&self, place: &Place) {
+    fn leave(&self, place: &Place<M>) {
         let mut uses = self.uses.lock();
         let mut link = &mut *uses;
         while link
@@ -155,28 +158,28 @@ impl Registry {
 }
 
 /// An entry in the registry: it ends when dropped. Process context, sleeps.
-struct Place {
+struct Place<M: Metadata> {
     number: u32,
     table: TableId,
-    registry: Arc<Registry>,
+    registry: Arc<Registry<M>>,
 }
 
-impl Drop for Place {
+impl<M: Metadata> Drop for Place<M> {
     fn drop(&mut self) {
         self.registry.leave(self);
     }
 }
 
 /// A table's membership.
-pub(super) struct Member {
-    metadata: Arc<Metadata>,
-    _place: Place,
+pub(super) struct Member<M: Metadata> {
+    metadata: Arc<M>,
+    _place: Place<M>,
 }
 
-impl core::ops::Deref for Member {
-    type Target = Metadata;
+impl<M: Metadata> core::ops::Deref for Member<M> {
+    type Target = M;
 
-    fn deref(&self) -> &Metadata {
+    fn deref(&self) -> &M {
         &self.metadata
     }
 }

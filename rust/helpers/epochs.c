@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Counts of what is in flight, by epoch and CPU: see rust/sys/epochs.rs. */
+#include <linux/percpu.h>
+#include <linux/rcupdate.h>
+#include <linux/slab.h>
+
+#include "helpers/helpers.h"
+
+struct dmr_epoch_counts {
+	long in_flight[2];
+};
+
+struct dmr_epochs {
+	struct dmr_epoch_counts __percpu *counts;
+	unsigned int current_epoch;
+	bool draining;
+	wait_queue_head_t drained;
+};
+
+struct dmr_epochs *dmr_epochs_create(void)
+{
+	struct dmr_epochs *epochs = kzalloc(sizeof(*epochs), GFP_KERNEL);
+
+	if (!epochs)
+		return NULL;
+	epochs->counts = alloc_percpu(struct dmr_epoch_counts);
+	if (!epochs->counts) {
+		kfree(epochs);
+		return NULL;
+	}
+	init_waitqueue_head(&epochs->drained);
+	return epochs;
+}
+
+void dmr_epochs_destroy(struct dmr_epochs *epochs)
+{
+	free_percpu(epochs->counts);
+	kfree(epochs);
+}
+
+/* Reading the epoch and counting in it is one step for synchronize_rcu(), as preemption is off. */
+unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
+{
+	unsigned int epoch;
+
+	preempt_disable();
+	epoch = READ_ONCE(epochs->current_epoch);
+	this_cpu_inc(epochs->counts->in_flight[epoch]);
+	preempt_enable();
+	return epoch;
+}
+
+/* The same for counting down and looking whether somebody waits for that. */
+void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch)
+{
+	preempt_disable();
+	this_cpu_dec(epochs->counts->in_flight[epoch]);
+	if (unlikely(READ_ONCE(epochs->draining)))
+		wake_up_all(&epochs->drained);
+	preempt_enable();
+}
+
+unsigned int dmr_epochs_current(struct dmr_epochs *epochs)
+{
+	return READ_ONCE(epochs->current_epoch);
+}
+
+void dmr_epochs_set(struct dmr_epochs *epochs, unsigned int epoch)
+{
+	/* With what was written to the new epoch's data before. */
+	smp_store_release(&epochs->current_epoch, epoch);
+}
+
+static bool dmr_epochs_is_empty(struct dmr_epochs *epochs, unsigned int epoch)
+{
+	long sum = 0;
+	int cpu;
+
+	/* What enters on one CPU may leave on another: only the sum says something. */
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(per_cpu_ptr(epochs->counts, cpu)->in_flight[epoch]);
+	return !sum;
+}
+
+int dmr_epochs_drain(struct dmr_epochs *epochs, unsigned int epoch)
+{
+	int result;
+
+	WRITE_ONCE(epochs->draining, true);
+	/* Everybody who read the old epoch has counted itself; everybody who leaves from now on sees `draining`. */
+	synchronize_rcu();
+	result = wait_event_killable(epochs->drained, dmr_epochs_is_empty(epochs, epoch));
+	WRITE_ONCE(epochs->draining, false);
+	return result ? -EINTR : 0;
+}

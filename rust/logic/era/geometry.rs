@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sizes of an era target, and which blocks a range of sectors touches.
+
+use core::ffi::CStr;
+
+use crate::env::fmt;
+use crate::logic::units::{
+    Sector,
+    Sectors, //
+};
+
+/// What a block size is a multiple of.
+const GRANULARITY: u32 = 8;
+/// The most blocks that the C target can open.
+pub(crate) const MAX_BLOCKS: u64 = (1 << 31) - 1;
+
+/// The size of an era block: a multiple of eight sectors, not necessarily a power of two.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockSize(u32);
+
+impl BlockSize {
+    /// The text for a block size that is not possible.
+    pub(crate) const INVALID: &'static CStr = c"Invalid block size";
+    /// The text for a block size that is no number.
+    pub(crate) const UNREADABLE: &'static CStr = c"Error parsing block size";
+
+    /// Makes a block size of a number of sectors.
+    pub(crate) fn from_sectors(sectors: u32) -> Option<Self> {
+        (sectors != 0 && sectors % GRANULARITY == 0).then_some(Self(sectors))
+    }
+
+    /// The size as a number of sectors.
+    #[inline]
+    pub(crate) fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The size in bytes, if it has no more than 32 bits.
+    pub(crate) fn bytes(self) -> Option<u32> {
+        self.0.checked_mul(512)
+    }
+}
+
+impl fmt::Display for BlockSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Consecutive blocks, at least one.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// The first block.
+    pub(crate) first: u32,
+    /// The last block.
+    pub(crate) last: u32,
+}
+
+/// The sizes of a target.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    size: BlockSize,
+    /// The binary logarithm of the block size, if it is a power of two.
+    shift: Option<u32>,
+    len: Sectors,
+    blocks: u32,
+}
+
+impl Geometry {
+    /// The text for a target of too many blocks.
+    pub(crate) const TOO_MANY: &'static CStr = c"Too many blocks: choose a larger block size";
+
+    /// Makes the geometry of a target of `len` sectors; none if it is empty or has too many blocks.
+    pub(crate) fn new(size: BlockSize, len: Sectors) -> Option<Self> {
+        let blocks = len.get().div_ceil(size.0.into());
+        let shift = size.0.is_power_of_two().then(|| size.0.trailing_zeros());
+        (1..=MAX_BLOCKS).contains(&blocks).then_some(Self {
+            size,
+            shift,
+            len,
+            blocks: u32::try_from(blocks).ok()?,
+        })
+    }
+
+    /// The size of a block.
+    #[inline]
+    pub(crate) fn size(&self) -> BlockSize {
+        self.size
+    }
+
+    /// The length of the target.
+    #[inline]
+    pub(crate) fn len(&self) -> Sectors {
+        self.len
+    }
+
+    /// The number of blocks; the last one may be short.
+    #[inline]
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    #[inline]
+    fn block_of(&self, sector: u64) -> u32 {
+        let block = match self.shift {
+            Some(shift) => sector.wrapping_shr(shift),
+            None => sector.checked_div(self.size.0.into()).unwrap_or(0),
+        };
+        let last = self.blocks.saturating_sub(1);
+        u32::try_from(block).map_or(last, |block| block.min(last))
+    }
+
+    /// The blocks that an access touches. What lies behind the end counts as the last block.
+    #[inline]
+    pub(crate) fn touched(&self, start: Sector, len: Sectors) -> Blocks {
+        let end = start.get().saturating_add(len.get().saturating_sub(1));
+        Blocks {
+            first: self.block_of(start.get()),
+            last: self.block_of(end),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Digestion in the background: archived eras go into the array, slice by slice.
+
+use super::{
+    disk::Digested,
+    Era, //
+};
+use crate::sys::{
+    log::err,
+    noio::NoIo,
+    time::{
+        now,
+        Millis, //
+    }, //
+};
+use kernel::{
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    workqueue::WorkItem, //
+};
+
+/// So long a slice takes: first writes may have to wait for it.
+const SLICE: Millis = Millis(2);
+/// So many words of a bitset are looked at between two looks at the clock.
+const WORDS: u32 = 8;
+
+/// Digests for a while.
+pub(super) struct Digester;
+
+impl Digester {
+    pub(super) const ID: u64 = 2;
+}
+
+impl WorkItem<2> for Era {
+    type Pointer = Arc<Era>;
+
+    fn run(this: Arc<Era>) {
+        let _noio = NoIo::enter();
+        let digested = {
+            let mut core = this.metadata.lock();
+            if !this.live.load(Relaxed) {
+                return;
+            }
+            this.attempt(&mut core, |disk| {
+                let (end, mut words) = (Millis(now().0.saturating_add(SLICE.0)), 0u32);
+                disk.digest(|| {
+                    words = words.wrapping_add(1);
+                    words % WORDS == 0 && (this.has_deferred() || now() >= end)
+                })
+            })
+        };
+        match digested {
+            Ok(Digested::Some) => this.wake_digester(),
+            Ok(Digested::All | Digested::NoRoom) => {}
+            Err(_) => err!("era", "process_old_eras: digest step failed, stopping digestion"),
+        }
+    }
+}

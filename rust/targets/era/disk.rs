@@ -1,0 +1,623 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The metadata device of an era: what is on it, and the steps that change it.
+//!
+//! A step changes the running transaction; [`Disk::commit`] makes it true on the device, all at once. A step that fails
+//! leaves the transaction in an unknown state: the whole [`Disk`] is then thrown away and opened again, as of the last
+//! commit. See `metadata.rs`.
+
+use crate::{
+    dm::pdata::{
+        array::Array,
+        block::{
+            Block,
+            BlockManager,
+            Validate,
+            Validator, //
+        },
+        tm::Transactions,
+        tree::{
+            Bitset,
+            BitsetTree, //
+        }, //
+    },
+    logic::era::{
+        geometry::{
+            BlockSize,
+            Blocks, //
+        },
+        marks::{
+            by_words,
+            words, //
+        },
+        number::Era,
+        status::Info,
+        superblock::{
+            Invalid,
+            Superblock,
+            LOCATION, //
+        },
+        transcript::{
+            blocks_of,
+            Transcript, //
+        }, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        log::{
+            err,
+            info,
+            warning, //
+        }, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// Blocks that one thread holds at a time, in the library's own code too.
+const MAX_HELD_BLOCKS: u32 = 5;
+/// Sectors in a metadata block.
+const METADATA_BLOCK: u64 = 8;
+/// Metadata blocks that the space map can manage.
+const MAX_METADATA_BLOCKS: u64 = 255 * 16_320;
+/// Entries of the array that are added between two commits: 4 MiB of them.
+const GROW_STEP: u32 = 1024 * ENTRIES;
+/// Entries in a block of the array.
+const ENTRIES: u32 = 1018;
+/// Words in a block of a bitset.
+const WORDS: u32 = 509;
+/// Metadata blocks that marking a block takes at most, until the commit: nodes, a leaf, the space map.
+const MARGIN: u64 = 12;
+
+struct SuperblockKind;
+
+impl Validate for SuperblockKind {
+    const NAME: &'static CStr = c"superblock";
+
+    fn check(data: &[u8], location: u64) -> Result {
+        Superblock::check(data, location).map_err(log_invalid)
+    }
+
+    fn seal(data: &mut [u8], location: u64) {
+        // Fails only for a block that is shorter than a superblock.
+        let _ = Superblock::seal(data, location);
+    }
+}
+
+static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
+
+pub(super) fn log_invalid(reason: Invalid) -> Error {
+    err!("era", "{}", reason);
+    reason.into()
+}
+
+/// Logs what could not be done, and passes the error on.
+pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        err!("era", "{}: error {}", what, error.to_errno());
+        error
+    }
+}
+
+/// Blocks of a bitset on disk, with its nodes.
+fn bitset_blocks(bits: u32) -> u64 {
+    let leaves = u64::from(words(bits).div_ceil(WORDS));
+    leaves.saturating_add(leaves / 126).saturating_add(2)
+}
+
+/// Size of a metadata device in blocks, as far as it can be used.
+pub(super) fn device_blocks(device: &BlockDevice) -> u64 {
+    (device.sectors() / METADATA_BLOCK).min(MAX_METADATA_BLOCKS)
+}
+
+/// What has become of a slice of digestion.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Digested {
+    /// There is more to do.
+    Some,
+    /// Only the newest archived era is left.
+    All,
+    /// There is more to do, but no room for it.
+    NoRoom,
+}
+
+/// A word of the present bitset that differs from the array.
+#[derive(Clone, Copy)]
+struct Word {
+    index: u32,
+    value: u64,
+    changed: bool,
+}
+
+/// An era that is being digested.
+struct Digest {
+    transcript: Transcript,
+    bitset: Bitset,
+    /// The leaf of the bitset that is being read, and whether it was empty so far.
+    leaf: Option<(Block, bool)>,
+    /// A leaf that is empty: others may be the same.
+    empty: Option<Block>,
+}
+
+/// The open metadata.
+pub(super) struct Disk {
+    tm: Transactions,
+    tree: BitsetTree,
+    eras: Array<u32>,
+    now: Superblock,
+    word: Option<Word>,
+    /// The transaction has changes.
+    dirty: bool,
+    digest: Option<Digest>,
+}
+
+impl Disk {
+    /// Opens metadata for blocks of a size; none if the device is blank. Writes nothing. Sleeps for I/O.
+    pub(super) fn open(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Self>> {
+        let blocks = Self::manager(device)?;
+        let blank = {
+            let block = blocks.read(Block(LOCATION), None)?;
+            Superblock::is_blank(&block)
+        };
+        if blank {
+            return Ok(None);
+        }
+        let now = {
+            let block = blocks
+                .read(Block(LOCATION), Some(&SUPERBLOCK))
+                .map_err(|error| {
+                    err!("era", "couldn't read_lock superblock");
+                    error
+                })?;
+            Superblock::parse(&block, LOCATION, size, device_blocks(device)).map_err(log_invalid)?
+        };
+        let tm = Transactions::open(blocks, Block(LOCATION), &now.sm_root)
+            .map_err(failed("dm_tm_open_with_sm failed"))?;
+        Ok(Some(Disk {
+            tree: BitsetTree::new(&tm)?,
+            eras: Array::new(&tm)?,
+            tm,
+            now,
+            word: None,
+            dirty: false,
+            digest: None,
+        }))
+    }
+
+    /// Writes empty metadata to a blank device. Sleeps for I/O.
+    pub(super) fn format(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Self> {
+        let blocks = Self::manager(device)?;
+        let mut tm = Transactions::create(blocks, Block(LOCATION))
+            .map_err(failed("dm_tm_create_with_sm failed"))?;
+        let tree = BitsetTree::new(&tm)?;
+        let eras = Array::new(&tm)?;
+        let tree_root = tree
+            .empty(&mut tm)
+            .map_err(failed("couldn't create new writeset tree"))?;
+        let array_root = eras
+            .empty(&mut tm)
+            .map_err(failed("couldn't create era array"))?;
+        let now = Superblock {
+            block_size: size,
+            blocks: 0,
+            era: Era::NONE,
+            bits: 0,
+            bitset_root: 0,
+            tree_root: tree_root.0,
+            array_root: array_root.0,
+            snapshot: 0,
+            sm_root: [0; _],
+        };
+        let mut disk = Disk {
+            tm,
+            tree,
+            eras,
+            now,
+            word: None,
+            dirty: true,
+            digest: None,
+        };
+        disk.commit()?;
+        Ok(disk)
+    }
+
+    fn manager(device: &Arc<BlockDevice>) -> Result<BlockManager> {
+        BlockManager::new(device.clone(), MAX_HELD_BLOCKS)
+            .map_err(failed("could not create block manager"))
+    }
+
+    /// The number of blocks that the metadata is for.
+    pub(super) fn blocks(&self) -> u32 {
+        self.now.blocks
+    }
+
+    /// Whether there is a metadata snapshot.
+    pub(super) fn has_snapshot(&self) -> bool {
+        self.now.snapshot != 0
+    }
+
+    /// Whether the transaction has changes that a commit would make durable.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// What the status line says.
+    pub(super) fn info(&self) -> Result<Info> {
+        let total = self.tm.total_blocks()?;
+        Ok(Info {
+            used: total.saturating_sub(self.tm.free_blocks()?),
+            total,
+            era: self.now.era,
+            snapshot: self.now.snapshot,
+        })
+    }
+
+    /// Ends the transaction: after it, all steps since the last one are on disk, durably.
+    pub(super) fn commit(&mut self) -> Result {
+        self.flush_word()?;
+        self.tm.pre_commit().map_err(failed("pre commit failed"))?;
+        self.now.sm_root = self
+            .tm
+            .space_map_root()
+            .map_err(failed("save_sm_root failed"))?;
+        let now = self.now;
+        self.tm
+            .commit(Block(LOCATION), &SUPERBLOCK, |block| {
+                // Fails only for a block that is shorter than a superblock.
+                let _ = now.write(block);
+            })
+            .map_err(failed("commit failed"))?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    // The present bitset
+
+    fn flush_word(&mut self) -> Result {
+        if let Some(word) = self.word.filter(|word| word.changed) {
+            let root = Block(self.now.bitset_root);
+            let bits = self.tree.words();
+            self.now.bitset_root = bits.set(&mut self.tm, root, word.index, word.value)?.0;
+            self.dirty = true;
+        }
+        self.word = None;
+        Ok(())
+    }
+
+    fn load_word(&mut self, index: u32) -> Result<Word> {
+        match self.word {
+            Some(word) if word.index == index => Ok(word),
+            _ => {
+                self.flush_word()?;
+                let root = Block(self.now.bitset_root);
+                let value = self.tree.words().get(&self.tm, root, index)?;
+                Ok(Word {
+                    index,
+                    value,
+                    changed: false,
+                })
+            }
+        }
+    }
+
+    /// Whether all blocks of a range are marked, in the transaction.
+    pub(super) fn is_marked(&mut self, blocks: Blocks) -> Result<bool> {
+        for part in by_words(blocks) {
+            let word = self.load_word(part.word)?;
+            self.word = Some(word);
+            if word.value & part.mask != part.mask {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Marks the blocks of a range in the present era. If space is short, what was marked so far is committed first.
+    pub(super) fn mark(&mut self, blocks: Blocks) -> Result {
+        for part in by_words(blocks) {
+            let mut word = self.load_word(part.word)?;
+            if word.value & part.mask != part.mask {
+                word.value |= part.mask;
+                word.changed = true;
+                self.dirty = true;
+            }
+            let before = self.word.replace(word);
+            if before.is_none() && self.tm.free_blocks()? < MARGIN {
+                self.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    // Eras
+
+    /// Puts the present bitset into the tree, for good. There is none after it.
+    pub(super) fn archive(&mut self) -> Result {
+        self.flush_word()?;
+        if self.now.bitset_root == 0 || self.now.era.is_last() {
+            return Ok(());
+        }
+        let bitset = Bitset {
+            bits: self.now.bits,
+            root: Block(self.now.bitset_root),
+        };
+        let (root, key) = (Block(self.now.tree_root), self.now.era.key());
+        self.now.tree_root = self
+            .tree
+            .insert(&mut self.tm, root, key, bitset)
+            .map_err(failed("couldn't insert writeset into btree"))?
+            .0;
+        self.now.bitset_root = 0;
+        self.now.bits = 0;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Begins a new era, with the present one archived. `EOVERFLOW` if this is the last era there can be.
+    pub(super) fn roll_over(&mut self) -> Result {
+        let next = self.now.era.next().ok_or(EOVERFLOW)?;
+        let bits = self.now.blocks;
+        // First what may fail for lack of space.
+        let root = self
+            .tree
+            .words()
+            .create_sparse(&mut self.tm, words(bits))
+            .map_err(failed("couldn't create bitset"))?;
+        self.archive()?;
+        self.now.bitset_root = root.0;
+        self.now.bits = bits;
+        self.now.era = next;
+        self.dirty = true;
+        if next.is_first_warning() {
+            warning!("era", "the numbers of eras will soon be used up");
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for another bitset, once it is filled.
+    pub(super) fn has_room_for_era(&self) -> Result<bool> {
+        let needed = bitset_blocks(self.now.blocks).saturating_add(MARGIN);
+        Ok(self.tm.free_blocks()? >= needed)
+    }
+
+    /// Begins an era when the device goes live: a new one, unless this is the last one already.
+    pub(super) fn begin(&mut self) -> Result {
+        if !self.now.era.is_last() {
+            return self.roll_over();
+        }
+        let (wanted, key) = (self.now.blocks, self.now.era.key());
+        if self.now.bitset_root == 0 {
+            // Archived by the C target. Two bitsets of one era cannot be, so it is taken out again.
+            let tree = Block(self.now.tree_root);
+            match self.tree.next(&self.tm, tree, key)? {
+                Some((found, bitset)) if found == key => {
+                    self.tm.try_inc(bitset.root)?;
+                    self.now.tree_root = self.tree.remove(&mut self.tm, tree, key)?.0;
+                    self.now.bitset_root = bitset.root.0;
+                    self.now.bits = bitset.bits;
+                }
+                _ => {
+                    let bits = self.tree.words();
+                    let root = bits.create_sparse(&mut self.tm, words(wanted))?;
+                    self.now.bitset_root = root.0;
+                    self.now.bits = wanted;
+                }
+            }
+            self.dirty = true;
+        }
+        if self.now.bits != wanted {
+            let (old, new) = (words(self.now.bits), words(wanted));
+            let (root, bits) = (Block(self.now.bitset_root), self.tree.words());
+            if !bits.has_len(&self.tm, root, old, new)? {
+                return Err(log_invalid(Invalid::Impossible));
+            }
+            self.now.bitset_root = bits.resize(&mut self.tm, root, old, new, 0)?.0;
+            self.now.bits = wanted;
+            self.dirty = true;
+        }
+        Ok(())
+    }
+
+    // Sizes
+
+    /// Uses what was added to the metadata device.
+    pub(super) fn extend(&mut self, device: &BlockDevice) -> Result {
+        let (total, now) = (self.tm.total_blocks()?, device_blocks(device));
+        if now <= total {
+            return Ok(());
+        }
+        info!("era", "metadata device grows from {} to {} blocks", total, now);
+        self.tm
+            .extend(now.saturating_sub(total))
+            .map_err(failed("couldn't extend the metadata"))?;
+        self.commit()
+    }
+
+    /// Changes the number of blocks, in slices with a commit each: a power cut in between is no harm. Only for metadata
+    /// that has just been opened.
+    pub(super) fn resize(&mut self, blocks: u32) -> Result {
+        let old = self.now.blocks;
+        if old == blocks {
+            return Ok(());
+        }
+        let root = Block(self.now.array_root);
+        if !self.eras.has_len(&self.tm, root, old, blocks)? {
+            return Err(log_invalid(Invalid::Impossible));
+        }
+        while self.now.blocks < blocks {
+            let step = blocks.min(self.now.blocks.saturating_add(GROW_STEP));
+            self.resize_array(step, 0)?;
+            self.commit()?;
+        }
+        if self.now.blocks > blocks {
+            if blocks % ENTRIES == 0 && blocks > 0 {
+                // The library forgets to drop a last block that is cut down to nothing, so it never is.
+                let last = blocks.saturating_sub(1);
+                let root = Block(self.now.array_root);
+                let value = self.eras.get(&self.tm, root, last)?;
+                self.resize_array(last, 0)?;
+                self.resize_array(blocks, value)?;
+            } else {
+                self.resize_array(blocks, 0)?;
+            }
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    fn resize_array(&mut self, blocks: u32, value: u32) -> Result {
+        let (root, old) = (Block(self.now.array_root), self.now.blocks);
+        self.now.array_root = self
+            .eras
+            .resize(&mut self.tm, root, old, blocks, value)
+            .map_err(failed("dm_array_resize failed"))?
+            .0;
+        self.now.blocks = blocks;
+        self.dirty = true;
+        Ok(())
+    }
+
+    // Metadata snapshots
+
+    /// Keeps what is archived now for user space to read.
+    pub(super) fn take_snapshot(&mut self) -> Result {
+        // The copy is one of the superblock on disk.
+        self.commit()?;
+        let copy = self
+            .tm
+            .copy_block(Block(LOCATION), &SUPERBLOCK)
+            .map_err(failed("couldn't shadow superblock"))?;
+        self.tm.try_inc(Block(self.now.tree_root))?;
+        self.tm.try_inc(Block(self.now.array_root))?;
+        self.now.snapshot = copy.0;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Lets the metadata snapshot go.
+    pub(super) fn drop_snapshot(&mut self, device: &BlockDevice) -> Result {
+        let location = Block(self.now.snapshot);
+        let copy = {
+            let block = self
+                .tm
+                .blocks()
+                .read(location, Some(&SUPERBLOCK))
+                .map_err(failed("couldn't read lock superblock clone"))?;
+            let (size, total) = (self.now.block_size, device_blocks(device));
+            Superblock::parse(&block, location.0, size, total).map_err(log_invalid)?
+        };
+        self.tree
+            .delete(&mut self.tm, Block(copy.tree_root))
+            .map_err(failed("error deleting writeset tree clone"))?;
+        self.eras
+            .delete(&mut self.tm, Block(copy.array_root))
+            .map_err(failed("error deleting era array clone"))?;
+        self.tm.try_dec(location)?;
+        self.now.snapshot = 0;
+        self.dirty = true;
+        Ok(())
+    }
+
+    // Digestion
+
+    /// Digests archived eras until `stop`. Commits by itself where space is short, and with each finished era.
+    pub(super) fn digest(&mut self, mut stop: impl FnMut() -> bool) -> Result<Digested> {
+        loop {
+            let Some(mut digest) = self.next_digest()? else {
+                return Ok(Digested::All);
+            };
+            let (mut room, mut stopped) = (true, false);
+            while digest.transcript.word().is_some() && room && !stopped {
+                self.digest_word(&mut digest)?;
+                room = self.has_room_to_digest()?;
+                stopped = stop();
+            }
+            if !room {
+                self.commit()?;
+                room = self.has_room_to_digest()?;
+            }
+            if digest.transcript.word().is_none() && room {
+                let (root, key) = (Block(self.now.tree_root), digest.transcript.era.key());
+                self.now.tree_root = self
+                    .tree
+                    .remove(&mut self.tm, root, key)
+                    .map_err(failed("dm_btree_remove failed"))?
+                    .0;
+                self.dirty = true;
+                self.commit()?;
+            } else {
+                self.digest = Some(digest);
+            }
+            if !room {
+                return Ok(Digested::NoRoom);
+            }
+            if stopped || stop() {
+                return Ok(Digested::Some);
+            }
+        }
+    }
+
+    /// Whether digesting a word more leaves what the present era may need.
+    fn has_room_to_digest(&self) -> Result<bool> {
+        Ok(self.tm.free_blocks()? >= MARGIN.saturating_mul(2))
+    }
+
+    /// The era to digest: the oldest one, unless it is the newest archived one too.
+    fn next_digest(&mut self) -> Result<Option<Digest>> {
+        if let Some(digest) = self.digest.take() {
+            return Ok(Some(digest));
+        }
+        let root = Block(self.now.tree_root);
+        let Some((key, bitset)) = self.tree.next(&self.tm, root, 0)? else {
+            return Ok(None);
+        };
+        let Some(after) = key.checked_add(1) else {
+            return Ok(None);
+        };
+        if self.tree.next(&self.tm, root, after)?.is_none() {
+            return Ok(None);
+        }
+        let era = Era::of_key(key).ok_or(EINVAL)?;
+        // A record without a bitset: an early C target could leave one.
+        let bits = if bitset.root.0 == 0 { 0 } else { bitset.bits };
+        Ok(Some(Digest {
+            transcript: Transcript::new(era, bits, self.now.blocks),
+            bitset,
+            leaf: None,
+            empty: None,
+        }))
+    }
+
+    /// Transcribes a word of a bitset, or skips a whole empty leaf.
+    fn digest_word(&mut self, digest: &mut Digest) -> Result {
+        let Some(word) = digest.transcript.word() else {
+            return Ok(());
+        };
+        let (root, era) = (digest.bitset.root, digest.transcript.era.0);
+        if word % WORDS == 0 {
+            if let Some((leaf, true)) = digest.leaf {
+                digest.empty = Some(leaf);
+            }
+            let leaf = self.tree.words().block_of(&self.tm, root, word)?;
+            if digest.empty == Some(leaf) {
+                digest.leaf = None;
+                digest.transcript.advance(WORDS);
+                return Ok(());
+            }
+            digest.leaf = Some((leaf, true));
+        }
+        let bits = self.tree.words().get(&self.tm, root, word)?;
+        if let (Some((_, empty)), true) = (&mut digest.leaf, bits != 0) {
+            *empty = false;
+        }
+        for block in blocks_of(word, bits, self.now.blocks) {
+            let array = Block(self.now.array_root);
+            self.now.array_root = self.eras.set(&mut self.tm, array, block, era)?.0;
+            self.dirty = true;
+        }
+        digest.transcript.advance(1);
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The way of a bio.
+//!
+//! ```text
+//!   map ─┬─ read, flush ────────────────────────────────────────────────> origin
+//!        ├─ write, all blocks marked: counted in its epoch ─────────────> origin ─> end_io: counted out
+//!        └─ write, a block not marked ─> list ─> worker: mark, commit, ─> origin ─> end_io: counted out
+//!                                                set bits, count
+//! ```
+//!
+//! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good for.
+
+use super::Era;
+use crate::{
+    dm::bio::{
+        Bio,
+        BioQueue,
+        EndBio,
+        Ended,
+        MapBio,
+        Mapped,
+        Op,
+        Status, //
+    },
+    logic::era::geometry::Blocks,
+    sys::{
+        epochs::Epoch,
+        noio::NoIo,
+        plug::plugged, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::WorkItem, //
+};
+
+/// What is kept with a bio: the stamp of the epoch that counts it, or zero.
+pub(super) type Stamp = u32;
+
+/// Counted nowhere.
+const UNCOUNTED: Stamp = 0;
+
+/// Decides on a bio.
+pub(super) fn map<'a>(this: ArcBorrow<'_, Era>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    if bio.op() == Op::Read || bio.is_flush() {
+        bio.set_per_bio(UNCOUNTED);
+        return bio.remap(&this.origin);
+    }
+    let blocks = this.geometry.touched(bio.sector(), bio.sectors());
+    let epoch = this.epochs.enter();
+    if epoch.of(&this.marks).contains(blocks) {
+        bio.set_per_bio(epoch.to_stamp());
+        return bio.remap(&this.origin);
+    }
+    this.epochs.leave(epoch);
+    bio.set_per_bio(UNCOUNTED);
+    if bio.is_nowait() {
+        return bio.end(Status::AGAIN);
+    }
+    let (bio, mapped) = bio.take();
+    this.deferred.lock().push(bio);
+    this.queue.enqueue::<Era, { Writer::ID }>(this.into());
+    mapped
+}
+
+/// A bio has ended.
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, Era>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+    if let Some(epoch) = Epoch::from_stamp(bio.per_bio()) {
+        this.epochs.leave(epoch);
+    }
+    bio.done()
+}
+
+/// Marks the blocks of the writes that wait, and lets them go on.
+pub(super) struct Writer;
+
+impl Writer {
+    pub(super) const ID: u64 = 1;
+}
+
+impl WorkItem<1> for Era {
+    type Pointer = Arc<Era>;
+
+    fn run(this: Arc<Era>) {
+        let _noio = NoIo::enter();
+        // Those that come during the commit are the next batch.
+        let batch = this.deferred.lock().take();
+        if batch.is_empty() {
+            return;
+        }
+        let (mut ready, mut refused) = this.mark(batch);
+        plugged(|| {
+            while let Some(bio) = ready.pop() {
+                bio.submit(&this.origin);
+            }
+        });
+        refused.end_all(Status::IO_ERROR);
+    }
+}
+
+impl Era {
+    fn blocks_of(&self, bio: &Bio<Stamp>) -> Blocks {
+        self.geometry.touched(bio.sector(), bio.sectors())
+    }
+
+    /// Marks the blocks of a batch of writes, durably, with one commit. Returns those that may go on, counted, and those
+    /// whose blocks could not be marked. Sleeps for I/O.
+    fn mark(&self, mut batch: BioQueue<Stamp>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
+        let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
+        let mut core = self.metadata.lock();
+        let mut marked = BioQueue::new();
+        let result = self.attempt(&mut core, |disk| {
+            // Those of a try before.
+            batch.append(&mut marked);
+            while let Some(bio) = batch.pop() {
+                let blocks = self.blocks_of(&bio);
+                marked.push(bio);
+                disk.mark(blocks)?;
+            }
+            if disk.is_dirty() {
+                disk.commit()?;
+            }
+            Ok(())
+        });
+        batch.append(&mut marked);
+        // If not all at once, then one by one: some may need no commit, some may find room.
+        let mut hope = result == Err(ENOSPC);
+        while let Some(bio) = batch.pop() {
+            let blocks = self.blocks_of(&bio);
+            let known = |disk: &mut super::disk::Disk| disk.is_marked(blocks).unwrap_or(false);
+            let marked = result.is_ok() || core.disk().is_some_and(known) || {
+                hope = hope
+                    && self
+                        .attempt(&mut core, |disk| disk.mark(blocks).and_then(|()| disk.commit()))
+                        .is_ok();
+                hope
+            };
+            if marked {
+                ready.push(self.pass(bio, blocks));
+            } else {
+                refused.push(bio);
+            }
+        }
+        (ready, refused)
+    }
+
+    /// Lets a write go on whose blocks are marked on disk. Under the metadata lock, so the epoch does not change.
+    fn pass(&self, mut bio: Bio<Stamp>, blocks: Blocks) -> Bio<Stamp> {
+        let epoch = self.epochs.enter();
+        epoch.of(&self.marks).insert(blocks);
+        bio.set_per_bio(epoch.to_stamp());
+        bio
+    }
+
+    /// Whether writes wait for their marks.
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.lock().is_empty()
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The metadata of an era device: one for all tables of the device, and what is done when a step of it fails.
+
+use super::disk::{
+    device_blocks,
+    failed,
+    log_invalid,
+    Disk, //
+};
+use crate::{
+    dm::device::Device,
+    logic::era::{
+        geometry::BlockSize,
+        number::Era,
+        status::Info,
+        superblock::Invalid, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        log::err, //
+    },
+    targets::registry, //
+};
+use kernel::{
+    new_mutex,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex,
+        MutexGuard,
+        SpinLock, //
+    }, //
+};
+
+/// What may change only under the lock.
+pub(super) struct Core {
+    /// None while the device is blank or closed, or cannot be opened.
+    disk: Option<Disk>,
+    /// A step failed for good, and none has succeeded since.
+    failed: bool,
+}
+
+impl Core {
+    /// The open metadata.
+    pub(super) fn disk(&mut self) -> Option<&mut Disk> {
+        self.disk.as_mut()
+    }
+
+    /// Closes the metadata; the next step opens it anew.
+    pub(super) fn close(&mut self) {
+        self.disk = None;
+    }
+
+    /// Whether the metadata does not work.
+    pub(super) fn is_failed(&self) -> bool {
+        self.failed
+    }
+}
+
+/// The shared metadata of a device.
+#[pin_data]
+pub(crate) struct Metadata {
+    device: Arc<BlockDevice>,
+    size: BlockSize,
+    #[pin]
+    core: Mutex<Core>,
+    /// What status lines say; none if there is an error.
+    #[pin]
+    info: SpinLock<Option<Info>>,
+}
+
+impl registry::Metadata for Metadata {
+    type Key = BlockSize;
+
+    /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the status says, as the
+    /// table may go live much later; and nothing is written, as it may never.
+    fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
+        let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
+        let info = match Disk::open(&device, size)? {
+            Some(disk) => disk.info()?,
+            None => Info {
+                used: 0,
+                total: device_blocks(&device),
+                era: Era::NONE,
+                snapshot: 0,
+            },
+        };
+        let core = Core {
+            disk: None,
+            failed: false,
+        };
+        Arc::pin_init(
+            pin_init!(Metadata {
+                device,
+                size,
+                core <- new_mutex!(core, "dm_era_core"),
+                info <- new_spinlock!(Some(info), "dm_era_info"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn accept(&self, wanted: BlockSize) -> Result {
+        if self.size == wanted {
+            return Ok(());
+        }
+        Err(log_invalid(Invalid::BlockSize {
+            found: self.size.get(),
+            wanted,
+        }))
+    }
+
+    fn log_busy() {
+        err!("era", "Metadata device is in use by another era");
+    }
+}
+
+impl Metadata {
+    /// Takes the lock of everything that changes. Sleeps, at times for a commit.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    /// The metadata device.
+    pub(super) fn device(&self) -> &BlockDevice {
+        &self.device
+    }
+
+    /// What the status line says: the state after the last step. Any context.
+    pub(super) fn info(&self) -> Option<Info> {
+        *self.info.lock()
+    }
+
+    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted. Sleeps for I/O.
+    pub(super) fn open_or_format<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
+        if core.disk.is_none() {
+            core.disk = Some(match Disk::open(&self.device, self.size)? {
+                Some(disk) => disk,
+                None => Disk::format(&self.device, self.size)?,
+            });
+        }
+        core.disk.as_mut().ok_or(EIO)
+    }
+
+    fn reopen<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
+        if core.disk.is_none() {
+            core.disk = Disk::open(&self.device, self.size)?;
+        }
+        core.disk.as_mut().ok_or(EIO)
+    }
+
+    /// Carries out a step, which ends with a commit if it has changed something. If it fails, the metadata is opened again,
+    /// as of the last commit that reached the device, which may be the one that failed; then the step is tried once more.
+    ///
+    /// `reopened` is called when what was known of the metadata may not be true any more. Sleeps for I/O.
+    pub(super) fn attempt<R>(
+        &self,
+        core: &mut Core,
+        mut reopened: impl FnMut(),
+        mut step: impl FnMut(&mut Disk) -> Result<R>,
+    ) -> Result<R> {
+        let mut tries = 2u32;
+        let result = loop {
+            tries = tries.saturating_sub(1);
+            let result = self.reopen(core).and_then(&mut step);
+            let Err(error) = result else {
+                core.failed = false;
+                break result;
+            };
+            core.disk = None;
+            // Without space for it, it works no better the second time; and the metadata is not to blame.
+            let again = error != ENOSPC && tries > 0;
+            let open = self.reopen(core).map(|_| ());
+            if open.is_ok() {
+                reopened();
+            }
+            if open.is_err() || !again {
+                core.failed |= open.is_err() || error != ENOSPC;
+                break result;
+            }
+        };
+        self.publish(core);
+        result
+    }
+
+    /// Makes the present state known to status lines.
+    pub(super) fn publish(&self, core: &mut Core) {
+        let info = match &core.disk {
+            Some(disk) if !core.failed => disk.info().map_err(failed("status")).ok(),
+            _ => None,
+        };
+        *self.info.lock() = info;
+    }
+
+    /// Notes that going live failed, or did not. The metadata is closed if it did.
+    pub(super) fn settle(&self, core: &mut Core, result: &Result) {
+        if result.is_err() {
+            core.disk = None;
+        } else {
+            core.failed = false;
+            self.publish(core);
+        }
+    }
+}

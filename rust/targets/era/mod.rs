@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `era` target: a device that remembers in which era each of its blocks was last written.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
+//! | `io.rs` | the way of a bio, from `map` to `end_io` |
+//! | `rollover.rs` | the end of an era, without a write lost between two |
+//! | `digest.rs` | archived eras become part of the array, in the background |
+//! | `metadata.rs` | the metadata that all tables of a device share, and what is done when it fails |
+//! | `disk.rs` | what is on the metadata device, and the steps that change it |
+//!
+//! Locks: `turn` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info` (spinlocks). Marked writes
+//! take none.
+//!
+//! Behaviour towards users: `Documentation/era.md`. C counterpart: `drivers/md/dm-era-target.c`.
+
+mod digest;
+mod disk;
+mod io;
+mod metadata;
+mod rollover;
+
+use crate::{
+    dm::{
+        bio::{
+            BioQueue,
+            EndBio,
+            Ended,
+            MapBio,
+            Mapped, //
+        },
+        device::{
+            Access,
+            Device,
+            Handle, //
+        },
+        limits::Limits,
+        status::{
+            StatusBuf,
+            StatusKind, //
+        },
+        table::Words,
+        target::{
+            CtrError,
+            DeviceVisitor,
+            New,
+            Stop,
+            Target,
+            Text, //
+        }, //
+    },
+    logic::{
+        args::{
+            eq_ignore_case,
+            parse_strict_u32, //
+        },
+        era::{
+            geometry::{
+                BlockSize,
+                Geometry, //
+            },
+            marks::Marks,
+            status::ERROR, //
+        },
+        units::Sector, //
+    },
+    sys::{
+        epochs::Epochs,
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        log::{
+            err,
+            info,
+            Text as LogText, //
+        },
+        noio::NoIo,
+        queue::{
+            cancel,
+            flush,
+            OwnedQueue, //
+        },
+        string::bytes,
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    },
+    targets::registry::{
+        Member,
+        Registry, //
+    }, //
+};
+use digest::Digester;
+use disk::Disk;
+use io::{
+    Stamp,
+    Writer, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work, //
+    }, //
+};
+use metadata::{
+    Core,
+    Metadata, //
+};
+
+/// An era: one line of a table.
+///
+/// Fields drop in order: what uses the devices goes before them.
+#[pin_data]
+pub(crate) struct Era {
+    queue: OwnedQueue,
+    metadata: Member<Metadata>,
+    metadata_device: Device,
+    origin: Device,
+    handle: Handle,
+    geometry: Geometry,
+
+    /// Writes in flight, by the epoch whose bits let them pass.
+    epochs: Epochs,
+    /// For each epoch, the blocks that are marked on disk in its era.
+    marks: (Marks, Marks),
+    /// Something may be in flight in the epoch that is not the present one, or its bits are not clear. Under the turn.
+    undrained: Atomic<bool>,
+    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock.
+    live: Atomic<bool>,
+    /// Whether a thread rolls over, and those who wait for it.
+    turn: Atomic<u32>,
+    turns: Pin<KBox<WaitQueue>>,
+
+    /// Writes that wait for their marks.
+    #[pin]
+    deferred: IrqLock<BioQueue<Stamp>>,
+    #[pin]
+    writer: Work<Era, { Writer::ID }>,
+    #[pin]
+    digester: Work<Era, { Digester::ID }>,
+}
+
+impl_has_work! {
+    impl HasWork<Era, { Writer::ID }> for Era { self.writer }
+    impl HasWork<Era, { Digester::ID }> for Era { self.digester }
+}
+
+#[vtable]
+impl Target for Era {
+    const NAME: &'static CStr = c"era";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const C_MODULE: &'static str = "dm_era";
+    const NOWAIT: bool = true;
+    type PerBio = Stamp;
+    type Shared = Arc<Registry<Metadata>>;
+
+    fn shared() -> Result<Arc<Registry<Metadata>>> {
+        Registry::new()
+    }
+
+    fn ctr(
+        new: &mut New<'_>,
+        registry: &Arc<Registry<Metadata>>,
+        mut words: Words<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let count = || CtrError::new(c"Invalid argument count", EINVAL);
+        if words.len() != 3 {
+            return Err(count());
+        }
+        let mut word = || words.next().ok_or_else(count);
+        let metadata_device = new
+            .open(word()?, Access::ReadWrite)
+            .text(c"Error opening metadata device")?;
+        let origin = new
+            .open(word()?, Access::ReadWrite)
+            .text(c"Error opening data device")?;
+        let size = parse_strict_u32(bytes(word()?))
+            .ok_or(EINVAL)
+            .text(BlockSize::UNREADABLE)?;
+        let size = BlockSize::from_sectors(size)
+            .ok_or(EINVAL)
+            .text(BlockSize::INVALID)?;
+        let geometry = Geometry::new(size, new.len())
+            .ok_or(EINVAL)
+            .text(Geometry::TOO_MANY)?;
+        if metadata_device.number() == origin.number() {
+            let text = c"Metadata device and data device are the same";
+            return Err(CtrError::new(text, EBUSY));
+        }
+
+        let handle = new.handle();
+        let (device, table) = (handle.mapped_device(), handle.table_id());
+        let metadata = registry
+            .join(&metadata_device, device, table, size)
+            .text(c"Error reading metadata")?;
+        let queue = OwnedQueue::new(c"dm-era")
+            .text(c"could not create workqueue for metadata object")?;
+        let memory = c"Error allocating era structure";
+        let epochs = Epochs::new().text(memory)?;
+        let marks = (
+            Marks::new(geometry.blocks()).text(memory)?,
+            Marks::new(geometry.blocks()).text(memory)?,
+        );
+        let turns = KBox::pin_init(new_wait_queue!("dm_era_turns"), GFP_KERNEL).text(memory)?;
+
+        new.want_flushes();
+        new.pass_discards();
+        new.want_write_zeroes();
+        Arc::pin_init(
+            pin_init!(Era {
+                queue,
+                metadata,
+                metadata_device,
+                origin,
+                handle,
+                geometry,
+                epochs,
+                marks,
+                undrained: Atomic::new(false),
+                live: Atomic::new(false),
+                turn: Atomic::new(0),
+                turns,
+                deferred <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
+                writer <- new_work!("dm_era_writer"),
+                digester <- new_work!("dm_era_digester"),
+            }),
+            GFP_KERNEL,
+        )
+        .text(memory)
+    }
+
+    fn dtr(this: &Arc<Self>) {
+        // Suspended: no bio, and nothing starts a work item any more.
+        cancel::<Era, { Writer::ID }>(this);
+        cancel::<Era, { Digester::ID }>(this);
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+        io::map(this, bio)
+    }
+
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+        io::end_io(this, bio)
+    }
+
+    fn postsuspend(this: ArcBorrow<'_, Self>) {
+        let this: Arc<Self> = this.into();
+        flush::<Era, { Writer::ID }>(&this);
+        let _noio = NoIo::enter();
+        {
+            let mut core = this.metadata.lock();
+            if this.live.load(Relaxed) {
+                this.live.store(false, Relaxed);
+                let archived = this.attempt(&mut core, |disk| {
+                    disk.archive()?;
+                    disk.commit()
+                });
+                if archived.is_err() {
+                    err!("era", "era_postsuspend: couldn't archive current era");
+                }
+            }
+        }
+        cancel::<Era, { Digester::ID }>(&this);
+        this.forget_marks();
+    }
+
+    fn preresume(this: ArcBorrow<'_, Self>) -> Result {
+        let _noio = NoIo::enter();
+        let mut core = this.metadata.lock();
+        if this.live.load(Relaxed) {
+            return Ok(());
+        }
+        let result = this.begin(&mut core);
+        this.metadata.settle(&mut core, &result);
+        if result.is_ok() {
+            this.live.store(true, Relaxed);
+        }
+        result
+    }
+
+    fn resume(this: ArcBorrow<'_, Self>) {
+        let this: Arc<Self> = this.into();
+        this.wake_digester();
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
+        match kind {
+            StatusKind::Info => match this.metadata.info() {
+                Some(info) => out.emit(fmt!("{}", info)),
+                None => out.emit(fmt!("{}", ERROR)),
+            },
+            StatusKind::Table => out.emit(fmt!(
+                "{} {} {}",
+                this.metadata_device,
+                this.origin,
+                this.geometry.size()
+            )),
+            StatusKind::Ima => {}
+        }
+    }
+
+    fn message(this: ArcBorrow<'_, Self>, mut words: Words<'_>, _: &mut StatusBuf<'_>) -> Result {
+        let (count, word) = (words.len(), words.next());
+        let (1, Some(word)) = (count, word) else {
+            err!("era", "incorrect number of message arguments");
+            return Err(EINVAL);
+        };
+        let this: Arc<Self> = this.into();
+        let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());
+        if is("checkpoint") {
+            this.checkpoint()
+        } else if is("take_metadata_snap") {
+            this.take_snapshot()
+        } else if is("drop_metadata_snap") {
+            this.drop_snapshot()
+        } else {
+            err!("era", "unsupported message '{}'", LogText(word));
+            Err(EINVAL)
+        }
+    }
+
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
+        visitor.visit(&this.origin, Sector(0), this.geometry.len())
+    }
+
+    fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
+        // A hint of more than 32 bits is none.
+        let Some(block) = this.geometry.size().bytes() else {
+            return;
+        };
+        let io_opt = limits.io_opt();
+        if io_opt < block || io_opt % block != 0 {
+            limits.set_io_sizes(0, block);
+        }
+    }
+}
+
+impl Era {
+    /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and begins an era.
+    fn begin(&self, core: &mut Core) -> Result {
+        let blocks = self.geometry.blocks();
+        // The sizes are changed only in metadata of which nothing has been read yet.
+        if core.disk().is_some_and(|disk| disk.blocks() != blocks) {
+            core.close();
+        }
+        let disk = self.metadata.open_or_format(core)?;
+        let step = |what| {
+            move |error: Error| {
+                err!("era", "era_preresume: {} failed", what);
+                error
+            }
+        };
+        disk.extend(self.metadata.device())
+            .and_then(|()| disk.resize(blocks))
+            .map_err(step("metadata_resize"))?;
+        disk.begin()
+            .and_then(|()| disk.commit())
+            .map_err(step("metadata_era_rollover"))
+    }
+
+    /// Carries out a step of the metadata of a live device, as [`Metadata::attempt`], and tells the world what changed.
+    fn attempt<R>(
+        &self,
+        core: &mut Core,
+        step: impl FnMut(&mut Disk) -> Result<R>,
+    ) -> Result<R> {
+        let before = core.is_failed();
+        // What the bits say may be another era's by now. A bit that is missing costs a look at the disk.
+        let forget = || self.epochs.current().of(&self.marks).clear();
+        let result = self.metadata.attempt(core, forget, step);
+        if core.is_failed() != before {
+            let what = if before {
+                "works again"
+            } else {
+                "failed: writes to blocks that are not marked yet will fail"
+            };
+            info!("era", "{}: the metadata {}", self.handle, what);
+            self.handle.event();
+        }
+        result
+    }
+}

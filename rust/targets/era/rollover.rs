@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of an era, and the messages that bring it about.
+//!
+//! When `checkpoint` or `take_metadata_snap` returns, every write that is recorded only in older eras has ended; what comes
+//! later is recorded in the new one. So a backup that notes the era, and then copies, misses nothing.
+//!
+//! ```text
+//!             old epoch: bits of era N               new epoch: no bits
+//!  ─────────────────────────────────────────┐ ┌──────────────────────────────>  writes
+//!  caller:  commit (N archived, N+1 begun)  │ switch  grace period  drain old   clear its bits  return
+//! ```
+//!
+//! - Up to the switch, writes pass by the bits of era N and are counted in the old epoch. Those that pass during the commit,
+//!   or were let pass before, may end later: the drain waits for them.
+//! - From the switch on, there are no bits: each write is marked in era N+1, and committed, before it passes.
+//! - A write that has read the old epoch has counted itself when the grace period is over, so the drain misses none.
+//! - If the commit fails, there is no switch; the bits are cleared if the metadata had to be opened again, so that nothing
+//!   passes by them that is not in the era on disk.
+//! - Whoever waits can be killed. The era has ended all the same, but the promise was not given: the next message first
+//!   drains the old epoch to its end.
+
+use super::{
+    digest::Digester,
+    disk::Digested,
+    Era, //
+};
+use crate::sys::{
+    log::{
+        err,
+        warning, //
+    },
+    noio::NoIo, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    }, //
+};
+
+/// The right to roll over: one thread at a time has it.
+struct Turn<'a>(&'a Era);
+
+impl<'a> Turn<'a> {
+    /// Waits for the right. `EINTR` if the thread is killed.
+    fn take(era: &'a Era) -> Result<Self> {
+        let free = || era.turn.cmpxchg(0, 1, Acquire).is_ok();
+        era.turns.wait_killable(free)?;
+        Ok(Turn(era))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turn.store(0, Release);
+        self.0.turns.wake_all();
+    }
+}
+
+impl Era {
+    /// Ends the present era. Sleeps for I/O, and until the writes of the era have ended.
+    pub(super) fn checkpoint(self: &Arc<Self>) -> Result {
+        let turn = Turn::take(self)?;
+        self.roll_over(&turn)
+    }
+
+    /// Ends the present era, and keeps what is archived for user space to read.
+    pub(super) fn take_snapshot(self: &Arc<Self>) -> Result {
+        let turn = Turn::take(self)?;
+        let exists = || {
+            let mut core = self.metadata.lock();
+            core.disk().is_some_and(|disk| disk.has_snapshot())
+        };
+        if exists() {
+            err!(
+                "era",
+                "metadata_take_snap: metadata snapshot already exists"
+            );
+            return Err(EINVAL);
+        }
+        self.roll_over(&turn)?;
+        let _noio = NoIo::enter();
+        let mut core = self.metadata.lock();
+        self.attempt(&mut core, |disk| {
+            // A commit that was said to have failed may have done it.
+            if !disk.has_snapshot() {
+                disk.take_snapshot()?;
+                disk.commit()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Lets the kept state go.
+    pub(super) fn drop_snapshot(self: &Arc<Self>) -> Result {
+        let _turn = Turn::take(self)?;
+        let _noio = NoIo::enter();
+        let mut core = self.metadata.lock();
+        if core.disk().is_some_and(|disk| !disk.has_snapshot()) {
+            err!("era", "metadata_drop_snap: no snap to drop");
+            return Err(EINVAL);
+        }
+        self.attempt(&mut core, |disk| {
+            if disk.has_snapshot() {
+                disk.drop_snapshot(self.metadata.device())?;
+                disk.commit()?;
+            }
+            Ok(())
+        })?;
+        drop(core);
+        self.wake_digester();
+        Ok(())
+    }
+
+    fn roll_over(self: &Arc<Self>, _turn: &Turn<'_>) -> Result {
+        // Of one that was killed. Its bits must be clear before they are used again.
+        self.drain()?;
+        {
+            let _noio = NoIo::enter();
+            let mut core = self.metadata.lock();
+            // Suspended, its era has ended already, and resuming begins a new one.
+            if !self.live.load(Relaxed) {
+                return Ok(());
+            }
+            let result = self.attempt(&mut core, |disk| {
+                while !disk.has_room_for_era()? {
+                    if disk.digest(|| true)? != Digested::Some {
+                        return Err(ENOSPC);
+                    }
+                }
+                disk.roll_over()?;
+                disk.commit()
+            });
+            match result {
+                Err(error) if error == EOVERFLOW => {
+                    warning!("era", "{}: there is no era behind this one", self.handle);
+                    self.handle.event();
+                    return Err(error);
+                }
+                other => other?,
+            }
+            // Under the lock: nothing is marked between the commit and the switch.
+            self.undrained.store(true, Relaxed);
+            self.epochs.switch_to(self.epochs.current().other());
+        }
+        self.wake_digester();
+        self.drain()
+    }
+
+    /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under the turn.
+    fn drain(&self) -> Result {
+        if self.undrained.load(Relaxed) {
+            let old = self.epochs.current().other();
+            self.epochs.drain(old)?;
+            old.of(&self.marks).clear();
+            self.undrained.store(false, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Clears what is known of eras before. With no write in flight: the device is suspended.
+    pub(super) fn forget_marks(&self) {
+        self.marks.0.clear();
+        self.marks.1.clear();
+        self.undrained.store(false, Relaxed);
+    }
+
+    /// Makes the digestion of archived eras begin, or go on.
+    pub(super) fn wake_digester(self: &Arc<Self>) {
+        if self.live.load(Relaxed) {
+            self.queue
+                .enqueue::<Era, { Digester::ID }>(self.clone());
+        }
+    }
+}
