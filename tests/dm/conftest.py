@@ -13,7 +13,7 @@ import time
 import pytest
 
 from lib import box as boxes
-from lib import dm, kmsg, modules
+from lib import dm, eras, kmsg, modules
 
 SECONDS_PER_TEST = 120
 # Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
@@ -180,6 +180,12 @@ def box(watch):
 def clone_box(impl, box):
     """A box while one of the implementations is loaded."""
     return box
+
+
+@pytest.fixture
+def pair(impl, box):
+    """A metadata device and an origin for an era."""
+    return eras.Pair(box)
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_deferred_removal(impl, clone_box):
 
 def test_module_is_pinned(impl, clone_box):
     """The module cannot go while a device uses it; what holds it is the table, live or only loaded."""
-    module = modules.C_MODULE if impl == "c" else modules.RUST_MODULE
+    module = modules.C_MODULES["clone"] if impl == "c" else modules.RUST_MODULE
     trio = clone_box.trio(mib=1)
     base = modules.users(module)
     clone = clone_box.clone(trio.meta, trio.dest, trio.source, 8, "1 no_hydration", start=False)

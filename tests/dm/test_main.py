@@ -113,7 +113,7 @@ def test_zero_source(impl, box):
 
 def test_throttle_parameter(impl, box):
     """clone_hydration_throttle is writable at run time and does not stop anything for good."""
-    module = modules.C_MODULE if impl == "c" else modules.RUST_MODULE
+    module = modules.C_MODULES["clone"] if impl == "c" else modules.RUST_MODULE
     parameter = Path(f"/sys/module/{module}/parameters/clone_hydration_throttle")
     assert parameter.read_text().strip() == "100"
     trio = box.trio(mib=1)

@@ -22,7 +22,7 @@ def unloaded(impl, load):
     """Neither module is there; ours is again afterwards."""
     modules.unload(modules.RUST_MODULE)
     yield
-    modules.unload(modules.C_MODULE)
+    modules.unload_c()
     modules.unload(modules.RUST_MODULE)
     load()
 
@@ -55,26 +55,28 @@ def test_load_use_unload(impl, unloaded, load, box):
         trio.meta.fill(bytes(4096))
 
 
-def test_name_is_taken(impl, unloaded, load, log):
+@pytest.mark.parametrize("target, module", modules.C_MODULES.items())
+def test_name_is_taken(impl, unloaded, load, log, target, module):
     """C holds the name: the load fails, says why and what to do, leaves nothing, and C goes on working."""
-    modules.insmod(modules.c_file())
+    modules.insmod(modules.c_file(target))
     before = traces()
     mark = log.mark()
     for _ in range(3):
         result = load(check=False)
         assert result.returncode != 0
         assert traces() == before
-    assert any("target `clone' is registered already: is module `dm_clone' loaded?" in line
+    assert any(f"target `{target}' is registered already: is module `{module}' loaded?" in line
                for line in log.lines(mark)), log.lines(mark)
-    modules.unload(modules.C_MODULE)
+    modules.unload_c()
     load()
-    assert "clone" in dm.target_versions()
+    assert target in dm.target_versions()
 
 
-def test_c_cannot_take_the_name(impl):
+@pytest.mark.parametrize("target", modules.C_MODULES)
+def test_c_cannot_take_the_name(impl, target):
     """The other way round: ours is there first."""
     before = traces()
-    assert modules.insmod(modules.c_file(), check=False).returncode != 0
+    assert modules.insmod(modules.c_file(target), check=False).returncode != 0
     assert traces() == before
 
 
@@ -90,7 +92,10 @@ def test_parameter_selects_targets(impl, unloaded, load, log):
         assert traces() == before
         assert any("targets" in line for line in log.lines(mark)), value
     load("targets=clone,clone")
-    assert "clone" in dm.target_versions()
+    assert "clone" in dm.target_versions() and "era" not in dm.target_versions()
+    modules.unload(modules.RUST_MODULE)
+    load("targets=era,clone")
+    assert {"clone", "era"} <= set(dm.target_versions())
 
 
 def test_throttle_at_load(impl, unloaded, load):
@@ -105,7 +110,7 @@ def test_information(impl, rust_module):
         key, _, value = line.partition(":")
         fields.setdefault(key, []).append(value.strip())
     assert fields["license"] == ["GPL"]
-    assert "dm-clone" in fields["alias"]
+    assert {"dm-clone", "dm-era"} <= set(fields["alias"])
     assert {"targets", "clone_hydration_throttle"} <= {parm.split(":")[0] for parm in fields["parm"]}
 
 

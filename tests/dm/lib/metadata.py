@@ -11,7 +11,7 @@ import struct
 BLOCK = 4096
 SECTORS = BLOCK // 512
 MAGIC = 0x8AF27F64
-SALT = {"superblock": 257649492, "array": 595846735, "btree": 121107, "index": 160478, "bitmap": 240779}
+SALT = {"superblock": 257649492, "era superblock": 146538381, "array": 595846735, "btree": 121107, "index": 160478, "bitmap": 240779}
 WORDS = 509  # per array block
 PER_BITMAP = (BLOCK - 16) * 4  # blocks that one bitmap block covers
 FIELDS = {  # name: (offset, format)
@@ -70,7 +70,65 @@ def _require(condition, text):
         raise Damaged(text)
 
 
-class Metadata:
+class Image:
+    """What all metadata of dm-persistent-data has in common: blocks, trees, arrays, the space map."""
+
+    def _block(self, number, kind, number_at=8):
+        _require(number < self.nr_blocks and (number + 1) * BLOCK <= len(self.image), f"block {number} is outside")
+        block = self.image[number * BLOCK:(number + 1) * BLOCK]
+        _require(struct.unpack_from("<I", block)[0] == checksum(block, kind), f"{kind} block {number}: checksum")
+        _require(struct.unpack_from("<Q", block, number_at)[0] == number, f"{kind} block {number}: wrong number")
+        self._reached.add(number)
+        return block
+
+    def _btree(self, root):
+        """(key, value) of a tree; values are bytes."""
+        block = self._block(root, "btree")
+        flags, _, entries, most, size = struct.unpack_from("<IQIII", block, 4)
+        _require(entries <= most, f"btree node {root}: {entries} entries of {most}")
+        keys = struct.unpack_from(f"<{entries}Q", block, 32)
+        values = [block[32 + most * 8 + i * size:][:size] for i in range(entries)]
+        _require(list(keys) == sorted(set(keys)), f"btree node {root}: keys out of order")
+        if flags & 2:
+            return list(zip(keys, values))
+        _require(flags & 1, f"btree node {root}: neither leaf nor internal")
+        return [pair for value in values for pair in self._btree(struct.unpack("<Q", value)[0])]
+
+    def _array(self, root, per_block, form):
+        """The entries of an array."""
+        entries = []
+        for position, (key, value) in enumerate(self._btree(root)):
+            number = struct.unpack("<Q", value)[0]
+            block = self._block(number, "array", number_at=16)
+            most, count, size = struct.unpack_from("<III", block, 4)
+            _require((key, most, size) == (position, per_block, struct.calcsize(form)), f"array block {number}: header")
+            _require(len(entries) == position * per_block, f"array block {number}: the one before is not full")
+            entries += struct.unpack_from(f"<{count}{form}", block, 24)
+        return entries
+
+    def _space_map(self):
+        index = self._block(self.bitmap_root, "index")
+        counts = []
+        for n in range(-(-self.nr_blocks // PER_BITMAP)):
+            number, free, _ = struct.unpack_from("<QII", index, 16 + 16 * n)
+            block = self._block(number, "bitmap")
+            here = [block[16 + i // 4] >> i % 4 * 2 & 3 for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))]
+            # What is behind the end of the device counts as free.
+            taken = len(here) - here.count(0)
+            _require(free == PER_BITMAP - taken, f"bitmap {n}: {free} free, {taken} taken")
+            counts += here
+        for number, count in self._btree(self.ref_count_root):
+            _require(counts[number] == 3, f"block {number} has a count of many references, and another")
+            counts[number] = struct.unpack("<I", count)[0]
+        self.references = counts
+        used = {n for n, count in enumerate(counts) if count}
+        _require(len(used) == self.nr_allocated, f"{self.nr_allocated} blocks allocated, {len(used)} counted")
+        _require(self._reached <= used, f"in use but free for the space map: {sorted(self._reached - used)}")
+        # The space map keeps the blocks of the previous transaction until the next one: a crash goes back to them.
+        self.leaked = used - self._reached
+
+
+class Metadata(Image):
     """Everything an image says; construction fails with Damaged where it contradicts itself."""
 
     def __init__(self, image):
@@ -88,58 +146,14 @@ class Metadata:
         self._reached = {0, self.bitmap_root}
         self.words = self._bitset()
         self._space_map()
-
-    def _block(self, number, kind, number_at=8):
-        _require(number < self.nr_blocks and (number + 1) * BLOCK <= len(self.image), f"block {number} is outside")
-        block = self.image[number * BLOCK:(number + 1) * BLOCK]
-        _require(struct.unpack_from("<I", block)[0] == checksum(block, kind), f"{kind} block {number}: checksum")
-        _require(struct.unpack_from("<Q", block, number_at)[0] == number, f"{kind} block {number}: wrong number")
-        self._reached.add(number)
-        return block
-
-    def _btree(self, root):
-        """(key, value) of a tree of 64-bit values."""
-        block = self._block(root, "btree")
-        flags, _, entries, most, size = struct.unpack_from("<IQIII", block, 4)
-        _require(entries <= most, f"btree node {root}: {entries} entries of {most}")
-        keys = struct.unpack_from(f"<{entries}Q", block, 32)
-        values = [block[32 + most * 8 + i * size:][:size] for i in range(entries)]
-        _require(list(keys) == sorted(set(keys)), f"btree node {root}: keys out of order")
-        if flags & 2:
-            return list(zip(keys, values))
-        _require(flags & 1, f"btree node {root}: neither leaf nor internal")
-        return [pair for value in values for pair in self._btree(struct.unpack("<Q", value)[0])]
+        _require(max(self.references) < 3, "blocks with more than two references")
 
     def _bitset(self):
-        words = []
-        for position, (key, value) in enumerate(self._btree(self.bitset_root)):
-            number = struct.unpack("<Q", value)[0]
-            block = self._block(number, "array", number_at=16)
-            most, entries, size = struct.unpack_from("<III", block, 4)
-            _require((key, most, size) == (position, WORDS, 8), f"array block {number}: header")
-            words += struct.unpack_from(f"<{entries}Q", block, 24)
+        words = self._array(self.bitset_root, WORDS, "Q")
         _require(len(words) == -(-self.regions // 64), f"{len(words)} words for {self.regions} regions")
         if self.regions % 64:
             _require(not words[-1] >> self.regions % 64, "bits behind the last region are set")
         return words
-
-    def _space_map(self):
-        index = self._block(self.bitmap_root, "index")
-        counts = []
-        for n in range(-(-self.nr_blocks // PER_BITMAP)):
-            number, free, _ = struct.unpack_from("<QII", index, 16 + 16 * n)
-            block = self._block(number, "bitmap")
-            here = [block[16 + i // 4] >> i % 4 * 2 & 3 for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))]
-            # What is behind the end of the device counts as free.
-            taken = len(here) - here.count(0)
-            _require(free == PER_BITMAP - taken, f"bitmap {n}: {free} free, {taken} taken")
-            counts += here
-        _require(not self._btree(self.ref_count_root), "blocks with more than two references")
-        used = {n for n, count in enumerate(counts) if count}
-        _require(len(used) == self.nr_allocated, f"{self.nr_allocated} blocks allocated, {len(used)} counted")
-        _require(self._reached <= used, f"in use but free for the space map: {sorted(self._reached - used)}")
-        # The space map keeps the blocks of the previous transaction until the next one: a crash goes back to them.
-        self.leaked = used - self._reached
 
     def is_hydrated(self, region):
         return bool(self.words[region // 64] >> region % 64 & 1)

@@ -1,4 +1,4 @@
-"""Which implementation owns the name `clone`: the C module of the kernel or ours. Only one can."""
+"""Which implementation owns the names of the targets: the C modules of the kernel or ours. Only one can."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 from . import dm, wait
 
 PROJECT = Path(__file__).resolve().parents[3]
-C_MODULE = "dm_clone"
+C_MODULES = {"clone": "dm_clone", "era": "dm_era"}  # by target
 RUST_MODULE = "dm_rust"
 
 
@@ -26,12 +26,19 @@ def users(module):
     return int(Path(f"/sys/module/{module}/refcnt").read_text())
 
 
-def c_file():
-    """The file of the C module. It is loaded by path, because modprobe may have been told to keep it out."""
+def c_file(target="clone"):
+    """The file of the C module of a target. It is loaded by path, because modprobe may have been told to keep it out."""
     folder = Path("/lib/modules", os.uname().release)
-    found = sorted(folder.glob("**/md/dm-clone.ko*"))
-    assert found, f"no dm-clone.ko under {folder}"
+    name = C_MODULES[target].replace("_", "-")
+    found = sorted(folder.glob(f"**/md/{name}.ko*"))
+    assert found, f"no {name}.ko under {folder}"
     return found[0]
+
+
+def unload_c():
+    """Unloads all C modules that are loaded."""
+    for module in C_MODULES.values():
+        unload(module)
 
 
 def rust_file(given=None):
@@ -52,18 +59,22 @@ def unload(module):
 
 
 def use(implementation, rust):
-    """Makes "c" or "rust" the owner of `clone`, and proves it."""
-    mine, other = (C_MODULE, RUST_MODULE) if implementation == "c" else (RUST_MODULE, C_MODULE)
-    unload(other)
-    if not loaded(mine):
-        if implementation == "c":
-            run("modprobe", "-a", "dm-mod", "dm-persistent-data")
-            insmod(c_file())
-        else:
+    """Makes "c" or "rust" the owner of all names, and proves it."""
+    if implementation == "c":
+        unload(RUST_MODULE)
+        missing = [target for target, module in C_MODULES.items() if not loaded(module)]
+        if missing:
+            run("modprobe", "-a", "dm-mod", "dm-persistent-data", "dm-bio-prison")
+        for target in missing:
+            insmod(c_file(target))
+    else:
+        unload_c()
+        if not loaded(RUST_MODULE):
             run("modprobe", "-a", "dm-mod", "dm-bufio", "dm-persistent-data")
             insmod(rust)
-    assert "clone" in dm.target_versions(), f"{mine} did not register the target"
-    assert loaded(mine) and not loaded(other)
+    assert set(C_MODULES) <= set(dm.target_versions()), f"{implementation} did not register all targets"
+    assert loaded(RUST_MODULE) == (implementation == "rust")
+    assert all(loaded(module) == (implementation == "c") for module in C_MODULES.values())
 
 
 def targets(rust):
