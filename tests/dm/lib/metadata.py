@@ -73,10 +73,13 @@ def _require(condition, text):
 class Image:
     """What all metadata of dm-persistent-data has in common: blocks, trees, arrays, the space map."""
 
+    sums = True  # whether checksums are looked at
+
     def _block(self, number, kind, number_at=8):
         _require(number < self.nr_blocks and (number + 1) * BLOCK <= len(self.image), f"block {number} is outside")
         block = self.image[number * BLOCK:(number + 1) * BLOCK]
-        _require(struct.unpack_from("<I", block)[0] == checksum(block, kind), f"{kind} block {number}: checksum")
+        _require(not self.sums or struct.unpack_from("<I", block)[0] == checksum(block, kind),
+                 f"{kind} block {number}: checksum")
         _require(struct.unpack_from("<Q", block, number_at)[0] == number, f"{kind} block {number}: wrong number")
         self._reached.add(number)
         return block
