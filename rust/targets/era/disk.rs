@@ -228,6 +228,11 @@ impl Disk {
             .map_err(failed("could not create block manager"))
     }
 
+    /// The present era.
+    pub(super) fn era(&self) -> Era {
+        self.now.era
+    }
+
     /// The number of blocks that the metadata is for.
     pub(super) fn blocks(&self) -> u32 {
         self.now.blocks

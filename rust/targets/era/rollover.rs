@@ -128,7 +128,12 @@ impl Era {
             if !self.live.load(Relaxed) {
                 return Ok(());
             }
-            let result = self.attempt(&mut core, |disk| {
+            if core.disk().is_some_and(|disk| disk.era().is_last()) {
+                warning!("era", "{}: there is no era behind this one", self.handle);
+                self.handle.event();
+                return Err(EOVERFLOW);
+            }
+            self.attempt(&mut core, |disk| {
                 while !disk.has_room_for_era()? {
                     if disk.digest(|| true)? != Digested::Some {
                         return Err(ENOSPC);
@@ -136,15 +141,7 @@ impl Era {
                 }
                 disk.roll_over()?;
                 disk.commit()
-            });
-            match result {
-                Err(error) if error == EOVERFLOW => {
-                    warning!("era", "{}: there is no era behind this one", self.handle);
-                    self.handle.event();
-                    return Err(error);
-                }
-                other => other?,
-            }
+            })?;
             // Under the lock: nothing is marked between the commit and the switch.
             self.undrained.store(true, Relaxed);
             self.epochs.switch_to(self.epochs.current().other());
