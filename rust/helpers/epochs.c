@@ -44,7 +44,7 @@ unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 	unsigned int epoch;
 
 	preempt_disable();
-	epoch = READ_ONCE(epochs->current_epoch);
+	epoch = smp_load_acquire(&epochs->current_epoch);
 	this_cpu_inc(epochs->counts->in_flight[epoch]);
 	preempt_enable();
 	return epoch;

@@ -11,5 +11,6 @@
 pub(crate) mod args;
 pub(crate) mod clone;
 pub(crate) mod era;
+pub(crate) mod pdata;
 pub(crate) mod regions;
 pub(crate) mod units;

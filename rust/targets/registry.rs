@@ -139,7 +139,8 @@ impl<M: Metadata> Registry<M> {
         }
     }
 
-    fn leave(&self, place: &Place<M>) {
+    /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is for the caller to drop.
+    fn leave(&self, place: &Place<M>) -> Option<Arc<M>> {
         let mut uses = self.uses.lock();
         let mut link = &mut *uses;
         while link
@@ -148,12 +149,12 @@ impl<M: Metadata> Registry<M> {
         {
             match link {
                 Some(other) => link = &mut other.next,
-                None => return,
+                None => return None,
             }
         }
-        if let Some(gone) = link.take() {
-            *link = KBox::into_inner(gone).next;
-        }
+        let gone = KBox::into_inner(link.take()?);
+        *link = gone.next;
+        gone.metadata
     }
 }
 
@@ -166,7 +167,8 @@ struct Place<M: Metadata> {
 
 impl<M: Metadata> Drop for Place<M> {
     fn drop(&mut self) {
-        self.registry.leave(self);
+        // Closing it may take long: not under the registry's lock.
+        drop(self.registry.leave(self));
     }
 }
 

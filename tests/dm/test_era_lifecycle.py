@@ -269,7 +269,7 @@ def test_last_era(pair, log):
     events = era.event
     assert failing(era.message, "checkpoint") == errno.EOVERFLOW
     assert failing(era.message, "take_metadata_snap") == errno.EOVERFLOW
-    assert era.event > events
+    wait.until(lambda: era.event > events, "an event")
     assert era.era == LAST
     for block in (11, 12):
         era.suspend()
@@ -281,6 +281,7 @@ def test_last_era(pair, log):
     era.remove()
     image = eras.check(pair.meta)
     assert image.era == LAST and image.since(LAST) == {10, 11, 12, 39}
+    assert eras.invalidate(pair.meta, LAST) == {10, 11, 12, 39}
     assert image.since(LAST - 2) == {0, 1, 10, 11, 12, 39}
 
 

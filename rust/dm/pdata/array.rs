@@ -140,7 +140,7 @@ impl<V: Entry> Array<V> {
         let mut value = block.0.to_le();
         let value = core::ptr::from_mut(&mut value).cast::<c_void>();
         for index in 1..u64::from(full) {
-            tm.inc(block);
+            tm.try_inc(block)?;
             let (mut key, mut new) = (index, 0);
             // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte values. The reference that it
             // takes over has just been counted. `new` can be written.

@@ -162,7 +162,7 @@ pub(crate) struct BlockManager {
 
 // SAFETY: The manager may be used from any thread.
 unsafe impl Send for BlockManager {}
-// SAFETY: As above; blocks have locks.
+// SAFETY: As above; blocks are changed by those who have `&mut` of the manager, or of the transactions that own it.
 unsafe impl Sync for BlockManager {}
 
 impl BlockManager {
@@ -202,7 +202,7 @@ impl BlockManager {
 
     /// Locks a block for writing, with zeros for data, whatever is on the device.
     pub(crate) fn write_zeroed(
-        &self,
+        &mut self,
         block: Block,
         validator: &'static Validator,
     ) -> Result<WriteBlock<'_>> {

@@ -10,6 +10,7 @@ pub(crate) mod array;
 pub(crate) mod block;
 pub(crate) mod tm;
 pub(crate) mod tree;
+pub(crate) mod verify;
 
 /// Checksum of a metadata block: CRC-32C of the bytes, combined with a constant that tells kinds of blocks apart.
 pub(crate) fn checksum(data: &[u8], xor: u32) -> u32 {

@@ -32,7 +32,7 @@ pub(crate) struct Transactions {
 
 // SAFETY: Transaction managers may be used from any thread, one at a time for changes, which `&mut` ensures.
 unsafe impl Send for Transactions {}
-// SAFETY: Shared methods only read counters of the space map, and blocks, which have locks.
+// SAFETY: Shared methods only read counters of the space map, and blocks.
 unsafe impl Sync for Transactions {}
 
 impl Transactions {
@@ -123,13 +123,7 @@ impl Transactions {
         Ok(root)
     }
 
-    /// Counts one more reference to a block.
-    pub(crate) fn inc(&mut self, block: Block) {
-        // SAFETY: The transaction manager is live. A failure comes back with the commit.
-        unsafe { bindings::dm_tm_inc(self.as_ptr(), block.0) }
-    }
-
-    /// Counts one reference to a block, and says if that fails.
+    /// Counts one more reference to a block of the device.
     pub(crate) fn try_inc(&mut self, block: Block) -> Result {
         // SAFETY: The space map is live.
         to_result(unsafe { bindings::dmr_sm_inc_block(self.sm.as_ptr(), block.0) })
@@ -191,7 +185,7 @@ impl Transactions {
 
 impl Drop for Transactions {
     fn drop(&mut self) {
-        // SAFETY: Ours, and not used after this. The C targets destroy them in the same order.
+        // SAFETY: Ours, and not used after this; neither uses the other any more.
         unsafe { bindings::dm_tm_destroy(self.tm.as_ptr()) };
         // SAFETY: As above.
         unsafe { bindings::dmr_sm_destroy(self.sm.as_ptr()) }

@@ -34,7 +34,8 @@ use crate::{
                 Validate,
                 Validator, //
             },
-            tm::Transactions, //
+            tm::Transactions,
+            verify::Verifier, //
         }, //
     },
     logic::{
@@ -101,6 +102,8 @@ pub(super) const SLOTS: usize = 1024;
 /// Ranges that may be hydrated between two commits before writers have to wait for a commit.
 const LOG_ENTRIES: usize = 16 * 1024;
 
+/// Sectors in a metadata block.
+const METADATA_BLOCK: u64 = 8;
 /// Blocks that one thread holds at a time, in the library's own code too.
 const MAX_HELD_BLOCKS: u32 = 5;
 
@@ -146,6 +149,7 @@ struct Disk {
 impl Disk {
     /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for I/O.
     fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
+        let device_blocks = device.sectors() / METADATA_BLOCK;
         let blocks = BlockManager::new(device, MAX_HELD_BLOCKS)
             .map_err(failed("Failed to create block manager"))?;
         let blank = {
@@ -157,11 +161,11 @@ impl Disk {
         match (blank, format) {
             (true, Format::IfBlank) => Self::format(blocks, geometry),
             (true, Format::Never) => Err(EPERM),
-            (false, _) => Self::load(blocks, geometry),
+            (false, _) => Self::load(blocks, geometry, device_blocks),
         }
     }
 
-    fn load(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
+    fn load(blocks: BlockManager, geometry: &Geometry, device_blocks: u64) -> Result<Self> {
         let superblock = {
             let block = blocks
                 .read(Block(LOCATION), Some(&SUPERBLOCK))
@@ -173,6 +177,9 @@ impl Disk {
                 })
                 .map_err(log_invalid)?
         };
+        Verifier::new(&blocks, &superblock.sm_root, device_blocks)
+            .and_then(|verifier| verifier.array(Block(superblock.bitset_root)))
+            .map_err(failed("The metadata is damaged"))?;
         let tm = Transactions::open(blocks, Block(LOCATION), &superblock.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
         let bits = WordArray::new(&tm)?;

@@ -4,6 +4,10 @@
 
 use super::{
     disk::Digested,
+    metadata::{
+        Core,
+        Weight, //
+    },
     Era, //
 };
 use crate::sys::{
@@ -15,6 +19,7 @@ use crate::sys::{
     }, //
 };
 use kernel::{
+    prelude::*,
     sync::{
         atomic::Relaxed,
         Arc, //
@@ -44,18 +49,28 @@ impl WorkItem<2> for Era {
             if !this.live.load(Relaxed) {
                 return;
             }
-            this.attempt(&mut core, |disk| {
-                let (end, mut words) = (Millis(now().0.saturating_add(SLICE.0)), 0u32);
-                disk.digest(|| {
-                    words = words.wrapping_add(1);
-                    words % WORDS == 0 && (this.has_deferred() || now() >= end)
-                })
-            })
+            this.digest_slice(&mut core)
         };
         match digested {
             Ok(Digested::Some) => this.wake_digester(),
             Ok(Digested::All | Digested::NoRoom) => {}
-            Err(_) => err!("era", "process_old_eras: digest step failed, stopping digestion"),
+            Err(_) => err!(
+                "era",
+                "process_old_eras: digest step failed, stopping digestion"
+            ),
         }
+    }
+}
+
+impl Era {
+    /// Digests for a while, or until writes wait.
+    pub(super) fn digest_slice(self: &Arc<Self>, core: &mut Core) -> Result<Digested> {
+        let (end, mut words) = (Millis(now().0.saturating_add(SLICE.0)), 0u32);
+        self.attempt(core, Weight::Light, |disk| {
+            disk.digest(|| {
+                words = words.wrapping_add(1);
+                words % WORDS == 0 && (self.has_deferred() || now() >= end)
+            })
+        })
     }
 }

@@ -19,7 +19,8 @@ use crate::{
         tree::{
             Bitset,
             BitsetTree, //
-        }, //
+        },
+        verify::Verifier, //
     },
     logic::era::{
         geometry::{
@@ -45,6 +46,7 @@ use crate::{
     sys::{
         bdev::BlockDevice,
         log::{
+            allowed,
             err,
             info,
             warning, //
@@ -68,8 +70,8 @@ const GROW_STEP: u32 = 1024 * ENTRIES;
 const ENTRIES: u32 = 1018;
 /// Words in a block of a bitset.
 const WORDS: u32 = 509;
-/// Metadata blocks that marking a block takes at most, until the commit: nodes, a leaf, the space map.
-const MARGIN: u64 = 12;
+/// Blocks of metadata that one bitmap of the space map stands for.
+const PER_BITMAP: u64 = 16_320;
 
 struct SuperblockKind;
 
@@ -96,7 +98,9 @@ pub(super) fn log_invalid(reason: Invalid) -> Error {
 /// Logs what could not be done, and passes the error on.
 pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
     move |error| {
-        err!("era", "{}: error {}", what, error.to_errno());
+        if allowed() {
+            err!("era", "{}: error {}", what, error.to_errno());
+        }
         error
     }
 }
@@ -173,6 +177,10 @@ impl Disk {
                 })?;
             Superblock::parse(&block, LOCATION, size, device_blocks(device)).map_err(log_invalid)?
         };
+        Self::verify(&blocks, &now, device).map_err(|error| {
+            err!("era", "the metadata is damaged: error {}", error.to_errno());
+            error
+        })?;
         let tm = Transactions::open(blocks, Block(LOCATION), &now.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
         Ok(Some(Disk {
@@ -184,6 +192,25 @@ impl Disk {
             dirty: false,
             digest: None,
         }))
+    }
+
+    /// Looks at all that the library would trust.
+    fn verify(blocks: &BlockManager, now: &Superblock, device: &BlockDevice) -> Result {
+        let total = device_blocks(device);
+        let verifier = Verifier::new(blocks, &now.sm_root, total)?;
+        verifier.bitset_tree(Block(now.tree_root))?;
+        verifier.array(Block(now.array_root))?;
+        if now.bitset_root != 0 {
+            verifier.array(Block(now.bitset_root))?;
+        }
+        if now.snapshot != 0 {
+            let block = blocks.read(Block(now.snapshot), None)?;
+            let kept = Superblock::parse(&block, now.snapshot, now.block_size, total)
+                .map_err(log_invalid)?;
+            verifier.bitset_tree(Block(kept.tree_root))?;
+            verifier.array(Block(kept.array_root))?;
+        }
+        Ok(())
     }
 
     /// Writes empty metadata to a blank device. Sleeps for I/O.
@@ -243,6 +270,11 @@ impl Disk {
         self.now.snapshot != 0
     }
 
+    /// Has the next commit write something in any case: after a failed one, what is read may not be durable.
+    pub(super) fn distrust(&mut self) {
+        self.dirty = true;
+    }
+
     /// Whether the transaction has changes that a commit would make durable.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
@@ -291,6 +323,26 @@ impl Disk {
         Ok(())
     }
 
+    /// Metadata blocks that a small step takes at most: a leaf, nodes, the space map.
+    fn margin(&self) -> Result<u64> {
+        let bitmaps = self.tm.total_blocks()?.div_ceil(PER_BITMAP);
+        Ok(bitmaps.saturating_mul(3).saturating_add(7).min(100))
+    }
+
+    /// Makes sure that there is room for a small step, if need be by a commit, which sets free what the last one replaced.
+    /// The library must not run out of space in the midst of a change: it would keep a block locked for ever.
+    fn make_room(&mut self) -> Result {
+        let margin = self.margin()?;
+        if self.tm.free_blocks()? >= margin {
+            return Ok(());
+        }
+        self.commit()?;
+        if self.tm.free_blocks()? >= margin {
+            return Ok(());
+        }
+        Err(ENOSPC)
+    }
+
     fn load_word(&mut self, index: u32) -> Result<Word> {
         match self.word {
             Some(word) if word.index == index => Ok(word),
@@ -324,14 +376,14 @@ impl Disk {
         for part in by_words(blocks) {
             let mut word = self.load_word(part.word)?;
             if word.value & part.mask != part.mask {
+                if !word.changed {
+                    self.make_room()?;
+                }
                 word.value |= part.mask;
                 word.changed = true;
                 self.dirty = true;
             }
-            let before = self.word.replace(word);
-            if before.is_none() && self.tm.free_blocks()? < MARGIN {
-                self.commit()?;
-            }
+            self.word = Some(word);
         }
         Ok(())
     }
@@ -341,7 +393,7 @@ impl Disk {
     /// Puts the present bitset into the tree, for good. There is none after it.
     pub(super) fn archive(&mut self) -> Result {
         self.flush_word()?;
-        if self.now.bitset_root == 0 || self.now.era.is_last() {
+        if self.now.bitset_root == 0 {
             return Ok(());
         }
         let bitset = Bitset {
@@ -383,7 +435,7 @@ impl Disk {
 
     /// Whether there is room for another bitset, once it is filled.
     pub(super) fn has_room_for_era(&self) -> Result<bool> {
-        let needed = bitset_blocks(self.now.blocks).saturating_add(MARGIN);
+        let needed = bitset_blocks(self.now.blocks).saturating_add(self.margin()?);
         Ok(self.tm.free_blocks()? >= needed)
     }
 
@@ -394,7 +446,7 @@ impl Disk {
         }
         let (wanted, key) = (self.now.blocks, self.now.era.key());
         if self.now.bitset_root == 0 {
-            // Archived by the C target. Two bitsets of one era cannot be, so it is taken out again.
+            // Archived at the suspend. Two bitsets of one era cannot be, so it is taken out again.
             let tree = Block(self.now.tree_root);
             match self.tree.next(&self.tm, tree, key)? {
                 Some((found, bitset)) if found == key => {
@@ -533,17 +585,15 @@ impl Disk {
             let Some(mut digest) = self.next_digest()? else {
                 return Ok(Digested::All);
             };
-            let (mut room, mut stopped) = (true, false);
+            let (mut room, mut stopped) = (self.has_room_to_digest()?, false);
             while digest.transcript.word().is_some() && room && !stopped {
                 self.digest_word(&mut digest)?;
                 room = self.has_room_to_digest()?;
                 stopped = stop();
             }
-            if !room {
-                self.commit()?;
-                room = self.has_room_to_digest()?;
-            }
-            if digest.transcript.word().is_none() && room {
+            let done = digest.transcript.word().is_none();
+            if done {
+                self.make_room()?;
                 let (root, key) = (Block(self.now.tree_root), digest.transcript.era.key());
                 self.now.tree_root = self
                     .tree
@@ -551,12 +601,15 @@ impl Disk {
                     .map_err(failed("dm_btree_remove failed"))?
                     .0;
                 self.dirty = true;
-                self.commit()?;
             } else {
                 self.digest = Some(digest);
             }
-            if !room {
-                return Ok(Digested::NoRoom);
+            if done || !room {
+                // It sets free what was replaced.
+                self.commit()?;
+                if !self.has_room_to_digest()? {
+                    return Ok(Digested::NoRoom);
+                }
             }
             if stopped || stop() {
                 return Ok(Digested::Some);
@@ -564,9 +617,14 @@ impl Disk {
         }
     }
 
-    /// Whether digesting a word more leaves what the present era may need.
+    /// Whether digesting a word more leaves what the present era needs. What the array's blocks are replaced by is free
+    /// again after a commit, unless a snapshot keeps them.
     fn has_room_to_digest(&self) -> Result<bool> {
-        Ok(self.tm.free_blocks()? >= MARGIN.saturating_mul(2))
+        let mut needed = self.margin()?.saturating_mul(2);
+        if self.has_snapshot() {
+            needed = needed.saturating_add(bitset_blocks(self.now.blocks));
+        }
+        Ok(self.tm.free_blocks()? >= needed)
     }
 
     /// The era to digest: the oldest one, unless it is the newest archived one too.

@@ -11,7 +11,14 @@
 //!
 //! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good for.
 
-use super::Era;
+use super::{
+    disk::Disk,
+    metadata::{
+        Core,
+        Weight, //
+    },
+    Era, //
+};
 use crate::{
     dm::bio::{
         Bio,
@@ -110,11 +117,11 @@ impl Era {
 
     /// Marks the blocks of a batch of writes, durably, with one commit. Returns those that may go on, counted, and those
     /// whose blocks could not be marked. Sleeps for I/O.
-    fn mark(&self, mut batch: BioQueue<Stamp>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
+    fn mark(self: &Arc<Self>, mut batch: BioQueue<Stamp>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
         let mut core = self.metadata.lock();
         let mut marked = BioQueue::new();
-        let result = self.attempt(&mut core, |disk| {
+        let result = self.attempt(&mut core, Weight::Vital, |disk| {
             // Those of a try before.
             batch.append(&mut marked);
             while let Some(bio) = batch.pop() {
@@ -128,16 +135,13 @@ impl Era {
             Ok(())
         });
         batch.append(&mut marked);
-        // If not all at once, then one by one: some may need no commit, some may find room.
+        // If not all at once, then one by one: some may be marked already, some may find room.
         let mut hope = result == Err(ENOSPC);
         while let Some(bio) = batch.pop() {
             let blocks = self.blocks_of(&bio);
-            let known = |disk: &mut super::disk::Disk| disk.is_marked(blocks).unwrap_or(false);
-            let marked = result.is_ok() || core.disk().is_some_and(known) || {
-                hope = hope
-                    && self
-                        .attempt(&mut core, |disk| disk.mark(blocks).and_then(|()| disk.commit()))
-                        .is_ok();
+            let marked = result.is_ok() || self.is_marked(&mut core, blocks) || {
+                let mark = |disk: &mut Disk| disk.mark(blocks).and_then(|()| disk.commit());
+                hope = hope && self.attempt(&mut core, Weight::Vital, mark).is_ok();
                 hope
             };
             if marked {
@@ -147,6 +151,13 @@ impl Era {
             }
         }
         (ready, refused)
+    }
+
+    /// Whether blocks are marked, and durably so.
+    fn is_marked(&self, core: &mut Core, blocks: Blocks) -> bool {
+        let known = |disk: &mut Disk| -> Result<bool> { Ok(!disk.is_dirty() && disk.is_marked(blocks)?) };
+        self.epochs.current().of(&self.marks).contains(blocks)
+            || core.disk().is_some_and(|disk| known(disk).unwrap_or(false))
     }
 
     /// Lets a write go on whose blocks are marked on disk. Under the metadata lock, so the epoch does not change.

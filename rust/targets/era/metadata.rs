@@ -10,6 +10,7 @@ use super::disk::{
 };
 use crate::{
     dm::device::Device,
+    env::eilseq,
     logic::era::{
         geometry::BlockSize,
         number::Era,
@@ -27,12 +28,25 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex,
         MutexGuard,
         SpinLock, //
     }, //
 };
+
+/// What it means that a step fails.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// Writes cannot be marked.
+    Vital,
+    /// Something else cannot be done.
+    Light,
+}
 
 /// What may change only under the lock.
 pub(super) struct Core {
@@ -46,6 +60,11 @@ impl Core {
     /// The open metadata.
     pub(super) fn disk(&mut self) -> Option<&mut Disk> {
         self.disk.as_mut()
+    }
+
+    /// The present era, of the open metadata.
+    pub(super) fn era(&self) -> Era {
+        self.disk.as_ref().map_or(Era::NONE, |disk| disk.era())
     }
 
     /// Closes the metadata; the next step opens it anew.
@@ -64,6 +83,8 @@ impl Core {
 pub(crate) struct Metadata {
     device: Arc<BlockDevice>,
     size: BlockSize,
+    /// The device is known not to be blank.
+    formatted: Atomic<bool>,
     #[pin]
     core: Mutex<Core>,
     /// What status lines say; none if there is an error.
@@ -78,7 +99,9 @@ impl registry::Metadata for Metadata {
     /// table may go live much later; and nothing is written, as it may never.
     fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
-        let info = match Disk::open(&device, size)? {
+        let disk = Disk::open(&device, size)?;
+        let formatted = disk.is_some();
+        let info = match disk {
             Some(disk) => disk.info()?,
             None => Info {
                 used: 0,
@@ -95,6 +118,7 @@ impl registry::Metadata for Metadata {
             pin_init!(Metadata {
                 device,
                 size,
+                formatted: Atomic::new(formatted),
                 core <- new_mutex!(core, "dm_era_core"),
                 info <- new_spinlock!(Some(info), "dm_era_info"),
             }),
@@ -133,20 +157,19 @@ impl Metadata {
         *self.info.lock()
     }
 
-    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted. Sleeps for I/O.
+    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted, unless it was not blank
+    /// before. Sleeps for I/O.
     pub(super) fn open_or_format<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
         if core.disk.is_none() {
             core.disk = Some(match Disk::open(&self.device, self.size)? {
                 Some(disk) => disk,
+                None if self.formatted.load(Relaxed) => {
+                    err!("era", "the metadata has become blank");
+                    return Err(eilseq());
+                }
                 None => Disk::format(&self.device, self.size)?,
             });
-        }
-        core.disk.as_mut().ok_or(EIO)
-    }
-
-    fn reopen<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
-        if core.disk.is_none() {
-            core.disk = Disk::open(&self.device, self.size)?;
+            self.formatted.store(true, Relaxed);
         }
         core.disk.as_mut().ok_or(EIO)
     }
@@ -154,32 +177,43 @@ impl Metadata {
     /// Carries out a step, which ends with a commit if it has changed something. If it fails, the metadata is opened again,
     /// as of the last commit that reached the device, which may be the one that failed; then the step is tried once more.
     ///
-    /// `reopened` is called when what was known of the metadata may not be true any more. Sleeps for I/O.
+    /// `opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
     pub(super) fn attempt<R>(
         &self,
         core: &mut Core,
-        mut reopened: impl FnMut(),
+        weight: Weight,
+        opened: impl Fn(Era),
         mut step: impl FnMut(&mut Disk) -> Result<R>,
     ) -> Result<R> {
-        let mut tries = 2u32;
+        let reopen = |core: &mut Core| -> Result {
+            if core.disk.is_none() {
+                let mut disk = Disk::open(&self.device, self.size)?.ok_or(EIO)?;
+                // What is read may not be durable, so nothing is built on it before the next commit.
+                disk.distrust();
+                opened(disk.era());
+                core.disk = Some(disk);
+            }
+            Ok(())
+        };
+        let mut first = true;
         let result = loop {
-            tries = tries.saturating_sub(1);
-            let result = self.reopen(core).and_then(&mut step);
+            let result = match reopen(core) {
+                Ok(()) => core.disk.as_mut().ok_or(EIO).and_then(&mut step),
+                Err(error) => Err(error),
+            };
             let Err(error) = result else {
-                core.failed = false;
+                // After a failure only a commit shows that the metadata works.
+                core.failed &= core.disk.as_ref().is_none_or(|disk| disk.is_dirty());
                 break result;
             };
             core.disk = None;
+            let open = reopen(core);
             // Without space for it, it works no better the second time; and the metadata is not to blame.
-            let again = error != ENOSPC && tries > 0;
-            let open = self.reopen(core).map(|_| ());
-            if open.is_ok() {
-                reopened();
-            }
-            if open.is_err() || !again {
-                core.failed |= open.is_err() || error != ENOSPC;
+            if open.is_err() || !first || error == ENOSPC {
+                core.failed |= open.is_err() || (error != ENOSPC && weight == Weight::Vital);
                 break result;
             }
+            first = false;
         };
         self.publish(core);
         result

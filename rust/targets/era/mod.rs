@@ -113,12 +113,14 @@ use kernel::{
     workqueue::{
         impl_has_work,
         new_work,
-        Work, //
+        Work,
+        WorkItem, //
     }, //
 };
 use metadata::{
     Core,
-    Metadata, //
+    Metadata,
+    Weight, //
 };
 
 /// An era: one line of a table.
@@ -137,6 +139,8 @@ pub(crate) struct Era {
     epochs: Epochs,
     /// For each epoch, the blocks that are marked on disk in its era.
     marks: (Marks, Marks),
+    /// The era of the present epoch's bits. Changed under the metadata lock.
+    marked: Atomic<u32>,
     /// Something may be in flight in the epoch that is not the present one, or its bits are not clear. Under the turn.
     undrained: Atomic<bool>,
     /// Between resume and suspend: there is a present bitset. Changed under the metadata lock.
@@ -152,11 +156,14 @@ pub(crate) struct Era {
     writer: Work<Era, { Writer::ID }>,
     #[pin]
     digester: Work<Era, { Digester::ID }>,
+    #[pin]
+    teller: Work<Era, { Teller::ID }>,
 }
 
 impl_has_work! {
     impl HasWork<Era, { Writer::ID }> for Era { self.writer }
     impl HasWork<Era, { Digester::ID }> for Era { self.digester }
+    impl HasWork<Era, { Teller::ID }> for Era { self.teller }
 }
 
 #[vtable]
@@ -230,6 +237,7 @@ impl Target for Era {
                 geometry,
                 epochs,
                 marks,
+                marked: Atomic::new(0),
                 undrained: Atomic::new(false),
                 live: Atomic::new(false),
                 turn: Atomic::new(0),
@@ -237,6 +245,7 @@ impl Target for Era {
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
                 writer <- new_work!("dm_era_writer"),
                 digester <- new_work!("dm_era_digester"),
+                teller <- new_work!("dm_era_teller"),
             }),
             GFP_KERNEL,
         )
@@ -247,6 +256,7 @@ impl Target for Era {
         // Suspended: no bio, and nothing starts a work item any more.
         cancel::<Era, { Writer::ID }>(this);
         cancel::<Era, { Digester::ID }>(this);
+        cancel::<Era, { Teller::ID }>(this);
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
@@ -265,7 +275,7 @@ impl Target for Era {
             let mut core = this.metadata.lock();
             if this.live.load(Relaxed) {
                 this.live.store(false, Relaxed);
-                let archived = this.attempt(&mut core, |disk| {
+                let archived = this.attempt(&mut core, Weight::Light, |disk| {
                     disk.archive()?;
                     disk.commit()
                 });
@@ -287,6 +297,7 @@ impl Target for Era {
         let result = this.begin(&mut core);
         this.metadata.settle(&mut core, &result);
         if result.is_ok() {
+            this.marked.store(core.era().0, Relaxed);
             this.live.store(true, Relaxed);
         }
         result
@@ -360,31 +371,39 @@ impl Era {
         if core.disk().is_some_and(|disk| disk.blocks() != blocks) {
             core.close();
         }
-        let disk = self.metadata.open_or_format(core)?;
+        let device = self.metadata.device();
+        if self
+            .metadata
+            .open_or_format(core)?
+            .extend(device)
+            .is_err()
+        {
+            // Then what was added is not used.
+            core.close();
+        }
         let step = |what| {
             move |error: Error| {
                 err!("era", "era_preresume: {} failed", what);
                 error
             }
         };
-        disk.extend(self.metadata.device())
-            .and_then(|()| disk.resize(blocks))
-            .map_err(step("metadata_resize"))?;
+        let disk = self.metadata.open_or_format(core)?;
+        disk.resize(blocks).map_err(step("metadata_resize"))?;
         disk.begin()
             .and_then(|()| disk.commit())
             .map_err(step("metadata_era_rollover"))
     }
 
-    /// Carries out a step of the metadata of a live device, as [`Metadata::attempt`], and tells the world what changed.
+    /// Carries out a step of the metadata, as [`Metadata::attempt`], and tells the world what changed by it.
     fn attempt<R>(
-        &self,
+        self: &Arc<Self>,
         core: &mut Core,
+        weight: Weight,
         step: impl FnMut(&mut Disk) -> Result<R>,
     ) -> Result<R> {
         let before = core.is_failed();
-        // What the bits say may be another era's by now. A bit that is missing costs a look at the disk.
-        let forget = || self.epochs.current().of(&self.marks).clear();
-        let result = self.metadata.attempt(core, forget, step);
+        let opened = |era| self.opened(era);
+        let result = self.metadata.attempt(core, weight, opened, step);
         if core.is_failed() != before {
             let what = if before {
                 "works again"
@@ -392,8 +411,28 @@ impl Era {
                 "failed: writes to blocks that are not marked yet will fail"
             };
             info!("era", "{}: the metadata {}", self.handle, what);
-            self.handle.event();
+            self.tell();
         }
         result
+    }
+
+    /// Has those woken who wait for an event of the device. Any context.
+    fn tell(self: &Arc<Self>) {
+        self.queue.enqueue::<Era, { Teller::ID }>(self.clone());
+    }
+}
+
+/// Raises an event. On its own, as that takes a lock of all mapped devices, which others may hold for long.
+struct Teller;
+
+impl Teller {
+    const ID: u64 = 3;
+}
+
+impl WorkItem<3> for Era {
+    type Pointer = Arc<Era>;
+
+    fn run(this: Arc<Era>) {
+        this.handle.event();
     }
 }

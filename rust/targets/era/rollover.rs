@@ -15,22 +15,26 @@
 //!   or were let pass before, may end later: the drain waits for them.
 //! - From the switch on, there are no bits: each write is marked in era N+1, and committed, before it passes.
 //! - A write that has read the old epoch has counted itself when the grace period is over, so the drain misses none.
-//! - If the commit fails, there is no switch; the bits are cleared if the metadata had to be opened again, so that nothing
-//!   passes by them that is not in the era on disk.
+//! - If the commit fails, there is no switch. If it has reached the device all the same, the bits of era N are cleared when
+//!   the metadata is opened again: nothing passes by them that is not in the era on disk.
 //! - Whoever waits can be killed. The era has ended all the same, but the promise was not given: the next message first
 //!   drains the old epoch to its end.
 
 use super::{
     digest::Digester,
     disk::Digested,
+    metadata::Weight,
     Era, //
 };
-use crate::sys::{
-    log::{
-        err,
-        warning, //
-    },
-    noio::NoIo, //
+use crate::{
+    logic::era::number::Era as Number,
+    sys::{
+        log::{
+            err,
+            warning, //
+        },
+        noio::NoIo, //
+    }, //
 };
 use kernel::{
     prelude::*,
@@ -73,11 +77,7 @@ impl Era {
     /// Ends the present era, and keeps what is archived for user space to read.
     pub(super) fn take_snapshot(self: &Arc<Self>) -> Result {
         let turn = Turn::take(self)?;
-        let exists = || {
-            let mut core = self.metadata.lock();
-            core.disk().is_some_and(|disk| disk.has_snapshot())
-        };
-        if exists() {
+        if self.has_snapshot()? {
             err!(
                 "era",
                 "metadata_take_snap: metadata snapshot already exists"
@@ -87,67 +87,87 @@ impl Era {
         self.roll_over(&turn)?;
         let _noio = NoIo::enter();
         let mut core = self.metadata.lock();
-        self.attempt(&mut core, |disk| {
+        let live = self.live.load(Relaxed);
+        self.attempt(&mut core, Weight::Light, |disk| {
+            // Suspended, all that was written is to be in it. The suspend may have failed to archive the era.
+            if !live {
+                disk.archive()?;
+            }
             // A commit that was said to have failed may have done it.
             if !disk.has_snapshot() {
                 disk.take_snapshot()?;
-                disk.commit()?;
             }
-            Ok(())
+            disk.commit()
         })
     }
 
     /// Lets the kept state go.
     pub(super) fn drop_snapshot(self: &Arc<Self>) -> Result {
         let _turn = Turn::take(self)?;
-        let _noio = NoIo::enter();
-        let mut core = self.metadata.lock();
-        if core.disk().is_some_and(|disk| !disk.has_snapshot()) {
+        if !self.has_snapshot()? {
             err!("era", "metadata_drop_snap: no snap to drop");
             return Err(EINVAL);
         }
-        self.attempt(&mut core, |disk| {
+        let _noio = NoIo::enter();
+        let mut core = self.metadata.lock();
+        self.attempt(&mut core, Weight::Light, |disk| {
             if disk.has_snapshot() {
                 disk.drop_snapshot(self.metadata.device())?;
-                disk.commit()?;
             }
-            Ok(())
+            disk.commit()
         })?;
         drop(core);
         self.wake_digester();
         Ok(())
     }
 
+    fn has_snapshot(self: &Arc<Self>) -> Result<bool> {
+        let _noio = NoIo::enter();
+        let mut core = self.metadata.lock();
+        self.attempt(&mut core, Weight::Light, |disk| Ok(disk.has_snapshot()))
+    }
+
     fn roll_over(self: &Arc<Self>, _turn: &Turn<'_>) -> Result {
         // Of one that was killed. Its bits must be clear before they are used again.
         self.drain()?;
-        {
-            let _noio = NoIo::enter();
-            let mut core = self.metadata.lock();
-            // Suspended, its era has ended already, and resuming begins a new one.
-            if !self.live.load(Relaxed) {
-                return Ok(());
-            }
-            if core.disk().is_some_and(|disk| disk.era().is_last()) {
-                warning!("era", "{}: there is no era behind this one", self.handle);
-                self.handle.event();
-                return Err(EOVERFLOW);
-            }
-            self.attempt(&mut core, |disk| {
-                while !disk.has_room_for_era()? {
-                    if disk.digest(|| true)? != Digested::Some {
-                        return Err(ENOSPC);
-                    }
-                }
-                disk.roll_over()?;
-                disk.commit()
-            })?;
-            // Under the lock: nothing is marked between the commit and the switch.
-            self.undrained.store(true, Relaxed);
-            self.epochs.switch_to(self.epochs.current().other());
-        }
+        while !self.try_roll_over()? {}
         self.wake_digester();
-        self.drain()
+        self.drain()?;
+        // Durable too: a backup may copy it now, and a power cut must not take it back unseen.
+        self.origin.flush()
+    }
+
+    /// Begins a new era, or makes room for one and returns false.
+    fn try_roll_over(self: &Arc<Self>) -> Result<bool> {
+        let _noio = NoIo::enter();
+        let mut core = self.metadata.lock();
+        // Suspended, its era has ended already, and resuming begins a new one.
+        if !self.live.load(Relaxed) {
+            return Ok(true);
+        }
+        let (last, room) = self.attempt(&mut core, Weight::Light, |disk| {
+            Ok((disk.era().is_last(), disk.has_room_for_era()?))
+        })?;
+        if last {
+            warning!("era", "{}: there is no era behind this one", self.handle);
+            self.tell();
+            return Err(EOVERFLOW);
+        }
+        if !room {
+            return match self.digest_slice(&mut core)? {
+                Digested::Some => Ok(false),
+                _ => Err(ENOSPC),
+            };
+        }
+        self.attempt(&mut core, Weight::Vital, |disk| {
+            disk.roll_over()?;
+            disk.commit()
+        })?;
+        // Under the lock: nothing is marked between the commit and the switch.
+        self.undrained.store(true, Relaxed);
+        self.marked.store(core.era().0, Relaxed);
+        self.epochs.switch_to(self.epochs.current().other());
+        Ok(true)
     }
 
     /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under the turn.
@@ -166,6 +186,14 @@ impl Era {
         self.marks.0.clear();
         self.marks.1.clear();
         self.undrained.store(false, Relaxed);
+    }
+
+    /// The metadata was opened. If its era is not the one that the bits are of, they say nothing any more.
+    pub(super) fn opened(&self, era: Number) {
+        if self.marked.load(Relaxed) != era.0 {
+            self.epochs.current().of(&self.marks).clear();
+            self.marked.store(era.0, Relaxed);
+        }
     }
 
     /// Makes the digestion of archived eras begin, or go on.

@@ -5,6 +5,11 @@
 mod args;
 mod copying;
 mod dirty;
+mod era_geometry;
+mod era_marks;
+mod era_rollover;
+mod era_superblock;
+mod era_words;
 mod geometry;
 mod inflight;
 mod map;

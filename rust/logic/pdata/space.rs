@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The metadata space map: two bits for each block that say how many references it has, in bitmap blocks that an index
+//! block names. Three stands for "more than two": the number is then in a tree of its own.
+//!
+//! C counterpart: `drivers/md/persistent-data/dm-space-map-common.h`.
+
+use zerocopy::{
+    little_endian::{
+        U32,
+        U64, //
+    },
+    FromBytes as _, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned, //
+};
+
+use crate::env::crc32c_block;
+
+/// Blocks that a bitmap block stands for.
+pub(crate) const PER_BITMAP: u64 = 16_320;
+/// Bitmap blocks that the index can name.
+pub(crate) const MAX_BITMAPS: u64 = 255;
+/// The count that stands for more.
+pub(crate) const MANY: u8 = 3;
+
+const INDEX_XOR: u32 = 160_478;
+const BITMAP_XOR: u32 = 240_779;
+
+/// The root of a space map.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Root {
+    blocks: U64,
+    allocated: U64,
+    index: U64,
+    counts: U64,
+}
+
+impl Root {
+    /// Reads a root, if it can be one of a device with so many blocks.
+    pub(crate) fn parse(root: &[u8], device: u64) -> Option<&Self> {
+        let (root, _) = Root::ref_from_prefix(root).ok()?;
+        let blocks = root.blocks.get();
+        let inside = |block: u64| (1..blocks).contains(&block);
+        let valid = blocks <= device
+            && blocks <= PER_BITMAP.saturating_mul(MAX_BITMAPS)
+            && root.allocated.get() <= blocks
+            && inside(root.index.get())
+            && inside(root.counts.get());
+        valid.then_some(root)
+    }
+
+    /// The number of blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.get()
+    }
+
+    /// The number of bitmap blocks.
+    pub(crate) fn bitmaps(&self) -> u64 {
+        self.blocks().div_ceil(PER_BITMAP)
+    }
+
+    /// Where the index block is.
+    pub(crate) fn index(&self) -> u64 {
+        self.index.get()
+    }
+
+    /// The root of the tree of large counts.
+    pub(crate) fn counts(&self) -> u64 {
+        self.counts.get()
+    }
+}
+
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Header {
+    csum: U32,
+    padding: U32,
+    blocknr: U64,
+}
+
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct IndexEntry {
+    bitmap: U64,
+    free: U32,
+    none_free_before: U32,
+}
+
+/// What is behind the header of a block, if the block is what it should be.
+fn body(block: &[u8], location: u64, xor: u32) -> Option<&[u8]> {
+    let (header, body) = Header::ref_from_prefix(block).ok()?;
+    let valid = header.csum.get() == crc32c_block(block.get(4..)?, xor)
+        && header.blocknr.get() == location;
+    valid.then_some(body)
+}
+
+/// Whether a block is the index.
+pub(crate) fn is_index(block: &[u8], location: u64) -> bool {
+    body(block, location, INDEX_XOR).is_some()
+}
+
+/// Where a bitmap is, as the index says.
+pub(crate) fn bitmap(index: &[u8], number: u64) -> Option<u64> {
+    let at = usize::try_from(number).ok()?.checked_mul(16)?;
+    let (entry, _) = IndexEntry::ref_from_prefix(index.get(16..)?.get(at..)?).ok()?;
+    Some(entry.bitmap.get())
+}
+
+/// How often a bitmap block says "more than two"; none if it is no bitmap.
+pub(crate) fn many(block: &[u8], location: u64) -> Option<u64> {
+    let counts = body(block, location, BITMAP_XOR)?;
+    let ones = counts
+        .iter()
+        .map(|byte| u64::from((byte & byte.wrapping_shr(1) & 0x55).count_ones()));
+    Some(ones.sum())
+}
+
+/// The count of a block in its bitmap block, which has been looked at before.
+pub(crate) fn count(bitmap: &[u8], block: u64) -> Option<u8> {
+    let at = block % PER_BITMAP;
+    let byte = bitmap
+        .get(16..)?
+        .get(usize::try_from(at.wrapping_shr(2)).ok()?)?;
+    let pair = byte.wrapping_shr(u32::try_from((at & 3).wrapping_mul(2)).ok()?) & 3;
+    // The first bit of a pair is the high one.
+    Some((pair & 1).wrapping_mul(2) | pair.wrapping_shr(1))
+}
