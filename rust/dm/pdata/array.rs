@@ -30,20 +30,20 @@ pub(crate) trait Entry: Copy + Default + PartialEq + Send + Sync {
     const PER_BLOCK: u32;
 
     /// The number in the disk's byte order.
-    fn to_disk(self) -> Self;
+    fn as_written(self) -> Self;
 
     /// The number of what is on disk.
-    fn from_disk(self) -> Self;
+    fn as_read(self) -> Self;
 }
 
 impl Entry for u64 {
     const PER_BLOCK: u32 = 509;
 
-    fn to_disk(self) -> Self {
+    fn as_written(self) -> Self {
         self.to_le()
     }
 
-    fn from_disk(self) -> Self {
+    fn as_read(self) -> Self {
         u64::from_le(self)
     }
 }
@@ -51,11 +51,11 @@ impl Entry for u64 {
 impl Entry for u32 {
     const PER_BLOCK: u32 = 1018;
 
-    fn to_disk(self) -> Self {
+    fn as_written(self) -> Self {
         self.to_le()
     }
 
-    fn from_disk(self) -> Self {
+    fn as_read(self) -> Self {
         u32::from_le(self)
     }
 }
@@ -169,7 +169,7 @@ impl<V: Entry> Array<V> {
         value: V,
     ) -> Result<Block> {
         let info = self.info(tm)?;
-        let value = value.to_disk();
+        let value = value.as_written();
         let value = core::ptr::from_ref(&value).cast::<c_void>();
         let mut result = root.0;
         // SAFETY: The description is initialised, its manager live and ours alone; the value has the description's size.
@@ -181,7 +181,13 @@ impl<V: Entry> Array<V> {
 
     /// Whether an array has `len` entries: its last block, and the block that would be the last one of `other` entries,
     /// are as full as that. Only for an array of which the library has not read or written a block yet.
-    pub(crate) fn has_len(&self, tm: &Transactions, root: Block, len: u32, other: u32) -> Result<bool> {
+    pub(crate) fn has_len(
+        &self,
+        tm: &Transactions,
+        root: Block,
+        len: u32,
+        other: u32,
+    ) -> Result<bool> {
         let blocks = len.div_ceil(V::PER_BLOCK);
         let last = |entries: u32| u64::from(entries.div_ceil(V::PER_BLOCK).saturating_sub(1));
         let mut count = 0u64;
@@ -197,7 +203,9 @@ impl<V: Entry> Array<V> {
                 return Ok(false);
             }
             let before = count.saturating_mul(V::PER_BLOCK.into());
-            let expected = u64::from(len).saturating_sub(before).min(V::PER_BLOCK.into());
+            let expected = u64::from(len)
+                .saturating_sub(before)
+                .min(V::PER_BLOCK.into());
             if key == last(len) || key == last(other) {
                 let block = tm.blocks().read(location, None)?;
                 if entries::<V>(&block, location) != u32::try_from(expected).ok() {
@@ -226,7 +234,7 @@ impl<V: Entry> Array<V> {
         let value = core::ptr::from_mut(&mut entry).cast::<c_void>();
         // SAFETY: The description is initialised and its manager live; the value has the size of the description.
         to_result(unsafe { bindings::dm_array_get_value(self.info(tm)?, root.0, index, value) })?;
-        Ok(entry.from_disk())
+        Ok(entry.as_read())
     }
 
     /// Writes an entry within the running transaction and returns the new root.
@@ -238,7 +246,7 @@ impl<V: Entry> Array<V> {
         entry: V,
     ) -> Result<Block> {
         let info = self.info(tm)?;
-        let entry = entry.to_disk();
+        let entry = entry.as_written();
         let value = core::ptr::from_ref(&entry).cast::<c_void>();
         let mut new = root.0;
         // SAFETY: The description is initialised, its manager live and ours alone; the value has the right size.

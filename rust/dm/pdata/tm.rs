@@ -137,7 +137,11 @@ impl Transactions {
 
     /// Makes a copy of a block that has just been committed, with one reference, and returns where it is. If this fails,
     /// the transaction must be thrown away.
-    pub(crate) fn copy_block(&mut self, block: Block, validator: &'static Validator) -> Result<Block> {
+    pub(crate) fn copy_block(
+        &mut self,
+        block: Block,
+        validator: &'static Validator,
+    ) -> Result<Block> {
         self.try_inc(block)?;
         let (mut copy, mut inc) = (core::ptr::null_mut(), 0);
         // SAFETY: The manager is live, the validator static, the variables can be written.

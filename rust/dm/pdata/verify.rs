@@ -56,7 +56,7 @@ impl<'a> Verifier<'a> {
         for number in 0..root.bitmaps() {
             let at = space::bitmap(&verifier.index, number).ok_or(EINVAL)?;
             verifier.inside(at)?;
-            let found = space::many(&*blocks.read(Block(at), None)?, at);
+            let found = space::many(&blocks.read(Block(at), None)?, at);
             many = many.saturating_add(found.ok_or(EINVAL)?);
         }
         // Each "more than two" must have its number in the tree.

@@ -79,7 +79,9 @@ impl Geometry {
 
     /// Makes the geometry of a target of `len` sectors; none if it is empty or has too many blocks.
     pub(crate) fn new(size: BlockSize, len: Sectors) -> Option<Self> {
-        let blocks = len.get().div_ceil(size.0.into());
+        let whole = len.get().checked_div(size.0.into())?;
+        let short = len.get().checked_rem(size.0.into())? != 0;
+        let blocks = whole.saturating_add(short.into());
         let shift = size.0.is_power_of_two().then(|| size.0.trailing_zeros());
         (1..=MAX_BLOCKS).contains(&blocks).then_some(Self {
             size,

@@ -95,8 +95,8 @@ struct IndexEntry {
 /// What is behind the header of a block, if the block is what it should be.
 fn body(block: &[u8], location: u64, xor: u32) -> Option<&[u8]> {
     let (header, body) = Header::ref_from_prefix(block).ok()?;
-    let valid = header.csum.get() == crc32c_block(block.get(4..)?, xor)
-        && header.blocknr.get() == location;
+    let valid =
+        header.csum.get() == crc32c_block(block.get(4..)?, xor) && header.blocknr.get() == location;
     valid.then_some(body)
 }
 
@@ -115,10 +115,10 @@ pub(crate) fn bitmap(index: &[u8], number: u64) -> Option<u64> {
 /// How often a bitmap block says "more than two"; none if it is no bitmap.
 pub(crate) fn many(block: &[u8], location: u64) -> Option<u64> {
     let counts = body(block, location, BITMAP_XOR)?;
-    let ones = counts
-        .iter()
-        .map(|byte| u64::from((byte & byte.wrapping_shr(1) & 0x55).count_ones()));
-    Some(ones.sum())
+    Some(counts.iter().fold(0, |sum: u64, byte| {
+        let ones = (byte & byte.wrapping_shr(1) & 0x55).count_ones();
+        sum.saturating_add(ones.into())
+    }))
 }
 
 /// The count of a block in its bitmap block, which has been looked at before.

@@ -171,15 +171,11 @@ impl Disk {
         let now = {
             let block = blocks
                 .read(Block(LOCATION), Some(&SUPERBLOCK))
-                .map_err(|error| {
-                    err!("era", "couldn't read_lock superblock");
-                    error
-                })?;
+                .inspect_err(|_| err!("era", "couldn't read_lock superblock"))?;
             Superblock::parse(&block, LOCATION, size, device_blocks(device)).map_err(log_invalid)?
         };
-        Self::verify(&blocks, &now, device).map_err(|error| {
-            err!("era", "the metadata is damaged: error {}", error.to_errno());
-            error
+        Self::verify(&blocks, &now, device).inspect_err(|error| {
+            err!("era", "the metadata is damaged: error {}", error.to_errno())
         })?;
         let tm = Transactions::open(blocks, Block(LOCATION), &now.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
@@ -485,7 +481,10 @@ impl Disk {
         if now <= total {
             return Ok(());
         }
-        info!("era", "metadata device grows from {} to {} blocks", total, now);
+        info!(
+            "era",
+            "metadata device grows from {} to {} blocks", total, now
+        );
         self.tm
             .extend(now.saturating_sub(total))
             .map_err(failed("couldn't extend the metadata"))?;

@@ -155,7 +155,8 @@ impl Era {
 
     /// Whether blocks are marked, and durably so.
     fn is_marked(&self, core: &mut Core, blocks: Blocks) -> bool {
-        let known = |disk: &mut Disk| -> Result<bool> { Ok(!disk.is_dirty() && disk.is_marked(blocks)?) };
+        let known =
+            |disk: &mut Disk| -> Result<bool> { Ok(!disk.is_dirty() && disk.is_marked(blocks)?) };
         self.epochs.current().of(&self.marks).contains(blocks)
             || core.disk().is_some_and(|disk| known(disk).unwrap_or(false))
     }

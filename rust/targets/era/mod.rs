@@ -214,8 +214,8 @@ impl Target for Era {
         let metadata = registry
             .join(&metadata_device, device, table, size)
             .text(c"Error reading metadata")?;
-        let queue = OwnedQueue::new(c"dm-era")
-            .text(c"could not create workqueue for metadata object")?;
+        let queue =
+            OwnedQueue::new(c"dm-era").text(c"could not create workqueue for metadata object")?;
         let memory = c"Error allocating era structure";
         let epochs = Epochs::new().text(memory)?;
         let marks = (
@@ -357,7 +357,7 @@ impl Target for Era {
             return;
         };
         let io_opt = limits.io_opt();
-        if io_opt < block || io_opt % block != 0 {
+        if io_opt < block || io_opt.checked_rem(block) != Some(0) {
             limits.set_io_sizes(0, block);
         }
     }
@@ -372,12 +372,7 @@ impl Era {
             core.close();
         }
         let device = self.metadata.device();
-        if self
-            .metadata
-            .open_or_format(core)?
-            .extend(device)
-            .is_err()
-        {
+        if self.metadata.open_or_format(core)?.extend(device).is_err() {
             // Then what was added is not used.
             core.close();
         }

@@ -199,8 +199,7 @@ impl Era {
     /// Makes the digestion of archived eras begin, or go on.
     pub(super) fn wake_digester(self: &Arc<Self>) {
         if self.live.load(Relaxed) {
-            self.queue
-                .enqueue::<Era, { Digester::ID }>(self.clone());
+            self.queue.enqueue::<Era, { Digester::ID }>(self.clone());
         }
     }
 }
