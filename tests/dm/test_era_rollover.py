@@ -116,6 +116,29 @@ def test_killed(pair, era):
 
 
 @pytest.mark.only("rust")
+def test_flush_before_the_promise(pair):
+    """What ended is durable when the message returns; an origin that stands still can be given up."""
+    pair.origin_disk = pair.box.ram(4, cache=True)
+    era = pair.layered("origin").era()
+    era.write(0, pattern("cached", 8))
+    before = pair.origin_disk.stats()
+    era.checkpoint()
+    assert (pair.origin_disk.stats() - before).flushes == 1
+    pair.origin.hold()
+    process = subprocess.Popen(["dmsetup", "message", era.name, "0", "checkpoint"])
+    wait.until(lambda: era.era == 3, "the new era has begun")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(wait.DEADLINE) == -signal.SIGKILL
+    pair.origin.release()
+    assert era.checkpoint() == 4
+    pair.origin.error_writes()
+    with pytest.raises(OSError):
+        era.checkpoint()
+    pair.origin.heal()
+    assert era.checkpoint() == 6
+
+
+@pytest.mark.only("rust")
 def test_failing_writes_are_counted_out(pair, era):
     """Writes that the origin fails are over, too."""
     era.write(0, pattern("first", 80))

@@ -541,6 +541,7 @@ impl Disk {
     pub(super) fn take_snapshot(&mut self) -> Result {
         // The copy is one of the superblock on disk.
         self.commit()?;
+        self.make_room()?;
         let copy = self
             .tm
             .copy_block(Block(LOCATION), &SUPERBLOCK)

@@ -122,6 +122,10 @@ use metadata::{
     Metadata,
     Weight, //
 };
+use rollover::{
+    Flush,
+    Flusher, //
+};
 
 /// An era: one line of a table.
 ///
@@ -148,6 +152,7 @@ pub(crate) struct Era {
     /// Whether a thread rolls over, and those who wait for it.
     turn: Atomic<u32>,
     turns: Pin<KBox<WaitQueue>>,
+    flush: Flush,
 
     /// Writes that wait for their marks.
     #[pin]
@@ -157,12 +162,15 @@ pub(crate) struct Era {
     #[pin]
     digester: Work<Era, { Digester::ID }>,
     #[pin]
+    flusher: Work<Era, { Flusher::ID }>,
+    #[pin]
     teller: Work<Era, { Teller::ID }>,
 }
 
 impl_has_work! {
     impl HasWork<Era, { Writer::ID }> for Era { self.writer }
     impl HasWork<Era, { Digester::ID }> for Era { self.digester }
+    impl HasWork<Era, { Flusher::ID }> for Era { self.flusher }
     impl HasWork<Era, { Teller::ID }> for Era { self.teller }
 }
 
@@ -242,9 +250,11 @@ impl Target for Era {
                 live: Atomic::new(false),
                 turn: Atomic::new(0),
                 turns,
+                flush: Flush::new(),
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
                 writer <- new_work!("dm_era_writer"),
                 digester <- new_work!("dm_era_digester"),
+                flusher <- new_work!("dm_era_flusher"),
                 teller <- new_work!("dm_era_teller"),
             }),
             GFP_KERNEL,
@@ -256,6 +266,7 @@ impl Target for Era {
         // Suspended: no bio, and nothing starts a work item any more.
         cancel::<Era, { Writer::ID }>(this);
         cancel::<Era, { Digester::ID }>(this);
+        cancel::<Era, { Flusher::ID }>(this);
         cancel::<Era, { Teller::ID }>(this);
     }
 

@@ -41,12 +41,54 @@ use kernel::{
     sync::{
         atomic::{
             Acquire,
+            Atomic,
             Relaxed,
             Release, //
         },
         Arc, //
-    }, //
+    },
+    workqueue::WorkItem, //
 };
+
+/// Flushes of the origin, numbered.
+pub(super) struct Flush {
+    wanted: Atomic<u64>,
+    /// The last one that has ended: it began when its number was the last one wanted.
+    ended: Atomic<u64>,
+    /// The last one that failed.
+    failed: Atomic<u64>,
+}
+
+impl Flush {
+    pub(super) fn new() -> Self {
+        Flush {
+            wanted: Atomic::new(0),
+            ended: Atomic::new(0),
+            failed: Atomic::new(0),
+        }
+    }
+}
+
+/// Flushes the origin.
+pub(super) struct Flusher;
+
+impl Flusher {
+    pub(super) const ID: u64 = 4;
+}
+
+impl WorkItem<4> for Era {
+    type Pointer = Arc<Era>;
+
+    fn run(this: Arc<Era>) {
+        let _noio = NoIo::enter();
+        let wanted = this.flush.wanted.load(Acquire);
+        if this.origin.flush().is_err() {
+            this.flush.failed.store(wanted, Relaxed);
+        }
+        this.flush.ended.store(wanted, Release);
+        this.turns.wake_all();
+    }
+}
 
 /// The right to roll over: one thread at a time has it.
 struct Turn<'a>(&'a Era);
@@ -134,7 +176,20 @@ impl Era {
         self.wake_digester();
         self.drain()?;
         // Durable too: a backup may copy it now, and a power cut must not take it back unseen.
-        self.origin.flush()
+        self.flush_origin()
+    }
+
+    /// Flushes the origin. In a work item, so that whoever waits can be killed. Under the turn.
+    fn flush_origin(self: &Arc<Self>) -> Result {
+        let wanted = self.flush.wanted.load(Relaxed).wrapping_add(1);
+        self.flush.wanted.store(wanted, Release);
+        self.queue.enqueue::<Era, { Flusher::ID }>(self.clone());
+        let ended = || self.flush.ended.load(Acquire) == wanted;
+        self.turns.wait_killable(ended)?;
+        match self.flush.failed.load(Relaxed) {
+            failed if failed == wanted => Err(EIO),
+            _ => Ok(()),
+        }
     }
 
     /// Begins a new era, or makes room for one and returns false.
