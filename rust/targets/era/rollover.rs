@@ -129,12 +129,7 @@ impl Era {
         self.roll_over(&turn)?;
         let _noio = NoIo::enter();
         let mut core = self.metadata.lock();
-        let live = self.live.load(Relaxed);
         self.attempt(&mut core, Weight::Light, |disk| {
-            // Suspended, all that was written is to be in it. The suspend may have failed to archive the era.
-            if !live {
-                disk.archive()?;
-            }
             // A commit that was said to have failed may have done it.
             if !disk.has_snapshot() {
                 disk.take_snapshot()?;
@@ -196,8 +191,15 @@ impl Era {
     fn try_roll_over(self: &Arc<Self>) -> Result<bool> {
         let _noio = NoIo::enter();
         let mut core = self.metadata.lock();
-        // Suspended, its era has ended already, and resuming begins a new one.
+        // Suspended, its era has ended already, unless that failed; and resuming begins a new one.
         if !self.live.load(Relaxed) {
+            self.attempt(&mut core, Weight::Light, |disk| {
+                disk.archive()?;
+                if disk.is_dirty() {
+                    disk.commit()?;
+                }
+                Ok(())
+            })?;
             return Ok(true);
         }
         let (last, room) = self.attempt(&mut core, Weight::Light, |disk| {

@@ -44,7 +44,8 @@ def test_series(impl, box, log, rust_module, small_reserves, target, name):
         scenario = SCENARIOS[target](box, rust_module, part, kind, log)
         mark = log.mark()
         try:
-            series = faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None)
+            every = 1 if CHOSEN else scenario.EVERY.get((part, kind), 1)
+            series = faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None, every)
             if not CHOSEN[3:]:
                 scenario.complete(series, log.lines(mark))
         finally:

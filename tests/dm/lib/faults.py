@@ -217,6 +217,7 @@ class Scenario:
     TESTS           {name of a test: [(part, kind of fault), ...]}
     CALLER          a function of the kernel, if it is its allocations that fail and not the module's
     EXCEPT          {part: [the kernel's function whose allocations do not fail, and its callers]}
+    EVERY           {(part, kind): k}, if only every k-th chance is to fail, unless the series is run alone
     disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
     begin()         faults off: a new start
     steps()         what is done under faults: a list of Step
@@ -230,6 +231,7 @@ class Scenario:
 
     CALLER = None
     EXCEPT = {}
+    EVERY = {}
     fault = None
 
     def enough(self):
@@ -249,8 +251,8 @@ class Series:
         self.failed = {}  # step: how many times it reported an error
         self.repetitions = self.unseen = self.last = 0
 
-    def run(self, only=None):
-        """All n, or one. Ends when twice in a row there were not n chances: their number may vary a little."""
+    def run(self, only=None, every=1):
+        """All n, every so many, or one. Ends when twice in a row there were not n chances: their number may vary a little."""
         start = time.monotonic()
         n, ends = only or 1, 0
         while ends < 2:
@@ -260,7 +262,7 @@ class Series:
                 ends += 1
             if only or self.scenario.enough():
                 break
-            n += 1
+            n += every
         steps = ", ".join(f"{name} {count}" for name, count in self.failed.items())
         print(f"{self.title}: {self.repetitions} repetitions, "
               f"{time.monotonic() - start:.0f} s; {self.unseen} without an error; errors: {steps}")

@@ -48,7 +48,9 @@ class Op:
 
 
 class Model:
-    def __init__(self, data):
+    def __init__(self, data, prepare=lambda op: None):
+        """`prepare` is called with each I/O before anybody else can see it, under the lock."""
+        self.prepare = prepare
         self.active = []
         self.lock = threading.Lock()
         self.restart(data)
@@ -63,6 +65,7 @@ class Model:
         """An I/O starts; `data` is what it writes, or several such if either may be the outcome."""
         op = Op(kind, start, count, data)
         with self.lock:
+            self.prepare(op)
             if op.changes:
                 for other in self.active:
                     both = range(max(op.start, other.start), min(op.end, other.end))
