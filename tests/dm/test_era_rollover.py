@@ -14,7 +14,7 @@ from lib.box import pattern
 from lib.disk import in_flight
 
 # Of a backup; with KASAN each takes seconds.
-ROUNDS = 20 if os.environ.get("DM_RUST_KERNEL") == "debug" else 150
+ROUNDS = 8 if os.environ.get("DM_RUST_KERNEL") == "debug" else 150
 MESSAGES = "checkpoint", "take_metadata_snap"
 
 
