@@ -43,6 +43,13 @@ impl OwnedQueue {
         Self::own(unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) })
     }
 
+    /// The same, but the items run on whatever CPU is idle, not on that which enqueued them. May sleep.
+    pub(crate) fn unbound(name: &CStr) -> Result<Self> {
+        let flags = bindings::DMR_WQ_MEM_RECLAIM | bindings::DMR_WQ_UNBOUND;
+        // SAFETY: `name` is nul-terminated; the kernel copies it.
+        Self::own(unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) })
+    }
+
     /// Makes a queue that runs one item at a time, in the order of enqueueing. May sleep.
     pub(crate) fn ordered(name: &CStr) -> Result<Self> {
         // SAFETY: `name` is nul-terminated; the kernel copies it.

@@ -21,7 +21,11 @@ use crate::sys::{
 use kernel::{
     prelude::*,
     sync::{
-        atomic::Relaxed,
+        atomic::{
+            Acquire,
+            Relaxed,
+            Release, //
+        },
         Arc, //
     },
     workqueue::WorkItem, //
@@ -52,7 +56,13 @@ impl WorkItem<2> for Era {
             this.digest_slice(&mut core)
         };
         match digested {
-            Ok(Digested::Some) => this.wake_digester(),
+            Ok(Digested::Some) => {
+                this.digestion.store(true, Release);
+                // Otherwise it goes on after them.
+                if !this.has_deferred() {
+                    this.resume_digestion();
+                }
+            }
             Ok(Digested::All | Digested::NoRoom) => {}
             Err(_) => err!(
                 "era",
@@ -63,6 +73,13 @@ impl WorkItem<2> for Era {
 }
 
 impl Era {
+    /// Goes on with the digestion if it has made way.
+    pub(super) fn resume_digestion(self: &Arc<Self>) {
+        if self.digestion.load(Acquire) && self.digestion.xchg(false, Relaxed) {
+            self.wake_digester();
+        }
+    }
+
     /// Digests for a while, or until writes wait.
     pub(super) fn digest_slice(self: &Arc<Self>, core: &mut Core) -> Result<Digested> {
         let (end, mut words) = (Millis(now().0.saturating_add(SLICE.0)), 0u32);

@@ -95,18 +95,14 @@ impl WorkItem<1> for Era {
 
     fn run(this: Arc<Era>) {
         let _noio = NoIo::enter();
-        // Those that come during the commit are the next batch.
-        let batch = this.deferred.lock().take();
-        if batch.is_empty() {
-            return;
-        }
-        let (mut ready, mut refused) = this.mark(batch);
+        let (mut ready, mut refused) = this.mark();
         plugged(|| {
             while let Some(bio) = ready.pop() {
                 bio.submit(&this.origin);
             }
         });
         refused.end_all(Status::IO_ERROR);
+        this.resume_digestion();
     }
 }
 
@@ -115,11 +111,16 @@ impl Era {
         self.geometry.touched(bio.sector(), bio.sectors())
     }
 
-    /// Marks the blocks of a batch of writes, durably, with one commit. Returns those that may go on, counted, and those
-    /// whose blocks could not be marked. Sleeps for I/O.
-    fn mark(self: &Arc<Self>, mut batch: BioQueue<Stamp>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
+    /// Marks the blocks of all writes that wait, durably, with one commit; those that come meanwhile are the next batch.
+    /// Returns those that may go on, counted, and those whose blocks could not be marked. Sleeps for I/O.
+    fn mark(self: &Arc<Self>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
         let mut core = self.metadata.lock();
+        // Under the lock: until then whoever has it sees that they wait.
+        let mut batch = self.deferred.lock().take();
+        if batch.is_empty() {
+            return (ready, refused);
+        }
         let mut marked = BioQueue::new();
         let result = self.attempt(&mut core, Weight::Vital, |disk| {
             // Those of a try before.

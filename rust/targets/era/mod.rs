@@ -154,6 +154,9 @@ pub(crate) struct Era {
     turns: Pin<KBox<WaitQueue>>,
     flush: Flush,
 
+    /// Digestion has made way for writes: it goes on after them.
+    digestion: Atomic<bool>,
+
     /// Writes that wait for their marks.
     #[pin]
     deferred: IrqLock<BioQueue<Stamp>>,
@@ -222,8 +225,8 @@ impl Target for Era {
         let metadata = registry
             .join(&metadata_device, device, table, size)
             .text(c"Error reading metadata")?;
-        let queue =
-            OwnedQueue::new(c"dm-era").text(c"could not create workqueue for metadata object")?;
+        let queue = OwnedQueue::unbound(c"dm-era")
+            .text(c"could not create workqueue for metadata object")?;
         let memory = c"Error allocating era structure";
         let epochs = Epochs::new().text(memory)?;
         let marks = (
@@ -251,6 +254,7 @@ impl Target for Era {
                 turn: Atomic::new(0),
                 turns,
                 flush: Flush::new(),
+                digestion: Atomic::new(false),
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
                 writer <- new_work!("dm_era_writer"),
                 digester <- new_work!("dm_era_digester"),
