@@ -1,0 +1,816 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All that has to do with one origin: its snapshots, its `snapshot-origin` targets, and the worker that copies.
+//!
+//! ```text
+//!  write to the origin ──┐                ┌─▶ kcopyd ─▶ copied ─┐
+//!  write to a snapshot ──┴─▶ worker: book ┤                     ├─▶ committer: record ─▶ worker: table ─▶ bios go on
+//!                                         └─▶ direct write ─────┘
+//! ```
+//!
+//! The worker alone takes exceptions out of the books, so what it found there stays until it is done. It does no I/O of its
+//! own and waits for none.
+
+use super::{
+    io::{
+        Kind,
+        Stamp, //
+    },
+    origin::Origin,
+    store::{
+        Ledger,
+        Look,
+        Released,
+        Reserved,
+        State,
+        Store, //
+    },
+    Claim,
+    Snapshot,
+    PAIRING, //
+};
+use crate::{
+    dm::{
+        bio::{
+            Bio,
+            BioQueue,
+            Status, //
+        },
+        copy::{
+            Copied,
+            CopyClient,
+            CopyJob,
+            MAX_DESTINATIONS, //
+        },
+        device::Device,
+        io::{
+            Request,
+            RequestList, //
+        },
+        target::{
+            CtrError,
+            Text, //
+        }, //
+    },
+    logic::{
+        snapshot::{
+            chunks::Chunk,
+            extents::{
+                Run,
+                Spares, //
+            },
+            pending::{
+                Seq,
+                Stage, //
+            }, //
+        },
+        units::{
+            Sector,
+            Sectors, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        noio::NoIo,
+        plug::plugged,
+        pool::{
+            Pool,
+            PoolBox, //
+        },
+        queue::OwnedQueue, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// At most so much is copied at once, unless a chunk is larger.
+const COPY: Sectors = Sectors(2048);
+
+/// Copies that can always be started.
+const COPIES: u16 = 16;
+
+/// What all snapshots share.
+#[pin_data]
+pub(crate) struct World {
+    pub(super) queue: OwnedQueue,
+    #[pin]
+    families: Mutex<KVVec<Arc<Family>>>,
+}
+
+impl World {
+    /// An empty world. Sleeps.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let queue = OwnedQueue::unbound(c"dm-snap")?;
+        let new = try_pin_init!(World {
+            queue,
+            families <- new_mutex!(KVVec::new(), "dm_snap_families"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
+    }
+
+    /// The family of an origin, for another of its targets. Sleeps.
+    pub(super) fn family(self: &Arc<Self>, number: u32) -> Result<Arc<Family>> {
+        let mut families = self.families.lock();
+        if let Some(family) = families.iter().find(|family| family.number == number) {
+            let mut roster = family.roster.lock();
+            roster.users = roster.users.saturating_add(1);
+            drop(roster);
+            return Ok(family.clone());
+        }
+        let family = Family::new(self, number)?;
+        families.push(family.clone(), GFP_KERNEL)?;
+        Ok(family)
+    }
+
+    /// Whether a snapshot of another origin has this COW device. Sleeps.
+    pub(super) fn is_taken(&self, cow: u32, origin: u32) -> bool {
+        let families = self.families.lock();
+        let mut others = families.iter().filter(|family| family.number != origin);
+        others.any(|family| {
+            let roster = family.roster.lock();
+            roster.tables.iter().any(|table| table.cow.number() == cow)
+        })
+    }
+
+    /// A target of a family is going. Sleeps.
+    fn leave(&self, family: &Arc<Family>) {
+        let mut families = self.families.lock();
+        let users = {
+            let mut roster = family.roster.lock();
+            roster.users = roster.users.saturating_sub(1);
+            roster.users
+        };
+        if users == 0 {
+            families.retain(|other| other.number != family.number);
+        }
+    }
+}
+
+/// Who belongs to a family.
+#[derive(Default)]
+pub(super) struct Roster {
+    /// Targets, those under construction included.
+    users: usize,
+    /// The snapshots of all tables.
+    pub(super) tables: KVVec<Arc<Snapshot>>,
+    pub(super) origins: KVVec<Arc<Origin>>,
+    /// COW devices that constructors have in their hands.
+    claims: KVVec<u32>,
+    /// The number of the last origin.
+    last_id: u32,
+    /// Memory for the tables of exceptions.
+    spares: Spares,
+}
+
+impl Roster {
+    /// Tells which table has the store that a table shares, and how many do: (live, waiting to go live, all).
+    pub(super) fn sharing(
+        &self,
+        cow: u32,
+    ) -> (Option<&Arc<Snapshot>>, Option<&Arc<Snapshot>>, usize) {
+        let (mut live, mut waiting, mut all) = (None, None, 0usize);
+        for table in self.tables.iter().filter(|it| it.cow.number() == cow) {
+            all = all.saturating_add(1);
+            if table.is_active() {
+                live = Some(table);
+            } else {
+                waiting = Some(table);
+            }
+        }
+        (live, waiting, all)
+    }
+
+    /// A name for an origin.
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.last_id = self.last_id.wrapping_add(1);
+        self.last_id
+    }
+
+    /// Ends the claim of a constructor.
+    pub(super) fn unclaim(&mut self, cow: u32) {
+        self.claims.retain(|other| *other != cow);
+    }
+
+    /// Takes a table off.
+    pub(super) fn remove(&mut self, table: &Arc<Snapshot>) {
+        self.tables.retain(|other| !Arc::ptr_eq(other, table));
+    }
+}
+
+/// What came for the worker.
+#[derive(Default)]
+struct Inbox {
+    /// Copies that have ended.
+    jobs: RequestList<Job>,
+    /// Writes to the origin that wait for room, or for a header that says that a snapshot is invalid.
+    origin: BioQueue<Stamp>,
+}
+
+/// See above.
+#[pin_data]
+pub(crate) struct Family {
+    number: u32,
+    world: Arc<World>,
+    copies: CopyClient,
+    jobs: Arc<Pool<Request<Job>>>,
+    #[pin]
+    pub(super) roster: Mutex<Roster>,
+    /// The snapshots that origin writes care about.
+    #[pin]
+    active: IrqLock<KVVec<Arc<Snapshot>>>,
+    #[pin]
+    inbox: IrqLock<Inbox>,
+    #[pin]
+    worker: Work<Family, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Family, 1> for Family { self.worker }
+}
+
+impl Family {
+    fn new(world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
+        let roster = Roster {
+            users: 1,
+            ..Roster::default()
+        };
+        let copies = CopyClient::new()?;
+        let jobs = Pool::new(COPIES)?;
+        Arc::pin_init(
+            pin_init!(Family {
+                number,
+                world: world.clone(),
+                copies,
+                jobs,
+                roster <- new_mutex!(roster, "dm_snap_roster"),
+                active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
+                inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
+                worker <- new_work!("dm_snap_worker"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile. Gives the store of the live
+    /// table that has it, if there is one. Sleeps.
+    pub(super) fn claim(&self, cow: u32) -> Result<(Option<Arc<Store>>, Claim<'_>), CtrError> {
+        let mut roster = self.roster.lock();
+        let (live, waiting, all) = roster.sharing(cow);
+        if all > 1 || waiting.is_some() || roster.claims.iter().any(|other| *other == cow) {
+            return Err(CtrError::new(PAIRING, EINVAL));
+        }
+        let store = live.map(|live| live.store.clone());
+        let memory = c"Snapshot origin struct allocation failed";
+        roster.claims.push(cow, GFP_KERNEL).text(memory)?;
+        Ok((store, Claim { family: self, cow }))
+    }
+
+    /// Takes a new table in. Sleeps.
+    pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
+        let mut roster = self.roster.lock();
+        self.make_room(roster.tables.len().saturating_add(1))?;
+        Ok(roster.tables.push(table.clone(), GFP_KERNEL)?)
+    }
+
+    /// A target is going. Sleeps.
+    pub(super) fn leave(self: &Arc<Self>) {
+        self.world.leave(self);
+    }
+
+    /// The queue for work items of its targets.
+    pub(super) fn queue(&self) -> &OwnedQueue {
+        &self.world.queue
+    }
+
+    /// Lets the worker look. Any context.
+    pub(super) fn wake(self: &Arc<Self>) {
+        self.world.queue.enqueue::<Family, 1>(self.clone());
+    }
+
+    /// Makes sure that as many snapshots can be active as there are tables. Sleeps.
+    fn make_room(&self, tables: usize) -> Result {
+        let mut list = KVVec::with_capacity(tables, GFP_KERNEL)?;
+        let mut active = self.active.lock();
+        if active.capacity() >= tables {
+            return Ok(());
+        }
+        for table in active.iter() {
+            list.push_within_capacity(table.clone())?;
+        }
+        let before = core::mem::replace(&mut *active, list);
+        drop(active);
+        drop(before);
+        Ok(())
+    }
+
+    /// Makes a snapshot one that origin writes care about. There is room since its construction.
+    pub(super) fn activate(&self, table: &Arc<Snapshot>) {
+        let mut active = self.active.lock();
+        if !active.iter().any(|it| Arc::ptr_eq(it, table)) {
+            let _ = active.push_within_capacity(table.clone());
+        }
+    }
+
+    /// Makes a snapshot one that origin writes do not care about any more. Sleeps.
+    pub(super) fn deactivate(&self, table: &Arc<Snapshot>) {
+        self.active.lock().retain(|it| !Arc::ptr_eq(it, table));
+    }
+
+    /// How much of a write to the origin, from its start on, no snapshot cares about. Any context.
+    pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
+        let active = self.active.lock();
+        active.iter().fold(len, |len, table| table.clear(start, len))
+    }
+
+    /// Waits until the worker and the copies have let go of everything, if no target needs them any more. Sleeps.
+    pub(super) fn settle(self: &Arc<Self>) {
+        crate::sys::queue::flush::<Family, 1>(self);
+        let roster = self.roster.lock();
+        let last = roster.tables.is_empty();
+        drop(roster);
+        if last {
+            self.copies.drain();
+            crate::sys::queue::cancel::<Family, 1>(self);
+        }
+    }
+}
+
+/// Where a copy goes to.
+struct Destination {
+    table: Arc<Snapshot>,
+    seq: Seq,
+    start: Sector,
+}
+
+impl Destination {
+    fn new(table: &Arc<Snapshot>, seq: Seq, run: Run) -> Self {
+        Destination {
+            table: table.clone(),
+            seq,
+            start: table.store().size().cow_start(run.new).unwrap_or_default(),
+        }
+    }
+}
+
+/// A copy from the origin to the COW devices of one or more snapshots, or zeros for a discard.
+pub(super) struct Job {
+    family: Arc<Family>,
+    work: Task,
+    len: Sectors,
+    result: Option<Copied>,
+}
+
+enum Task {
+    Copy {
+        start: Sector,
+        to: [Option<Destination>; MAX_DESTINATIONS],
+    },
+    Zero {
+        table: Arc<Snapshot>,
+        start: Sector,
+        bio: Bio<Stamp>,
+    },
+}
+
+impl CopyJob for Job {
+    fn source(&self) -> Option<(&Device, Sector)> {
+        match &self.work {
+            Task::Copy { start, to } => {
+                let first = to.first()?.as_ref()?;
+                Some((&first.table.origin, *start))
+            }
+            Task::Zero { .. } => None,
+        }
+    }
+
+    fn sectors(&self) -> Sectors {
+        self.len
+    }
+
+    fn destination(&self, number: usize) -> Option<(&Device, Sector)> {
+        match &self.work {
+            Task::Copy { to, .. } => {
+                let to = to.get(number)?.as_ref()?;
+                Some((&to.table.cow, to.start))
+            }
+            Task::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
+        }
+    }
+
+    fn done(mut this: PoolBox<Request<Self>>, result: Copied) {
+        this.context.result = Some(result);
+        let family = this.context.family.clone();
+        family.inbox.lock().jobs.push(this);
+        family.wake();
+    }
+}
+
+/// What became of a write to the origin.
+enum Verdict {
+    /// No snapshot needs what it overwrites.
+    Clear,
+    /// It waits for an exception.
+    Waits,
+    /// It has to be looked at again, when a copy or a header has ended.
+    Later,
+}
+
+/// What became of the chunks of a hole.
+enum Covered {
+    /// So many are on their way now; the last one of them has this name.
+    Chunks(u64, Seq),
+    /// Some are there, or on their way, by now.
+    Changed,
+    /// Not now.
+    Later,
+    /// The COW device is full.
+    Full,
+}
+
+impl WorkItem<1> for Family {
+    type Pointer = Arc<Family>;
+
+    fn run(this: Arc<Family>) {
+        let _noio = NoIo::enter();
+        let mut roster = this.roster.lock();
+        plugged(|| this.work(&mut roster));
+    }
+}
+
+impl Family {
+    /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
+    fn work(self: &Arc<Self>, roster: &mut Roster) {
+        let mut out = Released::default();
+        let mut jobs = self.inbox.lock().jobs.take();
+        while let Some(job) = jobs.pop() {
+            self.job_ended(job, &mut out);
+        }
+        for table in roster.tables.iter() {
+            table.direct_ended(&mut out);
+            let store = table.store();
+            if store.take_lost() {
+                table.fail(EIO);
+                store.drop_batch(&mut out);
+            }
+            if store.state() != State::Valid {
+                store.give_up(&mut out);
+            } else if !store.advance(&mut roster.spares, &mut out) {
+                self.wake();
+            }
+            while let Some(bio) = out.ready.pop() {
+                bio.submit(&table.cow);
+            }
+        }
+        while let Some(mut bio) = out.ended.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::OK);
+        }
+        while let Some(mut bio) = out.failed.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::IO_ERROR);
+        }
+        for table in roster.tables.iter() {
+            self.own_writes(table, &mut out);
+            self.start_copies(table);
+        }
+        self.origin_writes(roster, &mut out);
+        for table in roster.tables.iter() {
+            table.commit();
+        }
+    }
+
+    /// Takes note of a copy that has ended.
+    fn job_ended(self: &Arc<Self>, job: PoolBox<Request<Job>>, out: &mut Released) {
+        let Job { work, result, .. } = job.into_inner().context;
+        let is_written = |number| result.is_some_and(|result| result.is_written(number));
+        match work {
+            Task::Zero { mut bio, .. } => {
+                bio.set_per_bio(Stamp::NONE);
+                bio.end(if is_written(0) {
+                    Status::OK
+                } else {
+                    Status::IO_ERROR
+                });
+            }
+            Task::Copy { to, .. } => {
+                for (number, to) in to.into_iter().flatten().enumerate() {
+                    to.table.data_ended(to.seq, is_written(number), out);
+                }
+            }
+        }
+    }
+
+    /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no memory just now.
+    fn zero(self: &Arc<Self>, table: &Arc<Snapshot>, bio: Bio<Stamp>) -> Result<(), Bio<Stamp>> {
+        let job = Job {
+            family: self.clone(),
+            len: bio.sectors(),
+            work: Task::Zero {
+                table: table.clone(),
+                start: bio.sector(),
+                bio,
+            },
+            result: None,
+        };
+        match self.jobs.try_boxed(Request::new(job)) {
+            Ok(job) => {
+                self.copies.copy(job);
+                Ok(())
+            }
+            Err(request) => match request.context.work {
+                Task::Zero { bio, .. } => Err(bio),
+                // Not what was made above.
+                Task::Copy { .. } => Ok(()),
+            },
+        }
+    }
+
+    /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
+    fn own_writes(self: &Arc<Self>, table: &Arc<Snapshot>, out: &mut Released) {
+        let mut bios = table.deferred.lock().take();
+        while let Some(bio) = bios.pop() {
+            if let Err(bio) = self.own_write(table, bio, out) {
+                // In their order, before those that came meanwhile.
+                let mut later = BioQueue::new();
+                later.push(bio);
+                later.append(&mut bios);
+                let mut deferred = table.deferred.lock();
+                later.append(&mut deferred);
+                *deferred = later;
+                return;
+            }
+        }
+    }
+
+    /// A write within one chunk, or of one. Gives it back if it has to wait until something has ended.
+    fn own_write(
+        self: &Arc<Self>,
+        table: &Arc<Snapshot>,
+        mut bio: Bio<Stamp>,
+        out: &mut Released,
+    ) -> Result<(), Bio<Stamp>> {
+        let store = table.store();
+        if store.state() != State::Valid || store.is_overflowed() {
+            bio.end(Status::IO_ERROR);
+            return Ok(());
+        }
+        if matches!(bio.per_bio().kind(), Kind::Zero) {
+            return self.zero(table, bio);
+        }
+        let at = table.absolute(bio.sector());
+        let size = store.size();
+        let chunk = size.chunk(at);
+        let mut ledger = store.ledger();
+        match store.look(&mut ledger, chunk, 1) {
+            Look::There(new, _) => {
+                drop(ledger);
+                bio.set_sector(table.place(new, at));
+                bio.submit(&table.cow);
+            }
+            Look::OnItsWay(seq, _) => park_own(&mut ledger, table, seq, bio, at),
+            Look::Hole(_) => {
+                let is_whole = bio.sectors() == size.len();
+                let stage = if is_whole {
+                    Stage::Copying
+                } else {
+                    Stage::Waiting
+                };
+                match store.reserve(&mut ledger, &table.cow, chunk, stage, (1, 1)) {
+                    Reserved::Run(seq, run) if is_whole => {
+                        drop(ledger);
+                        bio.set_per_bio(Stamp::direct(seq));
+                        bio.set_sector(table.place(run.new, at));
+                        bio.submit(&table.cow);
+                    }
+                    Reserved::Run(seq, _) => park_own(&mut ledger, table, seq, bio, at),
+                    Reserved::Full => {
+                        drop(ledger);
+                        table.full(bio, out);
+                    }
+                    Reserved::Changed | Reserved::Busy => return Err(bio),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the copies for writes to parts of chunks, as far as there is memory; the others follow when some have ended.
+    fn start_copies(self: &Arc<Self>, table: &Arc<Snapshot>) {
+        let store = table.store();
+        loop {
+            let waiting = {
+                let mut ledger = store.ledger();
+                let first = ledger.book.first();
+                let seq = ledger.book.next_of(first, |stage| *stage == Stage::Waiting);
+                seq.and_then(|seq| ledger.book.get(seq).map(|it| (seq, it.run)))
+            };
+            let Some((seq, run)) = waiting else {
+                return;
+            };
+            let Some(mut job) = self.new_job(store.size().start(run.old).unwrap_or_default()) else {
+                return;
+            };
+            if let Task::Copy { to, .. } = &mut job.context.work {
+                if let Some(place) = to.first_mut() {
+                    *place = Some(Destination::new(table, seq, run));
+                }
+            }
+            job.context.len = table.copied(run);
+            if let Some(pending) = store.ledger().book.get(seq) {
+                pending.stage = Stage::Copying;
+            }
+            self.copies.copy(job);
+        }
+    }
+
+    /// A copy without destinations, from a sector of the origin; none if there is no memory, until another one has ended.
+    fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<Job>>> {
+        let job = Job {
+            family: self.clone(),
+            work: Task::Copy {
+                start,
+                to: [const { None }; MAX_DESTINATIONS],
+            },
+            len: Sectors(0),
+            result: None,
+        };
+        self.jobs.try_boxed(Request::new(job)).ok()
+    }
+
+    /// Looks at the writes to the origin that wait, and at those that came.
+    fn origin_writes(self: &Arc<Self>, roster: &Roster, out: &mut Released) {
+        let mut bios = self.inbox.lock().origin.take();
+        bios.append(&mut out.again);
+        for origin in roster.origins.iter() {
+            bios.append(&mut origin.deferred.lock());
+        }
+        while let Some(bio) = bios.pop() {
+            let id = bio.per_bio().origin();
+            let origin = roster.origins.iter().find(|it| it.id() == id);
+            let Some(origin) = origin else {
+                // A table stays as long as it has bios.
+                bio.end(Status::IO_ERROR);
+                continue;
+            };
+            let (start, len) = (origin.absolute(bio.sector()), bio.sectors());
+            match self.origin_write(roster, bio, start, len, out) {
+                (Verdict::Clear, Some(mut bio)) => {
+                    bio.set_sector(start);
+                    bio.submit(origin.device());
+                }
+                (Verdict::Later, Some(bio)) => self.inbox.lock().origin.push(bio),
+                _ => {}
+            }
+            // What was released by a snapshot that became invalid just now.
+            bios.append(&mut out.again);
+        }
+        while let Some(mut bio) = out.failed.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::IO_ERROR);
+        }
+    }
+
+    /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at once.
+    fn origin_write(
+        self: &Arc<Self>,
+        roster: &Roster,
+        bio: Bio<Stamp>,
+        start: Sector,
+        len: Sectors,
+        out: &mut Released,
+    ) -> (Verdict, Option<Bio<Stamp>>) {
+        let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
+        let mut later = false;
+        for (number, table) in roster.tables.iter().enumerate() {
+            if !table.is_active() {
+                continue;
+            }
+            let store = table.store();
+            match store.state() {
+                State::Valid => {}
+                State::Failing => {
+                    later = true;
+                    continue;
+                }
+                State::Invalid => continue,
+            }
+            let chunks = table.chunks(start, len);
+            let mut chunk = chunks.start;
+            while chunk < chunks.end {
+                let most = chunks.end.0.saturating_sub(chunk.0);
+                let look = store.look(&mut store.ledger(), chunk, most);
+                let passed = match look {
+                    Look::There(_, len) => len,
+                    Look::OnItsWay(seq, len) => {
+                        last = Some((table, seq));
+                        len
+                    }
+                    Look::Hole(len) => {
+                        let tables = roster.tables.get(number..).unwrap_or_default();
+                        match self.cover(tables, chunk, len) {
+                            Covered::Chunks(len, seq) => {
+                                last = Some((table, seq));
+                                len
+                            }
+                            Covered::Changed => continue,
+                            Covered::Later => {
+                                later = true;
+                                break;
+                            }
+                            Covered::Full => {
+                                table.fail(ENOSPC);
+                                store.give_up(out);
+                                later |= store.state() == State::Failing;
+                                break;
+                            }
+                        }
+                    }
+                };
+                chunk = Chunk(chunk.0.saturating_add(passed.max(1)));
+            }
+        }
+        if let Some((table, seq)) = last {
+            if let Some(pending) = table.store().ledger().book.get(seq) {
+                pending.waiting.origin.push(bio);
+                return (Verdict::Waits, None);
+            }
+            // Given up just now, with its snapshot.
+            return (Verdict::Later, Some(bio));
+        }
+        let verdict = if later { Verdict::Later } else { Verdict::Clear };
+        (verdict, Some(bio))
+    }
+
+    /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to all others that have the
+    /// same hole, and chunks of the same size.
+    fn cover(self: &Arc<Self>, tables: &[Arc<Snapshot>], chunk: Chunk, len: u64) -> Covered {
+        let Some((first, others)) = tables.split_first() else {
+            return Covered::Later;
+        };
+        let size = first.store().size();
+        let Some(start) = size.start(chunk) else {
+            return Covered::Full;
+        };
+        let Some(mut job) = self.new_job(start) else {
+            return Covered::Later;
+        };
+        let Task::Copy { to, .. } = &mut job.context.work else {
+            return Covered::Later;
+        };
+        let most = len.min(size.chunks_in(COPY).max(1));
+        let (seq, run) = match first.reserve(chunk, (1, most)) {
+            Reserved::Run(seq, run) => (seq, run),
+            Reserved::Changed => return Covered::Changed,
+            Reserved::Busy => return Covered::Later,
+            Reserved::Full => return Covered::Full,
+        };
+        let mut places = to.iter_mut();
+        let mut add = |table: &Arc<Snapshot>, seq, run: Run| {
+            if let Some(place) = places.next() {
+                *place = Some(Destination::new(table, seq, run));
+            }
+            places.len() != 0
+        };
+        let mut room = add(first, seq, run);
+        for table in others.iter() {
+            let store = table.store();
+            if !room || !table.is_active() || store.state() != State::Valid || store.size() != size {
+                continue;
+            }
+            if let Reserved::Run(seq, run) = table.reserve(chunk, (run.len, run.len)) {
+                room = add(table, seq, run);
+            }
+        }
+        job.context.len = first.copied(run);
+        self.copies.copy(job);
+        Covered::Chunks(run.len, seq)
+    }
+}
+
+/// Lets a write to a snapshot wait for an exception.
+fn park_own(ledger: &mut Ledger, table: &Snapshot, seq: Seq, mut bio: Bio<Stamp>, at: Sector) {
+    let chunk = table.store().size().chunk(at);
+    match ledger.book.get(seq).map(|it| (it.place(chunk), it)) {
+        Some((Some((new, _)), pending)) => {
+            bio.set_sector(table.place(new, at));
+            pending.waiting.own.push(bio);
+        }
+        // It was there just now, under the same lock.
+        _ => bio.end(Status::IO_ERROR),
+    }
+}
