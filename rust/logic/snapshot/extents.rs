@@ -11,10 +11,10 @@
 //! leaf    [entry, entry, ...]       at most 340; keys count from the first chunk of the leaf
 //! ```
 //!
-//! The table lives under a spinlock of its owner. So [`Extents::insert`] does not allocate: it takes
-//! vectors from [`Spares`], which are filled outside of the lock. A full leaf first hands entries
-//! to a neighbour in its branch, and is divided only if these are full too. What comes behind the
-//! last entry of a branch, or in front of the first, goes to a new leaf instead, so that ascending
+//! The table lives under a spinlock of its owner. So [`Extents::insert`] takes its memory from
+//! [`Spares`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
+//! in its branch, and is divided only if these are full too. What comes behind its last entry or in
+//! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
 //! and descending runs fill leaves to the last place.
 
 mod leaf;
@@ -461,22 +461,18 @@ impl Extents {
             Spot::Between(branch, leaf) => return self.open(branch, leaf, run, spares),
             Spot::Within(place) => place,
         };
-        let leaf = self.leaf(place)?;
-        if leaf.entries.len() < LEAF {
+        if self.leaf(place)?.entries.len() < LEAF {
             return self.put(place, run);
         }
-        let next = place.leaf.wrapping_add(1);
-        let last = next >= self.root.get(place.branch)?.leaves.len();
-        let (at_start, at_end) = (place.entry == 0, place.entry >= LEAF);
-        let outside = (at_start && place.leaf == 0) || (at_end && last);
-        if outside || self.relieve(place).is_none() {
-            if at_end {
-                return self.open(place.branch, next, run, spares);
+        if self.relieve(place).is_none() {
+            match place.entry {
+                0 => return self.open(place.branch, place.leaf, run, spares),
+                LEAF => {
+                    let next = place.leaf.wrapping_add(1);
+                    return self.open(place.branch, next, run, spares);
+                }
+                _ => self.split(place, spares)?,
             }
-            if at_start {
-                return self.open(place.branch, place.leaf, run, spares);
-            }
-            self.split(place, spares)?;
         }
         // There is room now, but perhaps in another leaf.
         match self.spot(self.locate(run.old.0), run) {

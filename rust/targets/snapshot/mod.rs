@@ -498,7 +498,7 @@ fn read_header(
         }
     }
     let header = Header::parse(&buffer, size, blocks).map_err(|invalid| {
-        err!("persistent snapshot", "{}", invalid);
+        warning!("persistent snapshot", "{}", invalid);
         Error::from(invalid)
     })?;
     match header {

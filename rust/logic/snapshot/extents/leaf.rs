@@ -132,8 +132,9 @@ impl Leaf {
     /// Takes an entry out.
     pub(super) fn remove(&mut self, index: usize) -> Option<()> {
         self.entries.remove(index).ok()?;
-        if let Some(run) = self.get(0) {
-            self.rebase(run.old.0);
+        match self.get(0) {
+            Some(run) if index == 0 => self.rebase(run.old.0),
+            _ => {}
         }
         Some(())
     }
