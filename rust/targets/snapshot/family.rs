@@ -80,7 +80,10 @@ use crate::{
             Pool,
             PoolBox, //
         },
-        queue::OwnedQueue, //
+        queue::{
+            flush,
+            OwnedQueue, //
+        }, //
     }, //
 };
 use kernel::{
@@ -337,16 +340,14 @@ impl Family {
         active.iter().fold(len, |len, table| table.clear(start, len))
     }
 
-    /// Waits until the worker and the copies have let go of everything, if no target needs them any more. Sleeps.
+    /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.
+    ///
+    /// The last reference must not be dropped by them: the callback of a copy cannot wait for itself.
     pub(super) fn settle(self: &Arc<Self>) {
-        crate::sys::queue::flush::<Family, 1>(self);
-        let roster = self.roster.lock();
-        let last = roster.tables.is_empty();
-        drop(roster);
-        if last {
+        if self.roster.lock().tables.is_empty() {
             self.copies.drain();
-            crate::sys::queue::cancel::<Family, 1>(self);
         }
+        flush::<Family, 1>(self);
     }
 }
 

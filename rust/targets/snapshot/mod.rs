@@ -332,16 +332,14 @@ impl Target for Snapshot {
     fn dtr(this: &Arc<Self>) {
         let family = &this.family;
         family.deactivate(this);
-        let shared = {
+        if this.is_active() {
             let roster = family.roster.lock();
-            let (live, waiting, all) = roster.sharing(this.cow.number());
-            let is_source = live.is_some_and(|live| Arc::ptr_eq(live, this));
-            if is_source && waiting.is_some() {
+            let (_, waiting, _) = roster.sharing(this.cow.number());
+            if waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
-            all > 1
-        };
-        if !shared {
+            drop(roster);
+            // Nothing begins any more. What a former table has begun, the one that took over ends.
             this.store.wait_idle();
         }
         family.roster.lock().remove(this);

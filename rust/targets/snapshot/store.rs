@@ -608,6 +608,7 @@ impl Store {
         self.settle(tables.finish()?);
         self.records.store(records, Relaxed);
         self.ledger.lock().space = Space::Persistent(space);
+        self.overflowed.store(false, Relaxed);
         self.set_state(State::Valid);
         Ok(())
     }
