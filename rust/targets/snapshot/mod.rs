@@ -404,7 +404,8 @@ impl Target for Snapshot {
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
         let health = Health {
-            valid: this.is_valid(),
+            // Not before the header says so too.
+            valid: this.role() != Role::Former && this.store.state() != State::Invalid,
             merge_failed: false,
             overflowed: this.store.is_overflowed(),
         };

@@ -183,8 +183,8 @@ impl Extents {
                 }
                 full.leaves.truncate(BRANCH / 2);
                 let place = match index.checked_sub(BRANCH / 2) {
-                    Some(behind) if behind > 0 => (next, behind),
-                    _ => (branch, index),
+                    Some(behind) => (next, behind),
+                    None => (branch, index),
                 };
                 (next, place)
             }
