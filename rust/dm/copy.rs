@@ -135,7 +135,7 @@ impl CopyClient {
             count = count.saturating_add(1);
         }
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
-        let notify = Some(notify::<J> as _);
+        let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
         // SAFETY: The client is live. The devices are open until the callback: the job owns what keeps them so, and nobody
         // else has it. kcopyd copies the regions.
         unsafe {
@@ -149,9 +149,7 @@ impl CopyClient {
                     notify,
                     context,
                 ),
-                None => {
-                    bindings::dm_kcopyd_zero(raw, count, to.as_mut_ptr(), 0, notify, context)
-                }
+                None => bindings::dm_kcopyd_zero(raw, count, to.as_mut_ptr(), 0, notify, context),
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::logic::units::{
 const MAX_SHIFT: u32 = 21;
 
 /// The number of chunks of a COW device that can be used: what the table of exceptions can name. C can name 2^56.
-const COW_CHUNKS: u64 = 1 << 48;
+pub(crate) const COW_CHUNKS: u64 = 1 << 48;
 
 /// The number of a chunk of the origin.
 ///

@@ -25,15 +25,18 @@ use crate::env::{
     Flags,
     KVVec, //
 };
-use crate::logic::snapshot::chunks::{
-    Chunk,
-    CowChunk, //
+use crate::logic::snapshot::{
+    chunks::{
+        Chunk,
+        CowChunk,
+        COW_CHUNKS, //
+    },
+    lists::leading, //
 };
 
 pub(crate) use room::Spares;
 
 use leaf::{
-    leading,
     Entry,
     Leaf,
     LEAF, //
@@ -44,8 +47,6 @@ pub(crate) const LONGEST: u64 = 1 << 15;
 
 /// The number of chunks an entry can stand for.
 const ENTRY_CHUNKS: u64 = 1 << 16;
-/// The number of chunks of the COW device that can be named.
-const COW_CHUNKS: u64 = 1 << 48;
 
 /// The number of leaves in a full branch.
 const BRANCH: usize = 128;

@@ -9,6 +9,7 @@ pub(crate) mod chunks;
 pub(crate) mod extents;
 pub(crate) mod header;
 pub(crate) mod layout;
+pub(crate) mod lists;
 pub(crate) mod options;
 pub(crate) mod pending;
 pub(crate) mod readers;

@@ -20,7 +20,8 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    extents::Run, //
+    extents::Run,
+    lists::leading, //
 };
 
 /// How far an exception is.
@@ -146,14 +147,14 @@ impl<W> Book<W> {
 
     /// The exception that a chunk is in.
     pub(crate) fn find(&mut self, chunk: Chunk) -> Option<&mut Pending<W>> {
-        let behind = self.index.partition_point(|(first, _)| *first <= chunk);
+        let behind = leading(&self.index, |(first, _)| *first <= chunk);
         let (_, seq) = *self.index.get(behind.checked_sub(1)?)?;
         self.get(seq).filter(|it| it.place(chunk).is_some())
     }
 
     /// How many chunks there are from one that is in no exception up to the next that is, `most` if it is not nearer.
     pub(crate) fn gap(&self, chunk: Chunk, most: u64) -> u64 {
-        let behind = self.index.partition_point(|(first, _)| *first <= chunk);
+        let behind = leading(&self.index, |(first, _)| *first <= chunk);
         match self.index.get(behind) {
             Some((first, _)) => first.0.saturating_sub(chunk.0).min(most),
             None => most,
@@ -166,7 +167,7 @@ impl<W> Book<W> {
         let Some(slot) = self.slot(seq).filter(|_| self.has_room()) else {
             return Err(waiting);
         };
-        let place = self.index.partition_point(|(first, _)| *first < run.old);
+        let place = leading(&self.index, |(first, _)| *first < run.old);
         let Some(entry) = self.ring.get_mut(slot) else {
             return Err(waiting);
         };
@@ -269,9 +270,7 @@ impl<W> Book<W> {
         self.get(seq)?;
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.take()?;
-        let place = self
-            .index
-            .partition_point(|(first, _)| *first < pending.run.old);
+        let place = leading(&self.index, |(first, _)| *first < pending.run.old);
         // It is there, by the invariant.
         let _ = self.index.remove(place);
         self.chunks = self.chunks.saturating_sub(pending.run.len);

@@ -46,15 +46,18 @@ use crate::{
         warning, //
     }, //
 };
+use core::num::NonZeroU64;
 use kernel::prelude::*;
 
 /// As much of an area is held in memory, in sectors.
 const WINDOW: u32 = 128;
 
-/// As many pieces of areas are read ahead while loading.
-const AHEAD: u64 = 64;
+/// As many pieces of areas are read ahead while loading, but not more bytes than that.
+const AHEAD: u32 = 64;
+const MEMORY: u32 = 1 << 22;
 
 /// Records of a sector.
+// CAST: A small number.
 const PER_SECTOR: u64 = 512 / RECORD as u64;
 
 /// See above. Used by one at a time.
@@ -99,9 +102,16 @@ impl Disk {
     }
 
     /// Records of a window.
-    fn per_window(&self) -> u64 {
+    fn per_window(&self) -> NonZeroU64 {
         // CAST: usize has at most 64 bits.
-        ((self.window.len() / RECORD) as u64).max(1)
+        NonZeroU64::new((self.window.len() / RECORD) as u64).unwrap_or(NonZeroU64::MIN)
+    }
+
+    /// The block that a sector is in, as sectors: its first one, and the one behind it.
+    fn block(&self, sector: u64) -> (u64, u64) {
+        let block = NonZeroU64::new(self.block.into()).unwrap_or(NonZeroU64::MIN);
+        let first = sector.saturating_sub(sector % block);
+        (first, first.saturating_add(block.get()))
     }
 
     /// The sector of a record.
@@ -154,11 +164,12 @@ impl Disk {
             self.zero_area(area, cow)?;
         }
         let base = first.saturating_sub(first % self.per_window());
-        let block = u64::from(self.block.max(1));
         let sector = |record: u64| record.saturating_sub(base) / PER_SECTOR;
-        let from = sector(first) / block * block;
-        let to = sector(end.saturating_sub(1)) / block * block + block;
-        let start = self.sector(base).and_then(|it| it.checked_add(Sectors(from)));
+        let (from, _) = self.block(sector(first));
+        let (_, to) = self.block(sector(end.saturating_sub(1)));
+        let start = self
+            .sector(base)
+            .and_then(|it| it.checked_add(Sectors(from)));
         let part = u32::try_from(from)?..u32::try_from(to)?;
         io.transfer_part(
             Transfer::WriteFlushFua,
@@ -183,12 +194,14 @@ impl Disk {
         }
         let (area, slot) = self.layout.slot(self.records);
         let size = self.layout.size();
-        let block = u64::from(self.block.max(1));
         // The block of the record itself is written anyway.
-        let from = (slot / PER_SECTOR / block + 1) * block;
+        let (_, from) = self.block(slot / PER_SECTOR);
         let start = size.cow_start(self.layout.area(area)).ok_or(EINVAL)?;
         if let Some(len) = size.len().0.checked_sub(from).filter(|len| *len != 0) {
-            cow.zero(start.checked_add(Sectors(from)).ok_or(EINVAL)?, Sectors(len))?;
+            cow.zero(
+                start.checked_add(Sectors(from)).ok_or(EINVAL)?,
+                Sectors(len),
+            )?;
         }
         self.stale = false;
         Ok(())
@@ -219,7 +232,9 @@ impl Disk {
         self.stale = false;
         self.window.fill(0);
         // Until the header is written nobody reads the first area; and it comes after that, by its flush.
-        let area = cow.zero(Sector(0), size).and_then(|()| self.zero_area(0, cow));
+        let area = cow
+            .zero(Sector(0), size)
+            .and_then(|()| self.zero_area(0, cow));
         if let Err(error) = area {
             warning!("persistent snapshot", "zero_disk_area(0) failed");
             return Err(error);
@@ -236,18 +251,18 @@ impl Disk {
         mut sink: impl FnMut(Run) -> Result,
     ) -> Result<Allocator> {
         let piece = u32::try_from(self.window.len())?;
-        let pieces = u64::from(self.layout.size().bytes() / piece.max(1));
+        let pieces = self.layout.size().bytes().checked_div(piece);
+        let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
         // The blocks of areas one behind the other, as blocks of the device.
         let layout = self.layout;
         let place = |number: u64| -> Option<u64> {
-            let area = layout.area(number.checked_div(pieces)?);
-            area.0.checked_mul(pieces)?.checked_add(number % pieces)
+            let area = layout.area(number / pieces);
+            area.0
+                .checked_mul(pieces.get())?
+                .checked_add(number % pieces)
         };
-        let holds = |number: u64| {
-            let area = number.checked_div(pieces);
-            area.is_some_and(|area| layout.holds(area, cow.sectors()))
-        };
-        let buffers = u32::try_from(AHEAD)?.min((1 << 22) / piece.max(1)).max(2);
+        let holds = |number: u64| layout.holds(number / pieces, cow.sectors());
+        let buffers = MEMORY.checked_div(piece).unwrap_or(0).clamp(2, AHEAD);
         let mut reader = Reader::new(cow, piece, buffers.saturating_add(1))?;
         let mut loader = Loader::new(layout, cow.sectors());
         let (mut number, mut asked, mut ahead) = (0u64, 1u64, 1u64);
@@ -290,7 +305,7 @@ impl Disk {
         };
         // The rest of the area.
         let mut stale = stale;
-        while number.checked_rem(pieces).is_some_and(|rest| rest != 0) {
+        while number % pieces != 0 {
             let block = place(number).ok_or(EINVAL)?;
             stale |= reader.read(block, |bytes| bytes.iter().any(|byte| *byte != 0))?;
             number = number.saturating_add(1);
@@ -305,7 +320,10 @@ impl Disk {
         self.stale = stale;
         self.records = loader.records();
         let used = usize::try_from(self.records % self.per_window())?;
-        if let Some(behind) = used.checked_mul(RECORD).and_then(|at| self.window.get_mut(at..)) {
+        if let Some(behind) = used
+            .checked_mul(RECORD)
+            .and_then(|at| self.window.get_mut(at..))
+        {
             behind.fill(0);
         }
         Ok(Allocator::new(layout, loader.next(), self.records))

@@ -59,6 +59,7 @@ use crate::{
                 Run,
                 Spares, //
             },
+            lists,
             pending::{
                 Seq,
                 Stage, //
@@ -136,7 +137,7 @@ impl World {
             return Ok(family.clone());
         }
         let family = Family::new(self, number)?;
-        families.push(family.clone(), GFP_KERNEL)?;
+        lists::push(&mut families, family.clone(), GFP_KERNEL)?;
         Ok(family)
     }
 
@@ -159,7 +160,7 @@ impl World {
             roster.users
         };
         if users == 0 {
-            families.retain(|other| other.number != family.number);
+            lists::take(&mut families, |other| other.number == family.number);
         }
     }
 }
@@ -206,12 +207,12 @@ impl Roster {
 
     /// Ends the claim of a constructor.
     pub(super) fn unclaim(&mut self, cow: u32) {
-        self.claims.retain(|other| *other != cow);
+        lists::take(&mut self.claims, |other| *other == cow);
     }
 
     /// Takes a table off.
     pub(super) fn remove(&mut self, table: &Arc<Snapshot>) {
-        self.tables.retain(|other| !Arc::ptr_eq(other, table));
+        lists::take(&mut self.tables, |other| Arc::ptr_eq(other, table));
     }
 }
 
@@ -279,7 +280,7 @@ impl Family {
         }
         let store = live.map(|live| live.store.clone());
         let memory = c"Snapshot origin struct allocation failed";
-        roster.claims.push(cow, GFP_KERNEL).text(memory)?;
+        lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
         Ok((store, Claim { family: self, cow }))
     }
 
@@ -287,7 +288,7 @@ impl Family {
     pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
         let mut roster = self.roster.lock();
         self.make_room(roster.tables.len().saturating_add(1))?;
-        Ok(roster.tables.push(table.clone(), GFP_KERNEL)?)
+        Ok(lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?)
     }
 
     /// A target is going. Sleeps.
@@ -331,13 +332,16 @@ impl Family {
 
     /// Makes a snapshot one that origin writes do not care about any more. Sleeps.
     pub(super) fn deactivate(&self, table: &Arc<Snapshot>) {
-        self.active.lock().retain(|it| !Arc::ptr_eq(it, table));
+        let taken = lists::take(&mut self.active.lock(), |it| Arc::ptr_eq(it, table));
+        drop(taken);
     }
 
     /// How much of a write to the origin, from its start on, no snapshot cares about. Any context.
     pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
         let active = self.active.lock();
-        active.iter().fold(len, |len, table| table.clear(start, len))
+        active
+            .iter()
+            .fold(len, |len, table| table.clear(start, len))
     }
 
     /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.
@@ -509,7 +513,7 @@ impl Family {
                 });
             }
             Task::Copy { to, .. } => {
-                for (number, to) in to.into_iter().flatten().enumerate() {
+                for (number, to) in (0..MAX_DESTINATIONS).zip(to.into_iter().flatten()) {
                     to.table.data_ended(to.seq, is_written(number), out);
                 }
             }
@@ -623,7 +627,8 @@ impl Family {
             let Some((seq, run)) = waiting else {
                 return;
             };
-            let Some(mut job) = self.new_job(store.size().start(run.old).unwrap_or_default()) else {
+            let Some(mut job) = self.new_job(store.size().start(run.old).unwrap_or_default())
+            else {
                 return;
             };
             if let Task::Copy { to, .. } = &mut job.context.work {
@@ -697,7 +702,7 @@ impl Family {
     ) -> (Verdict, Option<Bio<Stamp>>) {
         let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
         let mut later = false;
-        for (number, table) in roster.tables.iter().enumerate() {
+        for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
             if !table.is_active() {
                 continue;
             }
@@ -753,7 +758,11 @@ impl Family {
             // Given up just now, with its snapshot.
             return (Verdict::Later, Some(bio));
         }
-        let verdict = if later { Verdict::Later } else { Verdict::Clear };
+        let verdict = if later {
+            Verdict::Later
+        } else {
+            Verdict::Clear
+        };
         (verdict, Some(bio))
     }
 
@@ -790,7 +799,8 @@ impl Family {
         let mut room = add(first, seq, run);
         for table in others.iter() {
             let store = table.store();
-            if !room || !table.is_active() || store.state() != State::Valid || store.size() != size {
+            if !room || !table.is_active() || store.state() != State::Valid || store.size() != size
+            {
                 continue;
             }
             if let Reserved::Run(seq, run) = table.reserve(chunk, (run.len, run.len)) {

@@ -97,7 +97,11 @@ impl Stamp {
     }
 
     fn with_failure(self, failed: bool) -> Self {
-        Stamp(if failed { self.0 | Self::FAILED } else { self.0 })
+        Stamp(if failed {
+            self.0 | Self::FAILED
+        } else {
+            self.0
+        })
     }
 
     /// See [`Kind::Origin`].
@@ -188,11 +192,7 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>)
 }
 
 /// A write to a chunk that was not on the COW device just now.
-fn write<'a>(
-    this: ArcBorrow<'_, Snapshot>,
-    mut bio: MapBio<'a, Stamp>,
-    span: Span,
-) -> Mapped<'a> {
+fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Span) -> Mapped<'a> {
     let store = this.store();
     let size = store.size();
     let whole = if size.offset(span.at).is_zero() {
@@ -298,10 +298,7 @@ fn discard<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Map
 }
 
 /// A bio has ended.
-pub(super) fn end_io<'a>(
-    this: ArcBorrow<'_, Snapshot>,
-    mut bio: EndBio<'a, Stamp>,
-) -> Ended<'a> {
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: EndBio<'a, Stamp>) -> Ended<'a> {
     match bio.per_bio().kind() {
         Kind::Reader(shard, generation) => {
             if this.store().leave(shard, generation) {

@@ -297,7 +297,10 @@ impl Target for Snapshot {
         }
 
         new.pass_flushes();
-        match (features.discard_zeroes_cow, features.discard_passdown_origin) {
+        match (
+            features.discard_zeroes_cow,
+            features.discard_passdown_origin,
+        ) {
             (true, true) => new.split_discards(2),
             (true, false) => new.split_discards(1),
             _ => {}
@@ -599,7 +602,11 @@ impl Snapshot {
         }
         Chunks {
             start: size.chunk(start),
-            end: Chunk(size.chunk(Sector(end.0.saturating_sub(1))).0.saturating_add(1)),
+            end: Chunk(
+                size.chunk(Sector(end.0.saturating_sub(1)))
+                    .0
+                    .saturating_add(1),
+            ),
         }
     }
 

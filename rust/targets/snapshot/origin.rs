@@ -33,9 +33,12 @@ use crate::{
             Text, //
         }, //
     },
-    logic::units::{
-        Sector,
-        Sectors, //
+    logic::{
+        snapshot::lists,
+        units::{
+            Sector,
+            Sectors, //
+        }, //
     },
     sys::irq_lock::{
         new_irq_lock,
@@ -103,7 +106,7 @@ impl Target for Origin {
         )
         .text(memory)?;
         let mut roster = this.family.roster.lock();
-        roster.origins.push(this.clone(), GFP_KERNEL).text(memory)?;
+        lists::push(&mut roster.origins, this.clone(), GFP_KERNEL).text(memory)?;
         drop(roster);
         membership.keep();
         Ok(this)
@@ -111,11 +114,9 @@ impl Target for Origin {
 
     fn dtr(this: &Arc<Self>) {
         let family = &this.family;
-        family
-            .roster
-            .lock()
-            .origins
-            .retain(|other| !Arc::ptr_eq(other, this));
+        let mut roster = family.roster.lock();
+        lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, this));
+        drop(roster);
         family.settle();
         family.leave();
     }

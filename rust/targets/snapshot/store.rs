@@ -38,6 +38,7 @@ use crate::{
                 Layout,
                 Transient, //
             },
+            lists,
             pending::{
                 Book,
                 Pending,
@@ -215,7 +216,7 @@ impl Store {
                 draining: 0,
             };
             let shard = KBox::pin_init(new_irq_lock!(shard, "dm_snap_shard"), GFP_KERNEL)?;
-            shards.push(shard, GFP_KERNEL)?;
+            shards.push_within_capacity(shard)?;
         }
         let layout = Layout::new(size);
         let space = if persistent {
@@ -640,7 +641,7 @@ impl<'a> Tables<'a> {
     fn new(store: &'a Store) -> Result<Self> {
         let mut parts = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
         for _ in 0..SHARDS {
-            parts.push(Extents::new(), GFP_KERNEL)?;
+            parts.push_within_capacity(Extents::new())?;
         }
         Ok(Tables {
             store,
@@ -655,13 +656,13 @@ impl<'a> Tables<'a> {
         if self.runs.len() >= SORTED {
             self.put()?;
         }
-        Ok(self.runs.push(run, GFP_KERNEL)?)
+        Ok(lists::push(&mut self.runs, run, GFP_KERNEL)?)
     }
 
     /// Puts the runs into the parts.
     fn put(&mut self) -> Result {
         let mut runs = core::mem::take(&mut self.runs);
-        runs.sort_unstable_by_key(|run| (run.old, run.new));
+        lists::sort(&mut runs, GFP_KERNEL)?;
         let mut joined = Run::default();
         for run in runs.iter() {
             let follows = joined.old.0.checked_add(joined.len) == Some(run.old.0)

@@ -4,9 +4,12 @@
 
 use super::Run;
 use crate::env::KVVec;
-use crate::logic::snapshot::chunks::{
-    Chunk,
-    CowChunk, //
+use crate::logic::snapshot::{
+    chunks::{
+        Chunk,
+        CowChunk, //
+    },
+    lists::leading, //
 };
 
 /// The number of entries in a full leaf.
@@ -185,22 +188,6 @@ impl Leaf {
         }
         Some(())
     }
-}
-
-/// Returns the number of items up to the first for which `starts` is not true, in sorted items.
-#[inline]
-pub(super) fn leading<T>(items: &[T], starts: impl Fn(&T) -> bool) -> usize {
-    // A binary search of its own: the one of `core` adds with a check that may panic.
-    let mut low = 0usize;
-    let mut high = items.len();
-    while low < high {
-        let middle = low.wrapping_add(high.wrapping_sub(low) / 2);
-        match items.get(middle) {
-            Some(item) if starts(item) => low = middle.wrapping_add(1),
-            _ => high = middle,
-        }
-    }
-    low
 }
 
 /// Swaps the first `count` items with the others.
