@@ -145,7 +145,8 @@ impl CopyClient {
                     &mut from,
                     count,
                     to.as_mut_ptr(),
-                    0,
+                    // Else the first error of a destination ends the copy, and nobody knows what the others have.
+                    bindings::DM_KCOPYD_IGNORE_ERROR,
                     notify,
                     context,
                 ),

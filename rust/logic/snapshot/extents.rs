@@ -307,9 +307,19 @@ impl Extents {
     ///
     /// For loading, without locks: allocates with `flags`. Fills leaves and branches to the end.
     pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), Refused> {
-        let last = self.root.last().and_then(|branch| branch.leaves.last());
-        if last.is_some_and(|leaf| leaf.end() > run.old.0) {
-            return Err(Refused::Overlap);
+        let last = self.root.last_mut();
+        if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
+            if leaf.end() > run.old.0 {
+                return Err(Refused::Overlap);
+            }
+            if run.fits_table() {
+                // Nearly always there is nothing to be searched for.
+                if let Some(added) = leaf.append(&run) {
+                    self.entries = self.entries.saturating_add(added);
+                    self.chunks = self.chunks.saturating_add(run.len);
+                    return Ok(());
+                }
+            }
         }
         let mut spares = Spares::new();
         match self.insert(run, &mut spares) {

@@ -601,9 +601,17 @@ impl Store {
 
     /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
     pub(super) fn load(&self, cow: &Device) -> Result {
-        let mut tables = Tables::new(self)?;
+        let mut tables = Tables::new(self, false)?;
         let mut disk = self.disk.lock();
-        let space = disk.load(cow, |run| tables.add(run))?;
+        let mut space = disk.load(cow, |run| tables.add(run));
+        if space.is_ok() {
+            space = tables.put().and(space);
+        }
+        if tables.overlap {
+            tables = Tables::new(self, true)?;
+            space = disk.load(cow, |run| tables.add(run));
+        }
+        let space = space?;
         let records = disk.records();
         drop(disk);
         self.settle(tables.finish()?);
@@ -629,8 +637,13 @@ const SORTED: usize = 1 << 20;
 
 /// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put in sorted by the
 /// origin's: so the parts are filled from front to end, which is fast, and leaves no gaps in them.
+///
+/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has none; if there are any, it is
+/// read again with every chunk by itself: then those of the same chunk stay in their order while they are sorted.
 struct Tables<'a> {
     store: &'a Store,
+    single: bool,
+    overlap: bool,
     parts: KVVec<Extents>,
     runs: KVVec<Run>,
     spares: Spares,
@@ -638,13 +651,15 @@ struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    fn new(store: &'a Store) -> Result<Self> {
+    fn new(store: &'a Store, single: bool) -> Result<Self> {
         let mut parts = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
         for _ in 0..SHARDS {
             parts.push_within_capacity(Extents::new())?;
         }
         Ok(Tables {
             store,
+            single,
+            overlap: false,
             parts,
             runs: KVVec::new(),
             spares: Spares::new(),
@@ -652,11 +667,16 @@ impl<'a> Tables<'a> {
         })
     }
 
-    fn add(&mut self, run: Run) -> Result {
-        if self.runs.len() >= SORTED {
-            self.put()?;
+    fn add(&mut self, mut run: Run) -> Result {
+        while run.len != 0 {
+            if self.runs.len() >= SORTED {
+                self.put()?;
+            }
+            let len = if self.single { 1 } else { run.len };
+            lists::push(&mut self.runs, Run { len, ..run }, GFP_KERNEL)?;
+            run = run.without_first(len);
         }
-        Ok(lists::push(&mut self.runs, run, GFP_KERNEL)?)
+        Ok(())
     }
 
     /// Puts the runs into the parts.
@@ -667,7 +687,7 @@ impl<'a> Tables<'a> {
         for run in runs.iter() {
             let follows = joined.old.0.checked_add(joined.len) == Some(run.old.0)
                 && joined.new.0.checked_add(joined.len) == Some(run.new.0);
-            if follows && joined.len != 0 {
+            if follows && joined.len != 0 && !self.single {
                 joined.len = joined.len.saturating_add(run.len);
             } else {
                 self.put_run(joined)?;
@@ -688,16 +708,11 @@ impl<'a> Tables<'a> {
                 ..run
             };
             if !self.put_piece(index, piece)? {
-                // Of those that are there twice the others count.
-                for offset in 0..piece.len {
-                    let one = Run {
-                        len: 1,
-                        ..piece.without_first(offset)
-                    };
-                    if !self.put_piece(index, one)? {
-                        self.repeated = self.repeated.saturating_add(1);
-                    }
+                if !self.single {
+                    self.overlap = true;
+                    return Err(EINVAL);
                 }
+                self.repeated = self.repeated.saturating_add(1);
             }
             run = run.without_first(piece.len);
         }

@@ -132,6 +132,22 @@ impl Leaf {
         self.entries.insert_within_capacity(index, entry).ok()
     }
 
+    /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how many entries there are
+    /// more; `None` if there is no room.
+    pub(super) fn append(&mut self, run: &Run) -> Option<u64> {
+        let last = self.entries.len().checked_sub(1)?;
+        if let Some(joined) = self.get(last)?.joined(run) {
+            self.set(last, &joined);
+            return Some(0);
+        }
+        if !self.spans(run) {
+            return None;
+        }
+        let entry = Entry::new(run, self.first);
+        self.entries.push_within_capacity(entry).ok()?;
+        Some(1)
+    }
+
     /// Takes an entry out.
     pub(super) fn remove(&mut self, index: usize) -> Option<()> {
         self.entries.remove(index).ok()?;
