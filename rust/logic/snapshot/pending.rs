@@ -71,6 +71,11 @@ pub(crate) struct Pending<W> {
 }
 
 impl<W> Pending<W> {
+    /// Whether it is in the table: only readers of before are waited for.
+    pub(crate) fn is_there(&self) -> bool {
+        matches!(self.stage, Stage::Draining(_))
+    }
+
     /// Where on the COW device a chunk will be, and how many follow it there, itself included.
     pub(crate) fn place(&self, chunk: Chunk) -> Option<(CowChunk, u64)> {
         let offset = chunk.0.checked_sub(self.run.old.0)?;

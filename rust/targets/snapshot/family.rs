@@ -26,6 +26,7 @@ use super::{
         Store, //
     },
     Claim,
+    Role,
     Snapshot,
     PAIRING, //
 };
@@ -73,6 +74,7 @@ use crate::{
     sys::{
         irq_lock::{
             new_irq_lock,
+            IrqGuard,
             IrqLock, //
         },
         noio::NoIo,
@@ -111,7 +113,6 @@ const COPIES: u16 = 16;
 /// What all snapshots share.
 #[pin_data]
 pub(crate) struct World {
-    pub(super) queue: OwnedQueue,
     #[pin]
     families: Mutex<KVVec<Arc<Family>>>,
 }
@@ -119,9 +120,7 @@ pub(crate) struct World {
 impl World {
     /// An empty world. Sleeps.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let queue = OwnedQueue::unbound(c"dm-snap")?;
-        let new = try_pin_init!(World {
-            queue,
+        let new = pin_init!(World {
             families <- new_mutex!(KVVec::new(), "dm_snap_families"),
         });
         Arc::pin_init(new, GFP_KERNEL)
@@ -129,6 +128,8 @@ impl World {
 
     /// The family of an origin, for another of its targets. Sleeps.
     pub(super) fn family(self: &Arc<Self>, number: u32) -> Result<Arc<Family>> {
+        // Who has the lock of a roster holds up writes to the origin.
+        let _noio = NoIo::enter();
         let mut families = self.families.lock();
         if let Some(family) = families.iter().find(|family| family.number == number) {
             let mut roster = family.roster.lock();
@@ -141,14 +142,30 @@ impl World {
         Ok(family)
     }
 
-    /// Whether a snapshot of another origin has this COW device. Sleeps.
-    pub(super) fn is_taken(&self, cow: u32, origin: u32) -> bool {
+    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile. Gives the store of the live
+    /// table that has it, if there is one. Sleeps.
+    pub(super) fn claim<'a>(
+        &self,
+        family: &'a Family,
+        cow: u32,
+    ) -> Result<(Option<Arc<Store>>, Claim<'a>), CtrError> {
+        let _noio = NoIo::enter();
         let families = self.families.lock();
-        let mut others = families.iter().filter(|family| family.number != origin);
-        others.any(|family| {
-            let roster = family.roster.lock();
-            roster.tables.iter().any(|table| table.cow.number() == cow)
-        })
+        let mut others = families.iter().filter(|it| it.number != family.number);
+        if others.any(|other| other.roster.lock().has(cow)) {
+            let text = c"COW device is in use by another snapshot";
+            return Err(CtrError::new(text, EBUSY));
+        }
+        let mut roster = family.roster.lock();
+        let sharing = roster.sharing(cow);
+        let claimed = roster.claims.iter().any(|other| *other == cow);
+        if sharing.all > 1 || sharing.waiting.is_some() || claimed {
+            return Err(CtrError::new(PAIRING, EINVAL));
+        }
+        let store = sharing.live.map(|live| live.store.clone());
+        let memory = c"Snapshot origin struct allocation failed";
+        lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
+        Ok((store, Claim { family, cow }))
     }
 
     /// A target of a family is going. Sleeps.
@@ -163,6 +180,16 @@ impl World {
             lists::take(&mut families, |other| other.number == family.number);
         }
     }
+}
+
+/// The tables with the same COW device.
+#[derive(Default)]
+pub(super) struct Sharing<'a> {
+    pub(super) live: Option<&'a Arc<Snapshot>>,
+    /// Not live yet.
+    pub(super) waiting: Option<&'a Arc<Snapshot>>,
+    /// How many there are.
+    pub(super) all: usize,
 }
 
 /// Who belongs to a family.
@@ -182,21 +209,23 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Tells which table has the store that a table shares, and how many do: (live, waiting to go live, all).
-    pub(super) fn sharing(
-        &self,
-        cow: u32,
-    ) -> (Option<&Arc<Snapshot>>, Option<&Arc<Snapshot>>, usize) {
-        let (mut live, mut waiting, mut all) = (None, None, 0usize);
+    /// The tables with a COW device.
+    pub(super) fn sharing(&self, cow: u32) -> Sharing<'_> {
+        let mut sharing = Sharing::default();
         for table in self.tables.iter().filter(|it| it.cow.number() == cow) {
-            all = all.saturating_add(1);
-            if table.is_active() {
-                live = Some(table);
-            } else {
-                waiting = Some(table);
+            sharing.all = sharing.all.saturating_add(1);
+            match table.role() {
+                Role::Live | Role::Leaving => sharing.live = Some(table),
+                Role::New | Role::Successor => sharing.waiting = Some(table),
+                Role::Former => {}
             }
         }
-        (live, waiting, all)
+        sharing
+    }
+
+    /// Whether any table has a COW device, or will.
+    fn has(&self, cow: u32) -> bool {
+        self.sharing(cow).all != 0 || self.claims.iter().any(|other| *other == cow)
     }
 
     /// A name for an origin.
@@ -230,6 +259,9 @@ struct Inbox {
 pub(crate) struct Family {
     number: u32,
     world: Arc<World>,
+    /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is above.
+    queue: OwnedQueue,
+    commits: OwnedQueue,
     copies: CopyClient,
     jobs: Arc<Pool<Request<Job>>>,
     #[pin]
@@ -253,12 +285,16 @@ impl Family {
             users: 1,
             ..Roster::default()
         };
+        let queue = OwnedQueue::unbound(c"dm-snap")?;
+        let commits = OwnedQueue::unbound(c"dm-snap-commit")?;
         let copies = CopyClient::new()?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(
             pin_init!(Family {
                 number,
                 world: world.clone(),
+                queue,
+                commits,
                 copies,
                 jobs,
                 roster <- new_mutex!(roster, "dm_snap_roster"),
@@ -270,22 +306,9 @@ impl Family {
         )
     }
 
-    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile. Gives the store of the live
-    /// table that has it, if there is one. Sleeps.
-    pub(super) fn claim(&self, cow: u32) -> Result<(Option<Arc<Store>>, Claim<'_>), CtrError> {
-        let mut roster = self.roster.lock();
-        let (live, waiting, all) = roster.sharing(cow);
-        if all > 1 || waiting.is_some() || roster.claims.iter().any(|other| *other == cow) {
-            return Err(CtrError::new(PAIRING, EINVAL));
-        }
-        let store = live.map(|live| live.store.clone());
-        let memory = c"Snapshot origin struct allocation failed";
-        lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
-        Ok((store, Claim { family: self, cow }))
-    }
-
     /// Takes a new table in. Sleeps.
     pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
+        let _noio = NoIo::enter();
         let mut roster = self.roster.lock();
         self.make_room(roster.tables.len().saturating_add(1))?;
         Ok(lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?)
@@ -296,14 +319,14 @@ impl Family {
         self.world.leave(self);
     }
 
-    /// The queue for work items of its targets.
-    pub(super) fn queue(&self) -> &OwnedQueue {
-        &self.world.queue
+    /// The queue for the work items of its targets, which wait for I/O.
+    pub(super) fn commits(&self) -> &OwnedQueue {
+        &self.commits
     }
 
     /// Lets the worker look. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
-        self.world.queue.enqueue::<Family, 1>(self.clone());
+        self.queue.enqueue::<Family, 1>(self.clone());
     }
 
     /// Makes sure that as many snapshots can be active as there are tables. Sleeps.
@@ -468,7 +491,7 @@ impl Family {
         for table in roster.tables.iter() {
             table.direct_ended(&mut out);
             let store = table.store();
-            if store.take_lost() {
+            if store.is_lost() {
                 table.fail(EIO);
                 store.drop_batch(&mut out);
             }
@@ -587,7 +610,7 @@ impl Family {
                 bio.set_sector(table.place(new, at));
                 bio.submit(&table.cow);
             }
-            Look::OnItsWay(seq, _) => park_own(&mut ledger, table, seq, bio, at),
+            Look::OnItsWay(seq, _) => park_own(ledger, table, seq, bio, at),
             Look::Hole(_) => {
                 let is_whole = bio.sectors() == size.len();
                 let stage = if is_whole {
@@ -602,7 +625,7 @@ impl Family {
                         bio.set_sector(table.place(run.new, at));
                         bio.submit(&table.cow);
                     }
-                    Reserved::Run(seq, _) => park_own(&mut ledger, table, seq, bio, at),
+                    Reserved::Run(seq, _) => park_own(ledger, table, seq, bio, at),
                     Reserved::Full => {
                         drop(ledger);
                         table.full(bio, out);
@@ -703,17 +726,14 @@ impl Family {
         let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
         let mut later = false;
         for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
-            if !table.is_active() {
-                continue;
-            }
             let store = table.store();
             match store.state() {
-                State::Valid => {}
+                State::Valid if table.is_active() => {}
                 State::Failing => {
                     later = true;
                     continue;
                 }
-                State::Invalid => continue,
+                _ => continue,
             }
             let chunks = table.chunks(start, len);
             let mut chunk = chunks.start;
@@ -756,6 +776,7 @@ impl Family {
                 return (Verdict::Waits, None);
             }
             // Given up just now, with its snapshot.
+            self.wake();
             return (Verdict::Later, Some(bio));
         }
         let verdict = if later {
@@ -813,15 +834,25 @@ impl Family {
     }
 }
 
-/// Lets a write to a snapshot wait for an exception.
-fn park_own(ledger: &mut Ledger, table: &Snapshot, seq: Seq, mut bio: Bio<Stamp>, at: Sector) {
+/// Lets a write to a snapshot wait for an exception, unless that is there.
+fn park_own(
+    mut ledger: IrqGuard<'_, Ledger>,
+    table: &Snapshot,
+    seq: Seq,
+    mut bio: Bio<Stamp>,
+    at: Sector,
+) {
     let chunk = table.store().size().chunk(at);
-    match ledger.book.get(seq).map(|it| (it.place(chunk), it)) {
-        Some((Some((new, _)), pending)) => {
-            bio.set_sector(table.place(new, at));
-            pending.waiting.own.push(bio);
-        }
+    let Some(pending) = ledger.book.get(seq) else {
         // It was there just now, under the same lock.
-        _ => bio.end(Status::IO_ERROR),
+        drop(ledger);
+        return bio.end(Status::IO_ERROR);
+    };
+    let (new, _) = pending.place(chunk).unwrap_or_default();
+    bio.set_sector(table.place(new, at));
+    if pending.is_there() {
+        drop(ledger);
+        return bio.submit(&table.cow);
     }
+    pending.waiting.own.push(bio);
 }

@@ -209,14 +209,17 @@ fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Sp
             return bio.remap(&this.cow);
         }
         Look::OnItsWay(seq, len) => {
-            let place = ledger.book.get(seq).and_then(|it| it.place(span.chunk));
-            if let Some((new, _)) = place {
+            if let Some(pending) = ledger.book.get(seq) {
+                let (new, _) = pending.place(span.chunk).unwrap_or_default();
                 bio.accept(this.part(&span, len));
                 bio.set_sector(this.place(new, span.at));
-                let (bio, mapped) = bio.take();
-                if let Some(pending) = ledger.book.get(seq) {
-                    pending.waiting.own.push(bio);
+                if pending.is_there() {
+                    drop(ledger);
+                    return bio.remap(&this.cow);
                 }
+                let (bio, mapped) = bio.take();
+                pending.waiting.own.push(bio);
+                drop(ledger);
                 return mapped;
             }
         }

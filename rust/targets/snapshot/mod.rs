@@ -102,7 +102,7 @@ use crate::{
             warning, //
         },
         noio::NoIo,
-        queue::cancel,
+        queue::flush,
         string::bytes, //
     }, //
 };
@@ -188,6 +188,8 @@ enum Role {
     Successor,
     /// It is live, or has been.
     Live,
+    /// It is live, and being destroyed: nothing begins any more.
+    Leaving,
     /// Another one has taken over.
     Former,
 }
@@ -276,25 +278,22 @@ impl Target for Snapshot {
         })?;
 
         let memory = c"Cannot allocate private snapshot structure";
-        if world.is_taken(cow.number(), origin.number()) {
-            let text = c"COW device is in use by another snapshot";
-            return Err(CtrError::new(text, EBUSY));
-        }
         let membership = Membership::new(world, origin.number())
             .text(c"Snapshot origin struct allocation failed")?;
         let family = membership.family().clone();
-        let (source, claim) = family.claim(cow.number())?;
+        let (source, claim) = world.claim(&family, cow.number())?;
         let io = new.io_client()?;
+        let begin = new.begin();
         let (store, role) = match source {
-            Some(store) => (store, Role::Successor),
-            None => (open_store(&cow, &io, &options, blocks)?, Role::New),
+            Some(store) => {
+                check_begin(begin, store.size())?;
+                (store, Role::Successor)
+            }
+            None => {
+                let store = open_store(&cow, &io, &options, blocks, begin)?;
+                (store, Role::New)
+            }
         };
-        if store.size().chunk(new.begin()) != Chunk(0)
-            && !store.size().offset(new.begin()).is_zero()
-        {
-            let text = c"Target does not begin at a multiple of the chunk size";
-            return Err(CtrError::new(text, EINVAL));
-        }
 
         new.pass_flushes();
         match (
@@ -305,7 +304,7 @@ impl Target for Snapshot {
             (true, false) => new.split_discards(1),
             _ => {}
         }
-        let (its, handle, begin, len) = (family.clone(), new.handle(), new.begin(), new.len());
+        let (its, handle, len) = (family.clone(), new.handle(), new.len());
         let this = Arc::pin_init(
             pin_init!(Snapshot {
                 family: its,
@@ -334,21 +333,26 @@ impl Target for Snapshot {
 
     fn dtr(this: &Arc<Self>) {
         let family = &this.family;
-        family.deactivate(this);
-        if this.is_active() {
-            let roster = family.roster.lock();
-            let (_, waiting, _) = roster.sharing(this.cow.number());
-            if waiting.is_some() {
+        let roster = family.roster.lock();
+        let was_live = this.role() == Role::Live;
+        if was_live {
+            if roster.sharing(this.cow.number()).waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
-            drop(roster);
-            // Nothing begins any more. What a former table has begun, the one that took over ends.
-            this.store.wait_idle();
+            // The worker does not run now, and begins nothing for it any more.
+            this.set_role(Role::Leaving);
         }
+        drop(roster);
+        if was_live {
+            // What a former table has begun, the one that took over ends.
+            this.store.wait_idle();
+            this.store.set_owner(None);
+        }
+        family.deactivate(this);
         family.roster.lock().remove(this);
+        flush::<Snapshot, { Committer::ID }>(this);
+        flush::<Snapshot, { Teller::ID }>(this);
         family.settle();
-        cancel::<Snapshot, { Committer::ID }>(this);
-        cancel::<Snapshot, { Teller::ID }>(this);
         family.leave();
     }
 
@@ -361,29 +365,27 @@ impl Target for Snapshot {
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        let source = {
-            let roster = this.family.roster.lock();
-            let (live, waiting, _) = roster.sharing(this.cow.number());
-            match (live, waiting) {
-                (Some(live), Some(_)) if this.is_live() => {
-                    let _ = live;
-                    err!(
-                        "snapshots",
-                        "Unable to resume snapshot source until handover completes."
-                    );
-                    return Err(EINVAL);
-                }
-                (Some(live), Some(_)) if !live.handle.is_suspended() => {
-                    err!(
-                        "snapshots",
-                        "Unable to perform snapshot handover until source is suspended."
-                    );
-                    return Err(EINVAL);
-                }
-                _ => live.is_some(),
+        let roster = this.family.roster.lock();
+        let sharing = roster.sharing(this.cow.number());
+        if let (Some(live), Some(_)) = (sharing.live, sharing.waiting) {
+            if this.role() == Role::Live {
+                err!(
+                    "snapshots",
+                    "Unable to resume snapshot source until handover completes."
+                );
+                return Err(EINVAL);
             }
-        };
-        if this.role() == Role::Successor && !source {
+            if this.role() == Role::Successor && !live.handle.is_suspended() {
+                err!(
+                    "snapshots",
+                    "Unable to perform snapshot handover until source is suspended."
+                );
+                return Err(EINVAL);
+            }
+        }
+        let orphan = sharing.live.is_none() && this.role() == Role::Successor;
+        drop(roster);
+        if orphan {
             // Whoever it was to take over from is gone, and what is in memory may be older than the disk.
             let _noio = NoIo::enter();
             this.reload()?;
@@ -392,17 +394,24 @@ impl Target for Snapshot {
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
+        if this.role() == Role::Former {
+            return;
+        }
         let this: Arc<Self> = this.into();
         let roster = this.family.roster.lock();
+        // First the one, then not the other: there is always one that origin writes care about.
+        this.family.activate(&this);
         for other in roster.tables.iter() {
-            let former = other.is_live() && other.cow.number() == this.cow.number();
+            let former = other.role() == Role::Live && other.cow.number() == this.cow.number();
             if former && !Arc::ptr_eq(other, &this) {
-                this.family.deactivate(other);
                 other.set_role(Role::Former);
+                this.family.deactivate(other);
             }
         }
         this.set_role(Role::Live);
-        this.family.activate(&this);
+        this.store.set_owner(Some(this.clone()));
+        // What the former table has left to do.
+        this.family.wake();
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -458,6 +467,7 @@ fn open_store(
     io: &IoClient,
     options: &Options,
     blocks: BlockSizes,
+    begin: Sector,
 ) -> Result<Arc<Store>, CtrError> {
     let unreadable = c"Failed to read snapshot metadata";
     let Some(size) = options.first_chunk_size(blocks) else {
@@ -465,10 +475,11 @@ fn open_store(
     };
     let memory = c"Unable to allocate hash table space";
     if options.store == Kind::Transient {
+        check_begin(begin, size)?;
         return Store::new(false, size, 0).text(memory);
     }
-    // No "map_err": the header is looked at in steps, each with its own words.
     let (header, found) = read_header(cow, io, options, size, blocks).text(unreadable)?;
+    check_begin(begin, found)?;
     let store = Store::new(true, found, sectors(blocks.cow)).text(memory)?;
     match header {
         Header::Blank => store.format(cow, io).text(unreadable)?,
@@ -479,6 +490,15 @@ fn open_store(
         Header::Store { .. } => store.load(cow).text(unreadable)?,
     }
     Ok(store)
+}
+
+/// A target whose chunks are not those of the origin cannot be cut at their borders.
+fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
+    if size.offset(begin).is_zero() {
+        return Ok(());
+    }
+    let text = c"Target does not begin at a multiple of the chunk size";
+    Err(CtrError::new(text, EINVAL))
 }
 
 /// Reads the header of a COW device, with the size of its chunks. Sleeps for I/O.
@@ -520,7 +540,7 @@ fn refused(refusal: Refusal) -> CtrError {
 
 impl Role {
     fn to_bits(self) -> u32 {
-        // CAST: Four variants.
+        // CAST: Five variants.
         self as u32
     }
 }
@@ -531,6 +551,7 @@ impl Snapshot {
             0 => Role::New,
             1 => Role::Successor,
             2 => Role::Live,
+            3 => Role::Leaving,
             _ => Role::Former,
         }
     }
@@ -539,11 +560,7 @@ impl Snapshot {
         self.role.store(role.to_bits(), Release);
     }
 
-    fn is_live(&self) -> bool {
-        self.role() == Role::Live
-    }
-
-    /// Whether the snapshot is one that origin writes may care about: it is live, or has been.
+    /// Whether origin writes care about the snapshot, and it may have new exceptions.
     fn is_active(&self) -> bool {
         self.role() == Role::Live
     }
@@ -632,6 +649,9 @@ impl Snapshot {
         let size = self.store.size();
         let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
         let left = behind.saturating_add(1).saturating_sub(chunk.0);
+        if left == 0 {
+            return Reserved::Changed;
+        }
         let mut ledger = self.store.ledger();
         let wanted = (least, most.min(left));
         self.store
@@ -649,6 +669,8 @@ impl Snapshot {
     /// Reads the store again. Nobody else has it. Sleeps for I/O.
     fn reload(&self) -> Result {
         if !self.store.is_persistent() {
+            // It went with its last table.
+            self.store.set_state(State::Invalid);
             return Ok(());
         }
         let blocks = BlockSizes {
@@ -679,12 +701,13 @@ impl Snapshot {
             "Error reading/writing."
         };
         err!("snapshots", "Invalidating snapshot: {}", what);
+        let live = self.store.owner().unwrap_or_else(|| self.clone());
         if self.store.is_persistent() {
             self.store.set_state(State::Failing);
-            self.wake_committer();
+            live.wake_committer();
         } else {
             self.store.set_state(State::Invalid);
-            self.tell();
+            live.tell();
         }
     }
 
@@ -708,7 +731,8 @@ impl Snapshot {
 
     /// Sees that records are written, if there are any to be. The worker only.
     fn commit(self: &Arc<Self>) {
-        if !self.is_active() || !self.store.ledger().book.has_batch() {
+        let is_ours = matches!(self.role(), Role::Live | Role::Leaving);
+        if !is_ours || !self.store.ledger().book.has_batch() {
             return;
         }
         if self.store.is_persistent() {
@@ -721,14 +745,14 @@ impl Snapshot {
 
     fn wake_committer(self: &Arc<Self>) {
         self.family
-            .queue()
+            .commits()
             .enqueue::<Snapshot, { Committer::ID }>(self.clone());
     }
 
     /// Has those woken who wait for an event of the device. Any context.
     fn tell(self: &Arc<Self>) {
         self.family
-            .queue()
+            .commits()
             .enqueue::<Snapshot, { Teller::ID }>(self.clone());
     }
 }
@@ -747,7 +771,10 @@ impl WorkItem<1> for Snapshot {
         let _noio = NoIo::enter();
         let store = &this.store;
         let mut disk = store.disk();
-        while store.state() == State::Valid && store.ledger().book.begin(disk.batch()) {
+        while store.state() == State::Valid
+            && !store.is_lost()
+            && store.ledger().book.begin(disk.batch())
+        {
             let result = disk.commit(&this.cow, &this.io);
             store.batch_ended(result, disk.records());
             this.family.wake();
@@ -757,6 +784,7 @@ impl WorkItem<1> for Snapshot {
                 warning!("persistent snapshot", "write header failed");
             }
             store.set_state(State::Invalid);
+            store.wake_idle();
             this.tell();
             this.family.wake();
         }

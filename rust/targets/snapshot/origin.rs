@@ -40,9 +40,12 @@ use crate::{
             Sectors, //
         }, //
     },
-    sys::irq_lock::{
-        new_irq_lock,
-        IrqLock, //
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        noio::NoIo, //
     }, //
 };
 use kernel::{
@@ -105,6 +108,7 @@ impl Target for Origin {
             GFP_KERNEL,
         )
         .text(memory)?;
+        let _noio = NoIo::enter();
         let mut roster = this.family.roster.lock();
         lists::push(&mut roster.origins, this.clone(), GFP_KERNEL).text(memory)?;
         drop(roster);

@@ -7,7 +7,8 @@
 
 use super::{
     disk::Disk,
-    io::Stamp, //
+    io::Stamp,
+    Snapshot, //
 };
 use crate::{
     dm::{
@@ -203,6 +204,9 @@ pub(super) struct Store {
     /// For those who wait until nothing is on its way.
     #[pin]
     idle: WaitQueue,
+    /// The live table.
+    #[pin]
+    owner: IrqLock<Option<Arc<Snapshot>>>,
 }
 
 impl Store {
@@ -233,7 +237,10 @@ impl Store {
             pin_init!(Store {
                 persistent,
                 size,
-                stripe: STRIPE.saturating_sub(size.bytes().trailing_zeros()).max(6),
+                // Not longer than a run can be.
+                stripe: STRIPE
+                    .saturating_sub(size.bytes().trailing_zeros())
+                    .clamp(6, LONGEST.trailing_zeros()),
                 shards,
                 state: Atomic::new(0),
                 overflowed: Atomic::new(false),
@@ -242,6 +249,7 @@ impl Store {
                 ledger <- new_irq_lock!(ledger, "dm_snap_ledger"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle <- new_wait_queue!("dm_snap_idle"),
+                owner <- new_irq_lock!(None, "dm_snap_owner"),
             }),
             GFP_KERNEL,
         )
@@ -473,8 +481,11 @@ impl Store {
                 let stage = match self.complete(run, spares) {
                     Ok(stage) => stage,
                     Err(Refused::Memory) => return false,
-                    // It cannot be: chunks are given out once.
-                    Err(_) => Stage::Committed,
+                    Err(_) => {
+                        // It cannot be: chunks are given out once. Then the snapshot is lost.
+                        self.lost.store(true, Release);
+                        return false;
+                    }
                 };
                 ledger = self.ledger.lock();
                 if let Some(pending) = ledger.book.get(seq) {
@@ -488,6 +499,7 @@ impl Store {
             };
             if stage == Stage::Committed {
                 if let Some(mut pending) = ledger.book.remove(seq) {
+                    out.ready.append(&mut pending.waiting.own);
                     out.again.append(&mut pending.waiting.origin);
                 }
                 if ledger.book.is_empty() {
@@ -555,16 +567,14 @@ impl Store {
         }
     }
 
-    /// Whether a batch could not be written. Once.
-    pub(super) fn take_lost(&self) -> bool {
-        self.lost.load(Acquire) && {
-            self.lost.store(false, Relaxed);
-            true
-        }
+    /// Whether a batch could not be written.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire)
     }
 
-    /// Takes out what a lost batch had in its hands.
+    /// Takes out what a lost batch had in its hands. The store is not valid any more.
     pub(super) fn drop_batch(&self, out: &mut Released) {
+        self.lost.store(false, Relaxed);
         loop {
             let mut ledger = self.ledger.lock();
             let first = ledger.book.first();
@@ -590,13 +600,32 @@ impl Store {
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
-        self.set_state(State::Valid);
+        let empty = Tables::new(self, false)?.finish()?;
+        let space = Allocator::new(Layout::new(self.size), CowChunk(0), 0);
+        self.renew(empty, space, 0);
         Ok(())
     }
 
-    /// Waits until nothing is on its way. Sleeps.
+    /// Waits until nothing is on its way, and the header says what there is to be said. Sleeps.
     pub(super) fn wait_idle(&self) {
-        self.idle.wait_until(|| self.ledger.lock().book.is_empty());
+        self.idle
+            .wait_until(|| self.state() != State::Failing && self.ledger.lock().book.is_empty());
+    }
+
+    /// Lets those look who wait.
+    pub(super) fn wake_idle(&self) {
+        self.idle.wake_all();
+    }
+
+    /// The live table, if there is one. Any context.
+    pub(super) fn owner(&self) -> Option<Arc<Snapshot>> {
+        self.owner.lock().clone()
+    }
+
+    /// Says which table is live.
+    pub(super) fn set_owner(&self, owner: Option<Arc<Snapshot>>) {
+        let before = core::mem::replace(&mut *self.owner.lock(), owner);
+        drop(before);
     }
 
     /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
@@ -614,21 +643,21 @@ impl Store {
         let space = space?;
         let records = disk.records();
         drop(disk);
-        self.settle(tables.finish()?);
-        self.records.store(records, Relaxed);
-        self.ledger.lock().space = Space::Persistent(space);
-        self.overflowed.store(false, Relaxed);
-        self.set_state(State::Valid);
+        self.renew(tables.finish()?, space, records);
         Ok(())
     }
 
-    /// Puts the parts of the table in place.
-    fn settle(&self, tables: KVVec<Extents>) {
+    /// Puts what is on disk in the place of what is in memory.
+    fn renew(&self, tables: KVVec<Extents>, space: Allocator, records: u64) {
         for (shard, table) in self.shards.iter().zip(tables) {
             // The old one is freed outside of the lock.
             let old = core::mem::replace(&mut shard.lock().extents, table);
             drop(old);
         }
+        self.records.store(records, Relaxed);
+        self.ledger.lock().space = Space::Persistent(space);
+        self.overflowed.store(false, Relaxed);
+        self.set_state(State::Valid);
     }
 }
 
