@@ -252,6 +252,8 @@ struct Inbox {
     jobs: RequestList<Job>,
     /// Writes to the origin that wait for room, or for a header that says that a snapshot is invalid.
     origin: BioQueue<Stamp>,
+    /// Writes that have failed, and are told so when the header of their snapshot says why.
+    failed: BioQueue<Stamp>,
 }
 
 /// See above.
@@ -508,15 +510,12 @@ impl Family {
             bio.set_per_bio(Stamp::NONE);
             bio.end(Status::OK);
         }
-        while let Some(mut bio) = out.failed.pop() {
-            bio.set_per_bio(Stamp::NONE);
-            bio.end(Status::IO_ERROR);
-        }
         for table in roster.tables.iter() {
             self.own_writes(table, &mut out);
             self.start_copies(table);
         }
         self.origin_writes(roster, &mut out);
+        self.end_failed(roster, &mut out);
         for table in roster.tables.iter() {
             table.commit();
         }
@@ -593,9 +592,13 @@ impl Family {
         out: &mut Released,
     ) -> Result<(), Bio<Stamp>> {
         let store = table.store();
-        if store.state() != State::Valid || store.is_overflowed() {
-            bio.end(Status::IO_ERROR);
-            return Ok(());
+        match store.state() {
+            State::Valid if !store.is_overflowed() => {}
+            State::Failing => return Err(bio),
+            _ => {
+                bio.end(Status::IO_ERROR);
+                return Ok(());
+            }
         }
         if matches!(bio.per_bio().kind(), Kind::Zero) {
             return self.zero(table, bio);
@@ -708,7 +711,19 @@ impl Family {
             // What was released by a snapshot that became invalid just now.
             bios.append(&mut out.again);
         }
-        while let Some(mut bio) = out.failed.pop() {
+    }
+
+    /// Ends writes that have failed; but if their snapshot is lost, not before its header says so.
+    fn end_failed(&self, roster: &Roster, out: &mut Released) {
+        let mut inbox = self.inbox.lock();
+        inbox.failed.append(&mut out.failed);
+        let mut tables = roster.tables.iter();
+        if tables.any(|table| table.store().state() == State::Failing) {
+            return;
+        }
+        let mut failed = inbox.failed.take();
+        drop(inbox);
+        while let Some(mut bio) = failed.pop() {
             bio.set_per_bio(Stamp::NONE);
             bio.end(Status::IO_ERROR);
         }

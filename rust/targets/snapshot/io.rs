@@ -20,6 +20,7 @@ use super::{
         Reserved,
         State, //
     },
+    Role,
     Snapshot, //
 };
 use crate::{
@@ -164,8 +165,11 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>)
         return bio.remap(&this.cow);
     }
     let store = this.store();
-    if !this.is_valid() {
-        return bio.kill();
+    match store.state() {
+        State::Valid if this.role() != Role::Former => {}
+        // It fails when the header says why.
+        State::Failing => return defer(this, bio),
+        _ => return bio.kill(),
     }
     match bio.op() {
         Op::Read => {}

@@ -565,10 +565,6 @@ impl Snapshot {
         self.role() == Role::Live
     }
 
-    fn is_valid(&self) -> bool {
-        self.role() != Role::Former && self.store.state() == State::Valid
-    }
-
     fn store(&self) -> &Store {
         &self.store
     }
