@@ -234,6 +234,18 @@ impl<W> Book<W> {
         true
     }
 
+    /// Takes what has its data, up to the first that has not, for durable: for a store that keeps no records.
+    pub(crate) fn pass(&mut self) {
+        self.next = self.next.max(self.head);
+        while let Some(pending) = self.get(Seq(self.next)) {
+            if pending.stage != Stage::Copied {
+                break;
+            }
+            pending.stage = Stage::Committed;
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
     /// Takes note that the batch is durable.
     pub(crate) fn committed(&mut self) {
         let Some(end) = self.batch.take() else {

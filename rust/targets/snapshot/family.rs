@@ -8,8 +8,8 @@
 //!                                         └─▶ direct write ─────┘
 //! ```
 //!
-//! The worker alone takes exceptions out of the books, so what it found there stays until it is done. It does no I/O of its
-//! own and waits for none.
+//! Whoever has the roster is the worker: the work item, or a committer whose batch has become durable. The worker alone takes
+//! exceptions out of the books, so what it found there stays until it is done. It does no I/O of its own and waits for none.
 
 use super::{
     io::{
@@ -443,11 +443,30 @@ impl CopyJob for Job {
     }
 
     fn done(mut this: PoolBox<Request<Self>>, result: Copied) {
-        this.context.result = Some(result);
         let family = this.context.family.clone();
-        family.inbox.lock().jobs.push(this);
-        family.wake();
+        match &this.context.work {
+            Task::Copy { to, .. } if all_written(to, result) => {
+                for to in to.iter().flatten() {
+                    to.table.data_came(to.seq);
+                }
+                drop(this);
+                // Somebody may have waited for its memory.
+                if !family.inbox.lock().origin.is_empty() {
+                    family.wake();
+                }
+            }
+            _ => {
+                this.context.result = Some(result);
+                family.inbox.lock().jobs.push(this);
+                family.wake();
+            }
+        }
     }
+}
+
+fn all_written(to: &[Option<Destination>], result: Copied) -> bool {
+    let mut used = (0..MAX_DESTINATIONS).zip(to.iter().flatten());
+    used.all(|(number, _)| result.is_written(number))
 }
 
 /// What became of a write to the origin.
@@ -477,12 +496,17 @@ impl WorkItem<1> for Family {
 
     fn run(this: Arc<Family>) {
         let _noio = NoIo::enter();
-        let mut roster = this.roster.lock();
-        plugged(|| this.work(&mut roster));
+        this.work_now();
     }
 }
 
 impl Family {
+    /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but not for I/O.
+    pub(super) fn work_now(self: &Arc<Self>) {
+        let mut roster = self.roster.lock();
+        plugged(|| self.work(&mut roster));
+    }
+
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
     fn work(self: &Arc<Self>, roster: &mut Roster) {
         let mut out = Released::default();

@@ -80,7 +80,10 @@ use crate::{
                 NO_CHUNK_SIZE,
                 NO_STORE, //
             },
-            pending::Stage,
+            pending::{
+                Seq,
+                Stage, //
+            },
             status::{
                 Health,
                 Info, //
@@ -725,16 +728,37 @@ impl Snapshot {
         out.failed.push(bio);
     }
 
+    /// Whether it is the one of the tables with its store that writes records.
+    fn is_committing(&self) -> bool {
+        matches!(self.role(), Role::Live | Role::Leaving)
+    }
+
     /// Sees that records are written, if there are any to be. The worker only.
     fn commit(self: &Arc<Self>) {
-        let is_ours = matches!(self.role(), Role::Live | Role::Leaving);
-        if !is_ours || !self.store.ledger().book.has_batch() {
+        if !self.is_committing() || !self.store.ledger().book.has_batch() {
             return;
         }
         if self.store.is_persistent() {
             self.wake_committer();
         } else {
-            self.store.pass_batch();
+            self.store.ledger().book.pass();
+            self.family.wake();
+        }
+    }
+
+    /// Takes note that the data of an exception has come. Any context.
+    fn data_came(self: &Arc<Self>, seq: Seq) {
+        let mut ledger = self.store.ledger();
+        ledger.book.copied(seq);
+        let batch = ledger.book.has_batch();
+        drop(ledger);
+        let valid = self.store.state() == State::Valid;
+        if valid && self.store.is_persistent() && self.is_committing() {
+            // Nearly always: straight on.
+            if batch {
+                self.wake_committer();
+            }
+        } else {
             self.family.wake();
         }
     }
@@ -766,23 +790,17 @@ impl WorkItem<1> for Snapshot {
     fn run(this: Arc<Snapshot>) {
         let _noio = NoIo::enter();
         let store = &this.store;
-        let mut disk = store.disk();
-        while store.state() == State::Valid
-            && !store.is_lost()
-            && store.ledger().book.begin(disk.batch())
-        {
-            let result = disk.commit(&this.cow, &this.io);
-            store.batch_ended(result, disk.records());
-            this.family.wake();
+        while store.commit(&this.cow, &this.io) {
+            this.family.work_now();
         }
         if store.state() == State::Failing {
-            if disk.invalidate(&this.cow, &this.io).is_err() {
+            if store.disk().invalidate(&this.cow, &this.io).is_err() {
                 warning!("persistent snapshot", "write header failed");
             }
             store.set_state(State::Invalid);
             store.wake_idle();
             this.tell();
-            this.family.wake();
+            this.family.work_now();
         }
     }
 }

@@ -551,20 +551,29 @@ impl Store {
         }
     }
 
-    /// Takes note that a batch is durable, or that it is lost. The committer only.
-    pub(super) fn batch_ended(&self, result: Result, records: u64) {
+    /// Writes the records of what has its data, durably. False if there is nothing to be written, or the store cannot be
+    /// used any more. The committer only. Sleeps for I/O.
+    pub(super) fn commit(&self, cow: &Device, io: &IoClient) -> bool {
+        let mut disk = self.disk.lock();
+        if self.state() != State::Valid || self.is_lost() {
+            return false;
+        }
+        if !self.ledger.lock().book.begin(disk.batch()) {
+            return false;
+        }
+        let result = disk.commit(cow, io);
         let mut ledger = self.ledger.lock();
         match result {
             Ok(()) => {
-                self.records.store(records, Relaxed);
+                self.records.store(disk.records(), Relaxed);
                 ledger.book.committed();
             }
             Err(_) => {
                 ledger.book.lost();
-                drop(ledger);
                 self.lost.store(true, Release);
             }
         }
+        true
     }
 
     /// Whether a batch could not be written.
@@ -586,14 +595,6 @@ impl Store {
             if let Some(pending) = self.abandon(seq) {
                 out.refuse(pending.waiting);
             }
-        }
-    }
-
-    /// Takes note that what has its data is as good as durable, in a store that keeps no records.
-    pub(super) fn pass_batch(&self) {
-        let mut disk = self.disk.lock();
-        if self.ledger.lock().book.begin(disk.batch()) {
-            self.batch_ended(Ok(()), 0);
         }
     }
 

@@ -31,6 +31,7 @@ enum Step {
     Copied(usize),
     Begin(usize),
     Committed,
+    Pass,
     Lost,
     Remove(usize),
     Look(u64),
@@ -42,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..ROOM).prop_map(Step::Copied),
         2 => (1..ROOM).prop_map(Step::Begin),
         2 => Just(Step::Committed),
+        1 => Just(Step::Pass),
         1 => Just(Step::Lost),
         3 => (0..ROOM).prop_map(Step::Remove),
         3 => (0u64..70).prop_map(Step::Look),
@@ -125,6 +127,21 @@ proptest! {
                         for entry in list.iter_mut().filter(|it| it.0 == seq) {
                             entry.2 = Stage::Committed;
                         }
+                    }
+                }
+                Step::Pass => {
+                    // Of a store without records, which has no batches.
+                    if batch.is_some() {
+                        continue;
+                    }
+                    book.pass();
+                    while let Some(seq) = fresh.first().copied() {
+                        let entry = list.iter_mut().find(|it| it.0 == seq).unwrap();
+                        if entry.2 != Stage::Copied {
+                            break;
+                        }
+                        entry.2 = Stage::Committed;
+                        fresh.remove(0);
                     }
                 }
                 Step::Lost => {
