@@ -93,6 +93,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
@@ -266,6 +270,8 @@ pub(crate) struct Family {
     commits: OwnedQueue,
     copies: CopyClient,
     jobs: Arc<Pool<Request<Job>>>,
+    /// Somebody waits for memory for a job.
+    starved: Atomic<bool>,
     #[pin]
     pub(super) roster: Mutex<Roster>,
     /// The snapshots that origin writes care about.
@@ -299,6 +305,7 @@ impl Family {
                 commits,
                 copies,
                 jobs,
+                starved: Atomic::new(false),
                 roster <- new_mutex!(roster, "dm_snap_roster"),
                 active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
                 inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
@@ -450,8 +457,7 @@ impl CopyJob for Job {
                     to.table.data_came(to.seq);
                 }
                 drop(this);
-                // Somebody may have waited for its memory.
-                if !family.inbox.lock().origin.is_empty() {
+                if family.starved.load(Relaxed) {
                     family.wake();
                 }
             }
@@ -510,6 +516,7 @@ impl Family {
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
     fn work(self: &Arc<Self>, roster: &mut Roster) {
         let mut out = Released::default();
+        self.starved.store(false, Relaxed);
         let mut jobs = self.inbox.lock().jobs.take();
         while let Some(job) = jobs.pop() {
             self.job_ended(job, &mut out);
@@ -578,7 +585,7 @@ impl Family {
             },
             result: None,
         };
-        match self.jobs.try_boxed(Request::new(job)) {
+        match self.seat(Request::new(job)) {
             Ok(job) => {
                 self.copies.copy(job);
                 Ok(())
@@ -705,7 +712,16 @@ impl Family {
             len: Sectors(0),
             result: None,
         };
-        self.jobs.try_boxed(Request::new(job)).ok()
+        self.seat(Request::new(job)).ok()
+    }
+
+    /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
+    fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
+        self.jobs.try_boxed(job).or_else(|job| {
+            // Once more: the last of them may have ended just before it could know.
+            self.starved.store(true, Relaxed);
+            self.jobs.try_boxed(job)
+        })
     }
 
     /// Looks at the writes to the origin that wait, and at those that came.
