@@ -285,7 +285,7 @@ impl Target for Snapshot {
             .text(c"Snapshot origin struct allocation failed")?;
         let family = membership.family().clone();
         let (source, claim) = world.claim(&family, cow.number())?;
-        let io = new.io_client()?;
+        let io = new.io_client().text(memory)?;
         let begin = new.begin();
         let (store, role) = match source {
             Some(store) => {
