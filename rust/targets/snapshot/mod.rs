@@ -70,6 +70,7 @@ use crate::{
             extents::Run,
             header::{
                 Header,
+                Invalid,
                 Override, //
             },
             options::{
@@ -523,7 +524,11 @@ fn read_header(
         }
     }
     let header = Header::parse(&buffer, size, blocks).map_err(|invalid| {
-        warning!("persistent snapshot", "{}", invalid);
+        if matches!(invalid, Invalid::ChunkSize { .. }) {
+            err!("persistent snapshot", "{}", invalid);
+        } else {
+            warning!("persistent snapshot", "{}", invalid);
+        }
         Error::from(invalid)
     })?;
     match header {

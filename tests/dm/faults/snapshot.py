@@ -39,7 +39,7 @@ class Snapshot(faults.Scenario):
                      ("life", "cow-dead")],
         "torn": [("life", "cow-torn")],
     }
-    EVERY = {("create", "slab"): 7, ("open", "slab"): 11, ("adopt", "slab"): 11, ("work", "slab"): 7, ("adopt", "cow"): 7,
+    EVERY = {("create", "slab"): 7, ("open", "slab"): 17, ("adopt", "slab"): 17, ("work", "slab"): 7, ("adopt", "cow"): 7,
              ("life", "cow"): 3, ("life", "cow-dead"): 17, ("life", "cow-torn"): 29}
     FEATURES = "1 discard_zeroes_cow"
 
@@ -96,6 +96,7 @@ class Snapshot(faults.Scenario):
                 data = pattern(f"chunk {old}", SIZE)
                 self.cow.write(new * SIZE, data)
                 first[old * SIZE * 512:(old + 1) * SIZE * 512] = data
+        self.made = {"first"} if self.part in ("open", "adopt") else set()
         self.models = {"origin": faults.Model(self.before), "first": faults.Model(bytes(first)), "second": faults.Model(self.before)}
         if self.part in ("adopt", "work", "reload"):
             self.create()
@@ -148,6 +149,7 @@ class Snapshot(faults.Scenario):
         if not self.first.info().flags & ACTIVE:
             self.first.load(self.line())
             self.first.resume()
+        self.made.add("first")
 
     def create_others(self):
         if self.second is None:
@@ -155,6 +157,7 @@ class Snapshot(faults.Scenario):
         if not self.second.info().flags & ACTIVE:
             self.second.load(self.second.line)
             self.second.resume()
+        self.made.add("second")
         if self.front is None:
             self.front = self.box.own(snaps.Origin(self.real, start=False))
         if not self.front.info().flags & ACTIVE:
@@ -170,11 +173,15 @@ class Snapshot(faults.Scenario):
         return device
 
     def attempt(self, name, at, data, how):
-        """A write of any kind."""
-        device = self.live(name)
-        self.models[name].trying(at, data)
+        """A write of any kind. A snapshot that is taken later shows it too."""
+        device, models = self.live(name), [self.models[name]]
+        if name == "origin":
+            models += [self.models[later] for later in ("first", "second") if later not in self.made]
+        for model in models:
+            model.trying(at, data)
         how(device)
-        self.models[name].wrote(at, data)
+        for model in models:
+            model.wrote(at, data)
 
     def write(self, name, at, count, fua=False):
         self.serial += 1
