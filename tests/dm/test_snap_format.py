@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lib import cow, modules
+from lib import cow, modules, wait
 from lib.box import assert_same, pattern
 
 pytestmark = pytest.mark.alone
@@ -522,7 +522,8 @@ def check_full(bench, room, same, log):
     lines = log.lines(mark)
     assert not any("beyond end of device" in line for line in lines), lines
     if kind == "P":
-        assert bench.snap.status() == "Invalid" and bench.snap.event == 1
+        assert bench.snap.status() == "Invalid"
+        wait.until(lambda: bench.snap.event == 1, "an event")
         assert any("Invalidating snapshot: Unable to allocate exception." in line for line in lines)
         bench.model.image[4] = 0
     else:

@@ -233,8 +233,9 @@ def test_whole_chunk_over_a_bad_origin(impl, box, kind):
     family.check()
 
 
-@pytest.mark.parametrize("bad, device, sectors", [("area", "snapshot", 8), ("area", "snapshot", 1), ("area", "origin", 1),
-                                                  ("next area", "snapshot", 1), ("next area", "origin", 1),
+@pytest.mark.parametrize("bad, device, sectors", [("area", "snapshot", 8), ("area", "snapshot", 1),
+                                                  ("area", "origin", 1), ("next area", "snapshot", 1),
+                                                  ("next area", "origin", 1),
                                                   ("area and header", "snapshot", 8), ("area and header", "origin", 1)])
 def test_metadata_write_error(impl, box, log, bad, device, sectors):
     """In the record alone, in the zeros of the next area, and then in the header as well: the snapshot has ended."""

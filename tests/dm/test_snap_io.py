@@ -1,4 +1,4 @@
-"""snapshot and snapshot-origin: what reads and writes return, what they cost, and in which order things reach the disks."""
+"""snapshot and snapshot-origin: what reads and writes return, what they cost, in which order things reach the disks."""
 
 import threading
 
@@ -128,8 +128,8 @@ def test_threads(family, rng):
 # What a write costs
 
 @pytest.mark.alone
-@pytest.mark.parametrize("kind, size, offset, sectors", [("P", 8, 3, 2), ("PO", 8, 0, 1), ("N", 8, 7, 1), ("P", 64, 5, 50),
-                                                         ("N", 64, 1, 63), ("PO", 1024, 1000, 3)])
+@pytest.mark.parametrize("kind, size, offset, sectors", [("P", 8, 3, 2), ("PO", 8, 0, 1), ("N", 8, 7, 1),
+                                                         ("P", 64, 5, 50), ("N", 64, 1, 63), ("PO", 1024, 1000, 3)])
 def test_partial_write_copies_once(family, kind, size, offset, sectors):
     """Through the snapshot and through the origin: one read of the chunk by the first, none by the next."""
     snapshot, start = family.snap(kind, size), 2 * size
@@ -179,7 +179,7 @@ def test_reads_cost_nothing_more(family):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("number", [2, 8])
 def test_one_read_for_all_snapshots(family, number):
-    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C each snapshot reads."""
+    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C each reads."""
     for _ in range(number):
         family.snap("P", 8)
     other = family.snap("P", 64)
@@ -229,7 +229,7 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
 # Many at a time
 
 def test_many_writers_one_exception(family):
-    """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write lands where it should."""
+    """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write lands."""
     snapshot = family.layered().snap("P", 64)
     origin = family.origin
     family.real.hold()
@@ -459,7 +459,8 @@ def test_fua_reaches_the_disk(recorded, device):
     for it in (*recorded.snapshots, recorded.origin):
         it.remove()
     where, at = ("dest", 42) if device == "origin" else ("meta", 18)
-    assert [entry.fua for entry in recorder.entries() if entry.where == where and entry.sectors[:1] == [(at, data[:512])]] == [True]
+    found = [it for it in recorder.entries() if it.where == where and it.sectors[:1] == [(at, data[:512])]]
+    assert [entry.fua for entry in found] == [True]
 
 
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
@@ -495,7 +496,7 @@ def throttle(impl):
     """Sets the parameters, and puts them back afterwards."""
     files = {name: snaps.parameter(impl, name) for name in ("snapshot_cow_threshold", "snapshot_copy_throttle")}
     before = {name: file.read_text() for name, file in files.items()}
-    assert {name: int(text) for name, text in before.items()} == {"snapshot_cow_threshold": 2048, "snapshot_copy_throttle": 100}
+    assert [int(text) for text in before.values()] == [2048, 100]
     yield lambda name, value: files[name].write_text(str(value))
     for name, text in before.items():
         files[name].write_text(text)

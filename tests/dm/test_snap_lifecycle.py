@@ -12,11 +12,10 @@ from lib.disk import in_flight
 from lib.snaps import Family, Gate, Snapshot, Watch, fails
 
 
-def twin(family, snapshot, line=None):
+def twin(family, snapshot):
     """Another device with the same table, loaded over the live one: a destination of its exceptions."""
-    device = family.box.own(Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, length=snapshot.length,
-                                     start=False))
-    device.load(line or device.line)
+    device = family.box.own(Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, start=False))
+    device.load(device.line)
     return device
 
 
@@ -256,7 +255,7 @@ def test_snapshots_stay_without_the_origin(family):
 # Under load
 
 def test_suspends_and_reloads_under_load(family, rng):
-    """Threads write and read all the time, while devices are suspended, with and without a flush, and tables replaced."""
+    """Threads write and read all the time, while devices are suspended in all ways, and tables replaced."""
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
         family.snap(kind, size)
     devices, threads, stop = [family.origin, *family.snapshots], 8, threading.Event()
@@ -313,7 +312,7 @@ def test_suspend_with_copies_in_flight(family, device, noflush):
 
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_removal_with_copies_in_flight(family, kind):
-    """Chunks are being copied for the origin when the snapshot is removed: that waits for them, and the origin works on."""
+    """Chunks are being copied for the origin when its snapshot is removed: this waits for them, the origin goes on."""
     snapshot = family.snap(kind, 8)
     snapshot.cow.hold()
     writers = [family.writer(family.origin, n * 16, pattern(f"w{n}", 3)) for n in range(20)]
@@ -414,7 +413,7 @@ def module(impl):
 
 
 def test_again_and_again(impl, family):
-    """Snapshots made, used and removed leave nothing: the disks can be claimed, and the module has as many users as before."""
+    """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no users more."""
     users = modules.users(module(impl))
     cows = [family.cow(8) for _ in range(4)]
     for turn in range(5):

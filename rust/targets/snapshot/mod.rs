@@ -87,7 +87,8 @@ use crate::{
             },
             status::{
                 Health,
-                Info, //
+                Info,
+                Usage, //
             }, //
         },
         units::{
@@ -427,7 +428,14 @@ impl Target for Snapshot {
         };
         match kind {
             StatusKind::Info => {
-                let usage = this.store.usage(&this.cow);
+                let usage = match this.role() {
+                    // The store is not its own yet.
+                    Role::Successor => Usage {
+                        total: this.cow.sectors(),
+                        ..Usage::default()
+                    },
+                    _ => this.store.usage(&this.cow),
+                };
                 out.emit(fmt!("{}", Info::of_snapshot(health, usage)));
             }
             StatusKind::Table => {
@@ -581,12 +589,12 @@ impl Snapshot {
         self.options.features
     }
 
-    /// What the table line says. The size of a chunk is that of the store, once it is ours.
+    /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
     fn shown_options(&self) -> Options {
         let overflow = matches!(self.options.store, Kind::Persistent { overflow: true });
         let mut shown = self.options;
         shown.chunk_size = None;
-        if self.role() != Role::Successor {
+        if !matches!(self.role(), Role::Successor | Role::Former) {
             shown.chunk_size = Some(self.store.size());
             shown.store = if self.store.is_persistent() {
                 Kind::Persistent { overflow }

@@ -37,7 +37,7 @@ class Usage:
 
 
 class Snapshot(dm.Mapped):
-    """A snapshot of an origin, with what differs from it on a COW device. `copied` are the chunks that must be there."""
+    """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that must be in it."""
 
     def __init__(self, origin, cow, kind="P", size=8, extra="", length=None, start=True, name=None):
         self.origin, self.cow, self.kind, self.size, self.extra = origin, cow, kind, size, extra
@@ -163,7 +163,7 @@ class Family:
         assert_same(device.read(sector, count), want, where=f"{self.name(device)}: {count} sectors at {sector}")
 
     def discard(self, snapshot, start, count):
-        """Discards and notes it. Of chunks in the COW those are zeros that are covered whole; in one that is covered in part
+        """Discards and notes it. A chunk in the COW that is covered whole becomes zeros; in one that is covered in part
         each sector may become zeros or stay. Others change only with the origin, if discards are passed to it."""
         snapshot.discard(start, count)
         end, size = start + count, snapshot.size

@@ -271,11 +271,13 @@ class Snapshot(Face):
         text = self.device.status()
         if text == "Invalid":
             assert self.has_reason, "lost for no reason"
+            self.tally["snapshot", "lost"] += not self.lost
             self.lost = True
             return None
         assert not self.lost, f"it was lost, and says {text}"
         if text == "Overflow":
             assert self.form.kind == "PO" and self.crowded, "overflow for no reason"
+            self.tally["snapshot", "overflowed"] += not self.overflowed
             self.overflowed = True
             return None
         assert not self.overflowed, f"it was full, and says {text}"
@@ -323,6 +325,7 @@ class Snapshot(Face):
             return
         assert valid, "it was not lost, but the header says so"
         store = cow.Store(SimpleNamespace(sectors=self.form.sectors, read=disk.read))
+        self.tally["store compared", f"of {store.area + 1} areas" if store.area < 3 else "of more"] += 1
         assert store.records == cow.numbered([old for old, _ in store.records], self.region), "records out of order"
         olds = set(store.taken)
         assert not store.repeated and self.sure <= olds <= self.tried, \
