@@ -17,8 +17,8 @@ class Origin(Snapshot):
     target = "snapshot-origin"
     EVERY = {("front", "slab"): 3, ("life", "origin"): 3, ("life", "origin-dead"): 29, ("life", "origin-torn"): 97}
     TESTS = {
-        "tables and requests": [("front", "slab"), ("front", "pages"), ("alone", "slab"), ("alone", "pages"), ("life", "origin"),
-                                ("life", "origin-dead"), ("life", "origin-torn")],
+        "tables": [("front", "slab"), ("front", "pages"), ("alone", "slab"), ("alone", "pages")],
+        "requests": [("life", "origin"), ("life", "origin-dead"), ("life", "origin-torn")],
     }
 
     def begin(self):

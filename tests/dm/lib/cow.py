@@ -94,7 +94,8 @@ class Store:
         self.area = 0
         while self._read_area(read):
             self.area += 1
-        # The first of several records with the same chunk counts.
+        # Of several records with the same chunk of the COW device the first counts, and of those that are left with the
+        # same one of the origin.
         self.taken, self.repeated = {}, []
         news = set()
         for old, new in self.records:
@@ -102,7 +103,7 @@ class Store:
                 self.repeated.append((old, new))
             else:
                 self.taken[old] = new
-                news.add(new)
+            news.add(new)
         self.next = max((new + 1 for _, new in self.records), default=2)
         self.next += is_metadata(self.next, self.size)
 

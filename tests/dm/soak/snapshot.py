@@ -20,9 +20,9 @@ ROOMS = None, 34, 300, 3  # chunks of the COW device, or as many as there is roo
 FEATURES = "", "1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"
 FORMS = len(KINDS) * len(SIZES) * len(ROOMS) * len(FEATURES)
 BAD_LINES = {  # what replaces what is behind the devices: errno
-    "": errno.EINVAL, "P": errno.EINVAL, "PX 8": errno.EINVAL, "X 8": errno.EINVAL, "P 3": errno.EINVAL, "P 8x": errno.EINVAL,
-    "P 8 1": errno.EINVAL, "P 8 1 nonsense": errno.EINVAL, "P 8 1 discard_passdown_origin": errno.EINVAL,
-    "P 8 3 a b c": errno.EINVAL,
+    "": errno.EINVAL, "P": errno.EINVAL, "PX 8": errno.EINVAL, "X 8": errno.EINVAL, "P 3": errno.EINVAL,
+    "P 8x": errno.EINVAL, "P 8 1": errno.EINVAL, "P 8 1 nonsense": errno.EINVAL,
+    "P 8 1 discard_passdown_origin": errno.EINVAL, "P 8 3 a b c": errno.EINVAL,
 }
 
 
@@ -55,8 +55,8 @@ class Face(Layers):
         super().__init__(family.box, family.setup, family.tally, family.parts, b"")
         self.family, self.device, self.region, self.sectors = family, device, region, family.sectors
         self.model.now = list(content)
-        self.faults, self.lingering, self.held, self.threads = family.faults, family.lingering, family.held, family.threads
-        self.serial = family.serial
+        self.faults, self.lingering, self.held = family.faults, family.lingering, family.held
+        self.threads, self.serial = family.threads, family.serial
         self.base = device.event
 
     stopping = property(lambda self: self.family.stopping, lambda self, value: None)
@@ -172,9 +172,9 @@ class Front(Face):
 class Snapshot(Face):
     """A snapshot.
 
-    `tried` are chunks that somebody began to write to, `sure` those to which a write was acknowledged: the first may have an
-    exception, the second must. A snapshot may be lost, for good, if its COW device had no room for all it has tried, or after a
-    fault of it or of the origin. Whether it is shows when all I/O has ended.
+    `tried` are chunks that somebody began to write to, `sure` those to which a write was acknowledged: the first may
+    have an exception, the second must. A snapshot may be lost, for good, if its COW device had no room for all it has
+    tried, or after a fault of it or of the origin. Whether it is shows when all I/O has ended.
     """
 
     name_of_target = "snapshot"
@@ -328,8 +328,9 @@ class Snapshot(Face):
         self.tally["store compared", f"of {store.area + 1} areas" if store.area < 3 else "of more"] += 1
         assert store.records == cow.numbered([old for old, _ in store.records], self.region), "records out of order"
         olds = set(store.taken)
-        assert not store.repeated and self.sure <= olds <= self.tried, \
-            f"repeated {store.repeated[:4]}, missing {sorted(self.sure - olds)[:4]}, too many {sorted(olds - self.tried)[:4]}"
+        missing, extra = sorted(self.sure - olds), sorted(olds - self.tried)
+        assert not (store.repeated or missing or extra), \
+            f"repeated {store.repeated[:4]}, missing {missing[:4]}, too many {extra[:4]}"
         real, data = self.family.disks["real"].content(self.sectors), disk.content(store.next * self.region)
         for n, held in enumerate(self.model.now):
             old, rest = divmod(n, self.region)
@@ -353,12 +354,12 @@ def on_any(name):
 class Family(Layers):
     """The origin's disk and three COW devices, each behind a layer that can fail or hold, and what is over them.
 
-    Origin I/O fails only if its own disk does. An I/O of a snapshot may fail if a device in its way does, or if the snapshot
-    has a reason to be lost. Snapshots are taken, opened and removed while the origin is suspended, as LVM does.
+    Origin I/O fails only if its own disk does. An I/O of a snapshot may fail if a device in its way does, or if the
+    snapshot has a reason to be lost. Snapshots are taken, opened and removed while the origin is suspended, as by LVM.
     """
 
     TARGET = "snapshot"
-    SETUP = {f"form{n}": st.integers(0, FORMS - 1) for n in range(SLOTS)} | dict(short=st.sampled_from([0, 1, 27, 1000]))
+    SETUP = {f"form{n}": st.integers(0, FORMS - 1) for n in range(SLOTS)} | {"short": st.sampled_from([0, 1, 27, 1000])}
     ORIGIN = 1  # how often it is picked, of so many times that a snapshot is
     PIECES = 1  # lines of the origin's table
 
@@ -367,7 +368,7 @@ class Family(Layers):
         self.forms = [Form(setup[f"form{n}"], self.disks[f"cow{n}"]) for n in range(SLOTS)]
         data = pattern("origin", MIB * 2048)
         self.disks["real"].fill(data)
-        lengths = {"real": MIB * 2048 - setup["short"], **{f"cow{n}": form.sectors for n, form in enumerate(self.forms)}}
+        lengths = {f"cow{n}": form.sectors for n, form in enumerate(self.forms)} | {"real": MIB * 2048 - setup["short"]}
         parts = SimpleNamespace(**{name: box.layered(disk, sectors=lengths[name]) for name, disk in self.disks.items()})
         super().__init__(box, setup, tally, parts, b"")
         self.sectors, self.slots = lengths["real"], [None] * SLOTS
@@ -388,10 +389,12 @@ class Family(Layers):
 
     def origin_line(self):
         ends = [self.sectors * n // self.PIECES // 8 * 8 for n in range(self.PIECES)] + [self.sectors]
-        return "\n".join(f"{start} {end - start} snapshot-origin {self.parts.real.dev}" for start, end in zip(ends, ends[1:]))
+        return "\n".join(f"{start} {end - start} snapshot-origin {self.parts.real.dev}"
+                         for start, end in zip(ends, ends[1:]))
 
     def line(self, slot):
-        return f"0 {self.sectors} snapshot {self.parts.real.dev} {getattr(self.parts, f'cow{slot}').dev} {self.forms[slot].words}"
+        cow_device = getattr(self.parts, f"cow{slot}")
+        return f"0 {self.sectors} snapshot {self.parts.real.dev} {cow_device.dev} {self.forms[slot].words}"
 
     def make_front(self, content):
         device = self.box.mapped(self.origin_line())
