@@ -161,7 +161,7 @@ class Bench:
         assert snapshot.status() == model.status()
         snapshot.remove()
         assert cow.Store(self.cow).records == model.records
-        self.snapshot = self.box.own(Snapshot(self.real, self.cow, size=8, length=SECTORS))
+        self.snapshot = self.box.own(Snapshot(self.real, self.cow, size=model.size, length=SECTORS))
         assert_same(self.snapshot.content(), bytes(model.shown), where="opened again")
 
 
