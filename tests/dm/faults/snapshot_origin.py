@@ -15,7 +15,7 @@ class Origin(Snapshot):
     """
 
     target = "snapshot-origin"
-    EVERY = {("front", "slab"): 3, ("life", "origin"): 3, ("life", "origin-dead"): 29, ("life", "origin-torn"): 97}
+    EVERY = {("front", "slab"): 3, ("alone", "slab"): 7, ("life", "origin"): 3, ("life", "origin-dead"): 29, ("life", "origin-torn"): 97}
     TESTS = {
         "tables": [("front", "slab"), ("front", "pages"), ("alone", "slab"), ("alone", "pages")],
         "requests": [("life", "origin"), ("life", "origin-dead"), ("life", "origin-torn")],
