@@ -4,8 +4,8 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-vm quick faults power soak bench debug-kernel check fmt demo shell clean \
-	clean-modules distclean help
+.PHONY: modules test test-host test-guest test-debug test-vm quick faults power soak bench debug-kernel check fmt demo shell \
+	lvm-test clean clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
@@ -42,6 +42,9 @@ soak:
 bench: modules
 	@scripts/vm --module none --memory 6G --timeout 7200 -- scripts/bench $(BENCH)
 
+lvm-test:
+	@scripts/lvm-test $(T)
+
 debug-kernel:
 	@scripts/debug-kernel debug
 	@scripts/debug-kernel uml
@@ -74,6 +77,7 @@ help:
 	@echo 'make power       the power is cut at each flush, and between, in User Mode Linux'
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
 	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
+	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1, IMPL=c, KERNEL=uml'
 	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", sixteen minutes'
 	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'

@@ -52,7 +52,7 @@ module! {
     authors: ["The dm-rust developers"],
     description: "Device-mapper targets in Rust",
     license: "GPL",
-    alias: ["dm-clone", "dm-era"],
+    alias: ["dm-clone", "dm-era", "dm-snapshot", "dm-snapshot-origin"],
 }
 
 /// A target type that is registered, unless the user chose others.
@@ -62,6 +62,8 @@ type Slot<T> = Option<Pin<KBox<Registration<T>>>>;
 struct DmRust {
     _clone: Slot<targets::clone::Clone>,
     _era: Slot<targets::era::Era>,
+    _snapshot: Slot<targets::snapshot::Snapshot>,
+    _origin: Slot<targets::snapshot::Origin>,
     #[cfg(dm_rust_example)]
     _example: Slot<targets::example::Example>,
 }
@@ -69,27 +71,35 @@ struct DmRust {
 impl kernel::Module for DmRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::params::check_targets(|name| {
-            [targets::clone::Clone::NAME, targets::era::Era::NAME]
-                .iter()
-                .any(|target| name == sys::string::bytes(target))
+            [
+                targets::clone::Clone::NAME,
+                targets::era::Era::NAME,
+                targets::snapshot::Snapshot::NAME,
+                targets::snapshot::Origin::NAME,
+            ]
+            .iter()
+            .any(|target| name == sys::string::bytes(target))
                 || (cfg!(dm_rust_example) && name == b"rust-linear")
         })?;
+        let snapshots = targets::snapshot::World::new()?;
         Ok(DmRust {
-            _clone: register(module)?,
-            _era: register(module)?,
+            _clone: register(module, targets::registry::Registry::new()?)?,
+            _era: register(module, targets::registry::Registry::new()?)?,
+            _snapshot: register(module, snapshots.clone())?,
+            _origin: register(module, snapshots)?,
             #[cfg(dm_rust_example)]
-            _example: register(module)?,
+            _example: register(module, ())?,
         })
     }
 }
 
 /// Registers a target type if the parameter `targets` does not leave it out.
-fn register<T: Target>(module: &'static ThisModule) -> Result<Slot<T>> {
+fn register<T: Target>(module: &'static ThisModule, shared: T::Shared) -> Result<Slot<T>> {
     if !sys::params::is_wanted(T::NAME) {
         return Ok(None);
     }
     Ok(Some(KBox::try_pin_init(
-        Registration::new(module),
+        Registration::new(module, shared),
         GFP_KERNEL,
     )?))
 }

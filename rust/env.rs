@@ -30,6 +30,7 @@ pub(crate) use kernel::{
             ENOMEM,
             ENOSPC,
             ENOTBLK,
+            ENXIO,
             EOVERFLOW,
             EPERM,
             ERANGE, //

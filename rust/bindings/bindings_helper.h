@@ -9,6 +9,7 @@
 #include <linux/blk_types.h>
 #include <linux/device-mapper.h>
 #include <linux/dm-io.h>
+#include <linux/dm-kcopyd.h>
 #include <linux/dm-bufio.h>
 #include <linux/workqueue.h>
 

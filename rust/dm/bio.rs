@@ -265,6 +265,8 @@ impl Mapped<'_> {
 #[must_use = "a bio must be passed on"]
 pub(crate) struct MapBio<'a, D: PerBio> {
     bio: Bio<D>,
+    /// It is one of several that device-mapper made of one request.
+    is_copy: bool,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
@@ -274,39 +276,49 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// # Safety
     ///
     /// - `raw` is the argument of a `map` callback of a target that begins at `begin` and asked for the size of a `D`.
+    /// - `discards` is the number of bios that the target asked for with each discard, and it asked for one of all others.
     /// - The token made from it becomes the callback's result.
-    pub(super) unsafe fn new(raw: NonNull<kb::bio>, begin: u64) -> Self {
+    pub(super) unsafe fn new(raw: NonNull<kb::bio>, begin: u64, discards: u32) -> Self {
         // SAFETY: The bio of a `map` callback belongs to the target until the callback returns.
         let mut bio = unsafe { Bio::from_raw(raw) };
         // A flush has no sector.
         if let Some(offset) = bio.sector().0.checked_sub(begin) {
             bio.set_sector(Sector(offset));
         }
+        let is_copy = discards > 1 && bio.op() == Op::Discard;
         MapBio {
             bio,
+            is_copy,
             _call: PhantomData,
         }
     }
 
     /// Keeps only the first `sectors`, and at least one; device-mapper sends the rest as another bio.
     ///
-    /// For reads, writes and discards. More than there is changes nothing.
+    /// For reads, writes and discards. More than there is changes nothing; and so it is for a bio that is one of several of
+    /// a request, which cannot be cut.
     pub(crate) fn accept(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
         let sectors = sectors.max(Sectors(1));
-        if sectors >= all || self.bio.is_flush() {
+        if sectors >= all || self.is_copy || self.bio.is_flush() {
             return;
         }
         // CAST: Less than the bio's own length, which is below 2^23 sectors.
         let kept = sectors.0 as kernel::ffi::c_uint;
-        // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares that), not zoned, and no
-        // duplicate (targets ask for one bio of a kind only); `kept` is less than its length.
+        // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares that), not zoned, and not
+        // one of several of a request; `kept` is less than its length.
         unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
     }
 
     /// Changes the first sector, for a device on which the target does not start at zero.
     pub(crate) fn set_sector(&mut self, sector: Sector) {
         self.bio.set_sector(sector)
+    }
+
+    /// Which of the bios it is that device-mapper made of one request, for targets that ask for several.
+    pub(crate) fn copy_number(&self) -> u32 {
+        // SAFETY: The bio is one of device-mapper's.
+        unsafe { bindings::dm_bio_get_target_bio_nr(self.bio.raw.as_ptr()) }
     }
 
     /// Sets the target's own data of this bio.

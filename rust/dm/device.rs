@@ -245,6 +245,14 @@ impl Device {
         self.raw().bdev
     }
 
+    /// The number of a device that a table line names, by path or `major:minor`, without opening it. Sleeps.
+    pub(crate) fn lookup(path: &CStr) -> Result<u32> {
+        let mut number = 0;
+        // SAFETY: The path is nul-terminated; `number` can be written.
+        to_result(unsafe { bindings::dmr_lookup_device(path.as_char_ptr(), &mut number) })?;
+        Ok(number)
+    }
+
     /// Present size. Any context.
     pub(crate) fn sectors(&self) -> Sectors {
         // SAFETY: The block device is open.

@@ -25,7 +25,10 @@ use crate::{
         }, //
     }, //
 };
-use core::ptr::NonNull;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings as kb,
     block::SECTOR_SIZE,
@@ -116,12 +119,12 @@ pub(crate) trait IoDone: Send + Sized + 'static {
 pub(crate) struct Request<C> {
     /// The context.
     pub(crate) context: C,
-    client: Option<Arc<Flying>>,
+    pub(super) client: Option<Arc<Flying>>,
     next: Option<PoolBox<Request<C>>>,
 }
 
-impl<C: IoDone> Request<C> {
-    /// A request for [`IoClient::submit`].
+impl<C> Request<C> {
+    /// A request for [`IoClient::submit`] or [`CopyClient::copy`](super::copy::CopyClient::copy).
     pub(crate) fn new(context: C) -> Self {
         Request {
             context,
@@ -185,17 +188,37 @@ impl<C> Drop for RequestList<C> {
 
 /// The requests of a client that have not ended.
 #[pin_data]
-struct Flying {
+pub(super) struct Flying {
     count: Atomic<i32>,
     #[pin]
     none: WaitQueue,
 }
 
 impl Flying {
-    fn landed(&self) {
+    /// None.
+    pub(super) fn new() -> Result<Arc<Self>> {
+        let new = pin_init!(Flying {
+            count: Atomic::new(0),
+            none <- new_wait_queue!("dm_rust_io"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
+    }
+
+    /// One more.
+    pub(super) fn started(&self) {
+        self.count.fetch_add(1, Relaxed);
+    }
+
+    /// One less.
+    pub(super) fn landed(&self) {
         if self.count.fetch_sub(1, Release) == 1 {
             self.none.wake_all();
         }
+    }
+
+    /// Waits until there is none. Sleeps.
+    pub(super) fn drain(&self) {
+        self.none.wait_until(|| self.count.load(Acquire) == 0);
     }
 }
 
@@ -220,11 +243,7 @@ impl IoClient {
         // SAFETY: No preconditions.
         let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
-        let flying = pin_init!(Flying {
-            count: Atomic::new(0),
-            none <- new_wait_queue!("dm_rust_io"),
-        });
-        match Arc::pin_init(flying, GFP_KERNEL) {
+        match Flying::new() {
             Ok(flying) => Ok(IoClient {
                 raw,
                 flying,
@@ -246,21 +265,46 @@ impl IoClient {
         start: Sector,
         buffer: &mut Buffer,
     ) -> Result {
+        self.transfer_bytes(what, device, start, &mut buffer.0)
+    }
+
+    /// Transfers some sectors of a buffer and waits for it. Sleeps for I/O. Refuses what the buffer does not have.
+    pub(crate) fn transfer_part(
+        &self,
+        what: Transfer,
+        device: &Device,
+        start: Sector,
+        buffer: &mut Buffer,
+        part: Range<u32>,
+    ) -> Result {
+        let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
+        let bytes = buffer.get_mut(byte(part.start)?..byte(part.end)?);
+        self.transfer_bytes(what, device, start, bytes.ok_or(EINVAL)?)
+    }
+
+    /// Transfers bytes of a buffer, whole sectors.
+    fn transfer_bytes(
+        &self,
+        what: Transfer,
+        device: &Device,
+        start: Sector,
+        bytes: &mut [u8],
+    ) -> Result {
         let memory = bindings::dm_io_memory {
             type_: bindings::dm_io_mem_type_DM_IO_VMA,
             offset: 0,
             ptr: bindings::dm_io_memory__bindgen_ty_1 {
-                vma: buffer.0.as_mut_ptr().cast(),
+                vma: bytes.as_mut_ptr().cast(),
             },
         };
         // CAST: usize has at most 64 bits.
-        let len = Sectors((buffer.len() >> kernel::block::SECTOR_SHIFT) as u64);
+        let len = Sectors((bytes.len() >> kernel::block::SECTOR_SHIFT) as u64);
         let nobody = bindings::dm_io_notify {
             fn_: None,
             context: core::ptr::null_mut(),
         };
         let mut failed = 0;
-        // SAFETY: The buffer is borrowed until the I/O has ended: without a callback dm-io waits for it.
+        // SAFETY: The bytes are borrowed until the I/O has ended: without a callback dm-io waits for it.
         unsafe { self.start(what, device, (start, len), memory, nobody, &mut failed) }?;
         if failed == 0 {
             Ok(())
@@ -300,7 +344,7 @@ impl IoClient {
                 client.landed();
             }
         }
-        self.flying.count.fetch_add(1, Relaxed);
+        self.flying.started();
         request.client = Some(self.flying.clone());
         let pages = request.context.pages();
         let len = pages.sectors();
@@ -324,9 +368,7 @@ impl IoClient {
 
     /// Waits until all requests have ended, and their contexts have been told. Sleeps.
     pub(crate) fn drain(&self) {
-        self.flying
-            .none
-            .wait_until(|| self.flying.count.load(Acquire) == 0);
+        self.flying.drain();
     }
 
     /// # Safety

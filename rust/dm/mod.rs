@@ -5,6 +5,8 @@
 //! C headers: `include/linux/device-mapper.h`, `dm-io.h`, `drivers/md/persistent-data/*.h`.
 
 pub(crate) mod bio;
+pub(crate) mod bufio;
+pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod io;
 pub(crate) mod limits;

@@ -120,6 +120,23 @@ impl New<'_> {
         Sectors(unsafe { (*self.ti.as_ptr()).len })
     }
 
+    /// Where the target begins on the mapped device.
+    pub(crate) fn begin(&self) -> Sector {
+        // SAFETY: By the invariant the target is live.
+        Sector(unsafe { (*self.ti.as_ptr()).begin })
+    }
+
+    /// How the table may use its devices.
+    pub(crate) fn access(&self) -> Access {
+        // SAFETY: By the invariant the target is live, and its table with it.
+        let mode = unsafe { bindings::dm_table_get_mode((*self.ti.as_ptr()).table) };
+        if mode & bindings::BLK_OPEN_WRITE != 0 {
+            Access::ReadWrite
+        } else {
+            Access::Read
+        }
+    }
+
     /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
         Device::open(&self.anchor, path, access)
@@ -155,10 +172,25 @@ impl New<'_> {
         ti.set_flush_supported(true);
     }
 
+    /// Asks for flushes, one per request, if the devices below need them.
+    pub(crate) fn pass_flushes(&mut self) {
+        // SAFETY: By the invariant the target is live and lent to us.
+        unsafe { (*self.ti.as_ptr()).num_flush_bios = 1 };
+    }
+
     /// Asks for discards, one per request, if the devices below support them.
     pub(crate) fn pass_discards(&mut self) {
         // SAFETY: By the invariant the target is live and lent to us.
         unsafe { (*self.ti.as_ptr()).num_discard_bios = 1 };
+    }
+
+    /// Asks for discards, `copies` per request, none crossing a multiple of the largest discard of `io_hints`, if the
+    /// devices below support them.
+    pub(crate) fn split_discards(&mut self, copies: u32) {
+        // SAFETY: By the invariant the target is live and lent to us.
+        let ti = unsafe { self.ti.as_mut() };
+        ti.num_discard_bios = copies;
+        ti.set_max_discard_granularity(true);
     }
 
     /// Asks for discards, one per request, whether or not the devices below support them.
@@ -213,11 +245,8 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     const NOWAIT: bool;
     /// Data kept with each bio.
     type PerBio: PerBio;
-    /// What all targets of this type share; made when the type is registered.
+    /// What all targets of this type share, perhaps with those of other types.
     type Shared: Send + Sync + 'static;
-
-    /// Makes the shared part. Called at module load, sleeps.
-    fn shared() -> Result<Self::Shared>;
 
     /// Makes a target of a table line. Process context, sleeps; the device may be live with another table meanwhile.
     fn ctr(
@@ -295,9 +324,12 @@ unsafe impl<T: Target> Sync for Registration<T> {}
 
 impl<T: Target> Registration<T> {
     /// Registers the target type. Fails with a message if another module has the name.
-    pub(crate) fn new(module: &'static ThisModule) -> impl PinInit<Self, Error> + use<T> {
+    pub(crate) fn new(
+        module: &'static ThisModule,
+        shared: T::Shared,
+    ) -> impl PinInit<Self, Error> + use<T> {
         try_pin_init!(Self {
-            shared: T::shared()?,
+            shared,
             inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
                 // SAFETY: The slot can be written and stays where it is until `drop` unregisters it.
                 unsafe { slot.write(Self::table(module)) };
@@ -453,8 +485,8 @@ impl<T: Target> Registration<T> {
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut kb::bio) -> c_int {
         // SAFETY: Device-mapper passes a live bio, never null.
         let raw = unsafe { NonNull::new_unchecked(bio) };
-        // SAFETY: The argument of this `map`; its token is the result. The target's start does not change.
-        let bio = unsafe { MapBio::<T::PerBio>::new(raw, (*ti).begin) };
+        // SAFETY: The argument of this `map`; its token is the result. The target's start and numbers do not change.
+        let bio = unsafe { MapBio::<T::PerBio>::new(raw, (*ti).begin, (*ti).num_discard_bios) };
         // SAFETY: In a hook.
         T::map(unsafe { Self::target(ti) }, bio).code()
     }

@@ -46,6 +46,18 @@ const struct queue_limits *dmr_bdev_limits(struct block_device *bdev)
 	return bdev_limits(bdev);
 }
 
+/* The number of a device that a table line names, without opening it. */
+int dmr_lookup_device(const char *path, dev_t *number)
+{
+	unsigned int major, minor;
+	char more;
+
+	if (sscanf(path, "%u:%u%c", &major, &minor, &more) != 2)
+		return lookup_bdev(path, number);
+	*number = MKDEV(major, minor);
+	return 0;
+}
+
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size)
 {
 	snprintf(buffer, size, "%pg", bdev);

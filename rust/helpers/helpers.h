@@ -9,6 +9,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
+#include <linux/dm-kcopyd.h>
 #include <linux/mempool.h>
 #include <linux/rwsem.h>
 #include <linux/spinlock.h>
@@ -26,6 +27,7 @@ sector_t dmr_bdev_sectors(struct block_device *bdev);
 unsigned int dmr_bdev_logical_block_size(struct block_device *bdev);
 unsigned int dmr_bdev_max_discard_sectors(struct block_device *bdev);
 const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
+int dmr_lookup_device(const char *path, dev_t *number);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
 void dmr_plugged(void (*body)(void *context), void *context);
 
@@ -62,6 +64,8 @@ bool dmr_log_allowed(void);
 
 /* params.c */
 unsigned int dmr_param_clone_throttle(void);
+struct dm_kcopyd_throttle *dmr_param_snapshot_throttle(void);
+unsigned int dmr_param_snapshot_threshold(void);
 const char *dmr_param_targets(void);
 
 /* persistent.c */

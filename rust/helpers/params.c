@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Module parameters that the kernel crate cannot express: strings, and integers that are writable at run time. */
+#include <linux/dm-kcopyd.h>
 #include <linux/module.h>
 
 #include "helpers/helpers.h"
@@ -12,6 +13,23 @@ MODULE_PARM_DESC(clone_hydration_throttle, "Percentage of time that the hydratio
 unsigned int dmr_param_clone_throttle(void)
 {
 	return READ_ONCE(clone_hydration_throttle);
+}
+
+DECLARE_DM_KCOPYD_THROTTLE_WITH_MODULE_PARM(snapshot_copy_throttle,
+	"Percentage of time that the copies of all snapshots may use (1 to 100)");
+
+struct dm_kcopyd_throttle *dmr_param_snapshot_throttle(void)
+{
+	return &dm_kcopyd_throttle;
+}
+
+static unsigned int snapshot_cow_threshold = 2048;
+module_param(snapshot_cow_threshold, uint, 0644);
+MODULE_PARM_DESC(snapshot_cow_threshold, "Number of chunks that a snapshot may be copying before writers have to wait");
+
+unsigned int dmr_param_snapshot_threshold(void)
+{
+	return READ_ONCE(snapshot_cow_threshold);
 }
 
 static char *targets = "";

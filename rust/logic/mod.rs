@@ -13,4 +13,5 @@ pub(crate) mod clone;
 pub(crate) mod era;
 pub(crate) mod pdata;
 pub(crate) mod regions;
+pub(crate) mod snapshot;
 pub(crate) mod units;

@@ -50,3 +50,10 @@ pub(crate) fn hydration_throttle() -> u32 {
     // SAFETY: No preconditions.
     unsafe { bindings::dmr_param_clone_throttle() }
 }
+
+/// How many chunks a snapshot may be copying before writers have to wait: the parameter `snapshot_cow_threshold`. Any
+/// context.
+pub(crate) fn snapshot_threshold() -> u32 {
+    // SAFETY: No preconditions.
+    unsafe { bindings::dmr_param_snapshot_threshold() }
+}

@@ -40,10 +40,6 @@ impl Target for Example {
     type PerBio = [u8; 0];
     type Shared = ();
 
-    fn shared() -> Result {
-        Ok(())
-    }
-
     fn ctr(new: &mut New<'_>, (): &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
         let (Some(path), Some(offset), None) = (words.next(), words.next(), words.next()) else {
             return Err(CtrError::new(c"Device and offset are needed", EINVAL));

@@ -8,4 +8,5 @@ pub(crate) mod clone;
 pub(crate) mod era;
 #[cfg(dm_rust_example)]
 pub(crate) mod example;
-mod registry;
+pub(crate) mod registry;
+pub(crate) mod snapshot;

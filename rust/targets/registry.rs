@@ -54,7 +54,7 @@ pub(crate) struct Registry<M> {
 
 impl<M: Metadata> Registry<M> {
     /// An empty registry. Sleeps.
-    pub(super) fn new() -> Result<Arc<Self>> {
+    pub(crate) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_rust_registry") });
         Arc::pin_init(new, GFP_KERNEL)
     }

@@ -60,7 +60,7 @@ TIMED_OUT, KERNEL_FAILED = 124, 125
 REPORT = re.compile(
     r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault|kmemleak: [1-9]"
     r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
-    r"|unable to handle|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
+    r"|unable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
 KVM_TRIAL_SECONDS = 20
 KEEP_SECONDS = 3 * 24 * 3600
 

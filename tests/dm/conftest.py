@@ -13,7 +13,7 @@ import time
 import pytest
 
 from lib import box as boxes
-from lib import dm, eras, kmsg, modules
+from lib import dm, eras, kmsg, modules, snaps
 
 SECONDS_PER_TEST = 120
 # Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
@@ -187,6 +187,12 @@ def clone_box(impl, box):
 def pair(impl, box):
     """A metadata device and an origin for an era."""
     return eras.Pair(box)
+
+
+@pytest.fixture
+def family(impl, box):
+    """An origin without snapshots yet."""
+    return snaps.Family(box)
 
 
 @pytest.fixture

@@ -271,10 +271,6 @@ impl Target for Clone {
     type PerBio = IoState;
     type Shared = Arc<Registry<Metadata>>;
 
-    fn shared() -> Result<Arc<Registry<Metadata>>> {
-        Registry::new()
-    }
-
     fn ctr(
         new: &mut New<'_>,
         registry: &Arc<Registry<Metadata>>,

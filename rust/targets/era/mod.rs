@@ -186,10 +186,6 @@ impl Target for Era {
     type PerBio = Stamp;
     type Shared = Arc<Registry<Metadata>>;
 
-    fn shared() -> Result<Arc<Registry<Metadata>>> {
-        Registry::new()
-    }
-
     fn ctr(
         new: &mut New<'_>,
         registry: &Arc<Registry<Metadata>>,

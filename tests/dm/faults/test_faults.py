@@ -11,8 +11,8 @@ from lib import dm, faults, modules
 
 pytestmark = pytest.mark.only("rust")
 
-SCENARIOS = {path.stem: importlib.import_module(path.stem).SCENARIO
-             for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith(("conftest", "test_"))}
+FILES = [path.stem for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith(("conftest", "test_"))]
+SCENARIOS = {scenario.target: scenario for scenario in (importlib.import_module(file).SCENARIO for file in FILES)}
 # FAULT="clone work slab 17" repeats one repetition, FAULT="clone work slab" one series.
 CHOSEN = os.environ.get("FAULT", "").split()
 
@@ -31,7 +31,7 @@ def small_reserves():
 
 
 def test_every_target_has_a_scenario(impl, rust_module):
-    assert modules.targets(rust_module) == {scenario.target for scenario in SCENARIOS.values()}
+    assert modules.targets(rust_module) == set(SCENARIOS) and len(SCENARIOS) == len(FILES)
 
 
 @pytest.mark.parametrize("target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS])

@@ -93,27 +93,31 @@ class Entry:
 
 
 class Recorder:
-    """The devices under a clone, with a log of what reaches them."""
+    """The devices under a target, each a slice of one disk, with a log of what reaches them."""
 
-    def __init__(self, box, flush_ms, mib=1, meta_sectors=128):
+    def __init__(self, box, flush_ms, mib=1, meta_sectors=128, **more):
+        """`more` are further slices: their names, and how many sectors they have."""
         self.box, self._flush_ms = box, flush_ms
         self.meta_sectors, self.sectors = meta_sectors, mib * 2048
-        self.dest_at = 2048  # on the backing disk
-        self.disk = box.ram(mib + 1, cache=True)
+        self.slices, self._length = {}, 0  # name: (first sector on the disk, sectors)
+        for name, sectors in {"meta": meta_sectors, "dest": self.sectors, **more}.items():
+            self.slices[name] = self._length, sectors
+            self._length += -(-sectors // 2048) * 2048
+        self.disk = box.ram(self._length // 2048, cache=True)
         self.log_disk = box.ram(64)
         self.source = box.layered(box.ram(mib))
 
-    def start(self, meta, dest):
-        """Both slices get their contents, lists of sectors; from here on everything is recorded."""
-        self.disk.fill(b"".join(meta))
-        self.disk.fill(b"".join(dest), self.dest_at)
-        box, meta_sectors, length = self.box, self.meta_sectors, self.dest_at + self.sectors
+    def start(self, *contents):
+        """The slices get their contents, lists of sectors; from here on everything is recorded."""
+        for (first, _), content in zip(self.slices.values(), contents, strict=True):
+            self.disk.fill(b"".join(content), first)
         at = f"{self.disk.dev} 0"
-        self._slow = box.mapped(f"0 {length} delay {at} 0 {at} 0 {at} {self._flush_ms}")
-        self.log = box.mapped(f"0 {length} log-writes {self._slow.dev} {self.log_disk.dev}")
+        self._slow = self.box.mapped(f"0 {self._length} delay {at} 0 {at} 0 {at} {self._flush_ms}")
+        self.log = self.box.mapped(f"0 {self._length} log-writes {self._slow.dev} {self.log_disk.dev}")
         # Not linear: through that a flush does not tell the slice that it came through.
-        self.meta = box.mapped(f"0 {meta_sectors} flakey {self.log.dev} 0 1 0")
-        self.dest = box.mapped(f"0 {self.sectors} flakey {self.log.dev} {self.dest_at} 1 0")
+        self.devices = {name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
+                        for name, (first, sectors) in self.slices.items()}
+        self.meta, self.dest = self.devices["meta"], self.devices["dest"]
 
     def mark(self, text):
         self.log.message("mark", text)
@@ -127,7 +131,7 @@ class Recorder:
     def entries(self):
         """Ends the recording and gives its entries."""
         self.logged()
-        for device in (self.dest, self.meta, self.log, self._slow):
+        for device in (*self.devices.values(), self.log, self._slow):
             device.remove()
         magic, version, count, size = struct.unpack_from("<QQQI", self.log_disk.read(0, 1))
         assert (magic, version, size) == (_MAGIC, 1, SECTOR), "not a log"
@@ -138,8 +142,8 @@ class Recorder:
             if flags & MARK:
                 found.append(Entry(flags, mark=head[32:32 + extra].decode()))
                 continue
-            where, base = ("meta", 0) if sector < self.dest_at else ("dest", self.dest_at)
-            assert sector + length <= base + (self.meta_sectors if where == "meta" else self.sectors), (sector, flags)
+            where, (base, sectors) = [(name, it) for name, it in self.slices.items() if it[0] <= sector][-1]
+            assert sector + length <= base + sectors, (sector, flags)
             if flags & DISCARD:
                 data = [ZERO] * length
             else:
@@ -232,10 +236,11 @@ class Model:
 
 
 class State:
-    """What a power cut may leave on both devices."""
+    """What a power cut may leave on all devices."""
 
-    def __init__(self, cut, how, meta, dest):
-        self.cut, self.how, self.meta, self.dest = cut, how, meta, dest
+    def __init__(self, cut, how, images):
+        self.cut, self.how, self.images = cut, how, images
+        self.meta, self.dest = images["meta"], images["dest"]
 
     def __repr__(self):
         return f"cut {self.cut}, {self.how}"
@@ -244,10 +249,10 @@ class State:
 class Replay:
     """Goes through a log, keeps what is durable and what may be, and follows the marks with a model."""
 
-    def __init__(self, entries, model, meta, dest):
+    def __init__(self, entries, model, meta, dest, **more):
         self.entries, self.model = entries, model
-        self.durable = {"meta": list(meta), "dest": list(dest)}
-        self.pending = {"meta": [], "dest": []}
+        self.durable = {name: list(image) for name, image in {"meta": meta, "dest": dest, **more}.items()}
+        self.pending = {name: [] for name in self.durable}
         model.reset()
 
     def cuts(self):
@@ -272,7 +277,7 @@ class Replay:
             yield f"after {n}: {entry}", self._optional(), entry.flush or entry.fua
 
     def _optional(self, entry=None):
-        writes = [(where, write) for where in ("meta", "dest") for write in self.pending[where] if write]
+        writes = [(where, write) for where, pending in self.pending.items() for write in pending if write]
         if entry is not None and entry.sectors:
             writes.append((entry.where, entry.sectors))
         return writes
@@ -288,7 +293,7 @@ class Replay:
             image = images[where]
             for sector, data in sectors:
                 image[sector] = data
-        return State(cut, how, images["meta"], images["dest"])
+        return State(cut, how, images)
 
     def states(self, cut, writes, rng, single=6, random=3):
         """End states at a cut: nothing of what is pending, all, one slice alone, a write missing, torn, and random."""
@@ -299,8 +304,9 @@ class Replay:
         if not writes:
             return
         yield made("all", writes)
-        if len({where for where, _ in writes}) > 1:
-            for only in "meta", "dest":
+        present = dict.fromkeys(where for where, _ in writes)
+        if len(present) > 1:
+            for only in present:
                 yield made(f"all of {only}, nothing else", [w for w in writes if w[0] == only])
         if len(writes) > 1:
             for n in rng.sample(range(len(writes)), min(single, len(writes))):

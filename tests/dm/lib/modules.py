@@ -9,7 +9,9 @@ from pathlib import Path
 from . import dm, wait
 
 PROJECT = Path(__file__).resolve().parents[3]
-C_MODULES = {"clone": "dm_clone", "era": "dm_era"}  # by target
+C_MODULES = {  # by target
+    "clone": "dm_clone", "era": "dm_era", "snapshot": "dm_snapshot", "snapshot-origin": "dm_snapshot",
+}
 RUST_MODULE = "dm_rust"
 
 
@@ -63,7 +65,7 @@ class Swift:
 
 def unload_c():
     """Unloads all C modules that are loaded."""
-    for module in C_MODULES.values():
+    for module in set(C_MODULES.values()):
         unload(module)
 
 
@@ -88,11 +90,11 @@ def use(implementation, rust):
     """Makes "c" or "rust" the owner of all names, and proves it."""
     if implementation == "c":
         unload(RUST_MODULE)
-        missing = [target for target, module in C_MODULES.items() if not loaded(module)]
+        missing = {c_file(target) for target, module in C_MODULES.items() if not loaded(module)}
         if missing:
-            run("modprobe", "-a", "dm-mod", "dm-persistent-data", "dm-bio-prison")
-        for target in missing:
-            insmod(c_file(target))
+            run("modprobe", "-a", "dm-mod", "dm-bufio", "dm-persistent-data", "dm-bio-prison")
+        for file in sorted(missing):
+            insmod(file)
     else:
         unload_c()
         if not loaded(RUST_MODULE):

@@ -40,6 +40,7 @@ impl Error {
 
 pub(crate) const EPERM: Error = Error(-1);
 pub(crate) const EIO: Error = Error(-5);
+pub(crate) const ENXIO: Error = Error(-6);
 pub(crate) const ENOMEM: Error = Error(-12);
 pub(crate) const ENOTBLK: Error = Error(-15);
 pub(crate) const EINVAL: Error = Error(-22);
@@ -175,18 +176,15 @@ mod faults {
     }
 }
 
-/// The kernel's vector: it grows only where a flag says how, and tells when it cannot.
+/// The kernel's vector: it grows only where a flag says how, and tells when it cannot. As large as
+/// there.
 pub(crate) struct KVVec<T> {
     items: Vec<T>,
-    capacity: usize,
 }
 
 impl<T> KVVec<T> {
     pub(crate) const fn new() -> Self {
-        Self {
-            items: Vec::new(),
-            capacity: 0,
-        }
+        Self { items: Vec::new() }
     }
 
     pub(crate) fn with_capacity(capacity: usize, flags: Flags) -> Result<Self, AllocError> {
@@ -197,23 +195,24 @@ impl<T> KVVec<T> {
 
     pub(crate) fn reserve(&mut self, additional: usize, _flags: Flags) -> Result<(), AllocError> {
         let len = self.items.len();
-        if self.capacity - len >= additional {
+        if self.capacity() - len >= additional {
             return Ok(());
         }
         let wanted = len.checked_add(additional).ok_or(AllocError)?;
-        let capacity = wanted.max(self.capacity * 2);
+        let capacity = wanted.max(self.capacity() * 2);
         if faults::hit() {
             return Err(AllocError);
         }
         self.items
             .try_reserve_exact(capacity - len)
             .map_err(|_| AllocError)?;
-        self.capacity = capacity;
+        // `std` may allocate more, but does not; else this would be roomier than the kernel's.
+        assert!(self.items.capacity() == capacity);
         Ok(())
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.capacity
+        self.items.capacity()
     }
 
     pub(crate) fn push(&mut self, value: T, flags: Flags) -> Result<(), AllocError> {
@@ -223,7 +222,7 @@ impl<T> KVVec<T> {
     }
 
     pub(crate) fn push_within_capacity(&mut self, value: T) -> Result<(), PushError<T>> {
-        if self.items.len() < self.capacity {
+        if self.items.len() < self.capacity() {
             self.items.push(value);
             Ok(())
         } else {
@@ -239,7 +238,7 @@ impl<T> KVVec<T> {
         if index > self.items.len() {
             return Err(InsertError::IndexOutOfBounds(value));
         }
-        if self.items.len() >= self.capacity {
+        if self.items.len() >= self.capacity() {
             return Err(InsertError::OutOfCapacity(value));
         }
         self.items.insert(index, value);
@@ -264,6 +263,15 @@ impl<T> KVVec<T> {
 
     pub(crate) fn clear(&mut self) {
         self.items.clear();
+    }
+}
+
+impl<T> IntoIterator for KVVec<T> {
+    type Item = T;
+    type IntoIter = alloc::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.items.into_iter()
     }
 }
 

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Copying between devices, and writing zeros, by kcopyd.
+//!
+//! C header: [`include/linux/dm-kcopyd.h`](srctree/include/linux/dm-kcopyd.h)
+
+use crate::{
+    bindings,
+    dm::{
+        device::Device,
+        io::{
+            Flying,
+            Request, //
+        }, //
+    },
+    logic::units::{
+        Sector,
+        Sectors, //
+    },
+    sys::pool::PoolBox, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::from_err_ptr,
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong,
+        c_void, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// As many destinations a copy may have.
+pub(crate) const MAX_DESTINATIONS: usize = bindings::DM_KCOPYD_MAX_REGIONS as usize;
+
+/// What is to be copied. It owns what keeps its devices open.
+pub(crate) trait CopyJob: Send + Sized + 'static {
+    /// From where; `None` if zeros are to be written.
+    fn source(&self) -> Option<(&Device, Sector)>;
+
+    /// How much.
+    fn sectors(&self) -> Sectors;
+
+    /// Where to, by a number below [`MAX_DESTINATIONS`]; `None` ends the list.
+    fn destination(&self, number: usize) -> Option<(&Device, Sector)>;
+
+    /// Called once, in the thread of kcopyd, which must not be held up.
+    fn done(this: PoolBox<Request<Self>>, result: Copied);
+}
+
+/// What became of a copy.
+#[derive(Clone, Copy)]
+pub(crate) struct Copied {
+    read_failed: bool,
+    writes_failed: c_ulong,
+}
+
+impl Copied {
+    /// Whether the data has come to a destination.
+    pub(crate) fn is_written(self, number: usize) -> bool {
+        let bit = u32::try_from(number)
+            .ok()
+            .and_then(|number| self.writes_failed.checked_shr(number));
+        !self.read_failed && bit.is_some_and(|bit| bit & 1 == 0)
+    }
+}
+
+/// A client of kcopyd, with a reserve of memory so that one copy can always go on.
+pub(crate) struct CopyClient {
+    raw: NonNull<bindings::dm_kcopyd_client>,
+    flying: Arc<Flying>,
+}
+
+// SAFETY: Clients may be used from any thread.
+unsafe impl Send for CopyClient {}
+// SAFETY: As above; a client has locks of its own.
+unsafe impl Sync for CopyClient {}
+
+impl CopyClient {
+    /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all others. Sleeps.
+    pub(crate) fn new() -> Result<Self> {
+        let flying = Flying::new()?;
+        // SAFETY: The throttle is a variable of the module.
+        let raw = from_err_ptr(unsafe {
+            bindings::dm_kcopyd_client_create(bindings::dmr_param_snapshot_throttle())
+        })?;
+        Ok(CopyClient {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            flying,
+        })
+    }
+
+    /// Starts a copy. Process context, sleeps at most for memory of the client's reserve.
+    pub(crate) fn copy<J: CopyJob>(&self, mut job: PoolBox<Request<J>>) {
+        /// # Safety
+        ///
+        /// For kcopyd only, as the callback of a job whose context is a `PoolBox<Request<J>>`.
+        unsafe extern "C" fn notify<J: CopyJob>(
+            read_failed: c_int,
+            writes_failed: c_ulong,
+            context: *mut c_void,
+        ) {
+            // SAFETY: kcopyd calls back once per job with its context, made by `into_raw` below.
+            let mut job = unsafe { PoolBox::<Request<J>>::from_raw(context) };
+            let client = job.client.take();
+            let result = Copied {
+                read_failed: read_failed != 0,
+                writes_failed,
+            };
+            J::done(job, result);
+            if let Some(client) = client {
+                client.landed();
+            }
+        }
+        fn region((device, start): (&Device, Sector), len: Sectors) -> bindings::dm_io_region {
+            bindings::dm_io_region {
+                bdev: device.raw_bdev(),
+                sector: start.0,
+                count: len.0,
+            }
+        }
+        self.flying.started();
+        job.client = Some(self.flying.clone());
+        let len = job.context.sectors();
+        let from = job.context.source().map(|source| region(source, len));
+        let mut to: [bindings::dm_io_region; MAX_DESTINATIONS] = Default::default();
+        let mut count: c_uint = 0;
+        for (number, to) in to.iter_mut().enumerate() {
+            let Some(destination) = job.context.destination(number) else {
+                break;
+            };
+            *to = region(destination, len);
+            count = count.saturating_add(1);
+        }
+        let (raw, context) = (self.raw.as_ptr(), job.into_raw());
+        let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
+        // SAFETY: The client is live. The devices are open until the callback: the job owns what keeps them so, and nobody
+        // else has it. kcopyd copies the regions.
+        unsafe {
+            match from {
+                Some(mut from) => bindings::dm_kcopyd_copy(
+                    raw,
+                    &mut from,
+                    count,
+                    to.as_mut_ptr(),
+                    // Else the first error of a destination ends the copy, and nobody knows what the others have.
+                    bindings::DM_KCOPYD_IGNORE_ERROR,
+                    notify,
+                    context,
+                ),
+                None => bindings::dm_kcopyd_zero(raw, count, to.as_mut_ptr(), 0, notify, context),
+            }
+        }
+    }
+
+    /// Waits until all callbacks have returned. Sleeps.
+    pub(crate) fn drain(&self) {
+        self.flying.drain();
+    }
+}
+
+impl Drop for CopyClient {
+    /// Not from a callback: it waits for them.
+    fn drop(&mut self) {
+        self.drain();
+        // SAFETY: The client is ours, and none of its jobs is in flight.
+        unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
+    }
+}

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Areas: the chunks of records that say where a persistent store has which chunk of the origin.
+//!
+//! A record is two little-endian numbers of eight bytes: a chunk of the origin, then one of the COW device. The first
+//! record of all areas whose second number is zero ends the list; what lies behind it means nothing. C counterparts:
+//! `struct disk_exception` and `insert_exceptions` of `drivers/md/dm-snap-persistent.c`.
+
+use zerocopy::{
+    little_endian::U64,
+    FromBytes as _, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned, //
+};
+
+use crate::env::{
+    fmt,
+    Error,
+    EINVAL,
+    ENOMEM,
+    GFP_KERNEL, //
+};
+use crate::logic::{
+    snapshot::{
+        chunks::{
+            Chunk,
+            CowChunk, //
+        },
+        extents::{
+            Extents,
+            Found,
+            Refused,
+            Run,
+            Spares,
+            LONGEST, //
+        },
+        layout::Layout, //
+    },
+    units::Sectors, //
+};
+
+/// The size of a record in bytes.
+pub(crate) const RECORD: usize = 16;
+
+/// A record as it lies on disk, not yet trusted.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Disk {
+    old: U64,
+    new: U64,
+}
+
+const _: () = {
+    assert!(core::mem::size_of::<Disk>() == RECORD);
+    assert!(core::mem::align_of::<Disk>() == 1);
+};
+
+/// Says that the chunk `old` of the origin is at `new` on the COW device. All zeros end the list.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The chunk of the origin.
+    pub(crate) old: Chunk,
+    /// The chunk of the COW device.
+    pub(crate) new: CowChunk,
+}
+
+impl Record {
+    /// Reads a slot of an area; `None` if the area does not have it.
+    pub(crate) fn get(area: &[u8], slot: u64) -> Option<Self> {
+        let (disk, _) = Disk::ref_from_prefix(area.get(start(slot)?..)?).ok()?;
+        Some(disk.read())
+    }
+
+    /// Writes a slot of an area; `None` if the area does not have it.
+    pub(crate) fn put(self, area: &mut [u8], slot: u64) -> Option<()> {
+        let (disk, _) = Disk::mut_from_prefix(area.get_mut(start(slot)?..)?).ok()?;
+        *disk = Disk {
+            old: U64::new(self.old.0),
+            new: U64::new(self.new.0),
+        };
+        Some(())
+    }
+}
+
+impl Disk {
+    fn read(&self) -> Record {
+        Record {
+            old: Chunk(self.old.get()),
+            new: CowChunk(self.new.get()),
+        }
+    }
+}
+
+/// Where a slot starts in its area, in bytes.
+fn start(slot: u64) -> Option<usize> {
+    usize::try_from(slot).ok()?.checked_mul(RECORD)
+}
+
+/// A record that no store can have; `Display` writes the line for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bad {
+    /// Its number, counted from zero over all areas.
+    pub(crate) index: u64,
+    /// The record.
+    pub(crate) record: Record,
+    /// The number of chunks of the COW device that can be used.
+    pub(crate) chunks: u64,
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { old, new } = self.record;
+        let what = if new.0 < self.chunks {
+            "which holds metadata"
+        } else {
+            "behind the end of the COW device"
+        };
+        f.write_fmt(fmt!(
+            "exception {} maps chunk {} to chunk {}, {}",
+            self.index,
+            old,
+            new,
+            what
+        ))
+    }
+}
+
+/// Why the records cannot be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// For what is on disk.
+    Bad(Bad),
+    /// For something else.
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Bad(_) => EINVAL,
+            Failure::Error(error) => error,
+        }
+    }
+}
+
+/// Where the list of records stands behind a piece of it.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fed {
+    /// It goes on.
+    More,
+    /// It has ended.
+    End {
+        /// Whether the piece has anything but zeros from the end of the list on.
+        stale: bool,
+    },
+}
+
+/// Reads the records of a store, area by area, and sees that no two of them share a chunk of the COW device.
+///
+/// Two records with the same chunk of the origin are for the receiver to find. Does no I/O; may sleep for memory.
+pub(crate) struct Loader {
+    layout: Layout,
+    /// The number of chunks of the COW device that can be used.
+    chunks: u64,
+    records: u64,
+    repeated: u64,
+    /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
+    next: CowChunk,
+    /// The chunks of the COW device so far, each mapped to itself, but for those of `last`.
+    seen: Extents,
+    last: Option<Run>,
+    spares: Spares,
+}
+
+impl Loader {
+    /// Begins with the first area of a COW device of `cow` sectors.
+    pub(crate) fn new(layout: Layout, cow: Sectors) -> Self {
+        Self {
+            layout,
+            chunks: layout.size().cow_chunks(cow),
+            records: 0,
+            repeated: 0,
+            next: layout.place(0),
+            seen: Extents::new(),
+            last: None,
+            spares: Spares::new(),
+        }
+    }
+
+    /// The number of records, without the one that ends the list.
+    #[inline]
+    pub(crate) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// The number of records that were left out because an earlier one has their chunk of the COW device.
+    #[inline]
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// The chunk behind the highest one that a record names.
+    #[inline]
+    pub(crate) fn next(&self) -> CowChunk {
+        self.next
+    }
+
+    /// Reads the next piece of the list, whole records, and passes on what they map, in order. Not to be called again
+    /// behind the end of the list or after a failure.
+    pub(crate) fn feed(
+        &mut self,
+        piece: &[u8],
+        mut sink: impl FnMut(Run) -> Result<(), Error>,
+    ) -> Result<Fed, Failure> {
+        let mut run: Option<Run> = None;
+        let mut left = piece;
+        let mut fed = Fed::More;
+        while let Ok((disk, rest)) = Disk::ref_from_prefix(left) {
+            let record = disk.read();
+            if record.new == CowChunk(0) {
+                let stale = left.iter().any(|byte| *byte != 0);
+                fed = Fed::End { stale };
+                break;
+            }
+            left = rest;
+            if !self.take(record)? || run.as_mut().is_some_and(|run| extend(run, record)) {
+                continue;
+            }
+            run.replace(single(record)).map_or(Ok(()), &mut sink)?;
+        }
+        run.map_or(Ok(()), sink)?;
+        Ok(fed)
+    }
+
+    /// Counts a record and tells whether its chunk of the COW device is new.
+    fn take(&mut self, record: Record) -> Result<bool, Failure> {
+        let Record { new, .. } = record;
+        if new.0 >= self.chunks || self.layout.is_metadata(new) {
+            return Err(Failure::Bad(Bad {
+                index: self.records,
+                record,
+                chunks: self.chunks,
+            }));
+        }
+        self.records = self.records.saturating_add(1);
+        let itself = Record {
+            old: Chunk(new.0),
+            new,
+        };
+        let in_last = |run: &Run| run.old <= itself.old;
+        if new < self.next {
+            // The last run ends at the highest chunk.
+            let known = self.last.as_ref().is_some_and(in_last)
+                || matches!(self.seen.find(itself.old, 1), Found::Mapped(..));
+            if known {
+                self.repeated = self.repeated.saturating_add(1);
+            } else {
+                self.remember(single(itself))?;
+            }
+            return Ok(!known);
+        }
+        self.next = CowChunk(new.0.saturating_add(1));
+        if !self.last.as_mut().is_some_and(|run| extend(run, itself)) {
+            if let Some(run) = self.last.replace(single(itself)) {
+                self.remember(run)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn remember(&mut self, run: Run) -> Result<(), Error> {
+        self.spares.stock(self.seen.wants(), GFP_KERNEL)?;
+        let result = self.seen.insert(run, &mut self.spares);
+        result.map_err(|refused| match refused {
+            Refused::Memory => ENOMEM,
+            _ => EINVAL,
+        })
+    }
+}
+
+/// The run of one record.
+fn single(record: Record) -> Run {
+    Run {
+        old: record.old,
+        new: record.new,
+        len: 1,
+    }
+}
+
+/// Makes a run longer by a record that follows it on both devices, and tells whether it does.
+fn extend(run: &mut Run, record: Record) -> bool {
+    let follows = run.len < LONGEST
+        && run.old.0.checked_add(run.len) == Some(record.old.0)
+        && run.new.0.checked_add(run.len) == Some(record.new.0);
+    if follows {
+        run.len = run.len.saturating_add(1);
+    }
+    follows
+}

@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table of completed exceptions: which chunk of the origin lies where on the COW device.
+//!
+//! Runs of consecutive chunks are entries of 12 bytes, sorted by chunk of the origin, three levels
+//! deep:
+//!
+//! ```text
+//! root    [branch, branch, ...]     grows by a larger vector
+//! branch  [leaf, leaf, ...]         at most 128
+//! leaf    [entry, entry, ...]       at most 340; keys count from the first chunk of the leaf
+//! ```
+//!
+//! The table lives under a spinlock of its owner. So [`Extents::insert`] takes its memory from
+//! [`Spares`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
+//! in its branch, and is divided only if these are full too. What comes behind its last entry or in
+//! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
+//! and descending runs fill leaves to the last place.
+
+mod leaf;
+mod room;
+
+use crate::env::{
+    AllocError,
+    Flags,
+    KVVec, //
+};
+use crate::logic::snapshot::{
+    chunks::{
+        Chunk,
+        CowChunk,
+        COW_CHUNKS, //
+    },
+    lists::leading, //
+};
+
+pub(crate) use room::Spares;
+
+use leaf::{
+    Entry,
+    Leaf,
+    LEAF, //
+};
+
+/// The number of chunks a run can have in one call of [`Extents::insert`] or [`Extents::append`].
+pub(crate) const LONGEST: u64 = 1 << 15;
+
+/// The number of chunks an entry can stand for.
+const ENTRY_CHUNKS: u64 = 1 << 16;
+
+/// The number of leaves in a full branch.
+const BRANCH: usize = 128;
+/// The capacity of the first root.
+const ROOT: usize = 4;
+
+// Up to a page these vectors never come from vmalloc, so they can be freed under a spinlock.
+const _: () = assert!(LEAF * size_of::<Entry>() <= 4096 && BRANCH * size_of::<Leaf>() <= 4096);
+
+/// Consecutive chunks of the origin that lie on consecutive chunks of the COW device.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The first chunk of the origin.
+    pub(crate) old: Chunk,
+    /// Where it lies.
+    pub(crate) new: CowChunk,
+    /// The number of chunks.
+    pub(crate) len: u64,
+}
+
+impl Run {
+    /// Returns the number of the chunk of the origin behind the run.
+    #[inline]
+    fn end(&self) -> u64 {
+        self.old.0.wrapping_add(self.len)
+    }
+
+    /// Tells whether `other` begins where this run ends, on both devices.
+    #[inline]
+    fn continues_in(&self, other: &Self) -> bool {
+        self.end() == other.old.0 && self.new.0.wrapping_add(self.len) == other.new.0
+    }
+
+    /// Returns both as one run, if `other` continues this one and one entry can hold them.
+    fn joined(&self, other: &Self) -> Option<Self> {
+        let len = self.len.wrapping_add(other.len);
+        (self.continues_in(other) && len <= ENTRY_CHUNKS).then_some(Self { len, ..*self })
+    }
+
+    /// Returns what is left without the first `count` chunks.
+    #[inline]
+    pub(crate) fn without_first(&self, count: u64) -> Self {
+        Self {
+            old: Chunk(self.old.0.wrapping_add(count)),
+            new: CowChunk(self.new.0.wrapping_add(count)),
+            len: self.len.wrapping_sub(count),
+        }
+    }
+
+    /// Tells whether the table can hold the run, given in one call.
+    fn fits_table(&self) -> bool {
+        let new_end = self.new.0.checked_add(self.len);
+        (1..=LONGEST).contains(&self.len)
+            && self.old.0.checked_add(self.len).is_some()
+            && new_end.is_some_and(|end| end <= COW_CHUNKS)
+    }
+}
+
+/// What [`Extents::find`] tells about a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Where the chunk lies, and how many chunks from this one on lie one behind the other there.
+    Mapped(CowChunk, u64),
+    /// How many chunks from this one on are not mapped.
+    Hole(u64),
+}
+
+/// Why a run was not inserted. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// One of the chunks is mapped already.
+    Overlap,
+    /// The spares do not suffice, or an allocation failed.
+    Memory,
+    /// The run is empty or longer than [`LONGEST`], or ends behind the largest chunk numbers:
+    /// 2^64 - 2 of the origin, 2^48 - 1 of the COW device.
+    Range,
+}
+
+/// A run to be removed is not mapped like that, or both its ends are within one entry. Nothing has
+/// changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Missing;
+
+/// A sorted vector of leaves.
+///
+/// # Invariants
+///
+/// In the table it is not empty, and `first` is where the first leaf starts.
+#[derive(Default)]
+struct Branch {
+    first: u64,
+    leaves: KVVec<Leaf>,
+}
+
+impl Branch {
+    /// Restores the invariant of `first`.
+    fn update_first(&mut self) {
+        if let Some(leaf) = self.leaves.first() {
+            self.first = leaf.first;
+        }
+    }
+}
+
+/// Where an entry is in the table; `entry` may be one behind the last of the leaf.
+#[derive(Clone, Copy)]
+struct Place {
+    branch: usize,
+    leaf: usize,
+    entry: usize,
+}
+
+impl Place {
+    /// Returns the place behind this one, perhaps behind the end of the leaf.
+    fn next(self) -> Self {
+        let entry = self.entry.wrapping_add(1);
+        Self { entry, ..self }
+    }
+
+    /// Returns where the next leaf starts, in this branch and in the next.
+    fn next_leaves(self) -> [Self; 2] {
+        let leaf = self.leaf.wrapping_add(1);
+        let branch = self.branch.wrapping_add(1);
+        [
+            Self {
+                leaf,
+                entry: 0,
+                ..self
+            },
+            Self {
+                branch,
+                leaf: 0,
+                entry: 0,
+            },
+        ]
+    }
+}
+
+/// Where a new entry belongs.
+enum Spot {
+    /// To an existing leaf, in front of this entry.
+    Within(Place),
+    /// To a leaf of its own, in front of leaf `.1` of branch `.0`.
+    Between(usize, usize),
+}
+
+/// The completed exceptions of a part of a snapshot.
+///
+/// Lives under a lock of its owner. Only [`Self::append`] allocates. What the other functions free
+/// can be freed under a spinlock, but the table itself is dropped where the caller may sleep.
+///
+/// # Invariants
+///
+/// - Branches, leaves and entries are sorted, and the runs do not overlap.
+/// - `leaves` and `entries` are the numbers of these, `chunks` is the sum of the lengths.
+pub(crate) struct Extents {
+    root: KVVec<Branch>,
+    leaves: usize,
+    entries: u64,
+    chunks: u64,
+}
+
+impl Extents {
+    /// Makes an empty table. May be called in any context.
+    pub(crate) const fn new() -> Self {
+        Self {
+            root: KVVec::new(),
+            leaves: 0,
+            entries: 0,
+            chunks: 0,
+        }
+    }
+
+    /// Returns the number of chunks that are mapped.
+    #[inline]
+    pub(crate) fn count(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Returns the number of entries that hold them.
+    #[inline]
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Returns the memory of the table in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let root = self.root.capacity().saturating_mul(size_of::<Branch>());
+        let branches = self.root.len().saturating_mul(BRANCH * size_of::<Leaf>());
+        let leaves = self.leaves.saturating_mul(LEAF * size_of::<Entry>());
+        root.saturating_add(branches).saturating_add(leaves)
+    }
+
+    /// Looks up `chunk`, and for how many chunks from there on it is so: one, or up to `most`.
+    ///
+    /// Called under the lock. Takes time for each entry that continues the one before.
+    pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Found {
+        let most = most.max(1);
+        let at = self.locate(chunk.0);
+        let held = self.before(at).filter(|(_, run)| run.end() > chunk.0);
+        let Some((_, mut last)) = held else {
+            let next = self.at_or_behind(at);
+            return Found::Hole(
+                next.map_or(most, |(_, run)| run.old.0.wrapping_sub(chunk.0).min(most)),
+            );
+        };
+        let from = last.without_first(chunk.0.wrapping_sub(last.old.0));
+        let mut len = from.len;
+        let mut next = at;
+        while len < most {
+            match self.at_or_behind(next) {
+                Some((place, run)) if last.continues_in(&run) => {
+                    len = len.wrapping_add(run.len);
+                    (last, next) = (run, place.next());
+                }
+                _ => break,
+            }
+        }
+        Found::Mapped(from.new, len.min(most))
+    }
+
+    /// Returns the capacity of a root that the next insertion may need as a spare, zero for none.
+    ///
+    /// Called under the lock.
+    pub(crate) fn wants(&self) -> usize {
+        let capacity = self.root.capacity();
+        if self.root.len() < capacity {
+            return 0;
+        }
+        capacity.saturating_mul(2).max(ROOT)
+    }
+
+    /// Maps the chunks of `run`, of at most [`LONGEST`] chunks, taking memory from `spares`.
+    ///
+    /// Called under the lock. A root that was replaced is left in `spares`. Fails as [`Refused`]
+    /// says, and not for lack of memory if [`Spares::is_stocked`].
+    pub(crate) fn insert(&mut self, run: Run, spares: &mut Spares) -> Result<(), Refused> {
+        if !run.fits_table() {
+            return Err(Refused::Range);
+        }
+        let at = self.locate(run.old.0);
+        let (before, behind) = (self.before(at), self.at_or_behind(at));
+        if before.is_some_and(|(_, before)| before.end() > run.old.0)
+            || behind.is_some_and(|(_, behind)| behind.old.0 < run.end())
+        {
+            return Err(Refused::Overlap);
+        }
+        if self.join(&run, before, behind).is_none() {
+            self.add(at, &run, spares).ok_or(Refused::Memory)?;
+        }
+        self.chunks = self.chunks.saturating_add(run.len);
+        Ok(())
+    }
+
+    /// Like [`Self::insert`], but for a run that lies behind all others, else it is an overlap.
+    ///
+    /// For loading, without locks: allocates with `flags`. Fills leaves and branches to the end.
+    pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), Refused> {
+        let last = self.root.last_mut();
+        if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
+            if leaf.end() > run.old.0 {
+                return Err(Refused::Overlap);
+            }
+            if run.fits_table() {
+                // Nearly always there is nothing to be searched for.
+                if let Some(added) = leaf.append(&run) {
+                    self.entries = self.entries.saturating_add(added);
+                    self.chunks = self.chunks.saturating_add(run.len);
+                    return Ok(());
+                }
+            }
+        }
+        let mut spares = Spares::new();
+        match self.insert(run, &mut spares) {
+            Err(Refused::Memory) => {}
+            done => return done,
+        }
+        self.provide(&mut spares, flags)
+            .map_err(|_: AllocError| Refused::Memory)?;
+        self.insert(run, &mut spares)
+    }
+
+    /// Unmaps the chunks of `run`, which must be mapped just so.
+    ///
+    /// Called under the lock. The run may go over several entries, but must not lie within one
+    /// without touching either end, as this would need a new entry; [`Missing`] then.
+    pub(crate) fn remove(&mut self, run: Run) -> Result<(), Missing> {
+        if self.find(run.old, run.len) != Found::Mapped(run.new, run.len) {
+            return Err(Missing);
+        }
+        let mut rest = run;
+        while rest.len != 0 {
+            let held = self.before(self.locate(rest.old.0));
+            let (place, entry) = held.ok_or(Missing)?;
+            let kept = rest.old.0.wrapping_sub(entry.old.0);
+            let len = entry.len.wrapping_sub(kept).min(rest.len);
+            let above = entry.without_first(kept.wrapping_add(len));
+            let done = match (kept, above.len) {
+                (0, 0) => self.delete(place),
+                (0, _) => self.set(place, &above),
+                (_, 0) => self.set(place, &Run { len: kept, ..entry }),
+                // Only the first entry can be hit like this, and then it is the only one.
+                _ => None,
+            };
+            done.ok_or(Missing)?;
+            self.chunks = self.chunks.saturating_sub(len);
+            rest = rest.without_first(len);
+        }
+        Ok(())
+    }
+
+    /// Iterates over the entries, in ascending order of the chunks of the origin.
+    ///
+    /// Called under the lock. Runs that continue each other are listed as they are held.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Run> + '_ {
+        let leaves = self.root.iter().flat_map(|branch| branch.leaves.iter());
+        leaves.flat_map(|leaf| leaf.entries.iter().map(|entry| entry.run(leaf.first)))
+    }
+
+    /// Returns the place behind the last entry that starts at or before `chunk`. Its leaf exists
+    /// unless the table is empty; it is at the start of a leaf only if all entries start behind
+    /// `chunk`.
+    fn locate(&self, chunk: u64) -> Place {
+        let branch = leading(&self.root, |branch| branch.first <= chunk).saturating_sub(1);
+        let leaves: &[Leaf] = match self.root.get(branch) {
+            Some(found) => &found.leaves,
+            None => &[],
+        };
+        let leaf = leading(leaves, |leaf| leaf.first <= chunk).saturating_sub(1);
+        let entry = leaves.get(leaf).map_or(0, |found| found.until(chunk));
+        Place {
+            branch,
+            leaf,
+            entry,
+        }
+    }
+
+    /// Returns a leaf.
+    #[inline]
+    fn leaf(&self, place: Place) -> Option<&Leaf> {
+        self.root.get(place.branch)?.leaves.get(place.leaf)
+    }
+
+    /// Returns the entry at a place.
+    #[inline]
+    fn at(&self, place: Place) -> Option<(Place, Run)> {
+        Some((place, self.leaf(place)?.get(place.entry)?))
+    }
+
+    /// Returns the entry in front of a place from [`Self::locate`].
+    #[inline]
+    fn before(&self, place: Place) -> Option<(Place, Run)> {
+        let entry = place.entry.checked_sub(1)?;
+        self.at(Place { entry, ..place })
+    }
+
+    /// Returns the entry at a place or, behind the end of a leaf, the first of the next leaf.
+    fn at_or_behind(&self, place: Place) -> Option<(Place, Run)> {
+        let [same, next] = place.next_leaves();
+        self.at(place)
+            .or_else(|| self.at(same))
+            .or_else(|| self.at(next))
+    }
+
+    /// Replaces an entry by a run that its leaf spans.
+    fn set(&mut self, place: Place, run: &Run) -> Option<()> {
+        let branch = self.root.get_mut(place.branch)?;
+        branch.leaves.get_mut(place.leaf)?.set(place.entry, run);
+        branch.update_first();
+        Some(())
+    }
+
+    /// Takes an entry out, with the leaf and the branch that would be empty.
+    fn delete(&mut self, place: Place) -> Option<()> {
+        let branch = self.root.get_mut(place.branch)?;
+        let leaf = branch.leaves.get_mut(place.leaf)?;
+        leaf.remove(place.entry)?;
+        self.entries = self.entries.saturating_sub(1);
+        if leaf.entries.is_empty() {
+            branch.leaves.remove(place.leaf).ok()?;
+            self.leaves = self.leaves.saturating_sub(1);
+        }
+        branch.update_first();
+        if branch.leaves.is_empty() {
+            self.root.remove(place.branch).ok()?;
+        }
+        Some(())
+    }
+
+    /// Makes `run` a part of the entry before, behind, or of one in place of both, if it continues
+    /// them; otherwise `None`.
+    fn join(
+        &mut self,
+        run: &Run,
+        before: Option<(Place, Run)>,
+        behind: Option<(Place, Run)>,
+    ) -> Option<()> {
+        let spans = |place, run: &Run| self.leaf(place).is_some_and(|leaf| leaf.spans(run));
+        let left = before
+            .and_then(|(place, before)| Some((place, before.joined(run)?)))
+            .filter(|(place, joined)| spans(*place, joined));
+        let middle = left.map_or(*run, |(_, joined)| joined);
+        let right = behind
+            .and_then(|(place, behind)| Some((place, middle.joined(&behind)?)))
+            .filter(|(place, joined)| spans(left.map_or(*place, |(place, _)| place), joined));
+        match (left, right) {
+            (Some((place, _)), Some((emptied, all))) => {
+                self.set(place, &all)?;
+                self.delete(emptied)
+            }
+            (Some((place, joined)), None) | (None, Some((place, joined))) => {
+                self.set(place, &joined)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// Adds an entry for `run`, located `at`. `None` if memory lacks; nothing has changed then.
+    fn add(&mut self, at: Place, run: &Run, spares: &mut Spares) -> Option<()> {
+        let place = match self.spot(at, run) {
+            Spot::Between(branch, leaf) => return self.open(branch, leaf, run, spares),
+            Spot::Within(place) => place,
+        };
+        if self.leaf(place)?.entries.len() < LEAF {
+            return self.put(place, run);
+        }
+        if self.relieve(place).is_none() {
+            match place.entry {
+                0 => return self.open(place.branch, place.leaf, run, spares),
+                LEAF => {
+                    let next = place.leaf.wrapping_add(1);
+                    return self.open(place.branch, next, run, spares);
+                }
+                _ => self.split(place, spares)?,
+            }
+        }
+        // There is room now, but perhaps in another leaf.
+        match self.spot(self.locate(run.old.0), run) {
+            Spot::Within(place) => self.put(place, run),
+            Spot::Between(..) => None,
+        }
+    }
+
+    /// Returns where an entry for `run`, located `at`, belongs: to the leaf before or behind, if
+    /// its keys reach, whether or not there is room.
+    fn spot(&self, at: Place, run: &Run) -> Spot {
+        let spans = |place: &Place| self.leaf(*place).is_some_and(|leaf| leaf.spans(run));
+        if spans(&at) {
+            return Spot::Within(at);
+        }
+        if at.entry == 0 {
+            return Spot::Between(at.branch, at.leaf);
+        }
+        let [same, next] = at.next_leaves();
+        let behind = self.leaf(same).map_or(next, |_| same);
+        if spans(&behind) {
+            return Spot::Within(behind);
+        }
+        Spot::Between(at.branch, same.leaf)
+    }
+
+    /// Adds an entry to a leaf with room.
+    fn put(&mut self, place: Place, run: &Run) -> Option<()> {
+        let branch = self.root.get_mut(place.branch)?;
+        let leaf = branch.leaves.get_mut(place.leaf)?;
+        leaf.insert(place.entry, run)?;
+        branch.update_first();
+        self.entries = self.entries.saturating_add(1);
+        Some(())
+    }
+}

@@ -1,0 +1,913 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All that has to do with one origin: its snapshots, its `snapshot-origin` targets, and the worker that copies.
+//!
+//! ```text
+//!  write to the origin ──┐                ┌─▶ kcopyd ─▶ copied ─┐
+//!  write to a snapshot ──┴─▶ worker: book ┤                     ├─▶ committer: record ─▶ worker: table ─▶ bios go on
+//!                                         └─▶ direct write ─────┘
+//! ```
+//!
+//! Whoever has the roster is the worker: the work item, or a committer whose batch has become durable. The worker alone takes
+//! exceptions out of the books, so what it found there stays until it is done. It does no I/O of its own and waits for none.
+
+use super::{
+    io::{
+        Kind,
+        Stamp, //
+    },
+    origin::Origin,
+    store::{
+        Ledger,
+        Look,
+        Released,
+        Reserved,
+        State,
+        Store, //
+    },
+    Claim,
+    Role,
+    Snapshot,
+    PAIRING, //
+};
+use crate::{
+    dm::{
+        bio::{
+            Bio,
+            BioQueue,
+            Status, //
+        },
+        copy::{
+            Copied,
+            CopyClient,
+            CopyJob,
+            MAX_DESTINATIONS, //
+        },
+        device::Device,
+        io::{
+            Request,
+            RequestList, //
+        },
+        target::{
+            CtrError,
+            Text, //
+        }, //
+    },
+    logic::{
+        snapshot::{
+            chunks::Chunk,
+            extents::{
+                Run,
+                Spares, //
+            },
+            lists,
+            pending::{
+                Seq,
+                Stage, //
+            }, //
+        },
+        units::{
+            Sector,
+            Sectors, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqGuard,
+            IrqLock, //
+        },
+        noio::NoIo,
+        plug::plugged,
+        pool::{
+            Pool,
+            PoolBox, //
+        },
+        queue::{
+            flush,
+            OwnedQueue, //
+        }, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// At most so much is copied at once, unless a chunk is larger.
+const COPY: Sectors = Sectors(2048);
+
+/// Copies that can always be started.
+const COPIES: u16 = 16;
+
+/// What all snapshots share.
+#[pin_data]
+pub(crate) struct World {
+    #[pin]
+    families: Mutex<KVVec<Arc<Family>>>,
+}
+
+impl World {
+    /// An empty world. Sleeps.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let new = pin_init!(World {
+            families <- new_mutex!(KVVec::new(), "dm_snap_families"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
+    }
+
+    /// The family of an origin, for another of its targets. Sleeps.
+    pub(super) fn family(self: &Arc<Self>, number: u32) -> Result<Arc<Family>> {
+        // Who has the lock of a roster holds up writes to the origin.
+        let _noio = NoIo::enter();
+        let mut families = self.families.lock();
+        if let Some(family) = families.iter().find(|family| family.number == number) {
+            let mut roster = family.roster.lock();
+            roster.users = roster.users.saturating_add(1);
+            drop(roster);
+            return Ok(family.clone());
+        }
+        let family = Family::new(self, number)?;
+        lists::push(&mut families, family.clone(), GFP_KERNEL)?;
+        Ok(family)
+    }
+
+    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile. Gives the store of the live
+    /// table that has it, if there is one. Sleeps.
+    pub(super) fn claim<'a>(
+        &self,
+        family: &'a Family,
+        cow: u32,
+    ) -> Result<(Option<Arc<Store>>, Claim<'a>), CtrError> {
+        let _noio = NoIo::enter();
+        let families = self.families.lock();
+        let mut others = families.iter().filter(|it| it.number != family.number);
+        if others.any(|other| other.roster.lock().has(cow)) {
+            let text = c"COW device is in use by another snapshot";
+            return Err(CtrError::new(text, EBUSY));
+        }
+        let mut roster = family.roster.lock();
+        let sharing = roster.sharing(cow);
+        let claimed = roster.claims.iter().any(|other| *other == cow);
+        if sharing.all > 1 || sharing.waiting.is_some() || claimed {
+            return Err(CtrError::new(PAIRING, EINVAL));
+        }
+        let store = sharing.live.map(|live| live.store.clone());
+        let memory = c"Snapshot origin struct allocation failed";
+        lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
+        Ok((store, Claim { family, cow }))
+    }
+
+    /// A target of a family is going. Sleeps.
+    fn leave(&self, family: &Arc<Family>) {
+        let mut families = self.families.lock();
+        let users = {
+            let mut roster = family.roster.lock();
+            roster.users = roster.users.saturating_sub(1);
+            roster.users
+        };
+        if users == 0 {
+            lists::take(&mut families, |other| other.number == family.number);
+        }
+    }
+}
+
+/// The tables with the same COW device.
+#[derive(Default)]
+pub(super) struct Sharing<'a> {
+    pub(super) live: Option<&'a Arc<Snapshot>>,
+    /// Not live yet.
+    pub(super) waiting: Option<&'a Arc<Snapshot>>,
+    /// How many there are.
+    pub(super) all: usize,
+}
+
+/// Who belongs to a family.
+#[derive(Default)]
+pub(super) struct Roster {
+    /// Targets, those under construction included.
+    users: usize,
+    /// The snapshots of all tables.
+    pub(super) tables: KVVec<Arc<Snapshot>>,
+    pub(super) origins: KVVec<Arc<Origin>>,
+    /// COW devices that constructors have in their hands.
+    claims: KVVec<u32>,
+    /// The number of the last origin.
+    last_id: u32,
+    /// Memory for the tables of exceptions.
+    spares: Spares,
+}
+
+impl Roster {
+    /// The tables with a COW device.
+    pub(super) fn sharing(&self, cow: u32) -> Sharing<'_> {
+        let mut sharing = Sharing::default();
+        for table in self.tables.iter().filter(|it| it.cow.number() == cow) {
+            sharing.all = sharing.all.saturating_add(1);
+            match table.role() {
+                Role::Live | Role::Leaving => sharing.live = Some(table),
+                Role::New | Role::Successor => sharing.waiting = Some(table),
+                Role::Former => {}
+            }
+        }
+        sharing
+    }
+
+    /// Whether any table has a COW device, or will.
+    fn has(&self, cow: u32) -> bool {
+        self.sharing(cow).all != 0 || self.claims.iter().any(|other| *other == cow)
+    }
+
+    /// A name for an origin.
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.last_id = self.last_id.wrapping_add(1);
+        self.last_id
+    }
+
+    /// Ends the claim of a constructor.
+    pub(super) fn unclaim(&mut self, cow: u32) {
+        lists::take(&mut self.claims, |other| *other == cow);
+    }
+
+    /// Takes a table off.
+    pub(super) fn remove(&mut self, table: &Arc<Snapshot>) {
+        lists::take(&mut self.tables, |other| Arc::ptr_eq(other, table));
+    }
+}
+
+/// What came for the worker.
+#[derive(Default)]
+struct Inbox {
+    /// Copies that have ended.
+    jobs: RequestList<Job>,
+    /// Writes to the origin that wait for room, or for a header that says that a snapshot is invalid.
+    origin: BioQueue<Stamp>,
+    /// Writes that have failed, and are told so when the header of their snapshot says why.
+    failed: BioQueue<Stamp>,
+}
+
+/// See above.
+#[pin_data]
+pub(crate) struct Family {
+    number: u32,
+    world: Arc<World>,
+    /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is above.
+    queue: OwnedQueue,
+    commits: OwnedQueue,
+    copies: CopyClient,
+    jobs: Arc<Pool<Request<Job>>>,
+    /// Somebody waits for memory for a job.
+    starved: Atomic<bool>,
+    #[pin]
+    pub(super) roster: Mutex<Roster>,
+    /// The snapshots that origin writes care about.
+    #[pin]
+    active: IrqLock<KVVec<Arc<Snapshot>>>,
+    #[pin]
+    inbox: IrqLock<Inbox>,
+    #[pin]
+    worker: Work<Family, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Family, 1> for Family { self.worker }
+}
+
+impl Family {
+    fn new(world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
+        let roster = Roster {
+            users: 1,
+            ..Roster::default()
+        };
+        let queue = OwnedQueue::unbound(c"dm-snap")?;
+        let commits = OwnedQueue::unbound(c"dm-snap-commit")?;
+        let copies = CopyClient::new()?;
+        let jobs = Pool::new(COPIES)?;
+        Arc::pin_init(
+            pin_init!(Family {
+                number,
+                world: world.clone(),
+                queue,
+                commits,
+                copies,
+                jobs,
+                starved: Atomic::new(false),
+                roster <- new_mutex!(roster, "dm_snap_roster"),
+                active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
+                inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
+                worker <- new_work!("dm_snap_worker"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Takes a new table in. Sleeps.
+    pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
+        let _noio = NoIo::enter();
+        let mut roster = self.roster.lock();
+        self.make_room(roster.tables.len().saturating_add(1))?;
+        Ok(lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?)
+    }
+
+    /// A target is going. Sleeps.
+    pub(super) fn leave(self: &Arc<Self>) {
+        self.world.leave(self);
+    }
+
+    /// The queue for the work items of its targets, which wait for I/O.
+    pub(super) fn commits(&self) -> &OwnedQueue {
+        &self.commits
+    }
+
+    /// Lets the worker look. Any context.
+    pub(super) fn wake(self: &Arc<Self>) {
+        self.queue.enqueue::<Family, 1>(self.clone());
+    }
+
+    /// Makes sure that as many snapshots can be active as there are tables. Sleeps.
+    fn make_room(&self, tables: usize) -> Result {
+        let mut list = KVVec::with_capacity(tables, GFP_KERNEL)?;
+        let mut active = self.active.lock();
+        if active.capacity() >= tables {
+            return Ok(());
+        }
+        for table in active.iter() {
+            list.push_within_capacity(table.clone())?;
+        }
+        let before = core::mem::replace(&mut *active, list);
+        drop(active);
+        drop(before);
+        Ok(())
+    }
+
+    /// Makes a snapshot one that origin writes care about. There is room since its construction.
+    pub(super) fn activate(&self, table: &Arc<Snapshot>) {
+        let mut active = self.active.lock();
+        if !active.iter().any(|it| Arc::ptr_eq(it, table)) {
+            let _ = active.push_within_capacity(table.clone());
+        }
+    }
+
+    /// Makes a snapshot one that origin writes do not care about any more. Sleeps.
+    pub(super) fn deactivate(&self, table: &Arc<Snapshot>) {
+        let taken = lists::take(&mut self.active.lock(), |it| Arc::ptr_eq(it, table));
+        drop(taken);
+    }
+
+    /// How much of a write to the origin, from its start on, no snapshot cares about. Any context.
+    pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
+        let active = self.active.lock();
+        active
+            .iter()
+            .fold(len, |len, table| table.clear(start, len))
+    }
+
+    /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.
+    ///
+    /// The last reference must not be dropped by them: the callback of a copy cannot wait for itself.
+    pub(super) fn settle(self: &Arc<Self>) {
+        if self.roster.lock().tables.is_empty() {
+            self.copies.drain();
+        }
+        flush::<Family, 1>(self);
+    }
+}
+
+/// Where a copy goes to.
+struct Destination {
+    table: Arc<Snapshot>,
+    seq: Seq,
+    start: Sector,
+}
+
+impl Destination {
+    fn new(table: &Arc<Snapshot>, seq: Seq, run: Run) -> Self {
+        Destination {
+            table: table.clone(),
+            seq,
+            start: table.store().size().cow_start(run.new).unwrap_or_default(),
+        }
+    }
+}
+
+/// A copy from the origin to the COW devices of one or more snapshots, or zeros for a discard.
+pub(super) struct Job {
+    family: Arc<Family>,
+    work: Task,
+    len: Sectors,
+    result: Option<Copied>,
+}
+
+enum Task {
+    Copy {
+        start: Sector,
+        to: [Option<Destination>; MAX_DESTINATIONS],
+    },
+    Zero {
+        table: Arc<Snapshot>,
+        start: Sector,
+        bio: Bio<Stamp>,
+    },
+}
+
+impl CopyJob for Job {
+    fn source(&self) -> Option<(&Device, Sector)> {
+        match &self.work {
+            Task::Copy { start, to } => {
+                let first = to.first()?.as_ref()?;
+                Some((&first.table.origin, *start))
+            }
+            Task::Zero { .. } => None,
+        }
+    }
+
+    fn sectors(&self) -> Sectors {
+        self.len
+    }
+
+    fn destination(&self, number: usize) -> Option<(&Device, Sector)> {
+        match &self.work {
+            Task::Copy { to, .. } => {
+                let to = to.get(number)?.as_ref()?;
+                Some((&to.table.cow, to.start))
+            }
+            Task::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
+        }
+    }
+
+    fn done(mut this: PoolBox<Request<Self>>, result: Copied) {
+        let family = this.context.family.clone();
+        match &this.context.work {
+            Task::Copy { to, .. } if all_written(to, result) => {
+                for to in to.iter().flatten() {
+                    to.table.data_came(to.seq);
+                }
+                drop(this);
+                if family.starved.load(Relaxed) {
+                    family.wake();
+                }
+            }
+            _ => {
+                this.context.result = Some(result);
+                family.inbox.lock().jobs.push(this);
+                family.wake();
+            }
+        }
+    }
+}
+
+fn all_written(to: &[Option<Destination>], result: Copied) -> bool {
+    let mut used = (0..MAX_DESTINATIONS).zip(to.iter().flatten());
+    used.all(|(number, _)| result.is_written(number))
+}
+
+/// What became of a write to the origin.
+enum Verdict {
+    /// No snapshot needs what it overwrites.
+    Clear,
+    /// It waits for an exception.
+    Waits,
+    /// It has to be looked at again, when a copy or a header has ended.
+    Later,
+}
+
+/// What became of the chunks of a hole.
+enum Covered {
+    /// So many are on their way now; the last one of them has this name.
+    Chunks(u64, Seq),
+    /// Some are there, or on their way, by now.
+    Changed,
+    /// Not now.
+    Later,
+    /// The COW device is full.
+    Full,
+}
+
+impl WorkItem<1> for Family {
+    type Pointer = Arc<Family>;
+
+    fn run(this: Arc<Family>) {
+        let _noio = NoIo::enter();
+        this.work_now();
+    }
+}
+
+impl Family {
+    /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but not for I/O.
+    pub(super) fn work_now(self: &Arc<Self>) {
+        let mut roster = self.roster.lock();
+        plugged(|| self.work(&mut roster));
+    }
+
+    /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
+    fn work(self: &Arc<Self>, roster: &mut Roster) {
+        let mut out = Released::default();
+        self.starved.store(false, Relaxed);
+        let mut jobs = self.inbox.lock().jobs.take();
+        while let Some(job) = jobs.pop() {
+            self.job_ended(job, &mut out);
+        }
+        for table in roster.tables.iter() {
+            table.direct_ended(&mut out);
+            let store = table.store();
+            if store.is_lost() {
+                table.fail(EIO);
+                store.drop_batch(&mut out);
+            }
+            if store.state() != State::Valid {
+                store.give_up(&mut out);
+            } else if !store.advance(&mut roster.spares, &mut out) {
+                self.wake();
+            }
+            while let Some(bio) = out.ready.pop() {
+                bio.submit(&table.cow);
+            }
+        }
+        while let Some(mut bio) = out.ended.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::OK);
+        }
+        for table in roster.tables.iter() {
+            self.own_writes(table, &mut out);
+            self.start_copies(table);
+        }
+        self.origin_writes(roster, &mut out);
+        self.end_failed(roster, &mut out);
+        for table in roster.tables.iter() {
+            table.commit();
+        }
+    }
+
+    /// Takes note of a copy that has ended.
+    fn job_ended(self: &Arc<Self>, job: PoolBox<Request<Job>>, out: &mut Released) {
+        let Job { work, result, .. } = job.into_inner().context;
+        let is_written = |number| result.is_some_and(|result| result.is_written(number));
+        match work {
+            Task::Zero { mut bio, .. } => {
+                bio.set_per_bio(Stamp::NONE);
+                bio.end(if is_written(0) {
+                    Status::OK
+                } else {
+                    Status::IO_ERROR
+                });
+            }
+            Task::Copy { to, .. } => {
+                for (number, to) in (0..MAX_DESTINATIONS).zip(to.into_iter().flatten()) {
+                    to.table.data_ended(to.seq, is_written(number), out);
+                }
+            }
+        }
+    }
+
+    /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no memory just now.
+    fn zero(self: &Arc<Self>, table: &Arc<Snapshot>, bio: Bio<Stamp>) -> Result<(), Bio<Stamp>> {
+        let job = Job {
+            family: self.clone(),
+            len: bio.sectors(),
+            work: Task::Zero {
+                table: table.clone(),
+                start: bio.sector(),
+                bio,
+            },
+            result: None,
+        };
+        match self.seat(Request::new(job)) {
+            Ok(job) => {
+                self.copies.copy(job);
+                Ok(())
+            }
+            Err(request) => match request.context.work {
+                Task::Zero { bio, .. } => Err(bio),
+                // Not what was made above.
+                Task::Copy { .. } => Ok(()),
+            },
+        }
+    }
+
+    /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
+    fn own_writes(self: &Arc<Self>, table: &Arc<Snapshot>, out: &mut Released) {
+        let mut bios = table.deferred.lock().take();
+        while let Some(bio) = bios.pop() {
+            if let Err(bio) = self.own_write(table, bio, out) {
+                // In their order, before those that came meanwhile.
+                let mut later = BioQueue::new();
+                later.push(bio);
+                later.append(&mut bios);
+                let mut deferred = table.deferred.lock();
+                later.append(&mut deferred);
+                *deferred = later;
+                return;
+            }
+        }
+    }
+
+    /// A write within one chunk, or of one. Gives it back if it has to wait until something has ended.
+    fn own_write(
+        self: &Arc<Self>,
+        table: &Arc<Snapshot>,
+        mut bio: Bio<Stamp>,
+        out: &mut Released,
+    ) -> Result<(), Bio<Stamp>> {
+        let store = table.store();
+        match store.state() {
+            State::Valid if !store.is_overflowed() => {}
+            State::Failing => return Err(bio),
+            _ => {
+                bio.end(Status::IO_ERROR);
+                return Ok(());
+            }
+        }
+        if matches!(bio.per_bio().kind(), Kind::Zero) {
+            return self.zero(table, bio);
+        }
+        let at = table.absolute(bio.sector());
+        let size = store.size();
+        let chunk = size.chunk(at);
+        let mut ledger = store.ledger();
+        match store.look(&mut ledger, chunk, 1) {
+            Look::There(new, _) => {
+                drop(ledger);
+                bio.set_sector(table.place(new, at));
+                bio.submit(&table.cow);
+            }
+            Look::OnItsWay(seq, _) => park_own(ledger, table, seq, bio, at),
+            Look::Hole(_) => {
+                let is_whole = bio.sectors() == size.len();
+                let stage = if is_whole {
+                    Stage::Copying
+                } else {
+                    Stage::Waiting
+                };
+                match store.reserve(&mut ledger, &table.cow, chunk, stage, (1, 1)) {
+                    Reserved::Run(seq, run) if is_whole => {
+                        drop(ledger);
+                        bio.set_per_bio(Stamp::direct(seq));
+                        bio.set_sector(table.place(run.new, at));
+                        bio.submit(&table.cow);
+                    }
+                    Reserved::Run(seq, _) => park_own(ledger, table, seq, bio, at),
+                    Reserved::Full => {
+                        drop(ledger);
+                        table.full(bio, out);
+                    }
+                    Reserved::Changed | Reserved::Busy => return Err(bio),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the copies for writes to parts of chunks, as far as there is memory; the others follow when some have ended.
+    fn start_copies(self: &Arc<Self>, table: &Arc<Snapshot>) {
+        let store = table.store();
+        loop {
+            let waiting = {
+                let mut ledger = store.ledger();
+                let first = ledger.book.first();
+                let seq = ledger.book.next_of(first, |stage| *stage == Stage::Waiting);
+                seq.and_then(|seq| ledger.book.get(seq).map(|it| (seq, it.run)))
+            };
+            let Some((seq, run)) = waiting else {
+                return;
+            };
+            let Some(mut job) = self.new_job(store.size().start(run.old).unwrap_or_default())
+            else {
+                return;
+            };
+            if let Task::Copy { to, .. } = &mut job.context.work {
+                if let Some(place) = to.first_mut() {
+                    *place = Some(Destination::new(table, seq, run));
+                }
+            }
+            job.context.len = table.copied(run);
+            if let Some(pending) = store.ledger().book.get(seq) {
+                pending.stage = Stage::Copying;
+            }
+            self.copies.copy(job);
+        }
+    }
+
+    /// A copy without destinations, from a sector of the origin; none if there is no memory, until another one has ended.
+    fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<Job>>> {
+        let job = Job {
+            family: self.clone(),
+            work: Task::Copy {
+                start,
+                to: [const { None }; MAX_DESTINATIONS],
+            },
+            len: Sectors(0),
+            result: None,
+        };
+        self.seat(Request::new(job)).ok()
+    }
+
+    /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
+    fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
+        self.jobs.try_boxed(job).or_else(|job| {
+            // Once more: the last of them may have ended just before it could know.
+            self.starved.store(true, Relaxed);
+            self.jobs.try_boxed(job)
+        })
+    }
+
+    /// Looks at the writes to the origin that wait, and at those that came.
+    fn origin_writes(self: &Arc<Self>, roster: &Roster, out: &mut Released) {
+        let mut bios = self.inbox.lock().origin.take();
+        bios.append(&mut out.again);
+        for origin in roster.origins.iter() {
+            bios.append(&mut origin.deferred.lock());
+        }
+        while let Some(bio) = bios.pop() {
+            let id = bio.per_bio().origin();
+            let origin = roster.origins.iter().find(|it| it.id() == id);
+            let Some(origin) = origin else {
+                // A table stays as long as it has bios.
+                bio.end(Status::IO_ERROR);
+                continue;
+            };
+            let (start, len) = (origin.absolute(bio.sector()), bio.sectors());
+            match self.origin_write(roster, bio, start, len, out) {
+                (Verdict::Clear, Some(mut bio)) => {
+                    bio.set_sector(start);
+                    bio.submit(origin.device());
+                }
+                (Verdict::Later, Some(bio)) => self.inbox.lock().origin.push(bio),
+                _ => {}
+            }
+            // What was released by a snapshot that became invalid just now.
+            bios.append(&mut out.again);
+        }
+    }
+
+    /// Ends writes that have failed; but if their snapshot is lost, not before its header says so.
+    fn end_failed(&self, roster: &Roster, out: &mut Released) {
+        let mut inbox = self.inbox.lock();
+        inbox.failed.append(&mut out.failed);
+        let mut tables = roster.tables.iter();
+        if tables.any(|table| table.store().state() == State::Failing) {
+            return;
+        }
+        let mut failed = inbox.failed.take();
+        drop(inbox);
+        while let Some(mut bio) = failed.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::IO_ERROR);
+        }
+    }
+
+    /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at once.
+    fn origin_write(
+        self: &Arc<Self>,
+        roster: &Roster,
+        bio: Bio<Stamp>,
+        start: Sector,
+        len: Sectors,
+        out: &mut Released,
+    ) -> (Verdict, Option<Bio<Stamp>>) {
+        let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
+        let mut later = false;
+        for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
+            let store = table.store();
+            match store.state() {
+                State::Valid if table.is_active() => {}
+                State::Failing => {
+                    later = true;
+                    continue;
+                }
+                _ => continue,
+            }
+            let chunks = table.chunks(start, len);
+            let mut chunk = chunks.start;
+            while chunk < chunks.end {
+                let most = chunks.end.0.saturating_sub(chunk.0);
+                let look = store.look(&mut store.ledger(), chunk, most);
+                let passed = match look {
+                    Look::There(_, len) => len,
+                    Look::OnItsWay(seq, len) => {
+                        last = Some((table, seq));
+                        len
+                    }
+                    Look::Hole(len) => {
+                        let tables = roster.tables.get(number..).unwrap_or_default();
+                        match self.cover(tables, chunk, len) {
+                            Covered::Chunks(len, seq) => {
+                                last = Some((table, seq));
+                                len
+                            }
+                            Covered::Changed => continue,
+                            Covered::Later => {
+                                later = true;
+                                break;
+                            }
+                            Covered::Full => {
+                                table.fail(ENOSPC);
+                                store.give_up(out);
+                                later |= store.state() == State::Failing;
+                                break;
+                            }
+                        }
+                    }
+                };
+                chunk = Chunk(chunk.0.saturating_add(passed.max(1)));
+            }
+        }
+        if let Some((table, seq)) = last {
+            if let Some(pending) = table.store().ledger().book.get(seq) {
+                pending.waiting.origin.push(bio);
+                return (Verdict::Waits, None);
+            }
+            // Given up just now, with its snapshot.
+            self.wake();
+            return (Verdict::Later, Some(bio));
+        }
+        let verdict = if later {
+            Verdict::Later
+        } else {
+            Verdict::Clear
+        };
+        (verdict, Some(bio))
+    }
+
+    /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to all others that have the
+    /// same hole, and chunks of the same size.
+    fn cover(self: &Arc<Self>, tables: &[Arc<Snapshot>], chunk: Chunk, len: u64) -> Covered {
+        let Some((first, others)) = tables.split_first() else {
+            return Covered::Later;
+        };
+        let size = first.store().size();
+        let Some(start) = size.start(chunk) else {
+            return Covered::Full;
+        };
+        let Some(mut job) = self.new_job(start) else {
+            return Covered::Later;
+        };
+        let Task::Copy { to, .. } = &mut job.context.work else {
+            return Covered::Later;
+        };
+        let most = len.min(size.chunks_in(COPY).max(1));
+        let (seq, run) = match first.reserve(chunk, (1, most)) {
+            Reserved::Run(seq, run) => (seq, run),
+            Reserved::Changed => return Covered::Changed,
+            Reserved::Busy => return Covered::Later,
+            Reserved::Full => return Covered::Full,
+        };
+        let mut places = to.iter_mut();
+        let mut add = |table: &Arc<Snapshot>, seq, run: Run| {
+            if let Some(place) = places.next() {
+                *place = Some(Destination::new(table, seq, run));
+            }
+            places.len() != 0
+        };
+        let mut room = add(first, seq, run);
+        for table in others.iter() {
+            let store = table.store();
+            if !room || !table.is_active() || store.state() != State::Valid || store.size() != size
+            {
+                continue;
+            }
+            if let Reserved::Run(seq, run) = table.reserve(chunk, (run.len, run.len)) {
+                room = add(table, seq, run);
+            }
+        }
+        job.context.len = first.copied(run);
+        self.copies.copy(job);
+        Covered::Chunks(run.len, seq)
+    }
+}
+
+/// Lets a write to a snapshot wait for an exception, unless that is there.
+fn park_own(
+    mut ledger: IrqGuard<'_, Ledger>,
+    table: &Snapshot,
+    seq: Seq,
+    mut bio: Bio<Stamp>,
+    at: Sector,
+) {
+    let chunk = table.store().size().chunk(at);
+    let Some(pending) = ledger.book.get(seq) else {
+        // It was there just now, under the same lock.
+        drop(ledger);
+        return bio.end(Status::IO_ERROR);
+    };
+    let (new, _) = pending.place(chunk).unwrap_or_default();
+    bio.set_sector(table.place(new, at));
+    if pending.is_there() {
+        drop(ledger);
+        return bio.submit(&table.cow);
+    }
+    pending.waiting.own.push(bio);
+}

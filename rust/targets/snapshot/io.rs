@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The way of a bio of a snapshot, from `map` to `end_io`.
+//!
+//! ```text
+//!   map ─┬─ flush ───────────────────────────────────────────────────> COW device
+//!        ├─ chunks that are on the COW device ───────────────────────> COW device
+//!        ├─ read of others: counted as a reader ─────────────────────> origin ─> end_io: counted out
+//!        ├─ write to chunks that are on their way ─> their exception
+//!        ├─ write of whole chunks ─> space ──────────────────────────> COW device ─> end_io: kept ─> worker: record
+//!        └─ write to a part of a chunk ─> space ─> worker: copy, record ─> COW device
+//! ```
+//!
+//! A bio is cut where what is to be done with it changes, and nowhere else.
+
+use super::{
+    store::{
+        Look,
+        Released,
+        Reserved,
+        State, //
+    },
+    Role,
+    Snapshot, //
+};
+use crate::{
+    dm::bio::{
+        EndBio,
+        Ended,
+        MapBio,
+        Mapped,
+        Op,
+        Status, //
+    },
+    logic::{
+        snapshot::{
+            chunks::Chunk,
+            extents::Found,
+            pending::{
+                Seq,
+                Stage, //
+            },
+            readers::Generation, //
+        },
+        units::{
+            Sector,
+            Sectors, //
+        }, //
+    }, //
+};
+use kernel::sync::{
+    Arc,
+    ArcBorrow, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    IntoBytes, //
+};
+
+/// What is kept with a bio: what its end means.
+#[derive(Clone, Copy, FromBytes, IntoBytes)]
+#[repr(transparent)]
+pub(crate) struct Stamp(u64);
+
+/// The meaning of a [`Stamp`].
+pub(super) enum Kind {
+    /// Nothing.
+    None,
+    /// A reader of the origin, counted in a part of the table.
+    Reader(usize, Generation),
+    /// The data of an exception; and whether it failed.
+    Direct(Seq, bool),
+    /// A discard that becomes zeros.
+    Zero,
+    /// A write to the origin, of the target with such a number.
+    Origin,
+}
+
+impl Stamp {
+    /// Its end means nothing.
+    pub(super) const NONE: Stamp = Stamp(0);
+    /// See [`Kind::Zero`].
+    pub(super) const ZERO: Stamp = Stamp(3 << Self::SHIFT);
+
+    const SHIFT: u32 = 60;
+    const FAILED: u64 = 1 << 59;
+    const VALUE: u64 = Self::FAILED - 1;
+
+    /// See [`Kind::Reader`].
+    pub(super) fn reader(shard: usize, generation: Generation) -> Self {
+        // CAST: The number of a part, and usize has at most 64 bits.
+        Stamp(1 << Self::SHIFT | (shard as u64) << 1 | u64::from(generation.to_bit()))
+    }
+
+    /// See [`Kind::Direct`].
+    pub(super) fn direct(seq: Seq) -> Self {
+        Stamp(2 << Self::SHIFT | seq.to_bits() & Self::VALUE)
+    }
+
+    fn with_failure(self, failed: bool) -> Self {
+        Stamp(if failed {
+            self.0 | Self::FAILED
+        } else {
+            self.0
+        })
+    }
+
+    /// See [`Kind::Origin`].
+    pub(super) fn of_origin(id: u32) -> Self {
+        Stamp(4 << Self::SHIFT | u64::from(id))
+    }
+
+    /// The number of the origin's target, if it is a write to one.
+    pub(super) fn origin(self) -> u64 {
+        self.0 & Self::VALUE
+    }
+
+    /// What the stamp means.
+    pub(super) fn kind(self) -> Kind {
+        let value = self.0 & Self::VALUE;
+        match self.0 >> Self::SHIFT {
+            // CAST: The number of a part.
+            1 => Kind::Reader((value >> 1) as usize, Generation::from_bit(value & 1 != 0)),
+            2 => Kind::Direct(Seq::from_bits(value), self.0 & Self::FAILED != 0),
+            3 => Kind::Zero,
+            4 => Kind::Origin,
+            _ => Kind::None,
+        }
+    }
+}
+
+/// A bio as `map` sees it: from where on, at which chunk, and how much of it is in how many chunks.
+struct Span {
+    at: Sector,
+    chunk: Chunk,
+    chunks: u64,
+}
+
+impl Snapshot {
+    fn span<'a>(&self, bio: &MapBio<'a, Stamp>) -> Span {
+        let at = self.absolute(bio.sector());
+        let size = self.store().size();
+        let chunk = size.chunk(at);
+        let last = at.0.saturating_add(bio.sectors().0.saturating_sub(1));
+        let chunks = size.chunk(Sector(last)).0.saturating_sub(chunk.0);
+        Span {
+            at,
+            chunk,
+            chunks: chunks.saturating_add(1),
+        }
+    }
+
+    /// What of a bio lies in so many chunks, its first included.
+    fn part(&self, span: &Span, chunks: u64) -> Sectors {
+        let size = self.store().size();
+        let len = size.len().0.saturating_mul(chunks);
+        Sectors(len.saturating_sub(size.offset(span.at).0))
+    }
+}
+
+/// Decides on a bio.
+pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    bio.set_per_bio(Stamp::NONE);
+    if bio.is_flush() {
+        return bio.remap(&this.cow);
+    }
+    let store = this.store();
+    match store.state() {
+        State::Valid if this.role() != Role::Former => {}
+        // It fails when the header says why.
+        State::Failing => return defer(this, bio),
+        _ => return bio.kill(),
+    }
+    match bio.op() {
+        Op::Read => {}
+        _ if store.is_overflowed() => return bio.kill(),
+        Op::Discard => return discard(this, bio),
+        _ => {}
+    }
+    let span = this.span(&bio);
+    let is_read = bio.op() == Op::Read;
+    match store.find(span.chunk, span.chunks, is_read) {
+        (Found::Mapped(new, len), _) => {
+            bio.accept(this.part(&span, len));
+            bio.set_sector(this.place(new, span.at));
+            bio.remap(&this.cow)
+        }
+        (Found::Hole(len), Some(stamp)) => {
+            bio.set_per_bio(stamp);
+            bio.accept(this.part(&span, len));
+            bio.set_sector(span.at);
+            bio.remap(&this.origin)
+        }
+        (Found::Hole(_), None) => write(this, bio, span),
+    }
+}
+
+/// A write to a chunk that was not on the COW device just now.
+fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Span) -> Mapped<'a> {
+    let store = this.store();
+    let size = store.size();
+    let whole = if size.offset(span.at).is_zero() {
+        size.chunks_in(bio.sectors())
+    } else {
+        0
+    };
+    let mut ledger = store.ledger();
+    match store.look(&mut ledger, span.chunk, span.chunks) {
+        Look::There(new, len) => {
+            drop(ledger);
+            bio.accept(this.part(&span, len));
+            bio.set_sector(this.place(new, span.at));
+            return bio.remap(&this.cow);
+        }
+        Look::OnItsWay(seq, len) => {
+            if let Some(pending) = ledger.book.get(seq) {
+                let (new, _) = pending.place(span.chunk).unwrap_or_default();
+                bio.accept(this.part(&span, len));
+                bio.set_sector(this.place(new, span.at));
+                if pending.is_there() {
+                    drop(ledger);
+                    return bio.remap(&this.cow);
+                }
+                let (bio, mapped) = bio.take();
+                pending.waiting.own.push(bio);
+                drop(ledger);
+                return mapped;
+            }
+        }
+        Look::Hole(len) => {
+            let (stage, most) = if whole != 0 {
+                (Stage::Copying, whole.min(len))
+            } else {
+                (Stage::Waiting, 1)
+            };
+            let reserved = store.reserve(&mut ledger, &this.cow, span.chunk, stage, (1, most));
+            if let Reserved::Run(seq, run) = reserved {
+                bio.accept(this.part(&span, run.len));
+                bio.set_sector(this.place(run.new, span.at));
+                if whole != 0 {
+                    drop(ledger);
+                    bio.set_per_bio(Stamp::direct(seq));
+                    return bio.remap(&this.cow);
+                }
+                let (bio, mapped) = bio.take();
+                if let Some(pending) = ledger.book.get(seq) {
+                    pending.waiting.own.push(bio);
+                }
+                drop(ledger);
+                this.family.wake();
+                return mapped;
+            }
+        }
+    }
+    drop(ledger);
+    bio.accept(this.part(&span, 1));
+    defer(this, bio)
+}
+
+/// Leaves a bio to the worker.
+fn defer<'a>(this: ArcBorrow<'_, Snapshot>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    let (bio, mapped) = bio.take();
+    this.deferred.lock().push(bio);
+    this.family.wake();
+    mapped
+}
+
+/// A discard: whole chunks that are on the COW device become zeros; of others nothing is to be done.
+fn discard<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    let store = this.store();
+    let span = this.span(&bio);
+    if bio.copy_number() != 0 {
+        // Past the snapshots, as the feature is meant.
+        if let Some(stamp) = store.enter(span.chunk) {
+            bio.set_per_bio(stamp);
+        }
+        bio.set_sector(span.at);
+        return bio.remap(&this.origin);
+    }
+    if this.features().discard_passdown_origin && span.chunks != 1 {
+        // It cannot be cut, and need not do anything; device-mapper was asked to cut it.
+        return bio.end(Status::OK);
+    }
+    match store.find(span.chunk, span.chunks, false).0 {
+        Found::Hole(len) => {
+            bio.accept(this.part(&span, len));
+            bio.end(Status::OK)
+        }
+        Found::Mapped(new, len) => {
+            let size = store.size();
+            let whole = if size.offset(span.at).is_zero() {
+                size.chunks_in(bio.sectors()).min(len)
+            } else {
+                0
+            };
+            bio.accept(this.part(&span, whole.max(1)));
+            bio.set_sector(this.place(new, span.at));
+            if whole == 0 {
+                return bio.remap(&this.cow);
+            }
+            bio.set_per_bio(Stamp::ZERO);
+            defer(this, bio)
+        }
+    }
+}
+
+/// A bio has ended.
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: EndBio<'a, Stamp>) -> Ended<'a> {
+    match bio.per_bio().kind() {
+        Kind::Reader(shard, generation) => {
+            if this.store().leave(shard, generation) {
+                this.family.wake();
+            }
+            bio.done()
+        }
+        Kind::Direct(..) => {
+            let failed = !bio.status().is_ok();
+            let stamp = bio.per_bio().with_failure(failed);
+            bio.set_per_bio(stamp);
+            let (bio, ended) = bio.take();
+            this.direct.lock().push(bio);
+            this.family.wake();
+            ended
+        }
+        Kind::None | Kind::Zero | Kind::Origin => bio.done(),
+    }
+}
+
+impl Snapshot {
+    /// Takes on the writes that are the data of an exception, and have ended. The worker only.
+    pub(super) fn direct_ended(self: &Arc<Self>, out: &mut Released) {
+        let mut bios = self.direct.lock().take();
+        while let Some(bio) = bios.pop() {
+            let Kind::Direct(seq, failed) = bio.per_bio().kind() else {
+                out.failed.push(bio);
+                continue;
+            };
+            let mut ledger = self.store().ledger();
+            match ledger.book.get(seq) {
+                Some(pending) => {
+                    pending.waiting.direct = Some(bio);
+                    drop(ledger);
+                    self.data_ended(seq, !failed, out);
+                }
+                None => {
+                    drop(ledger);
+                    out.failed.push(bio);
+                }
+            }
+        }
+    }
+
+    /// Takes note that the data of an exception has come, or has not. The worker only.
+    pub(super) fn data_ended(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut Released) {
+        let store = self.store();
+        if !ok {
+            self.fail(kernel::error::code::EIO);
+        }
+        if store.state() == State::Valid {
+            store.ledger().book.copied(seq);
+        } else if let Some(pending) = store.abandon(seq) {
+            out.refuse(pending.waiting);
+        }
+    }
+}

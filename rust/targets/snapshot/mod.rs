@@ -1,0 +1,834 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `snapshot` and `snapshot-origin` targets: what an origin was when the snapshot was taken.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `mod.rs` | the hooks of `snapshot` that are not I/O: table line, status, who takes over from whom |
+//! | `origin.rs` | the target `snapshot-origin` |
+//! | `io.rs` | the way of a bio of a snapshot, from `map` to `end_io` |
+//! | `family.rs` | all targets of one origin, and the worker that copies for them |
+//! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
+//! | `disk.rs` | the persistent store on the COW device |
+//!
+//! Locks: `families` > `roster` (who belongs to an origin; the worker has it while it runs) > `active` > `ledger` (exceptions
+//! on their way) > `shard` (the table of exceptions). `disk` is the committer's, and is held during I/O; only `ledger` is
+//! taken under it. Lists of bios have locks of their own.
+//!
+//! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
+
+mod disk;
+mod family;
+mod io;
+mod origin;
+mod store;
+
+use crate::{
+    dm::{
+        bio::{
+            Bio,
+            BioQueue,
+            EndBio,
+            Ended,
+            MapBio,
+            Mapped, //
+        },
+        device::{
+            Access,
+            Device,
+            Handle, //
+        },
+        io::{
+            Buffer,
+            IoClient,
+            Transfer, //
+        },
+        limits::Limits,
+        status::{
+            StatusBuf,
+            StatusKind, //
+        },
+        table::Words,
+        target::{
+            CtrError,
+            DeviceVisitor,
+            New,
+            Stop,
+            Target,
+            Text, //
+        }, //
+    },
+    logic::{
+        args::Refusal,
+        snapshot::{
+            chunks::{
+                Chunk,
+                ChunkSize,
+                Chunks,
+                CowChunk, //
+            },
+            extents::Run,
+            header::{
+                Header,
+                Invalid,
+                Override, //
+            },
+            options::{
+                BlockSizes,
+                Features,
+                Options,
+                Store as Kind,
+                NO_CHUNK_SIZE,
+                NO_STORE, //
+            },
+            pending::{
+                Seq,
+                Stage, //
+            },
+            status::{
+                Health,
+                Info,
+                Usage, //
+            }, //
+        },
+        units::{
+            Sector,
+            Sectors,
+            SECTOR_SHIFT, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        log::{
+            err,
+            warning, //
+        },
+        noio::NoIo,
+        queue::flush,
+        string::bytes, //
+    }, //
+};
+use family::Family;
+pub(crate) use family::World;
+use io::Stamp;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+pub(crate) use origin::Origin;
+use store::{
+    Released,
+    Reserved,
+    State,
+    Store, //
+};
+
+/// A target's place in its family, until it is kept: then the destructor gives it up.
+struct Membership {
+    family: Arc<Family>,
+    kept: bool,
+}
+
+impl Membership {
+    /// Sleeps.
+    fn new(world: &Arc<World>, origin: u32) -> Result<Self> {
+        Ok(Membership {
+            family: world.family(origin)?,
+            kept: false,
+        })
+    }
+
+    fn family(&self) -> &Arc<Family> {
+        &self.family
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.family.leave();
+        }
+    }
+}
+
+/// A COW device that a constructor has in its hands: no other one may.
+struct Claim<'a> {
+    family: &'a Family,
+    cow: u32,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.family.roster.lock().unclaim(self.cow);
+    }
+}
+
+/// What a table is to its store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It was made, and has read the store itself.
+    New,
+    /// It was made while another table was live, and takes over from it.
+    Successor,
+    /// It is live, or has been.
+    Live,
+    /// It is live, and being destroyed: nothing begins any more.
+    Leaving,
+    /// Another one has taken over.
+    Former,
+}
+
+/// A snapshot: one line of a table.
+///
+/// Fields drop in order: what uses the devices goes before them.
+#[pin_data]
+pub(crate) struct Snapshot {
+    family: Arc<Family>,
+    store: Arc<Store>,
+    io: IoClient,
+    origin: Device,
+    cow: Device,
+    handle: Handle,
+    begin: Sector,
+    len: Sectors,
+    options: Options,
+    role: Atomic<u32>,
+    /// Writes, and discards, that the worker has to look at.
+    #[pin]
+    deferred: IrqLock<BioQueue<Stamp>>,
+    /// Writes that are the data of an exception, and have ended.
+    #[pin]
+    direct: IrqLock<BioQueue<Stamp>>,
+    #[pin]
+    committer: Work<Snapshot, { Committer::ID }>,
+    #[pin]
+    teller: Work<Snapshot, { Teller::ID }>,
+}
+
+impl_has_work! {
+    impl HasWork<Snapshot, { Committer::ID }> for Snapshot { self.committer }
+    impl HasWork<Snapshot, { Teller::ID }> for Snapshot { self.teller }
+}
+
+const PAIRING: &CStr = c"Snapshot cow pairing for exception table handover failed";
+
+#[vtable]
+impl Target for Snapshot {
+    const NAME: &'static CStr = c"snapshot";
+    const VERSION: [u32; 3] = [1, 16, 0];
+    const C_MODULE: &'static str = "dm_snapshot";
+    const NOWAIT: bool = false;
+    type PerBio = Stamp;
+    type Shared = Arc<World>;
+
+    fn ctr(
+        new: &mut New<'_>,
+        world: &Arc<World>,
+        mut words: Words<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let (4.., Some(origin), Some(cow), Some(kind), Some(size)) = (
+            words.len(),
+            words.next(),
+            words.next(),
+            words.next(),
+            words.next(),
+        ) else {
+            return Err(CtrError::new(c"requires 4 or more arguments", EINVAL));
+        };
+        let mut rest = words.map(bytes);
+        let features = Features::parse(&mut rest).map_err(refused)?;
+        if rest.next().is_some() {
+            warning!("snapshots", "extra arguments are ignored");
+        }
+
+        let origin = new
+            .open(origin, Access::Read)
+            .text(c"Cannot get origin device")?;
+        let missing = c"Cannot get COW device";
+        // Before it is opened: one device opened twice by a table is one for device-mapper.
+        if Device::lookup(cow).text(missing)? == origin.number() {
+            let text = c"COW device cannot be the same as origin device";
+            return Err(CtrError::new(text, EINVAL));
+        }
+        let cow = new.open(cow, new.access()).text(missing)?;
+        let blocks = BlockSizes {
+            cow: cow.logical_block_size(),
+            origin: origin.logical_block_size(),
+        };
+        let options = Options::parse(bytes(kind), bytes(size), blocks, features);
+        let options = options.map_err(|reason| {
+            err!("snapshots", "{}", reason);
+            refused(NO_STORE)
+        })?;
+
+        let memory = c"Cannot allocate private snapshot structure";
+        let membership = Membership::new(world, origin.number())
+            .text(c"Snapshot origin struct allocation failed")?;
+        let family = membership.family().clone();
+        let (source, claim) = world.claim(&family, cow.number())?;
+        let io = new.io_client().text(memory)?;
+        let begin = new.begin();
+        let (store, role) = match source {
+            Some(store) => {
+                check_begin(begin, store.size())?;
+                (store, Role::Successor)
+            }
+            None => {
+                let store = open_store(&cow, &io, &options, blocks, begin)?;
+                (store, Role::New)
+            }
+        };
+
+        new.pass_flushes();
+        match (
+            features.discard_zeroes_cow,
+            features.discard_passdown_origin,
+        ) {
+            (true, true) => new.split_discards(2),
+            (true, false) => new.split_discards(1),
+            _ => {}
+        }
+        let (its, handle, len) = (family.clone(), new.handle(), new.len());
+        let this = Arc::pin_init(
+            pin_init!(Snapshot {
+                family: its,
+                store,
+                io,
+                origin,
+                cow,
+                handle,
+                begin,
+                len,
+                options,
+                role: Atomic::new(role.to_bits()),
+                deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
+                direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
+                committer <- new_work!("dm_snap_committer"),
+                teller <- new_work!("dm_snap_teller"),
+            }),
+            GFP_KERNEL,
+        )
+        .text(memory)?;
+        family.enter(&this).text(memory)?;
+        drop(claim);
+        membership.keep();
+        Ok(this)
+    }
+
+    fn dtr(this: &Arc<Self>) {
+        let family = &this.family;
+        let roster = family.roster.lock();
+        let was_live = this.role() == Role::Live;
+        if was_live {
+            if roster.sharing(this.cow.number()).waiting.is_some() {
+                err!("snapshots", "Cancelling snapshot handover.");
+            }
+            // The worker does not run now, and begins nothing for it any more.
+            this.set_role(Role::Leaving);
+        }
+        drop(roster);
+        if was_live {
+            // What a former table has begun, the one that took over ends.
+            this.store.wait_idle();
+            this.store.set_owner(None);
+        }
+        family.deactivate(this);
+        family.roster.lock().remove(this);
+        flush::<Snapshot, { Committer::ID }>(this);
+        flush::<Snapshot, { Teller::ID }>(this);
+        family.settle();
+        family.leave();
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+        io::map(this, bio)
+    }
+
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+        io::end_io(this, bio)
+    }
+
+    fn preresume(this: ArcBorrow<'_, Self>) -> Result {
+        let roster = this.family.roster.lock();
+        let sharing = roster.sharing(this.cow.number());
+        if let (Some(live), Some(_)) = (sharing.live, sharing.waiting) {
+            if this.role() == Role::Live {
+                err!(
+                    "snapshots",
+                    "Unable to resume snapshot source until handover completes."
+                );
+                return Err(EINVAL);
+            }
+            if this.role() == Role::Successor && !live.handle.is_suspended() {
+                err!(
+                    "snapshots",
+                    "Unable to perform snapshot handover until source is suspended."
+                );
+                return Err(EINVAL);
+            }
+        }
+        let orphan = sharing.live.is_none() && this.role() == Role::Successor;
+        drop(roster);
+        if orphan {
+            // Whoever it was to take over from is gone, and what is in memory may be older than the disk.
+            let _noio = NoIo::enter();
+            this.reload()?;
+        }
+        Ok(())
+    }
+
+    fn resume(this: ArcBorrow<'_, Self>) {
+        if this.role() == Role::Former {
+            return;
+        }
+        let this: Arc<Self> = this.into();
+        let roster = this.family.roster.lock();
+        // First the one, then not the other: there is always one that origin writes care about.
+        this.family.activate(&this);
+        for other in roster.tables.iter() {
+            let former = other.role() == Role::Live && other.cow.number() == this.cow.number();
+            if former && !Arc::ptr_eq(other, &this) {
+                other.set_role(Role::Former);
+                this.family.deactivate(other);
+            }
+        }
+        this.set_role(Role::Live);
+        this.store.set_owner(Some(this.clone()));
+        // What the former table has left to do.
+        this.family.wake();
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
+        let health = Health {
+            // Not before the header says so too.
+            valid: this.role() != Role::Former && this.store.state() != State::Invalid,
+            merge_failed: false,
+            overflowed: this.store.is_overflowed(),
+        };
+        match kind {
+            StatusKind::Info => {
+                let usage = match this.role() {
+                    // The store is not its own yet.
+                    Role::Successor => Usage {
+                        total: this.cow.sectors(),
+                        ..Usage::default()
+                    },
+                    _ => this.store.usage(&this.cow),
+                };
+                out.emit(fmt!("{}", Info::of_snapshot(health, usage)));
+            }
+            StatusKind::Table => {
+                let shown = this.shown_options();
+                out.emit(fmt!("{} {} {}", this.origin, this.cow, shown));
+            }
+            StatusKind::Ima => {
+                let [major, minor, patch] = Self::VERSION;
+                out.emit(fmt!(
+                    "target_name=snapshot,target_version={}.{}.{},snap_origin_name={},snap_cow_name={}{}",
+                    major,
+                    minor,
+                    patch,
+                    this.origin,
+                    this.cow,
+                    health
+                ));
+            }
+        }
+    }
+
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
+        visitor.visit(&this.origin, Sector(0), this.len)?;
+        visitor.visit(&this.cow, Sector(0), this.cow.sectors())
+    }
+
+    fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
+        if this.options.features.discard_zeroes_cow {
+            let size = this.store.size();
+            limits.set_discard(size.sectors(), size.bytes());
+        }
+    }
+}
+
+/// Reads the store of a COW device, or makes one. Sleeps for I/O.
+fn open_store(
+    cow: &Device,
+    io: &IoClient,
+    options: &Options,
+    blocks: BlockSizes,
+    begin: Sector,
+) -> Result<Arc<Store>, CtrError> {
+    let unreadable = c"Failed to read snapshot metadata";
+    let Some(size) = options.first_chunk_size(blocks) else {
+        return Err(refused(NO_CHUNK_SIZE));
+    };
+    let memory = c"Unable to allocate hash table space";
+    if options.store == Kind::Transient {
+        check_begin(begin, size)?;
+        return Store::new(false, size, 0).text(memory);
+    }
+    let (header, found) = read_header(cow, io, options, size, blocks).text(unreadable)?;
+    check_begin(begin, found)?;
+    let store = Store::new(true, found, sectors(blocks.cow)).text(memory)?;
+    match header {
+        Header::Blank => store.format(cow, io).text(unreadable)?,
+        Header::Store { valid: false, .. } => {
+            warning!("snapshots", "Snapshot is marked invalid.");
+            store.set_state(State::Invalid);
+        }
+        Header::Store { .. } => store.load(cow).text(unreadable)?,
+    }
+    Ok(store)
+}
+
+/// A target whose chunks are not those of the origin cannot be cut at their borders.
+fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
+    if size.offset(begin).is_zero() {
+        return Ok(());
+    }
+    let text = c"Target does not begin at a multiple of the chunk size";
+    Err(CtrError::new(text, EINVAL))
+}
+
+/// Reads the header of a COW device, with the size of its chunks. Sleeps for I/O.
+fn read_header(
+    cow: &Device,
+    io: &IoClient,
+    options: &Options,
+    size: ChunkSize,
+    blocks: BlockSizes,
+) -> Result<(Header, ChunkSize)> {
+    if cow.sectors() < size.len() {
+        return Err(EIO);
+    }
+    let mut buffer = Buffer::new(sectors(blocks.cow))?;
+    io.transfer(Transfer::Read, cow, Sector(0), &mut buffer)?;
+    if let Some(table) = options.chunk_size {
+        if let Some(other) = Override::find(&buffer, table) {
+            warning!("persistent snapshot", "{}", other);
+        }
+    }
+    let header = Header::parse(&buffer, size, blocks).map_err(|invalid| {
+        if matches!(invalid, Invalid::ChunkSize { .. }) {
+            err!("persistent snapshot", "{}", invalid);
+        } else {
+            warning!("persistent snapshot", "{}", invalid);
+        }
+        Error::from(invalid)
+    })?;
+    match header {
+        Header::Store { size, .. } => Ok((header, size)),
+        Header::Blank => Ok((header, size)),
+    }
+}
+
+/// Bytes of a block as sectors.
+fn sectors(bytes: u32) -> u32 {
+    (bytes >> SECTOR_SHIFT).max(1)
+}
+
+fn refused(refusal: Refusal) -> CtrError {
+    CtrError::new(refusal.text, refusal.error)
+}
+
+impl Role {
+    fn to_bits(self) -> u32 {
+        // CAST: Five variants.
+        self as u32
+    }
+}
+
+impl Snapshot {
+    fn role(&self) -> Role {
+        match self.role.load(Acquire) {
+            0 => Role::New,
+            1 => Role::Successor,
+            2 => Role::Live,
+            3 => Role::Leaving,
+            _ => Role::Former,
+        }
+    }
+
+    fn set_role(&self, role: Role) {
+        self.role.store(role.to_bits(), Release);
+    }
+
+    /// Whether origin writes care about the snapshot, and it may have new exceptions.
+    fn is_active(&self) -> bool {
+        self.role() == Role::Live
+    }
+
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn features(&self) -> Features {
+        self.options.features
+    }
+
+    /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
+    fn shown_options(&self) -> Options {
+        let overflow = matches!(self.options.store, Kind::Persistent { overflow: true });
+        let mut shown = self.options;
+        shown.chunk_size = None;
+        if !matches!(self.role(), Role::Successor | Role::Former) {
+            shown.chunk_size = Some(self.store.size());
+            shown.store = if self.store.is_persistent() {
+                Kind::Persistent { overflow }
+            } else {
+                Kind::Transient
+            };
+        }
+        shown
+    }
+
+    /// Where a sector of the target is on the origin: at the same place as on the mapped device.
+    fn absolute(&self, sector: Sector) -> Sector {
+        Sector(self.begin.0.saturating_add(sector.0))
+    }
+
+    /// Where a sector of the origin is on the COW device, if its chunk is there.
+    fn place(&self, chunk: CowChunk, at: Sector) -> Sector {
+        let size = self.store.size();
+        let start = size.cow_start(chunk).unwrap_or_default();
+        Sector(start.0.saturating_add(size.offset(at).0))
+    }
+
+    /// The sector behind the snapshot.
+    fn end(&self) -> Sector {
+        Sector(self.begin.0.saturating_add(self.len.0))
+    }
+
+    /// The chunks of the snapshot that a write to the origin touches.
+    fn chunks(&self, start: Sector, len: Sectors) -> Chunks {
+        let size = self.store.size();
+        let end = Sector(start.0.saturating_add(len.0)).min(self.end());
+        if start >= end {
+            return Chunks::default();
+        }
+        Chunks {
+            start: size.chunk(start),
+            end: Chunk(
+                size.chunk(Sector(end.0.saturating_sub(1)))
+                    .0
+                    .saturating_add(1),
+            ),
+        }
+    }
+
+    /// How much of a write to the origin, from its start on, does not concern the snapshot. Any context.
+    fn clear(&self, start: Sector, len: Sectors) -> Sectors {
+        match self.store.state() {
+            State::Valid => {}
+            State::Failing => return Sectors(0),
+            State::Invalid => return len,
+        }
+        let chunks = self.chunks(start, len);
+        let clear = self.store.clear(chunks.start, chunks.len());
+        if clear >= chunks.len() {
+            return len;
+        }
+        let first = Chunk(chunks.start.0.saturating_add(clear));
+        let upto = self.store.size().start(first).unwrap_or_default();
+        upto.since(start).unwrap_or_default()
+    }
+
+    /// Gives out chunks for a hole, so many at least and at most, but not for those behind the snapshot's end.
+    fn reserve(&self, chunk: Chunk, (least, most): (u64, u64)) -> Reserved {
+        let size = self.store.size();
+        let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
+        let left = behind.saturating_add(1).saturating_sub(chunk.0);
+        if left == 0 {
+            return Reserved::Changed;
+        }
+        let mut ledger = self.store.ledger();
+        let wanted = (least, most.min(left));
+        self.store
+            .reserve(&mut ledger, &self.cow, chunk, Stage::Copying, wanted)
+    }
+
+    /// How much is to be copied for a run: the last chunk of the origin may be short.
+    fn copied(&self, run: Run) -> Sectors {
+        let size = self.store.size();
+        let start = size.start(run.old).unwrap_or_default();
+        let left = self.origin.sectors().0.saturating_sub(start.0);
+        Sectors(run.len.saturating_mul(size.len().0).min(left))
+    }
+
+    /// Reads the store again. Nobody else has it. Sleeps for I/O.
+    fn reload(&self) -> Result {
+        if !self.store.is_persistent() {
+            // It went with its last table.
+            self.store.set_state(State::Invalid);
+            return Ok(());
+        }
+        let blocks = BlockSizes {
+            cow: self.cow.logical_block_size(),
+            origin: self.origin.logical_block_size(),
+        };
+        let size = self.store.size();
+        let (header, found) = read_header(&self.cow, &self.io, &self.options, size, blocks)?;
+        match header {
+            _ if found != size => Err(EINVAL),
+            Header::Blank => self.store.format(&self.cow, &self.io),
+            Header::Store { valid: false, .. } => {
+                self.store.set_state(State::Invalid);
+                Ok(())
+            }
+            Header::Store { .. } => self.store.load(&self.cow),
+        }
+    }
+
+    /// The snapshot is lost. The worker only.
+    fn fail(self: &Arc<Self>, reason: Error) {
+        if self.store.state() != State::Valid {
+            return;
+        }
+        let what = if reason == ENOSPC {
+            "Unable to allocate exception."
+        } else {
+            "Error reading/writing."
+        };
+        err!("snapshots", "Invalidating snapshot: {}", what);
+        let live = self.store.owner().unwrap_or_else(|| self.clone());
+        if self.store.is_persistent() {
+            self.store.set_state(State::Failing);
+            live.wake_committer();
+        } else {
+            self.store.set_state(State::Invalid);
+            live.tell();
+        }
+    }
+
+    /// There is no room for a write to the snapshot. The worker only.
+    fn full(self: &Arc<Self>, bio: Bio<Stamp>, out: &mut Released) {
+        if self.options.store == (Kind::Persistent { overflow: true }) {
+            if !self.store.is_overflowed() {
+                self.store.set_overflowed();
+                err!(
+                    "snapshots",
+                    "Snapshot overflowed: Unable to allocate exception."
+                );
+                self.tell();
+            }
+        } else {
+            self.fail(ENOSPC);
+            self.store.give_up(out);
+        }
+        out.failed.push(bio);
+    }
+
+    /// Whether it is the one of the tables with its store that writes records.
+    fn is_committing(&self) -> bool {
+        matches!(self.role(), Role::Live | Role::Leaving)
+    }
+
+    /// Sees that records are written, if there are any to be. The worker only.
+    fn commit(self: &Arc<Self>) {
+        if !self.is_committing() || !self.store.ledger().book.has_batch() {
+            return;
+        }
+        if self.store.is_persistent() {
+            self.wake_committer();
+        } else {
+            self.store.ledger().book.pass();
+            self.family.wake();
+        }
+    }
+
+    /// Takes note that the data of an exception has come. Any context.
+    fn data_came(self: &Arc<Self>, seq: Seq) {
+        let mut ledger = self.store.ledger();
+        ledger.book.copied(seq);
+        let batch = ledger.book.has_batch();
+        drop(ledger);
+        let valid = self.store.state() == State::Valid;
+        if valid && self.store.is_persistent() && self.is_committing() {
+            // Nearly always: straight on.
+            if batch {
+                self.wake_committer();
+            }
+        } else {
+            self.family.wake();
+        }
+    }
+
+    fn wake_committer(self: &Arc<Self>) {
+        self.family
+            .commits()
+            .enqueue::<Snapshot, { Committer::ID }>(self.clone());
+    }
+
+    /// Has those woken who wait for an event of the device. Any context.
+    fn tell(self: &Arc<Self>) {
+        self.family
+            .commits()
+            .enqueue::<Snapshot, { Teller::ID }>(self.clone());
+    }
+}
+
+/// Writes records, batch after batch, and the header when the snapshot is lost.
+struct Committer;
+
+impl Committer {
+    const ID: u64 = 1;
+}
+
+impl WorkItem<1> for Snapshot {
+    type Pointer = Arc<Snapshot>;
+
+    fn run(this: Arc<Snapshot>) {
+        let _noio = NoIo::enter();
+        let store = &this.store;
+        while store.commit(&this.cow, &this.io) {
+            this.family.work_now();
+        }
+        if store.state() == State::Failing {
+            if store.disk().invalidate(&this.cow, &this.io).is_err() {
+                warning!("persistent snapshot", "write header failed");
+            }
+            store.set_state(State::Invalid);
+            store.wake_idle();
+            this.tell();
+            this.family.work_now();
+        }
+    }
+}
+
+/// Raises an event. On its own, as that takes a lock of all mapped devices, which others may hold for long.
+struct Teller;
+
+impl Teller {
+    const ID: u64 = 2;
+}
+
+impl WorkItem<2> for Snapshot {
+    type Pointer = Arc<Snapshot>;
+
+    fn run(this: Arc<Snapshot>) {
+        this.handle.event();
+    }
+}

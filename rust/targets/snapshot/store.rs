@@ -1,0 +1,804 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the tables of one COW device share: which chunks it has, which are on their way, and its state.
+//!
+//! A table that is loaded over a live one gets the store of that one, and takes over at resume; so nothing is read twice,
+//! and nothing is handed over.
+
+use super::{
+    disk::Disk,
+    io::Stamp,
+    Snapshot, //
+};
+use crate::{
+    dm::{
+        bio::{
+            Bio,
+            BioQueue, //
+        },
+        device::Device,
+        io::IoClient, //
+    },
+    logic::{
+        snapshot::{
+            chunks::{
+                Chunk,
+                ChunkSize,
+                CowChunk, //
+            },
+            extents::{
+                Extents,
+                Found,
+                Refused,
+                Run,
+                Spares,
+                LONGEST, //
+            },
+            layout::{
+                Allocator,
+                Layout,
+                Transient, //
+            },
+            lists,
+            pending::{
+                Book,
+                Pending,
+                Seq,
+                Stage, //
+            },
+            readers::{
+                Generation,
+                Readers, //
+            },
+            status::Usage, //
+        },
+        units::Sectors, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqGuard,
+            IrqLock, //
+        },
+        log::warning,
+        params,
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// Exceptions that a snapshot may have on their way; each may be many chunks long.
+const ROOM: usize = 512;
+
+/// The table is in so many parts, each with its own lock.
+const SHARDS: usize = 64;
+
+/// The chunks of so many bytes (two to this power) that follow each other are in one part.
+const STRIPE: u32 = 25;
+
+/// What waits for an exception.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Writes to the snapshot, with their place on the COW device.
+    pub(super) own: BioQueue<Stamp>,
+    /// The write that is the data of the exception. It has ended, and is told so when the record is durable.
+    pub(super) direct: Option<Bio<Stamp>>,
+    /// Writes to the origin.
+    pub(super) origin: BioQueue<Stamp>,
+}
+
+/// A part of the table.
+pub(super) struct Shard {
+    extents: Extents,
+    readers: Readers,
+    /// Exceptions in the table whose readers of before are not all through. Then origin writes look twice.
+    draining: u32,
+}
+
+/// Which space is free.
+pub(super) enum Space {
+    Persistent(Allocator),
+    Transient(Transient),
+}
+
+impl Space {
+    fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
+        match self {
+            Space::Persistent(it) => it.allocate(most, cow),
+            Space::Transient(it) => it.allocate(most, cow),
+        }
+    }
+
+    /// How much [`allocate`](Self::allocate) would give.
+    fn offer(&self, most: u64, cow: Sectors) -> u64 {
+        let found = match self {
+            Space::Persistent(it) => it.clone().allocate(most, cow),
+            Space::Transient(it) => it.clone().allocate(most, cow),
+        };
+        found.map_or(0, |(_, len)| len)
+    }
+
+    fn used(&self) -> Sectors {
+        match self {
+            Space::Persistent(it) => it.used(),
+            Space::Transient(it) => it.used(),
+        }
+    }
+}
+
+/// Exceptions on their way, and space for more.
+pub(super) struct Ledger {
+    pub(super) book: Book<Waiting>,
+    pub(super) space: Space,
+}
+
+/// Whether a store can be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Valid,
+    /// It is lost, but its header does not say so yet: origin writes that it needed wait.
+    Failing,
+    Invalid,
+}
+
+/// What there is of a chunk, and for how many from it on.
+pub(super) enum Look {
+    /// On the COW device, and nobody reads it from the origin any more.
+    There(CowChunk, u64),
+    /// On its way.
+    OnItsWay(Seq, u64),
+    /// On the origin only.
+    Hole(u64),
+}
+
+/// What became of a wish for chunks.
+pub(super) enum Reserved {
+    /// They are on their way.
+    Run(Seq, Run),
+    /// There is no hole of that length any more.
+    Changed,
+    /// Too much is on its way: not now.
+    Busy,
+    /// The device has no room for so many.
+    Full,
+}
+
+/// How many chunks a snapshot may have on their way before others wait.
+fn threshold() -> u64 {
+    u64::from(params::snapshot_threshold()).max(1)
+}
+
+/// See above.
+#[pin_data]
+pub(super) struct Store {
+    persistent: bool,
+    size: ChunkSize,
+    stripe: u32,
+    shards: KVVec<Pin<KBox<IrqLock<Shard>>>>,
+    state: Atomic<u32>,
+    overflowed: Atomic<bool>,
+    /// A batch could not be written.
+    lost: Atomic<bool>,
+    /// Durable records.
+    records: Atomic<u64>,
+    #[pin]
+    ledger: IrqLock<Ledger>,
+    #[pin]
+    disk: Mutex<Disk>,
+    /// For those who wait until nothing is on its way.
+    #[pin]
+    idle: WaitQueue,
+    /// The live table.
+    #[pin]
+    owner: IrqLock<Option<Arc<Snapshot>>>,
+}
+
+impl Store {
+    /// A store in which nothing is yet. Sleeps.
+    pub(super) fn new(persistent: bool, size: ChunkSize, block: u32) -> Result<Arc<Self>> {
+        let mut shards = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
+        for _ in 0..SHARDS {
+            let shard = Shard {
+                extents: Extents::new(),
+                readers: Readers::default(),
+                draining: 0,
+            };
+            let shard = KBox::pin_init(new_irq_lock!(shard, "dm_snap_shard"), GFP_KERNEL)?;
+            shards.push_within_capacity(shard)?;
+        }
+        let layout = Layout::new(size);
+        let space = if persistent {
+            Space::Persistent(Allocator::new(layout, CowChunk(0), 0))
+        } else {
+            Space::Transient(Transient::new(size))
+        };
+        let ledger = Ledger {
+            book: Book::new(ROOM, GFP_KERNEL)?,
+            space,
+        };
+        let disk = Disk::new(layout, if persistent { block } else { 0 }, ROOM)?;
+        Arc::pin_init(
+            pin_init!(Store {
+                persistent,
+                size,
+                // Not longer than a run can be.
+                stripe: STRIPE
+                    .saturating_sub(size.bytes().trailing_zeros())
+                    .clamp(6, LONGEST.trailing_zeros()),
+                shards,
+                state: Atomic::new(0),
+                overflowed: Atomic::new(false),
+                lost: Atomic::new(false),
+                records: Atomic::new(0),
+                ledger <- new_irq_lock!(ledger, "dm_snap_ledger"),
+                disk <- new_mutex!(disk, "dm_snap_disk"),
+                idle <- new_wait_queue!("dm_snap_idle"),
+                owner <- new_irq_lock!(None, "dm_snap_owner"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(super) fn size(&self) -> ChunkSize {
+        self.size
+    }
+
+    pub(super) fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    /// Any context.
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Acquire) {
+            0 => State::Valid,
+            1 => State::Failing,
+            _ => State::Invalid,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        let state = match state {
+            State::Valid => 0,
+            State::Failing => 1,
+            State::Invalid => 2,
+        };
+        self.state.store(state, Release);
+    }
+
+    pub(super) fn is_overflowed(&self) -> bool {
+        self.overflowed.load(Relaxed)
+    }
+
+    pub(super) fn set_overflowed(&self) {
+        self.overflowed.store(true, Relaxed);
+    }
+
+    /// The numbers of the status line. Any context.
+    pub(super) fn usage(&self, cow: &Device) -> Usage {
+        let allocated = self.ledger.lock().space.used();
+        let layout = Layout::new(self.size);
+        let metadata = if self.persistent {
+            let (area, _) = layout.slot(self.records.load(Relaxed));
+            layout.metadata(area)
+        } else {
+            Sectors(0)
+        };
+        Usage {
+            allocated,
+            total: cow.sectors(),
+            metadata,
+        }
+    }
+
+    /// Exceptions on their way. Any context.
+    pub(super) fn ledger(&self) -> IrqGuard<'_, Ledger> {
+        self.ledger.lock()
+    }
+
+    /// The store on disk. Sleeps, for as long as I/O takes.
+    pub(super) fn disk(&self) -> kernel::sync::MutexGuard<'_, Disk> {
+        self.disk.lock()
+    }
+
+    /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
+    fn shard(&self, chunk: Chunk) -> (usize, u64) {
+        let stripe = chunk.0.wrapping_shr(self.stripe);
+        // Neighbours are in different parts.
+        // CAST: Less than 64.
+        let index = (stripe ^ stripe.wrapping_shr(6) ^ stripe.wrapping_shr(12)) as usize % SHARDS;
+        let len = 1u64.wrapping_shl(self.stripe);
+        (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
+    }
+
+    fn with<R>(&self, shard: usize, body: impl FnOnce(&mut Shard) -> R) -> Option<R> {
+        Some(body(&mut self.shards.get(shard)?.lock()))
+    }
+
+    /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to the origin. Any context.
+    pub(super) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Found, Option<Stamp>) {
+        let (index, left) = self.shard(chunk);
+        let found = self.with(index, |shard| {
+            let found = shard.extents.find(chunk, most.min(left));
+            let stamp = match found {
+                Found::Hole(_) if count => Some(Stamp::reader(index, shard.readers.enter())),
+                _ => None,
+            };
+            (found, stamp)
+        });
+        found.unwrap_or((Found::Hole(1), None))
+    }
+
+    /// Counts a reader of the origin, whatever the chunk is. Any context.
+    pub(super) fn enter(&self, chunk: Chunk) -> Option<Stamp> {
+        let (index, _) = self.shard(chunk);
+        self.with(index, |shard| Stamp::reader(index, shard.readers.enter()))
+    }
+
+    /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any context.
+    pub(super) fn leave(&self, shard: usize, generation: Generation) -> bool {
+        self.with(shard, |shard| {
+            shard.readers.leave(generation) && shard.draining != 0
+        })
+        .unwrap_or(false)
+    }
+
+    /// How many chunks from one on a write to the origin need not care about, at most so many. Any context.
+    pub(super) fn clear(&self, mut chunk: Chunk, most: u64) -> u64 {
+        let mut clear = 0u64;
+        while clear < most {
+            let (index, left) = self.shard(chunk);
+            let wanted = left.min(most.saturating_sub(clear));
+            let found = self.with(index, |shard| match shard.extents.find(chunk, wanted) {
+                Found::Mapped(_, len) if shard.draining == 0 => len,
+                _ => 0,
+            });
+            let Some(len) = found.filter(|len| *len != 0) else {
+                break;
+            };
+            clear = clear.saturating_add(len);
+            chunk = Chunk(chunk.0.saturating_add(len));
+        }
+        clear
+    }
+
+    /// What there is of a chunk. Under the ledger's lock.
+    pub(super) fn look(&self, ledger: &mut Ledger, chunk: Chunk, most: u64) -> Look {
+        if let Some(pending) = ledger.book.find(chunk) {
+            if let Some((_, left)) = pending.place(chunk) {
+                return Look::OnItsWay(pending.seq, left.min(most));
+            }
+        }
+        let most = ledger.book.gap(chunk, most);
+        match self.find(chunk, most, false).0 {
+            Found::Mapped(new, len) => Look::There(new, len),
+            Found::Hole(len) => Look::Hole(len),
+        }
+    }
+
+    /// Gives out chunks for a hole, so many at least and at most. Under the ledger's lock.
+    pub(super) fn reserve(
+        &self,
+        ledger: &mut Ledger,
+        cow: &Device,
+        old: Chunk,
+        stage: Stage,
+        (least, most): (u64, u64),
+    ) -> Reserved {
+        if ledger.book.chunks() >= threshold() || !ledger.book.has_room() {
+            return Reserved::Busy;
+        }
+        let most = match self.look(ledger, old, most) {
+            Look::Hole(len) if len >= least => len,
+            _ => return Reserved::Changed,
+        };
+        let offered = ledger.space.offer(most, cow.sectors());
+        if offered < least {
+            return Reserved::Full;
+        }
+        let Some((new, len)) = ledger.space.allocate(most, cow.sectors()) else {
+            return Reserved::Full;
+        };
+        let run = Run { old, new, len };
+        match ledger.book.add(run, stage, Waiting::default()) {
+            Ok(seq) => Reserved::Run(seq, run),
+            // There was room just now.
+            Err(_) => Reserved::Busy,
+        }
+    }
+
+    /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process context.
+    fn complete(&self, run: Run, spares: &mut Spares) -> Result<Stage, Refused> {
+        let (index, _) = self.shard(run.old);
+        let wants = self.with(index, |shard| shard.extents.wants());
+        let wants = wants.unwrap_or(0);
+        if !spares.is_stocked(wants) && spares.stock(wants, GFP_KERNEL).is_err() {
+            return Err(Refused::Memory);
+        }
+        self.with(index, |shard| {
+            shard.extents.insert(run, spares)?;
+            let barrier = shard.readers.barrier();
+            if shard.readers.has_passed(barrier) {
+                return Ok(Stage::Committed);
+            }
+            shard.draining = shard.draining.saturating_add(1);
+            Ok(Stage::Draining(barrier))
+        })
+        .unwrap_or(Err(Refused::Range))
+    }
+
+    /// Whether the readers of before a barrier are through; then nobody needs to look twice for this exception any more.
+    fn has_drained(&self, chunk: Chunk, barrier: u64) -> bool {
+        let (index, _) = self.shard(chunk);
+        let passed = self.with(index, |shard| {
+            let passed = shard.readers.has_passed(barrier);
+            if passed {
+                shard.draining = shard.draining.saturating_sub(1);
+            }
+            passed
+        });
+        passed.unwrap_or(true)
+    }
+
+    /// Takes what is durable on: into the table, and out of the book. What waited goes to `ready` (writes to the snapshot),
+    /// `ended` (those that were the data) and `again` (writes to the origin). False if memory is short: then try again.
+    /// The family's worker only.
+    pub(super) fn advance(&self, spares: &mut Spares, out: &mut Released) -> bool {
+        let mut from = self.ledger.lock().book.first();
+        loop {
+            let mut ledger = self.ledger.lock();
+            let wanted = |stage: &Stage| matches!(stage, Stage::Committed | Stage::Draining(_));
+            let Some(seq) = ledger.book.next_of(from, wanted) else {
+                break;
+            };
+            from = Book::<Waiting>::behind(seq);
+            let Some(pending) = ledger.book.get(seq) else {
+                continue;
+            };
+            let (run, stage) = (pending.run, pending.stage);
+            let stage = if let Stage::Draining(barrier) = stage {
+                if !self.has_drained(run.old, barrier) {
+                    continue;
+                }
+                Stage::Committed
+            } else {
+                drop(ledger);
+                let stage = match self.complete(run, spares) {
+                    Ok(stage) => stage,
+                    Err(Refused::Memory) => return false,
+                    Err(_) => {
+                        // It cannot be: chunks are given out once. Then the snapshot is lost.
+                        self.lost.store(true, Release);
+                        return false;
+                    }
+                };
+                ledger = self.ledger.lock();
+                if let Some(pending) = ledger.book.get(seq) {
+                    pending.stage = stage;
+                    out.ready.append(&mut pending.waiting.own);
+                    if let Some(bio) = pending.waiting.direct.take() {
+                        out.ended.push(bio);
+                    }
+                }
+                stage
+            };
+            if stage == Stage::Committed {
+                if let Some(mut pending) = ledger.book.remove(seq) {
+                    out.ready.append(&mut pending.waiting.own);
+                    out.again.append(&mut pending.waiting.origin);
+                }
+                if ledger.book.is_empty() {
+                    drop(ledger);
+                    self.idle.wake_all();
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes an exception out that will never be, and what waited for it.
+    pub(super) fn abandon(&self, seq: Seq) -> Option<Pending<Waiting>> {
+        let mut ledger = self.ledger.lock();
+        let pending = ledger.book.remove(seq)?;
+        let empty = ledger.book.is_empty();
+        drop(ledger);
+        if empty {
+            self.idle.wake_all();
+        }
+        if let Stage::Draining(_) = pending.stage {
+            let (index, _) = self.shard(pending.run.old);
+            self.with(index, |shard| {
+                shard.draining = shard.draining.saturating_sub(1)
+            });
+        }
+        Some(pending)
+    }
+
+    /// Takes everything out that no copy or commit has in its hands, and what waits for the rest. The store is lost.
+    pub(super) fn give_up(&self, out: &mut Released) {
+        let mut from = self.ledger.lock().book.first();
+        loop {
+            let mut ledger = self.ledger.lock();
+            let Some(seq) = ledger.book.next_of(from, |_| true) else {
+                break;
+            };
+            from = Book::<Waiting>::behind(seq);
+            let Some(pending) = ledger.book.get(seq) else {
+                continue;
+            };
+            let waiting = core::mem::take(&mut pending.waiting);
+            let busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
+            drop(ledger);
+            out.refuse(waiting);
+            if !busy {
+                self.abandon(seq);
+            }
+        }
+    }
+
+    /// Writes the records of what has its data, durably. False if there is nothing to be written, or the store cannot be
+    /// used any more. The committer only. Sleeps for I/O.
+    pub(super) fn commit(&self, cow: &Device, io: &IoClient) -> bool {
+        let mut disk = self.disk.lock();
+        if self.state() != State::Valid || self.is_lost() {
+            return false;
+        }
+        if !self.ledger.lock().book.begin(disk.batch()) {
+            return false;
+        }
+        let result = disk.commit(cow, io);
+        let mut ledger = self.ledger.lock();
+        match result {
+            Ok(()) => {
+                self.records.store(disk.records(), Relaxed);
+                ledger.book.committed();
+            }
+            Err(_) => {
+                ledger.book.lost();
+                self.lost.store(true, Release);
+            }
+        }
+        true
+    }
+
+    /// Whether a batch could not be written.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Acquire)
+    }
+
+    /// Takes out what a lost batch had in its hands. The store is not valid any more.
+    pub(super) fn drop_batch(&self, out: &mut Released) {
+        self.lost.store(false, Relaxed);
+        loop {
+            let mut ledger = self.ledger.lock();
+            let first = ledger.book.first();
+            let lost = |stage: &Stage| *stage == Stage::Committing;
+            let Some(seq) = ledger.book.next_of(first, lost) else {
+                return;
+            };
+            drop(ledger);
+            if let Some(pending) = self.abandon(seq) {
+                out.refuse(pending.waiting);
+            }
+        }
+    }
+
+    /// Makes an empty store on disk. Sleeps for I/O.
+    pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
+        self.disk.lock().format(cow, io)?;
+        let empty = Tables::new(self, false)?.finish()?;
+        let space = Allocator::new(Layout::new(self.size), CowChunk(0), 0);
+        self.renew(empty, space, 0);
+        Ok(())
+    }
+
+    /// Waits until nothing is on its way, and the header says what there is to be said. Sleeps.
+    pub(super) fn wait_idle(&self) {
+        self.idle
+            .wait_until(|| self.state() != State::Failing && self.ledger.lock().book.is_empty());
+    }
+
+    /// Lets those look who wait.
+    pub(super) fn wake_idle(&self) {
+        self.idle.wake_all();
+    }
+
+    /// The live table, if there is one. Any context.
+    pub(super) fn owner(&self) -> Option<Arc<Snapshot>> {
+        self.owner.lock().clone()
+    }
+
+    /// Says which table is live.
+    pub(super) fn set_owner(&self, owner: Option<Arc<Snapshot>>) {
+        let before = core::mem::replace(&mut *self.owner.lock(), owner);
+        drop(before);
+    }
+
+    /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
+    pub(super) fn load(&self, cow: &Device) -> Result {
+        let mut tables = Tables::new(self, false)?;
+        let mut disk = self.disk.lock();
+        let mut space = disk.load(cow, |run| tables.add(run));
+        if space.is_ok() {
+            space = tables.put().and(space);
+        }
+        if tables.overlap {
+            tables = Tables::new(self, true)?;
+            space = disk.load(cow, |run| tables.add(run));
+        }
+        let space = space?;
+        let records = disk.records();
+        drop(disk);
+        self.renew(tables.finish()?, space, records);
+        Ok(())
+    }
+
+    /// Puts what is on disk in the place of what is in memory.
+    fn renew(&self, tables: KVVec<Extents>, space: Allocator, records: u64) {
+        for (shard, table) in self.shards.iter().zip(tables) {
+            // The old one is freed outside of the lock.
+            let old = core::mem::replace(&mut shard.lock().extents, table);
+            drop(old);
+        }
+        self.records.store(records, Relaxed);
+        self.ledger.lock().space = Space::Persistent(space);
+        self.overflowed.store(false, Relaxed);
+        self.set_state(State::Valid);
+    }
+}
+
+/// As many runs are sorted at once while loading.
+const SORTED: usize = 1 << 20;
+
+/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put in sorted by the
+/// origin's: so the parts are filled from front to end, which is fast, and leaves no gaps in them.
+///
+/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has none; if there are any, it is
+/// read again with every chunk by itself: then those of the same chunk stay in their order while they are sorted.
+struct Tables<'a> {
+    store: &'a Store,
+    single: bool,
+    overlap: bool,
+    parts: KVVec<Extents>,
+    runs: KVVec<Run>,
+    spares: Spares,
+    repeated: u64,
+}
+
+impl<'a> Tables<'a> {
+    fn new(store: &'a Store, single: bool) -> Result<Self> {
+        let mut parts = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
+        for _ in 0..SHARDS {
+            parts.push_within_capacity(Extents::new())?;
+        }
+        Ok(Tables {
+            store,
+            single,
+            overlap: false,
+            parts,
+            runs: KVVec::new(),
+            spares: Spares::new(),
+            repeated: 0,
+        })
+    }
+
+    fn add(&mut self, mut run: Run) -> Result {
+        while run.len != 0 {
+            if self.runs.len() >= SORTED {
+                self.put()?;
+            }
+            let len = if self.single { 1 } else { run.len };
+            lists::push(&mut self.runs, Run { len, ..run }, GFP_KERNEL)?;
+            run = run.without_first(len);
+        }
+        Ok(())
+    }
+
+    /// Puts the runs into the parts.
+    fn put(&mut self) -> Result {
+        let mut runs = core::mem::take(&mut self.runs);
+        lists::sort(&mut runs, GFP_KERNEL)?;
+        let mut joined = Run::default();
+        for run in runs.iter() {
+            let follows = joined.old.0.checked_add(joined.len) == Some(run.old.0)
+                && joined.new.0.checked_add(joined.len) == Some(run.new.0);
+            if follows && joined.len != 0 && !self.single {
+                joined.len = joined.len.saturating_add(run.len);
+            } else {
+                self.put_run(joined)?;
+                joined = *run;
+            }
+        }
+        self.put_run(joined)?;
+        runs.clear();
+        self.runs = runs;
+        Ok(())
+    }
+
+    fn put_run(&mut self, mut run: Run) -> Result {
+        while run.len != 0 {
+            let (index, left) = self.store.shard(run.old);
+            let piece = Run {
+                len: run.len.min(left).min(LONGEST),
+                ..run
+            };
+            if !self.put_piece(index, piece)? {
+                if !self.single {
+                    self.overlap = true;
+                    return Err(EINVAL);
+                }
+                self.repeated = self.repeated.saturating_add(1);
+            }
+            run = run.without_first(piece.len);
+        }
+        Ok(())
+    }
+
+    /// False if a chunk is there already.
+    fn put_piece(&mut self, index: usize, run: Run) -> Result<bool> {
+        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+        let mut result = part.append(run, GFP_KERNEL);
+        if result == Err(Refused::Overlap) {
+            self.spares.stock(part.wants(), GFP_KERNEL)?;
+            result = part.insert(run, &mut self.spares);
+        }
+        match result {
+            Ok(()) => Ok(true),
+            Err(Refused::Overlap) => Ok(false),
+            Err(Refused::Memory) => Err(ENOMEM),
+            // Behind the end of all devices: nobody can ask for it.
+            Err(Refused::Range) => Ok(true),
+        }
+    }
+
+    fn finish(mut self) -> Result<KVVec<Extents>> {
+        self.put()?;
+        if self.repeated != 0 {
+            warning!(
+                "persistent snapshot",
+                "{} exceptions were ignored: others have their chunks of the origin",
+                self.repeated
+            );
+        }
+        Ok(self.parts)
+    }
+}
+
+/// Bios that may go on.
+#[derive(Default)]
+pub(super) struct Released {
+    /// Writes to the snapshot that may go to the COW device.
+    pub(super) ready: BioQueue<Stamp>,
+    /// Writes that have ended well.
+    pub(super) ended: BioQueue<Stamp>,
+    /// Writes that fail.
+    pub(super) failed: BioQueue<Stamp>,
+    /// Writes to the origin, to be looked at again.
+    pub(super) again: BioQueue<Stamp>,
+}
+
+impl Released {
+    /// Lets go of what waited for an exception that will never be.
+    pub(super) fn refuse(&mut self, mut waiting: Waiting) {
+        self.failed.append(&mut waiting.own);
+        if let Some(bio) = waiting.direct.take() {
+            self.failed.push(bio);
+        }
+        self.again.append(&mut waiting.origin);
+    }
+}

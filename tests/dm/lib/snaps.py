@@ -1,0 +1,259 @@
+"""Snapshots: the devices, and a family of them: an origin, its snapshots, and what each of them must read.
+
+    origin (snapshot-origin)     snapshot ── COW: a Gate, which can hold or fail
+              └── real ────────────┘              └── disk
+                   └── disk
+"""
+
+import errno
+import re
+from pathlib import Path
+
+from . import cow, dm, wait
+from .box import assert_same, pattern
+
+STATUS = re.compile(r"(?P<allocated>\d+)/(?P<total>\d+) (?P<metadata>\d+)")
+
+
+class Gate(dm.Mapped):
+    """A device over a disk that can be held or made to fail, as Layered can. What it holds is counted as in flight: dm
+    counts what has reached a table, and the table that holds it is another's below."""
+
+    def __init__(self, box, lower, sectors=None):
+        self.lower, below = lower, box.layered(lower, sectors=sectors)
+        self.hold, self.release, self.heal = below.hold, below.release, below.heal
+        self.error, self.error_reads, self.error_writes = below.error, below.error_reads, below.error_writes
+        super().__init__(f"0 {below.length} linear {below.dev} 0")
+        box.own(self)
+
+
+class Usage:
+    """The INFO status of a snapshot that works: three numbers of sectors."""
+
+    def __init__(self, text):
+        match = STATUS.fullmatch(text)
+        assert match, f"not the status of a snapshot that works: {text!r}"
+        self.allocated, self.total, self.metadata = (int(match[name]) for name in ("allocated", "total", "metadata"))
+
+
+class Snapshot(dm.Mapped):
+    """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that must be in it."""
+
+    def __init__(self, origin, cow, kind="P", size=8, extra="", length=None, start=True, name=None):
+        self.origin, self.cow, self.kind, self.size, self.extra = origin, cow, kind, size, extra
+        self.length = length if length is not None else origin.sectors
+        self.expected, self.copied = None, set()
+        self.line = f"0 {self.length} snapshot {origin.dev} {cow.dev} {kind} {size} {extra}".strip()
+        super().__init__(*([self.line] if start else []), name=name)
+
+    def look(self):
+        return Usage(self.status())
+
+    def exceptions(self):
+        """The chunks that have a place in the COW, of those that are being copied too."""
+        chunks = self.look().allocated // self.size
+        if self.kind.upper().startswith("N"):
+            return chunks
+        return sum(not cow.is_metadata(chunk, self.size) for chunk in range(2, chunks))
+
+    def wait_status(self, word):
+        wait.until(lambda: self.status() == word, lambda: f"status {word} ({self.status()})")
+
+    def header_valid(self):
+        """What the header on the disk below says."""
+        magic, valid, _, _ = cow.HEADER.unpack_from(self.cow.lower.read(0, 1))
+        assert magic == cow.MAGIC
+        return valid
+
+
+class Origin(dm.Mapped):
+    """The device through which an origin is written while it has snapshots."""
+
+    def __init__(self, real, length=None, start=True, name=None):
+        self.real = real
+        self.length = length if length is not None else real.sectors
+        self.line = f"0 {self.length} snapshot-origin {real.dev}"
+        super().__init__(*([self.line] if start else []), name=name)
+
+
+class Family:
+    """An origin with known content and its snapshots. Each device has in `expected` what it must read. A snapshot whose
+    contents are not to be looked at any more is taken off `snapshots`."""
+
+    def __init__(self, box, sectors=4096, cache=False, real=None):
+        self.box, self.cache, self.sectors = box, cache, sectors
+        self.data = pattern("origin", self.sectors)
+        if real:
+            self.disk = real
+        else:
+            self.disk = box.ram(-(-sectors // 2048), cache=cache)
+            self.disk.fill(self.data)
+        self.real = self.disk if self.disk.sectors == sectors else Gate(box, self.disk, sectors)
+        self.snapshots = []
+        self._origin = None
+
+    def layered(self):
+        """Puts a device that can be held or made to fail under the origin and its snapshots."""
+        self.real = Gate(self.box, self.disk, self.sectors)
+        return self
+
+    @property
+    def origin(self):
+        if self._origin is None:
+            self._origin = self.box.own(Origin(self.real))
+            self._origin.expected = bytearray(self.data)
+        return self._origin
+
+    def cow(self, size, room=None):
+        """An empty COW device, large enough for everything or of `room` chunks."""
+        mib = max(-(-self.sectors // 2048) * 2, -(-(room or 0) * size // 2048))
+        return Gate(self.box, self.box.ram(mib, cache=self.cache), room and room * size)
+
+    def snap(self, kind="P", size=8, extra="", room=None, cow=None, length=None):
+        """Takes a snapshot of what the origin holds now."""
+        return self._open(Snapshot(self.real, cow or self.cow(size, room), kind, size, extra, length or self.sectors,
+                                   start=False), self.origin.expected, ())
+
+    def _open(self, snapshot, expected, copied):
+        """In LVM's order: loaded while the origin works, resumed while it is suspended."""
+        self.box.own(snapshot)
+        snapshot.expected, snapshot.copied = expected[:snapshot.length * 512], set(copied)
+        snapshot.load(snapshot.line)
+        if not self.origin.suspended:
+            self.origin.suspend()
+        snapshot.resume()
+        self.origin.resume()
+        self.snapshots.append(snapshot)
+        return snapshot
+
+    def close(self, snapshot):
+        """Removes a snapshot, while the origin is suspended."""
+        self.origin.suspend()
+        snapshot.remove()
+        self.snapshots.remove(snapshot)
+        self.origin.resume()
+
+    def reopen(self, snapshot):
+        """Removes a snapshot and makes it anew on its COW. Nothing is written to the origin between."""
+        self.origin.suspend()
+        snapshot.remove()
+        self.snapshots.remove(snapshot)
+        kept = (self.origin.expected, ()) if snapshot.kind == "N" else (snapshot.expected, snapshot.copied)
+        return self._open(Snapshot(self.real, snapshot.cow, snapshot.kind, snapshot.size, snapshot.extra,
+                                   snapshot.length, start=False), *kept)
+
+    def wrote(self, device, sector, data):
+        """Notes what was written to the origin or to a snapshot."""
+        device.expected[sector * 512:sector * 512 + len(data)] = data
+        end = sector + len(data) // 512
+        for snapshot in self.snapshots if device is self._origin else [device]:
+            snapshot.copied.update(range(sector // snapshot.size, -(-min(end, snapshot.length) // snapshot.size)))
+
+    def write(self, device, sector, data, **how):
+        device.write(sector, data, **how)
+        self.wrote(device, sector, data)
+
+    def writer(self, device, sector, data, **how):
+        """A write in a thread of its own; it counts when it ends."""
+        return self.box.background(self.write, device, sector, data, **how)
+
+    def read(self, device, sector, count):
+        """Reads and compares."""
+        want = device.expected[sector * 512:(sector + count) * 512]
+        assert_same(device.read(sector, count), want, where=f"{self.name(device)}: {count} sectors at {sector}")
+
+    def discard(self, snapshot, start, count):
+        """Discards and notes it. A chunk in the COW that is covered whole becomes zeros; in one that is covered in part
+        each sector may become zeros or stay. Others change only with the origin, if discards are passed to it."""
+        snapshot.discard(start, count)
+        end, size = start + count, snapshot.size
+        if "passdown" in snapshot.extra:
+            self._zero(self.origin, start, end)
+            for other in self.snapshots:
+                for at in range(start, end):
+                    if at // other.size not in other.copied:
+                        self._zero(other, at, at + 1)
+        for chunk in range(start // size, -(-end // size)):
+            first, last = max(start, chunk * size), min(end, (chunk + 1) * size)
+            if chunk not in snapshot.copied:
+                continue
+            if last - first < size:
+                got = snapshot.read(first, last - first)
+                for at in range(first, last):
+                    sector = got[(at - first) * 512:(at - first + 1) * 512]
+                    if not any(sector):
+                        self._zero(snapshot, at, at + 1)
+            else:
+                self._zero(snapshot, first, last)
+
+    @staticmethod
+    def _zero(device, start, end):
+        device.expected[start * 512:end * 512] = bytes((end - start) * 512)
+
+    def name(self, device):
+        if device is self._origin:
+            return "origin"
+        return f"snapshot {self.snapshots.index(device)} ({device.kind} {device.size})"
+
+    def check(self, *devices):
+        """Compares devices (default: all) with the model, the records in the COWs, and the disk of the origin."""
+        for device in devices or [self.origin, *self.snapshots]:
+            assert_same(device.content(), device.expected, where=self.name(device))
+            if device is not self._origin and device.status() != "Overflow":
+                assert device.exceptions() == len(device.copied), self.name(device)
+                if not device.kind.upper().startswith("N"):
+                    store = cow.Store(device.cow if device.cow.sectors > 8 else device.cow.content())
+                    assert store.taken.keys() == device.copied, self.name(device)
+        if not devices:
+            assert_same(self.disk.content(self.sectors), self.origin.expected, where="disk of the origin")
+
+
+class Watch:
+    """What is told about a snapshot from here on."""
+
+    FULL, FAILED = "Unable to allocate exception.", "Error reading/writing."
+
+    def __init__(self, snapshot, log):
+        self.snapshot, self._log = snapshot, log
+        self.events, self._mark = snapshot.event, log.mark()
+
+    def said(self, text):
+        """How often the log has a line that ends so."""
+        return sum(line.endswith(text) for line in self._log.dm(self._mark))
+
+    def ended(self, reason, header=0):
+        """It has become Invalid: one event, one line in the log, nothing can be read or written, the header says so."""
+        snapshot = self.snapshot
+        snapshot.wait_status("Invalid")
+        wait.until(lambda: snapshot.event == self.events + 1, "an event")
+        assert self.said(f"snapshots: Invalidating snapshot: {reason}") == 1
+        if snapshot.kind != "N":
+            assert snapshot.header_valid() == header
+        fails(snapshot.read, 0, 8)
+        fails(snapshot.write, 8, bytes(4096))
+        fails(snapshot.write, 8, bytes(512))
+        snapshot.flush()
+
+    def silent(self):
+        """Nothing more has been told since it ended."""
+        assert self.snapshot.event == self.events + 1
+        assert sum(self.said(f"Invalidating snapshot: {reason}") for reason in (self.FULL, self.FAILED)) == 1
+
+
+def fails(call, *args, code=errno.EIO):
+    """A call that must end with an error."""
+    try:
+        call(*args)
+    except OSError as error:
+        assert error.errno == code, f"{error}, not {errno.errorcode[code]}"
+        return
+    raise AssertionError(f"no {errno.errorcode[code]}")
+
+
+def parameter(impl, name):
+    """The file of a parameter of the module."""
+    return Path("/sys/module", "dm_snapshot" if impl == "c" else "dm_rust", "parameters", name)
+
+
+def chunk_of(data, chunk, size):
+    return bytes(data[chunk * size * 512:(chunk + 1) * size * 512])

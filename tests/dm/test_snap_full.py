@@ -1,0 +1,293 @@
+"""snapshot: the COW is full, devices fail, and the header says that the snapshot is no more."""
+
+import pytest
+
+from lib import cow, wait
+from lib.box import pattern
+from lib.snaps import Family, Watch, fails
+
+pytestmark = pytest.mark.alone
+FULL, FAILED = Watch.FULL, Watch.FAILED
+
+
+def room(snapshot, chunks):
+    """How many exceptions fit."""
+    return chunks if snapshot.kind == "N" else cow.capacity(chunks, snapshot.size)
+
+
+def fill(family, device, snapshot, number):
+    """Uses up room for some exceptions, from the end of the origin on."""
+    size = snapshot.size
+    for n in range(number):
+        family.write(device, family.sectors - (n + 1) * size, pattern(f"fill {n % 4}", 1 + n % 2 * (size - 1)))
+    assert snapshot.exceptions() == number
+
+
+# Full
+
+@pytest.mark.parametrize("kind, device, sectors", [("P", "snapshot", 8), ("P", "origin", 1), ("PO", "snapshot", 8),
+                                                   ("PO", "snapshot", 1), ("PO", "origin", 8), ("N", "snapshot", 1),
+                                                   ("N", "origin", 8)])
+def test_full(impl, family, log, kind, device, sectors):
+    """The last chunk that fits is taken; the next one ends a snapshot, or stops writes to it. The origin works on, and
+    so does another snapshot."""
+    other, snapshot = family.snap("P", 8), family.snap(kind, 8, room=6)
+    watch, origin = Watch(snapshot, log), family.origin
+    target = origin if device == "origin" else snapshot
+    fill(family, target, snapshot, room(snapshot, 6))
+    assert snapshot.look().allocated == snapshot.look().total == 48
+    family.check()
+    new = pattern("one too many", sectors)
+    if device == "origin":
+        family.write(origin, 80, new)
+    else:
+        fails(snapshot.write, 80, new)
+    if device == "snapshot" and kind == "PO":
+        assert snapshot.status() == "Overflow"
+        assert watch.said("snapshots: Snapshot overflowed: Unable to allocate exception.") == 1
+        assert snapshot.header_valid() == 1
+        if impl == "rust":
+            wait.until(lambda: snapshot.event == watch.events + 1, "an event")
+        else:
+            assert snapshot.event == watch.events
+        # Everything can be read; nothing can be written, not even what has a place.
+        family.check()
+        fails(snapshot.write, family.sectors - 8, new)
+        fails(snapshot.write, 80, new)
+        # A write of the origin that needs no copy changes nothing; one that does ends it.
+        family.write(origin, family.sectors - 8, new)
+        assert snapshot.status() == "Overflow"
+        watch.events = snapshot.event
+        family.write(origin, 160, new)
+    watch.ended(FULL)
+    family.snapshots.remove(snapshot)
+    family.write(origin, 0, pattern("on", 2048))
+    family.write(other, 800, pattern("on", 8))
+    family.check()
+    watch.silent()
+
+
+@pytest.mark.parametrize("kind, chunks", [("P", 4), ("P", 35), ("PO", 3), ("PO", 33), ("PO", 35), ("PO", 36), ("P", 66),
+                                          ("PO", 68), ("PO", 69)])
+def test_full_at_the_boundaries_of_areas(impl, box, log, kind, chunks):
+    """Chunks of a sector: 32 exceptions to an area. It is full where it must be, and what fitted is found again."""
+    fill_up(box, log, kind, chunks)
+
+
+@pytest.mark.only("rust")
+@pytest.mark.parametrize("kind, chunks", [("P", 34), ("PO", 34), ("PO", 67), ("P", 100)])
+def test_full_without_room_for_the_next_area(impl, box, log, kind, chunks):
+    """The COW ends behind the last chunk of an area: C takes it and writes the next area beyond the end."""
+    fill_up(box, log, kind, chunks)
+
+
+def fill_up(box, log, kind, chunks):
+    family = Family(box, sectors=2048)
+    snapshot = family.snap(kind, 1, room=chunks)
+    number = room(snapshot, chunks)
+    fill(family, snapshot, snapshot, number - number // 2)
+    for n in range(number // 2):
+        family.write(family.origin, 2 * n, pattern("origin", 1))
+    assert snapshot.exceptions() == number
+    snapshot = family.reopen(snapshot)
+    assert snapshot.exceptions() == number
+    family.check()
+    watch = Watch(snapshot, log)
+    if kind == "PO":
+        fails(snapshot.write, 1001, pattern("new", 1))
+        assert snapshot.status() == "Overflow"
+        family.check()
+        snapshot = family.reopen(snapshot)
+        assert snapshot.exceptions() == number, "an overflow is not remembered"
+        family.check()
+        watch = Watch(snapshot, log)
+    family.write(family.origin, 1001, pattern("new", 1))
+    watch.ended(FULL)
+    watch.silent()
+    snapshot = family.reopen(snapshot)
+    assert snapshot.status() == "Invalid"
+    fails(snapshot.read, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["P", "PO"])
+def test_larger_cow(family, kind):
+    """The COW grows under a snapshot that is full: what is added is used, without a new table."""
+    disk = family.box.ram(8)
+    small = family.box.mapped(f"0 48 linear {disk.dev} 0")
+    snapshot = family.snap(kind, 8, cow=small)
+    fill(family, snapshot, snapshot, 4)
+    assert snapshot.status() == "48/48 16"
+    small.swap(f"0 64 linear {disk.dev} 0")
+    assert snapshot.status() == "48/64 16"
+    family.write(snapshot, 80, pattern("new", 1))
+    family.write(family.origin, 160, pattern("new", 8))
+    assert snapshot.status() == "64/64 16"
+    family.check()
+
+
+def test_large_write_into_the_last_chunks(family, log):
+    """A write of many chunks, of which some fit: it fails, and what it did is no lie. One of the origin succeeds."""
+    first, second = family.snap("PO", 8, room=40), family.snap("PO", 8, room=40)
+    fails(first.write, 84, pattern("large", 1000))
+    assert first.status() == "Overflow"
+    got, new = first.read(84, 1000), pattern("large", 1000)
+    for at in range(0, len(got), 512):
+        assert got[at:at + 512] in (new[at:at + 512], family.data[84 * 512 + at:84 * 512 + at + 512])
+    family.wrote(first, 84, got)
+    family.check(first, family.origin)
+    watches = Watch(first, log), Watch(second, log)
+    family.write(family.origin, 3000, new)
+    for snapshot in (first, second):
+        snapshot.wait_status("Invalid")
+    for watch in watches:
+        wait.until(lambda: watch.snapshot.event == watch.events + 1, "an event")
+        assert watch.snapshot.header_valid() == 0
+    family.snapshots.clear()
+    family.check()
+
+
+def test_header_while_many_are_copied(impl, box):
+    """The COW fills up while hundreds of chunks are being copied: the header is one of two, never anything else."""
+    family = Family(box)
+    for turn in range(6):
+        snapshot = family.snap("P", 8, room=100 + turn)
+        assert snapshot.cow.lower.read(0, 8) == cow.header(8).ljust(4096, b"\0")
+        family.write(family.origin, turn * 100, pattern(f"turn {turn}", 2048))
+        snapshot.wait_status("Invalid")
+        assert snapshot.cow.lower.read(0, 8) == cow.header(8, valid=0).ljust(4096, b"\0")
+        family.close(snapshot)
+    family.check()
+
+
+# Devices that fail
+
+@pytest.mark.parametrize("kind, device, sectors", [("P", "snapshot", 8), ("PO", "snapshot", 1), ("P", "origin", 1),
+                                                   ("N", "snapshot", 1), ("N", "origin", 8)])
+def test_cow_write_error(family, log, kind, device, sectors):
+    """In the data of a new chunk: the snapshot ends, the origin's write succeeds."""
+    snapshot = family.snap(kind, 8)
+    family.write(snapshot, 800, pattern("own", 8))
+    watch, at = Watch(snapshot, log), 8 if kind == "N" else 24
+    snapshot.cow.error_writes((at, at + 8))
+    if device == "origin":
+        family.write(family.origin, 80, pattern("new", sectors))
+    else:
+        fails(snapshot.write, 80, pattern("new", sectors))
+    watch.ended(FAILED)
+    snapshot.cow.heal()
+    fails(snapshot.read, 0, 8)
+    family.snapshots.clear()
+    family.write(family.origin, 88, pattern("on", 8))
+    family.check()
+    watch.silent()
+
+
+@pytest.mark.parametrize("kind", ["P", "N"])
+def test_error_of_a_copied_chunk(family, kind):
+    """A read or a write of what is in the COW already fails alone; the snapshot is what it was."""
+    snapshot = family.snap(kind, 8)
+    family.write(snapshot, 80, pattern("own", 8))
+    at = 0 if kind == "N" else 16
+    snapshot.cow.error((at, at + 8))
+    events = snapshot.event
+    fails(snapshot.read, 80, 8)
+    fails(snapshot.write, 83, pattern("new", 1))
+    family.write(family.origin, 80, pattern("new", 8))
+    family.write(snapshot, 160, pattern("own", 8))
+    assert snapshot.exceptions() == 2 and snapshot.event == events
+    snapshot.cow.heal()
+    family.check()
+
+
+@pytest.mark.parametrize("kind, device", [("P", "snapshot"), ("P", "origin"), ("PO", "origin"), ("N", "snapshot")])
+def test_origin_read_error(impl, box, log, kind, device):
+    """In a copy: the snapshot ends, the write of the origin succeeds. A plain read of the snapshot fails alone."""
+    family = Family(box).layered()
+    snapshot, other = family.snap(kind, 8), family.snap("P", 8)
+    family.write(other, 80, pattern("own", 8))  # so it needs no copy
+    watch = Watch(snapshot, log)
+    family.real.error_reads((84, 85))
+    fails(snapshot.read, 80, 8)
+    family.write(snapshot, 160, pattern("own", 3))
+    assert snapshot.exceptions() == 1 and snapshot.event == watch.events
+    if device == "origin":
+        family.write(family.origin, 84, pattern("new", 1))
+    else:
+        fails(snapshot.write, 81, pattern("new", 1))
+    watch.ended(FAILED)
+    family.real.heal()
+    family.snapshots.remove(snapshot)
+    family.check()
+    watch.silent()
+
+
+@pytest.mark.parametrize("kind", ["P", "PO"])
+def test_whole_chunk_over_a_bad_origin(impl, box, kind):
+    """It needs nothing of the origin, so the snapshot works on, and the chunk with it."""
+    family = Family(box).layered()
+    snapshot = family.snap(kind, 8)
+    family.real.error_reads((84, 85))
+    family.write(snapshot, 80, pattern("own", 8))
+    family.read(snapshot, 80, 8)
+    family.real.heal()
+    family.check()
+
+
+@pytest.mark.parametrize("bad, device, sectors", [("area", "snapshot", 8), ("area", "snapshot", 1),
+                                                  ("area", "origin", 1), ("next area", "snapshot", 1),
+                                                  ("next area", "origin", 1),
+                                                  ("area and header", "snapshot", 8), ("area and header", "origin", 1)])
+def test_metadata_write_error(impl, box, log, bad, device, sectors):
+    """In the record alone, in the zeros of the next area, and then in the header as well: the snapshot has ended."""
+    family = Family(box, sectors=2048)
+    snapshot = family.snap("P", 1 if bad == "next area" else 8)
+    size = snapshot.size
+    fill(family, snapshot, snapshot, 31 if bad == "next area" else 3)
+    watch = Watch(snapshot, log)
+    snapshot.cow.error_writes({"area": (8, 16), "next area": (34, 35), "area and header": (0, 16)}[bad])
+    if device == "origin":
+        family.write(family.origin, 80, pattern("new", sectors))
+    else:
+        fails(snapshot.write, 80, pattern("new", min(sectors, size)))
+    watch.ended(FAILED, header=int("header" in bad))
+    assert watch.said("persistent snapshot: write header failed") == ("header" in bad)
+    snapshot.cow.heal()
+    fails(snapshot.read, 0, 8)
+    family.snapshots.clear()
+    family.check()
+    watch.silent()
+
+
+def test_metadata_read_error(family, log):
+    """When the snapshot is made anew: the table is refused, the metadata stays, and later it works."""
+    snapshot = family.snap("P", 8)
+    family.write(snapshot, 80, pattern("own", 8))
+    for bad in ((0, 1), (8, 16)):
+        family.origin.suspend()
+        snapshot.remove()
+        snapshot.cow.error_reads(bad)
+        mark = log.mark()
+        fails(family.box.mapped, snapshot.line)
+        assert any(line.endswith(": snapshot: Failed to read snapshot metadata (-EIO)") for line in log.dm(mark))
+        snapshot.cow.heal()
+        snapshot = family.reopen(snapshot)
+        assert snapshot.exceptions() == 1
+        family.check()
+
+
+def test_header_that_says_invalid(family, log):
+    """The table is accepted, nothing can be read, and the origin copies nothing."""
+    snapshot = family.snap("P", 8)
+    family.write(snapshot, 80, pattern("own", 8))
+    snapshot.cow.write(0, cow.header(8, valid=0).ljust(512, b"\0"))
+    mark = log.mark()
+    snapshot = family.reopen(snapshot)
+    assert any(line.endswith("snapshots: Snapshot is marked invalid.") for line in log.dm(mark))
+    assert snapshot.status() == "Invalid"
+    fails(snapshot.read, 0, 8)
+    fails(snapshot.write, 0, bytes(4096))
+    before, events = snapshot.cow.lower.stats(), snapshot.event
+    family.write(family.origin, 0, pattern("new", 800))
+    assert not (snapshot.cow.lower.stats() - before).writes and snapshot.event == events
+    family.snapshots.clear()
+    family.check()

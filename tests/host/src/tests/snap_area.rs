@@ -1,0 +1,595 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Header and areas of a persistent store against parsers of bytes written from the format's description; damage; fuzz.
+
+use proptest::prelude::*;
+use std::collections::HashSet;
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use super::{
+    text,
+    with_all_faults, //
+};
+use crate::env::{
+    Error,
+    EINVAL,
+    EIO,
+    ENOMEM,
+    ENXIO, //
+};
+use crate::logic::{
+    snapshot::{
+        area::*,
+        chunks::{
+            Chunk,
+            ChunkSize,
+            CowChunk, //
+        },
+        extents::{
+            Run,
+            LONGEST, //
+        },
+        header::*,
+        layout::{
+            Allocator,
+            Layout, //
+        },
+        options::BlockSizes, //
+    },
+    units::Sectors, //
+};
+
+const PLAIN: BlockSizes = BlockSizes {
+    cow: 512,
+    origin: 512,
+};
+const LARGE: BlockSizes = BlockSizes {
+    cow: 4096,
+    origin: 512,
+};
+
+fn size(sectors: u32) -> ChunkSize {
+    ChunkSize::from_sectors(sectors).unwrap()
+}
+
+/// A header by hand, in a sector of garbage.
+fn header(magic: u32, valid: u32, version: u32, sectors: u32) -> Vec<u8> {
+    let mut chunk: Vec<u8> = [magic, valid, version, sectors]
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect();
+    chunk.resize(512, 0xa5);
+    chunk
+}
+
+/// The line and the code of a header that was read with chunks of eight sectors.
+fn told(chunk: &[u8], blocks: BlockSizes) -> (String, Error) {
+    let invalid = Header::parse(chunk, size(8), blocks).unwrap_err();
+    (text(&invalid), Error::from(invalid))
+}
+
+/// What [`Header::parse`] should say.
+fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, Invalid> {
+    if chunk.len() < 16 {
+        return Err(Invalid::Magic);
+    }
+    let field = |at: usize| u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
+    if field(0) == 0 {
+        return Ok(Header::Blank);
+    }
+    if &chunk[..4] != b"SnAp" {
+        return Err(Invalid::Magic);
+    }
+    let found = field(12);
+    let reason = match found {
+        _ if found == read => None,
+        _ if found.count_ones() != 1 => Some("Chunk size is not a power of 2"),
+        _ if found % (blocks.cow / 512) != 0 || found % (blocks.origin / 512) != 0 => {
+            Some("Chunk size is not a multiple of device blocksize")
+        }
+        _ if found > 4_194_303 => Some("Chunk size is too high"),
+        _ => None,
+    };
+    match (reason, field(8)) {
+        (Some(reason), _) => Err(Invalid::ChunkSize { found, reason }),
+        (None, 1) => Ok(Header::Store {
+            valid: field(4) != 0,
+            size: size(found),
+        }),
+        (None, found) => Err(Invalid::Version { found }),
+    }
+}
+
+/// The bytes that C writes for a new store with chunks of eight sectors.
+#[test]
+fn known_header() {
+    let mut chunk = vec![0xff; 4096];
+    let mut store = Header::Store {
+        valid: true,
+        size: size(8),
+    };
+    assert_eq!(store.encode(&mut chunk), Some(()));
+    assert_eq!(
+        chunk[..16],
+        *b"\x53\x6e\x41\x70\x01\0\0\0\x01\0\0\0\x08\0\0\0"
+    );
+    assert!(chunk[16..].iter().all(|byte| *byte == 0));
+    assert_eq!(Header::parse(&chunk, size(32), PLAIN), Ok(store));
+    if let Header::Store { valid, .. } = &mut store {
+        *valid = false;
+    }
+    store.encode(&mut chunk).unwrap();
+    assert_eq!(chunk[4..8], [0; 4]);
+    assert_eq!(Header::parse(&chunk, size(8), PLAIN), Ok(store));
+    Header::Blank.encode(&mut chunk).unwrap();
+    assert!(chunk.iter().all(|byte| *byte == 0));
+    assert_eq!(Header::parse(&chunk, size(8), PLAIN), Ok(Header::Blank));
+    for len in 0..16 {
+        let mut short = vec![0xa5; len];
+        assert_eq!(store.encode(&mut short), None);
+        assert!(short.iter().all(|byte| *byte == 0xa5));
+        let result = Header::parse(&vec![0; len], size(8), PLAIN);
+        assert_eq!(result, Err(Invalid::Magic));
+    }
+}
+
+#[test]
+fn header_texts() {
+    let corrupt = (String::from("Invalid or corrupt snapshot"), ENXIO);
+    assert_eq!(told(&header(MAGIC ^ 1, 1, 1, 8), PLAIN), corrupt);
+    assert_eq!(told(&header(1, 0, 0, 0), PLAIN), corrupt);
+    assert_eq!(ENXIO.to_errno(), -6);
+    for (version, shown) in [(0, "0"), (2, "2"), (u32::MAX, "-1")] {
+        let line = format!("unable to handle snapshot disk version {shown}");
+        assert_eq!(told(&header(MAGIC, 1, version, 8), PLAIN), (line, EINVAL));
+    }
+    for (sectors, blocks, reason) in [
+        (0, PLAIN, "Chunk size is not a power of 2"),
+        (3, PLAIN, "Chunk size is not a power of 2"),
+        (4_194_304, PLAIN, "Chunk size is too high"),
+        (4, LARGE, "Chunk size is not a multiple of device blocksize"),
+    ] {
+        let line = format!("invalid on-disk chunk size {sectors}: {reason}.");
+        // The version is looked at behind the chunk size.
+        let expected = (line, EINVAL);
+        assert_eq!(told(&header(MAGIC, 1, 2, sectors), blocks), expected);
+    }
+    // Blank is what the magic says alone, and any number but zero means valid.
+    let blank = header(0, 9, 9, 9);
+    assert_eq!(Header::parse(&blank, size(8), PLAIN), Ok(Header::Blank));
+    let valid = Header::parse(&header(MAGIC, 0x100, 1, 2_097_152), size(8), LARGE);
+    let expected = Header::Store {
+        valid: true,
+        size: ChunkSize::MAX,
+    };
+    assert_eq!(valid, Ok(expected));
+}
+
+/// The warning comes with whatever other size a header has.
+#[test]
+fn overridden_chunk_size() {
+    let find = |chunk: &[u8]| Override::find(chunk, size(16)).map(|found| text(&found));
+    for sectors in [0, 3, 8, u32::MAX] {
+        let line =
+            format!("chunk size {sectors} in device metadata overrides table chunk size of 16.");
+        assert_eq!(find(&header(MAGIC, 0, 7, sectors)), Some(line));
+    }
+    assert_eq!(find(&header(MAGIC, 1, 1, 16)), None);
+    assert_eq!(find(&header(0, 1, 1, 8)), None);
+    assert_eq!(find(&header(MAGIC + 1, 1, 1, 8)), None);
+    assert_eq!(find(&header(MAGIC, 1, 1, 8)[..15]), None);
+}
+
+fn record(old: u64, new: u64) -> Record {
+    Record {
+        old: Chunk(old),
+        new: CowChunk(new),
+    }
+}
+
+/// Lays records out one behind the other.
+fn lay_out(records: &[(u64, u64)]) -> Vec<u8> {
+    let numbers = records.iter().flat_map(|(old, new)| [*old, *new]);
+    numbers.flat_map(u64::to_le_bytes).collect()
+}
+
+/// What a loader has told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Load {
+    mapped: Vec<(u64, u64)>,
+    records: u64,
+    repeated: u64,
+    next: u64,
+    /// The end of the list and whether something is behind it, or the first record that is bad.
+    end: Option<Result<bool, u64>>,
+}
+
+/// Reads records one by one, in areas of chunks of a size.
+fn model(sectors: u32, cow: u64, bytes: &[u8]) -> Load {
+    let (sectors, mut seen) = (u64::from(sectors), HashSet::new());
+    let mut load = Load {
+        next: 2,
+        ..Load::default()
+    };
+    for (index, record) in bytes.chunks_exact(16).enumerate() {
+        let [old, new] =
+            [0, 8].map(|at| u64::from_le_bytes(record[at..at + 8].try_into().unwrap()));
+        if new == 0 {
+            load.end = Some(Ok(bytes[index * 16..].iter().any(|byte| *byte != 0)));
+            break;
+        }
+        // The top byte is C's counter; our table ends earlier.
+        let high = new >> 56 != 0 || new >> 48 != 0;
+        if new < 2 || high || new >= cow / sectors || new % (sectors * 32 + 1) == 1 {
+            load.end = Some(Err(index as u64));
+            break;
+        }
+        load.records += 1;
+        load.next = load.next.max(new + 1);
+        if seen.insert(new) {
+            load.mapped.push((old, new));
+        } else {
+            load.repeated += 1;
+        }
+    }
+    load
+}
+
+/// Loads pieces of a list, and sees that runs are as long as they can be.
+fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
+    let mut loader = Loader::new(Layout::new(size(sectors)), Sectors(cow));
+    let (mut mapped, mut end) = (Vec::new(), None);
+    let behind: Vec<u8> = pieces.concat();
+    let mut at = 0;
+    for piece in pieces {
+        let mut last: Option<Run> = None;
+        let fed = loader.feed(piece, |run| {
+            if let Some(last) = last.replace(run) {
+                let follows = last.old.0.checked_add(last.len) == Some(run.old.0);
+                assert!(
+                    !follows || last.new.0 + last.len != run.new.0 || last.len == LONGEST,
+                    "{last:?} {run:?}"
+                );
+            }
+            assert!((1..=LONGEST).contains(&run.len));
+            mapped.extend((0..run.len).map(|n| (run.old.0 + n, run.new.0 + n)));
+            Ok(())
+        });
+        match fed {
+            Ok(Fed::More) => {}
+            Ok(Fed::End { stale }) => {
+                let start = (loader.records() * 16) as usize;
+                let tail = &behind[start..at + piece.len()];
+                assert_eq!(stale, tail.iter().any(|byte| *byte != 0));
+                end = Some(Ok(behind[start..].iter().any(|byte| *byte != 0)));
+                break;
+            }
+            Err(Failure::Bad(bad)) => {
+                let slot = (bad.index * 16) as usize;
+                assert_eq!(Record::get(&behind[slot..], 0), Some(bad.record));
+                assert_eq!(bad.chunks, (cow / u64::from(sectors)).min(1 << 48));
+                end = Some(Err(bad.index));
+                break;
+            }
+            Err(Failure::Error(error)) => panic!("{error:?}"),
+        }
+        at += piece.len();
+    }
+    Load {
+        mapped,
+        records: loader.records(),
+        repeated: loader.repeated(),
+        next: loader.next().0,
+        end,
+    }
+}
+
+/// Loads, where a bad record may keep runs before it in the same piece from being told.
+fn assert_load(sectors: u32, cow: u64, pieces: &[&[u8]]) {
+    let (mut found, mut expected) = (
+        load(sectors, cow, pieces),
+        model(sectors, cow, &pieces.concat()),
+    );
+    if matches!(expected.end, Some(Err(_))) {
+        assert!(expected.mapped.starts_with(&found.mapped));
+        found.mapped.clear();
+        expected.mapped.clear();
+    }
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn slots() {
+    let mut area = vec![0; 40];
+    assert_eq!(
+        record(0x0102, 0x0304_0506_0708_090a).put(&mut area, 1),
+        Some(())
+    );
+    assert_eq!(
+        area[16..32],
+        *b"\x02\x01\0\0\0\0\0\0\x0a\x09\x08\x07\x06\x05\x04\x03"
+    );
+    assert_eq!(area[..16], [0; 16]);
+    assert_eq!(area[32..], [0; 8]);
+    let expected = record(0x0102, 0x0304_0506_0708_090a);
+    assert_eq!(Record::get(&area, 1), Some(expected));
+    assert_eq!(Record::get(&area, 0), Some(Record::default()));
+    for slot in [2, 3, u64::MAX / 16, u64::MAX / 16 + 1, u64::MAX] {
+        assert_eq!(Record::get(&area, slot), None);
+        assert_eq!(record(1, 2).put(&mut area, slot), None);
+    }
+}
+
+#[test]
+fn bad_records() {
+    let line = |cow: u64, new: u64| {
+        let mut loader = Loader::new(Layout::new(size(8)), Sectors(cow * 8));
+        let bytes = lay_out(&[(7, 3), (9, new)]);
+        let failure = loader.feed(&bytes, |_| Ok(())).err()?;
+        assert_eq!(Error::from(failure), EINVAL);
+        match failure {
+            Failure::Bad(bad) => Some(text(&bad)),
+            Failure::Error(_) => None,
+        }
+    };
+    assert_eq!(line(600, 599), None);
+    for new in [1, 258, 515] {
+        assert_eq!(
+            line(600, new),
+            Some(format!(
+                "exception 1 maps chunk 9 to chunk {new}, which holds metadata"
+            ))
+        );
+    }
+    for new in [600, 1 << 56, u64::MAX] {
+        assert_eq!(
+            line(600, new),
+            Some(format!(
+                "exception 1 maps chunk 9 to chunk {new}, behind the end of the COW device"
+            ))
+        );
+    }
+    // Numbers end where those of the table do, however large the device is.
+    let last = (1 << 48) - 1;
+    let all = [(1, last), (3, 8), (2, last), (4, last + 1)];
+    assert_load(1, u64::MAX, &[&lay_out(&all)]);
+}
+
+/// What the end of the list tells, at the borders of pieces and of areas.
+#[test]
+fn ends_of_lists() {
+    let full: Vec<(u64, u64)> = (0..32).map(|n| (100 - n, n + 2)).collect();
+    let area = lay_out(&full);
+    let zeros = [0; 512];
+    let mut stale = zeros;
+    stale[511] = 1;
+    let mut half = zeros;
+    half[0] = 1;
+    for (next, end) in [(&zeros, Ok(false)), (&stale, Ok(true)), (&half, Ok(true))] {
+        let found = load(1, 100, &[&area, next]);
+        assert_eq!((found.records, found.end), (32, Some(end)));
+        assert_load(1, 100, &[&area, next]);
+        assert_load(1, 100, &[next]);
+    }
+    assert_eq!(load(1, 100, &[&area]).end, None);
+    assert_eq!(load(1, 100, &[]).next, 2);
+    assert_load(1, 100, &[&area, &[], &lay_out(&[(1, 35)])]);
+}
+
+/// What is laid out as it was given out is loaded as it was, and gives out the same next.
+#[test]
+fn stores_without_gaps() {
+    for shift in 0..=10 {
+        let sectors = 1 << shift;
+        let layout = Layout::new(size(sectors));
+        let per_area = layout.per_area();
+        let cow = Sectors(u64::from(sectors) * layout.stride() * 4);
+        for count in [
+            0,
+            1,
+            per_area - 1,
+            per_area,
+            per_area + 1,
+            2 * per_area,
+            3 * per_area - 1,
+        ] {
+            let mut allocator = Allocator::new(layout, CowChunk(0), 0);
+            let bytes = per_area as usize * RECORD;
+            let mut areas: Vec<Vec<u8>> = vec![vec![0; bytes]; 4];
+            let mut expected = Vec::new();
+            let mut old = 1 << 40;
+            while allocator.records() < count {
+                let at = allocator.records();
+                let (first, len) = allocator.allocate(count - at, cow).unwrap();
+                expected.push((old, first.0, len));
+                for n in 0..len {
+                    let (area, slot) = layout.slot(at + n);
+                    let put = record(old + n, first.0 + n).put(&mut areas[area as usize], slot);
+                    assert_eq!(put, Some(()));
+                }
+                old += len;
+            }
+            let mut loader = Loader::new(layout, cow);
+            let mut runs = Vec::new();
+            let mut fed = 0;
+            while Ok(Fed::More)
+                == loader.feed(&areas[fed], |run| {
+                    runs.push((run.old.0, run.new.0, run.len));
+                    Ok(())
+                })
+            {
+                fed += 1;
+            }
+            assert_eq!(runs, expected, "{sectors} {count}");
+            assert_eq!(fed as u64, layout.slot(count).0);
+            assert_eq!((loader.records(), loader.repeated()), (count, 0));
+            assert_eq!(
+                Allocator::new(layout, loader.next(), loader.records()),
+                allocator
+            );
+        }
+    }
+}
+
+/// Runs are no longer than the table takes at once, and end where numbers end.
+#[test]
+fn ends_of_runs() {
+    let records: Vec<(u64, u64)> = (0..LONGEST + 9).map(|n| (n, n + 2)).collect();
+    let bytes = lay_out(&records);
+    let cow = 1 << 40;
+    let mut lens = Vec::new();
+    let mut loader = Loader::new(Layout::new(size(2048)), Sectors(cow));
+    let fed = loader.feed(&bytes, |run| {
+        lens.push(run.len);
+        Ok(())
+    });
+    assert_eq!((fed, lens), (Ok(Fed::More), vec![LONGEST, 9]));
+    assert_load(2048, cow, &[&bytes, &bytes]);
+    let last = lay_out(&[(u64::MAX - 1, 2), (u64::MAX, 3), (0, 4)]);
+    let mut loader = Loader::new(Layout::new(size(8)), Sectors(cow));
+    let mut runs = Vec::new();
+    let fed = loader.feed(&last, |run| {
+        runs.push((run.old.0, run.len));
+        Ok(())
+    });
+    assert_eq!(
+        (fed, runs),
+        (Ok(Fed::More), vec![(u64::MAX - 1, 2), (0, 1)])
+    );
+}
+
+/// What cannot be passed on, or remembered, ends the load.
+#[test]
+fn failures() {
+    let bytes = lay_out(&[(1, 2), (2, 3), (5, 9)]);
+    let mut calls = 0;
+    let mut loader = Loader::new(Layout::new(size(8)), Sectors(1000));
+    let failure = loader.feed(&bytes, |_| {
+        calls += 1;
+        if calls == 2 {
+            Err(EIO)
+        } else {
+            Ok(())
+        }
+    });
+    assert_eq!((failure, calls), (Err(Failure::Error(EIO)), 2));
+    assert_eq!(Error::from(Failure::Error(EIO)), EIO);
+
+    // Chunks in no order, so that there is much to remember.
+    let mixed: Vec<(u64, u64)> = (0..3000u64)
+        .map(|n| (n, n * 1237 % 3000 * 2 + 2))
+        .filter(|(_, new)| new % 257 != 1)
+        .collect();
+    let bytes = lay_out(&mixed);
+    let (mapped, faults) = with_all_faults(|| {
+        let mut loader = Loader::new(Layout::new(size(8)), Sectors(100_000));
+        let mut mapped = 0;
+        loader
+            .feed(&bytes, |run| {
+                mapped += run.len;
+                Ok(())
+            })
+            .inspect_err(|failure| assert_eq!(*failure, Failure::Error(ENOMEM)))?;
+        Ok(mapped)
+    });
+    assert_eq!(mapped, mixed.len() as u64);
+    assert!(faults > 3, "{faults}");
+    assert_load(8, 100_000, &[&bytes, &bytes]);
+}
+
+/// Records as a store may have them, good and bad: runs, what lies elsewhere, repetitions, and any numbers.
+fn records() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    let number = prop_oneof![
+        4 => 0..80u64,
+        2 => 60..70u64,
+        1 => prop::sample::select(vec![1u64 << 48, 1 << 56]).prop_flat_map(|end| end - 1..end + 2),
+        1 => any::<u64>(),
+    ];
+    let part = prop_oneof![
+        6 => (0..400u64, 2..300u64, 1..40u64).prop_map(|(old, new, len)| {
+            (0..len).map(|n| (old + n, new + n)).collect()
+        }),
+        3 => prop::collection::vec((0..100u64, 2..300u64), 1..8),
+        1 => (number.clone(), number).prop_map(|one| vec![one]),
+    ];
+    prop::collection::vec(part, 0..8).prop_map(|parts: Vec<Vec<_>>| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Damaged headers, and any bytes, are judged as the model does.
+    #[test]
+    fn any_header(
+        magic in prop_oneof![8 => Just(MAGIC), 1 => Just(0), 1 => any::<u32>()], valid in 0..3u32,
+        version in prop_oneof![4 => Just(1u32), 1 => any::<u32>()],
+        sectors in prop_oneof![4 => (0..32u32).prop_map(|bit| 1 << bit), 1 => any::<u32>(), 1 => 0..9u32],
+        cow in 9..14u32, origin in 9..14u32, read in 0..22u32, len in prop_oneof![4 => Just(512usize), 1 => 0..20usize],
+        garbage in prop::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let blocks = BlockSizes { cow: 1 << cow, origin: 1 << origin };
+        let mut chunk = header(magic, valid, version, sectors);
+        chunk.truncate(len);
+        for bytes in [&chunk, &garbage] {
+            let result = Header::parse(bytes, size(1 << read), blocks);
+            prop_assert_eq!(result, header_model(bytes, 1 << read, blocks));
+            let table = size(1 << read);
+            let other = bytes.len() >= 16 && bytes[..4] == *b"SnAp" && bytes[12..16] != (1u32 << read).to_le_bytes();
+            prop_assert_eq!(Override::find(bytes, table).is_some(), other);
+        }
+    }
+
+    /// What was written is read, whichever size it is read with.
+    #[test]
+    fn headers_round_trip(valid in any::<bool>(), shift in 0..22u32, read in 0..22u32, len in 16..600usize) {
+        let store = Header::Store { valid, size: size(1 << shift) };
+        let mut chunk = vec![0xff; len];
+        prop_assert_eq!(store.encode(&mut chunk), Some(()));
+        prop_assert_eq!(Header::parse(&chunk, size(1 << read), PLAIN), Ok(store));
+    }
+
+    /// Lists are read as one record after the other, in whatever pieces they come.
+    #[test]
+    fn any_list(
+        records in records(), shift in 0..4u32,
+        cow in prop_oneof![4 => Just(3000u64), 1 => 0..400u64, 1 => any::<u64>()],
+        pieces in prop::collection::vec(0..20usize, 0..12), end in any::<bool>(), stale in 0..40usize,
+    ) {
+        let mut bytes = lay_out(&records);
+        if end {
+            bytes.resize(bytes.len() + 512, 0);
+            if let Some(byte) = bytes.iter_mut().rev().nth(stale * 16) {
+                *byte |= 1;
+            }
+        }
+        let mut rest = &bytes[..];
+        let mut parts = Vec::new();
+        for len in pieces {
+            let (part, behind) = rest.split_at((len * 16).min(rest.len()));
+            parts.push(part);
+            rest = behind;
+        }
+        parts.push(rest);
+        assert_load(1 << shift, cow, &parts);
+    }
+
+    /// Any bytes are survived.
+    #[test]
+    fn any_bytes(
+        mut bytes in prop::collection::vec(prop_oneof![3 => Just(0), 1 => any::<u8>()], 0..600), cow in any::<u64>(),
+    ) {
+        let whole = bytes.len() / 16 * 16;
+        assert_load(1, cow, &[&bytes[..whole]]);
+        let mut loader = Loader::new(Layout::new(size(1)), Sectors(cow));
+        let _ = loader.feed(&bytes, |_| Ok(()));
+        for slot in 0..40 {
+            let inside = bytes.len() >= (slot as usize + 1) * 16;
+            prop_assert_eq!(Record::get(&bytes, slot).is_some(), inside);
+            prop_assert_eq!(record(slot, 7).put(&mut bytes, slot).is_some(), inside);
+            prop_assert_eq!(Record::get(&bytes, slot), inside.then_some(record(slot, 7)));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists against those of the standard library.
+
+use proptest::prelude::*;
+
+use crate::env::{
+    faults,
+    KVVec,
+    GFP_KERNEL, //
+};
+use crate::logic::snapshot::{
+    chunks::{
+        Chunk,
+        CowChunk, //
+    },
+    extents::Run,
+    lists, //
+};
+
+fn list<T>(items: impl IntoIterator<Item = T>) -> KVVec<T> {
+    let mut list = KVVec::new();
+    for item in items {
+        lists::push(&mut list, item, GFP_KERNEL).unwrap();
+    }
+    list
+}
+
+fn runs(olds: &[u64]) -> Vec<Run> {
+    let run = |(new, old): (u64, &u64)| Run {
+        old: Chunk(*old),
+        new: CowChunk(new),
+        len: 1,
+    };
+    (0..).zip(olds).map(run).collect()
+}
+
+proptest! {
+    #[test]
+    fn sorted(olds in prop::collection::vec(prop_oneof![0u64..600, any::<u64>(), Just(u64::MAX)], 0..300)) {
+        let mut wanted = runs(&olds);
+        let mut sorted = list(wanted.clone());
+        lists::sort(&mut sorted, GFP_KERNEL).unwrap();
+        // Of the same chunk, those that came first.
+        wanted.sort_by_key(|run| run.old);
+        prop_assert_eq!(&sorted[..], &wanted[..]);
+    }
+
+    #[test]
+    fn searched(items in prop::collection::vec(0u32..50, 0..40), bound in 0u32..60) {
+        let mut items = items;
+        items.sort();
+        prop_assert_eq!(lists::leading(&items, |item| *item < bound), items.partition_point(|item| *item < bound));
+    }
+
+    #[test]
+    fn taken(items in prop::collection::vec(0u32..9, 0..40), wanted in 0u32..9) {
+        let mut left = list(items.clone());
+        let mut model = items;
+        let place = model.iter().position(|item| *item == wanted);
+        prop_assert_eq!(lists::take(&mut left, |item| *item == wanted), place.map(|at| model.remove(at)));
+        prop_assert_eq!(&left[..], &model[..]);
+    }
+}
+
+#[test]
+fn no_memory() {
+    for n in 0..6 {
+        let mut grown = list(0..8);
+        let (result, reached) = faults::with_failing(n, || lists::push(&mut grown, 8, GFP_KERNEL));
+        assert_eq!(result.is_err(), reached);
+        assert_eq!(&grown[..8], &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let mut unsorted = list(runs(&[3, 1, 2]));
+        let (result, reached) = faults::with_failing(n, || lists::sort(&mut unsorted, GFP_KERNEL));
+        assert_eq!(result.is_err(), reached);
+        assert_eq!(unsorted.len(), 3);
+    }
+}
