@@ -37,7 +37,7 @@ quick faults power:
 
 # SECONDS is a variable of the shell too, hence the other name.
 soak:
-	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed $(SEED))
+	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed=$(SEED))
 
 bench: modules
 	@scripts/vm --module none --memory 6G --timeout 7200 -- scripts/bench $(BENCH)
