@@ -10,7 +10,6 @@
 #include <linux/device-mapper.h>
 #include <linux/dm-io.h>
 #include <linux/dm-kcopyd.h>
-#include <linux/dm-bufio.h>
 #include <linux/workqueue.h>
 
 #include "persistent-data/dm-array.h"

@@ -7,7 +7,10 @@
 
 use crate::{
     bindings,
-    dm::limits::StackedLimits,
+    dm::{
+        io::IoClient,
+        limits::StackedLimits, //
+    },
     logic::units::{
         Sector,
         Sectors, //
@@ -251,6 +254,11 @@ impl Device {
         // SAFETY: The path is nul-terminated; `number` can be written.
         to_result(unsafe { bindings::dmr_lookup_device(path.as_char_ptr(), &mut number) })?;
         Ok(number)
+    }
+
+    /// Makes a dm-io client for the devices of its target. Sleeps.
+    pub(super) fn io_client(&self) -> Result<IoClient> {
+        IoClient::new(self.anchor.0.user())
     }
 
     /// Present size. Any context.

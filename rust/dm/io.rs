@@ -53,6 +53,7 @@ use kernel::{
 };
 
 /// Memory for I/O: whole sectors, virtually contiguous.
+#[derive(Default)]
 pub(crate) struct Buffer(VVec<u8>);
 
 impl Buffer {
@@ -60,6 +61,14 @@ impl Buffer {
     pub(crate) fn new(sectors: u32) -> Result<Self> {
         let bytes = usize::try_from(sectors.checked_mul(SECTOR_SIZE).ok_or(EOVERFLOW)?)?;
         Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
+    }
+
+    /// Some sectors. Refuses what the buffer does not have.
+    pub(super) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
+        let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
+        self.0
+            .get_mut(byte(part.start)?..byte(part.end)?)
+            .ok_or(EINVAL)
     }
 }
 
@@ -190,6 +199,8 @@ impl<C> Drop for RequestList<C> {
 #[pin_data]
 pub(super) struct Flying {
     count: Atomic<i32>,
+    /// Some read failed.
+    failed: Atomic<bool>,
     #[pin]
     none: WaitQueue,
 }
@@ -199,6 +210,7 @@ impl Flying {
     pub(super) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(Flying {
             count: Atomic::new(0),
+            failed: Atomic::new(false),
             none <- new_wait_queue!("dm_rust_io"),
         });
         Arc::pin_init(new, GFP_KERNEL)
@@ -220,6 +232,20 @@ impl Flying {
     pub(super) fn drain(&self) {
         self.none.wait_until(|| self.count.load(Acquire) == 0);
     }
+}
+
+/// Bytes as dm-io sees them, and their length.
+fn memory(bytes: &mut [u8]) -> (bindings::dm_io_memory, Sectors) {
+    let memory = bindings::dm_io_memory {
+        type_: bindings::dm_io_mem_type_DM_IO_VMA,
+        offset: 0,
+        ptr: bindings::dm_io_memory__bindgen_ty_1 {
+            vma: bytes.as_mut_ptr().cast(),
+        },
+    };
+    // CAST: usize has at most 64 bits.
+    let len = Sectors((bytes.len() >> kernel::block::SECTOR_SHIFT) as u64);
+    (memory, len)
 }
 
 /// A dm-io client: bios and memory of its own, so that its I/O always makes progress.
@@ -277,9 +303,7 @@ impl IoClient {
         buffer: &mut Buffer,
         part: Range<u32>,
     ) -> Result {
-        let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
-        let bytes = buffer.get_mut(byte(part.start)?..byte(part.end)?);
-        self.transfer_bytes(what, device, start, bytes.ok_or(EINVAL)?)
+        self.transfer_bytes(what, device, start, buffer.part(part)?)
     }
 
     /// Transfers bytes of a buffer, whole sectors.
@@ -290,15 +314,7 @@ impl IoClient {
         start: Sector,
         bytes: &mut [u8],
     ) -> Result {
-        let memory = bindings::dm_io_memory {
-            type_: bindings::dm_io_mem_type_DM_IO_VMA,
-            offset: 0,
-            ptr: bindings::dm_io_memory__bindgen_ty_1 {
-                vma: bytes.as_mut_ptr().cast(),
-            },
-        };
-        // CAST: usize has at most 64 bits.
-        let len = Sectors((bytes.len() >> kernel::block::SECTOR_SHIFT) as u64);
+        let (memory, len) = memory(bytes);
         let nobody = bindings::dm_io_notify {
             fn_: None,
             context: core::ptr::null_mut(),
@@ -311,6 +327,57 @@ impl IoClient {
         } else {
             Err(EIO)
         }
+    }
+
+    /// Starts to read some sectors of a buffer; [`drain_reads`](Self::drain_reads) tells how it went. Process context, sleeps
+    /// at most for memory of the client's reserve. Refuses what the buffer does not have.
+    ///
+    /// # Safety
+    ///
+    /// The memory of the buffer stays, and nobody uses these sectors, until the client is drained or dropped.
+    pub(super) unsafe fn read(
+        &self,
+        device: &Device,
+        start: Sector,
+        buffer: &mut Buffer,
+        part: Range<u32>,
+    ) -> Result {
+        /// # Safety
+        ///
+        /// For dm-io only, as the callback of a request whose context is an `Arc<Flying>`.
+        unsafe extern "C" fn notify(error: c_ulong, unsupported: c_ulong, context: *mut c_void) {
+            // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
+            let flying = unsafe { Arc::from_raw(context.cast::<Flying>()) };
+            if error | unsupported != 0 {
+                flying.failed.store(true, Relaxed);
+            }
+            flying.landed();
+        }
+        let (memory, len) = memory(buffer.part(part)?);
+        self.flying.started();
+        let context = Arc::into_raw(self.flying.clone());
+        let notify = bindings::dm_io_notify {
+            fn_: Some(notify),
+            context: context.cast_mut().cast(),
+        };
+        // SAFETY: By the contract; the client drains before it goes.
+        let result =
+            unsafe { self.start(Transfer::Read, device, (start, len), memory, notify, &mut 0) };
+        result.inspect_err(|_| {
+            // SAFETY: dm-io refused the request, so the callback will not come.
+            drop(unsafe { Arc::from_raw(context) });
+            self.flying.landed();
+        })
+    }
+
+    /// Waits until all requests have ended, and tells whether all that were made by [`read`](Self::read) went well since it
+    /// was called last. Sleeps.
+    pub(super) fn drain_reads(&self) -> Result {
+        self.flying.drain();
+        if self.flying.failed.xchg(false, Relaxed) {
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     /// Starts to transfer the context's pages. Process context, sleeps at most for memory of the client's reserve.

@@ -476,6 +476,24 @@ def test_full_area_without_successor(impl, box, log, size):
     assert got in (EIO, errno.EINVAL)
 
 
+@pytest.mark.parametrize("area", [0, 1, 2, 4, 5, 6, 8])
+def test_unreadable_area(impl, box, log, area):
+    """Areas are read ahead: one that cannot be read matters only if the list goes on there, here up to area 4."""
+    bench = Bench(box, 1, image=soil(400))
+    cow.put(bench.store, 1, cow.metadata(1, cow.numbered([3 * n for n in range(140)], 1)))
+    bench.model = cow.Model(bench.model.origin, bench.store.content())
+    bench.store = box.layered(bench.store)
+    at = cow.area_at(area, 1)
+    bench.store.error_reads((at, at + 1))
+    if area <= 4:
+        got, _ = refused(bench, log)
+        assert got == EIO
+        bench.store.heal()
+    bench.start()
+    assert bench.snap.status() == bench.model.status()
+    bench.check_shown()
+
+
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("mix", ["onoo", "oonn", "onnn", "nonn", "nnon"])
 def test_torn_area(impl, box, mix):

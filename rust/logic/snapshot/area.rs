@@ -181,9 +181,12 @@ pub(crate) struct Loader {
     repeated: u64,
     /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
     next: CowChunk,
-    /// The chunks of the COW device so far, each mapped to itself, but for those of `last`.
+    /// The first of the chunks up to `next` that were all seen, or hold metadata.
+    first: CowChunk,
+    /// From `next` up to here there is neither metadata nor the end of the COW device.
+    free: u64,
+    /// The chunks of the COW device that were seen below `first`, each mapped to itself.
     seen: Extents,
-    last: Option<Run>,
     spares: Spares,
 }
 
@@ -196,8 +199,9 @@ impl Loader {
             records: 0,
             repeated: 0,
             next: layout.place(0),
+            first: layout.place(0),
+            free: 0,
             seen: Extents::new(),
-            last: None,
             spares: Spares::new(),
         }
     }
@@ -227,7 +231,7 @@ impl Loader {
         piece: &[u8],
         mut sink: impl FnMut(Run) -> Result<(), Error>,
     ) -> Result<Fed, Failure> {
-        let mut run: Option<Run> = None;
+        let mut run = Run::default();
         let mut left = piece;
         let mut fed = Fed::More;
         while let Ok((disk, rest)) = Disk::ref_from_prefix(left) {
@@ -238,17 +242,35 @@ impl Loader {
                 break;
             }
             left = rest;
-            if !self.take(record)? || run.as_mut().is_some_and(|run| extend(run, record)) {
+            if !self.take(record)? || extend(&mut run, record) {
                 continue;
             }
-            run.replace(single(record)).map_or(Ok(()), &mut sink)?;
+            if run.len != 0 {
+                sink(run)?;
+            }
+            run = single(record);
         }
-        run.map_or(Ok(()), sink)?;
+        if run.len != 0 {
+            sink(run)?;
+        }
         Ok(fed)
     }
 
     /// Counts a record and tells whether its chunk of the COW device is new.
+    #[inline]
     fn take(&mut self, record: Record) -> Result<bool, Failure> {
+        // Nearly always it is the next chunk.
+        if record.new != self.next || record.new.0 >= self.free {
+            return self.take_any(record);
+        }
+        self.records = self.records.wrapping_add(1);
+        self.next = CowChunk(record.new.0.wrapping_add(1));
+        Ok(true)
+    }
+
+    /// The same, wherever the chunk is.
+    #[cold]
+    fn take_any(&mut self, record: Record) -> Result<bool, Failure> {
         let Record { new, .. } = record;
         if new.0 >= self.chunks || self.layout.is_metadata(new) {
             return Err(Failure::Bad(Bad {
@@ -258,32 +280,45 @@ impl Loader {
             }));
         }
         self.records = self.records.saturating_add(1);
-        let itself = Record {
-            old: Chunk(new.0),
-            new,
-        };
-        let in_last = |run: &Run| run.old <= itself.old;
         if new < self.next {
-            // The last run ends at the highest chunk.
-            let known = self.last.as_ref().is_some_and(in_last)
-                || matches!(self.seen.find(itself.old, 1), Found::Mapped(..));
+            let known =
+                new >= self.first || matches!(self.seen.find(Chunk(new.0), 1), Found::Mapped(..));
             if known {
                 self.repeated = self.repeated.saturating_add(1);
             } else {
-                self.remember(single(itself))?;
+                self.remember(new, CowChunk(new.0.saturating_add(1)))?;
             }
             return Ok(!known);
         }
-        self.next = CowChunk(new.0.saturating_add(1));
-        if !self.last.as_mut().is_some_and(|run| extend(run, itself)) {
-            if let Some(run) = self.last.replace(single(itself)) {
-                self.remember(run)?;
-            }
+        let mut behind = self.next;
+        if self.layout.is_metadata(behind) {
+            behind = CowChunk(behind.0.saturating_add(1));
         }
+        if new != behind {
+            self.remember(self.first, self.next)?;
+            self.first = new;
+        }
+        self.next = CowChunk(new.0.saturating_add(1));
+        self.free = self.layout.area_behind(new).0.min(self.chunks);
         Ok(true)
     }
 
-    fn remember(&mut self, run: Run) -> Result<(), Error> {
+    /// Notes that the chunks of the COW device from `first` up to `end` were seen.
+    fn remember(&mut self, first: CowChunk, end: CowChunk) -> Result<(), Error> {
+        let mut left = Run {
+            old: Chunk(first.0),
+            new: first,
+            len: end.0.saturating_sub(first.0),
+        };
+        while left.len != 0 {
+            let len = left.len.min(LONGEST);
+            self.remember_run(Run { len, ..left })?;
+            left = left.without_first(len);
+        }
+        Ok(())
+    }
+
+    fn remember_run(&mut self, run: Run) -> Result<(), Error> {
         self.spares.stock(self.seen.wants(), GFP_KERNEL)?;
         let result = self.seen.insert(run, &mut self.spares);
         result.map_err(|refused| match refused {

@@ -107,6 +107,45 @@ impl Run {
     }
 }
 
+/// A run of up to [`LONGEST`] chunks in 16 bytes.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackedRun {
+    old: u64,
+    /// The length in the upper 16 bits.
+    new: u64,
+}
+
+impl PackedRun {
+    /// Packs a run that a table could hold.
+    #[inline]
+    pub(crate) fn new(run: Run) -> Self {
+        Self {
+            old: run.old.0,
+            new: run.new.0 | run.len.wrapping_shl(COW_CHUNKS.trailing_zeros()),
+        }
+    }
+
+    /// The number of the first chunk of the origin.
+    #[inline]
+    pub(crate) fn old(&self) -> u64 {
+        self.old
+    }
+
+    /// Unpacks the run.
+    #[inline]
+    pub(crate) fn run(&self) -> Run {
+        Run {
+            old: Chunk(self.old),
+            new: CowChunk(self.new & COW_CHUNKS.wrapping_sub(1)),
+            len: self.new.wrapping_shr(COW_CHUNKS.trailing_zeros()),
+        }
+    }
+}
+
+const _: () = assert!(LONGEST < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
+
 /// What [`Extents::find`] tells about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -309,16 +348,11 @@ impl Extents {
     pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), Refused> {
         let last = self.root.last_mut();
         if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
-            if leaf.end() > run.old.0 {
-                return Err(Refused::Overlap);
-            }
-            if run.fits_table() {
-                // Nearly always there is nothing to be searched for.
-                if let Some(added) = leaf.append(&run) {
-                    self.entries = self.entries.saturating_add(added);
-                    self.chunks = self.chunks.saturating_add(run.len);
-                    return Ok(());
-                }
+            // Nearly always there is nothing to be searched for.
+            if let Some(added) = leaf.append(&run)? {
+                self.entries = self.entries.saturating_add(added);
+                self.chunks = self.chunks.saturating_add(run.len);
+                return Ok(());
             }
         }
         let mut spares = Spares::new();

@@ -92,6 +92,13 @@ impl Layout {
         CowChunk(record.saturating_add(area).saturating_add(2))
     }
 
+    /// The first area behind a chunk, other than the header.
+    #[inline]
+    pub(crate) fn area_behind(&self, chunk: CowChunk) -> CowChunk {
+        let area = chunk.0.saturating_sub(1) / self.stride;
+        self.area(area.saturating_add(1))
+    }
+
     /// Whether an area is inside a COW device.
     #[inline]
     pub(crate) fn holds(&self, area: u64, cow: Sectors) -> bool {

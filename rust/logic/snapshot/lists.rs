@@ -7,13 +7,7 @@ use crate::env::{
     Flags,
     KVVec, //
 };
-use crate::logic::snapshot::{
-    chunks::{
-        Chunk,
-        CowChunk, //
-    },
-    extents::Run, //
-};
+use crate::logic::snapshot::extents::PackedRun;
 
 /// Counts the items at the front for which `starts` holds, if it holds for none behind them.
 pub(crate) fn leading<T>(items: &[T], starts: impl Fn(&T) -> bool) -> usize {
@@ -50,51 +44,93 @@ pub(crate) fn take<T>(items: &mut KVVec<T>, wanted: impl Fn(&T) -> bool) -> Opti
     items.remove(place).ok()
 }
 
-/// The values of a digit of [`sort`].
-const VALUES: usize = 256;
+/// The bits of a digit of [`Sorter`], at most.
+const DIGIT: u32 = 11;
 
-/// Sorts runs by their chunks of the origin; those of the same chunk keep their order. May sleep, as the flags say.
-///
-/// Digit by digit, lowest first: the effort grows with the number of runs alone.
-pub(crate) fn sort(runs: &mut KVVec<Run>, flags: Flags) -> Result<(), AllocError> {
-    let mut sorted = KVVec::with_capacity(runs.len(), flags)?;
-    let nothing = Run {
-        old: Chunk(0),
-        new: CowChunk(0),
-        len: 0,
-    };
-    for _ in 0..runs.len() {
-        sorted
-            .push_within_capacity(nothing)
-            .map_err(|_| AllocError)?;
-    }
-    let used = runs.iter().fold(0, |bits, run| bits | run.old.0);
-    let same = runs.iter().fold(u64::MAX, |bits, run| bits & run.old.0);
-    for shift in (0..u64::BITS).step_by(8) {
-        // CAST: A byte.
-        let digit = |run: &Run| run.old.0.wrapping_shr(shift) as u8 as usize;
-        if (used ^ same).wrapping_shr(shift) as u8 == 0 {
-            continue;
+/// Sorts lists of runs, one after the other, with the same memory.
+#[derive(Default)]
+pub(crate) struct Sorter {
+    spare: KVVec<PackedRun>,
+    /// For each value of a digit how many runs have it, then where the next of them goes.
+    places: KVVec<u32>,
+}
+
+impl Sorter {
+    /// Sorts runs by their chunks of the origin, where they are or into memory of its own; those of the same chunk keep their
+    /// order. May sleep, as the flags say.
+    ///
+    /// Digit by digit, lowest first: the effort grows with the number of runs alone. Bits that are the same in all are left
+    /// out.
+    pub(crate) fn sort<'a>(
+        &'a mut self,
+        runs: &'a mut [PackedRun],
+        flags: Flags,
+    ) -> Result<&'a [PackedRun], AllocError> {
+        let (used, same) = runs.iter().fold((0, u64::MAX), |(used, same), run| {
+            (used | run.old(), same & run.old())
+        });
+        let differing = if runs.is_empty() { 0 } else { used ^ same };
+        let low = differing.trailing_zeros();
+        let high = u64::BITS.saturating_sub(differing.leading_zeros());
+        let bits = high.saturating_sub(low);
+        let passes = bits.div_ceil(DIGIT);
+        if passes == 0 {
+            return Ok(runs);
         }
-        let mut places = [0usize; VALUES];
-        for run in runs.iter() {
-            if let Some(count) = places.get_mut(digit(run)) {
-                *count = count.wrapping_add(1);
-            }
-        }
-        let mut next = 0usize;
-        for place in &mut places {
-            next = next.wrapping_add(core::mem::replace(place, next));
-        }
-        for run in runs.iter() {
-            if let Some(place) = places.get_mut(digit(run)) {
-                if let Some(to) = sorted.get_mut(*place) {
-                    *to = *run;
+        let width = bits.div_ceil(passes);
+        let values = 1usize.wrapping_shl(width);
+        let len = runs.len();
+        grow(&mut self.spare, len, flags)?;
+        grow(&mut self.places, values, flags)?;
+        let places = self.places.get_mut(..values).ok_or(AllocError)?;
+        let mut from = runs;
+        let mut to = self.spare.get_mut(..len).ok_or(AllocError)?;
+        for pass in 0..passes {
+            let shift = low.wrapping_add(pass.wrapping_mul(width));
+            // CAST: The bits of a digit.
+            let digit =
+                |run: &PackedRun| run.old().wrapping_shr(shift) as usize & values.wrapping_sub(1);
+            places.fill(0);
+            for run in from.iter() {
+                if let Some(count) = places.get_mut(digit(run)) {
+                    *count = count.wrapping_add(1);
                 }
-                *place = place.wrapping_add(1);
             }
+            let mut next = 0u32;
+            for place in places.iter_mut() {
+                next = next.wrapping_add(core::mem::replace(place, next));
+            }
+            for run in from.iter() {
+                if let Some(place) = places.get_mut(digit(run)) {
+                    // CAST: A u32 fits.
+                    if let Some(to) = to.get_mut(*place as usize) {
+                        *to = *run;
+                    }
+                    *place = place.wrapping_add(1);
+                }
+            }
+            core::mem::swap(&mut from, &mut to);
         }
-        core::mem::swap(runs, &mut sorted);
+        Ok(from)
+    }
+}
+
+/// Sees that a list has at least so many items. What was in it may be lost.
+fn grow<T: Copy + Default>(
+    items: &mut KVVec<T>,
+    len: usize,
+    flags: Flags,
+) -> Result<(), AllocError> {
+    if items.len() < len {
+        *items = KVVec::new();
+        let len = len.checked_next_power_of_two().ok_or(AllocError)?;
+        let mut larger = KVVec::with_capacity(len, flags)?;
+        for _ in 0..len {
+            larger
+                .push_within_capacity(T::default())
+                .map_err(|_| AllocError)?;
+        }
+        *items = larger;
     }
     Ok(())
 }

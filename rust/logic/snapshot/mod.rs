@@ -11,6 +11,7 @@ pub(crate) mod header;
 pub(crate) mod layout;
 pub(crate) mod lists;
 pub(crate) mod options;
+pub(crate) mod parts;
 pub(crate) mod pending;
 pub(crate) mod readers;
 pub(crate) mod status;

@@ -8,13 +8,13 @@
 
 use crate::{
     dm::{
-        bufio::Reader,
         device::Device,
         io::{
             Buffer,
             IoClient,
             Transfer, //
-        }, //
+        },
+        reader::Reader, //
     },
     logic::{
         snapshot::{
@@ -51,10 +51,6 @@ use kernel::prelude::*;
 
 /// As much of an area is held in memory, in sectors.
 const WINDOW: u32 = 128;
-
-/// As many pieces of areas are read ahead while loading, but not more bytes than that.
-const AHEAD: u32 = 64;
-const MEMORY: u32 = 1 << 22;
 
 /// Records of a sector.
 // CAST: A small number.
@@ -250,51 +246,38 @@ impl Disk {
         cow: &Device,
         mut sink: impl FnMut(Run) -> Result,
     ) -> Result<Allocator> {
-        let piece = u32::try_from(self.window.len())?;
-        let pieces = self.layout.size().bytes().checked_div(piece);
+        let (layout, end) = (self.layout, cow.sectors());
+        let piece = layout.size().sectors().min(WINDOW);
+        let pieces = layout.size().sectors().checked_div(piece);
         let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
-        // The blocks of areas one behind the other, as blocks of the device.
-        let layout = self.layout;
-        let place = |number: u64| -> Option<u64> {
-            let area = layout.area(number / pieces);
-            area.0
-                .checked_mul(pieces.get())?
-                .checked_add(number % pieces)
+        // The pieces of all areas, one behind the other.
+        let place = |number: u64| -> Option<Sector> {
+            let (area, offset) = (number / pieces, number % pieces);
+            let start = layout.size().cow_start(layout.area(area))?;
+            let start = start.checked_add(Sectors(offset.checked_mul(piece.into())?))?;
+            layout.holds(area, end).then_some(start)
         };
-        let holds = |number: u64| layout.holds(number / pieces, cow.sectors());
-        let buffers = MEMORY.checked_div(piece).unwrap_or(0).clamp(2, AHEAD);
-        let mut reader = Reader::new(cow, piece, buffers.saturating_add(1))?;
-        let mut loader = Loader::new(layout, cow.sectors());
-        let (mut number, mut asked, mut ahead) = (0u64, 1u64, 1u64);
-        let stale = loop {
-            if !holds(number) {
+        let mut reader = Reader::new(cow, piece, place)?;
+        let mut loader = Loader::new(layout, end);
+        let mut number = 0u64;
+        let mut stale = loop {
+            let Some(bytes) = reader.next()? else {
                 err!(
                     "persistent snapshot",
                     "the area behind exception {} is not on the COW device",
                     loader.records()
                 );
                 return Err(EIO);
-            }
-            // A small store has one area: the more there is, the more is asked for.
-            ahead = ahead.saturating_mul(2).min(buffers.into());
-            while asked < number.saturating_add(ahead) && holds(asked) {
-                if let Some(block) = place(asked) {
-                    reader.prefetch(block);
-                }
-                asked = asked.saturating_add(1);
-            }
-            let window = &mut self.window;
-            let fed = reader.read(place(number).ok_or(EINVAL)?, |bytes| {
-                let fed = loader.feed(bytes, &mut sink);
-                if let Ok(Fed::End { .. }) = fed {
-                    window.copy_from_slice(bytes);
-                }
-                fed
-            })?;
+            };
             number = number.saturating_add(1);
-            match fed {
+            match loader.feed(bytes, &mut sink) {
                 Ok(Fed::More) => {}
-                Ok(Fed::End { stale }) => break stale,
+                Ok(Fed::End { stale }) => {
+                    for (to, from) in self.window.iter_mut().zip(bytes) {
+                        *to = *from;
+                    }
+                    break stale;
+                }
                 Err(failure) => {
                     if let Failure::Bad(bad) = &failure {
                         err!("persistent snapshot", "{}", bad);
@@ -304,10 +287,9 @@ impl Disk {
             }
         };
         // The rest of the area.
-        let mut stale = stale;
         while number % pieces != 0 {
-            let block = place(number).ok_or(EINVAL)?;
-            stale |= reader.read(block, |bytes| bytes.iter().any(|byte| *byte != 0))?;
+            let bytes = reader.next()?.ok_or(EIO)?;
+            stale |= bytes.iter().any(|byte| *byte != 0);
             number = number.saturating_add(1);
         }
         if loader.repeated() != 0 {

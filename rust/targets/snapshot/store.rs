@@ -39,7 +39,12 @@ use crate::{
                 Layout,
                 Transient, //
             },
-            lists,
+            parts::{
+                self,
+                Parts,
+                Sharing,
+                PARTS, //
+            },
             pending::{
                 Book,
                 Pending,
@@ -85,9 +90,6 @@ use kernel::{
 
 /// Exceptions that a snapshot may have on their way; each may be many chunks long.
 const ROOM: usize = 512;
-
-/// The table is in so many parts, each with its own lock.
-const SHARDS: usize = 64;
 
 /// The chunks of so many bytes (two to this power) that follow each other are in one part.
 const STRIPE: u32 = 25;
@@ -212,8 +214,8 @@ pub(super) struct Store {
 impl Store {
     /// A store in which nothing is yet. Sleeps.
     pub(super) fn new(persistent: bool, size: ChunkSize, block: u32) -> Result<Arc<Self>> {
-        let mut shards = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
-        for _ in 0..SHARDS {
+        let mut shards = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
+        for _ in 0..PARTS {
             let shard = Shard {
                 extents: Extents::new(),
                 readers: Readers::default(),
@@ -318,12 +320,7 @@ impl Store {
 
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
     fn shard(&self, chunk: Chunk) -> (usize, u64) {
-        let stripe = chunk.0.wrapping_shr(self.stripe);
-        // Neighbours are in different parts.
-        // CAST: Less than 64.
-        let index = (stripe ^ stripe.wrapping_shr(6) ^ stripe.wrapping_shr(12)) as usize % SHARDS;
-        let len = 1u64.wrapping_shl(self.stripe);
-        (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
+        parts::part(chunk, self.stripe)
     }
 
     fn with<R>(&self, shard: usize, body: impl FnOnce(&mut Shard) -> R) -> Option<R> {
@@ -601,7 +598,7 @@ impl Store {
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
-        let empty = Tables::new(self, false)?.finish()?;
+        let empty = Parts::new(self.stripe, Sharing::Refused)?.finish()?;
         let space = Allocator::new(Layout::new(self.size), CowChunk(0), 0);
         self.renew(empty, space, 0);
         Ok(())
@@ -631,20 +628,27 @@ impl Store {
 
     /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
     pub(super) fn load(&self, cow: &Device) -> Result {
-        let mut tables = Tables::new(self, false)?;
         let mut disk = self.disk.lock();
-        let mut space = disk.load(cow, |run| tables.add(run));
-        if space.is_ok() {
-            space = tables.put().and(space);
+        let mut read = |parts: &mut Parts| -> Result<_> {
+            let space = disk.load(cow, |run| parts.add(run))?;
+            Ok((parts.finish()?, space, disk.records()))
+        };
+        let mut parts = Parts::new(self.stripe, Sharing::Refused)?;
+        let mut found = read(&mut parts);
+        if parts.is_shared() {
+            parts = Parts::new(self.stripe, Sharing::Resolved)?;
+            found = read(&mut parts);
         }
-        if tables.overlap {
-            tables = Tables::new(self, true)?;
-            space = disk.load(cow, |run| tables.add(run));
-        }
-        let space = space?;
-        let records = disk.records();
+        let (tables, space, records) = found?;
         drop(disk);
-        self.renew(tables.finish()?, space, records);
+        if parts.repeated() != 0 {
+            warning!(
+                "persistent snapshot",
+                "{} exceptions were ignored: others have their chunks of the origin",
+                parts.repeated()
+            );
+        }
+        self.renew(tables, space, records);
         Ok(())
     }
 
@@ -659,123 +663,6 @@ impl Store {
         self.ledger.lock().space = Space::Persistent(space);
         self.overflowed.store(false, Relaxed);
         self.set_state(State::Valid);
-    }
-}
-
-/// As many runs are sorted at once while loading.
-const SORTED: usize = 1 << 20;
-
-/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put in sorted by the
-/// origin's: so the parts are filled from front to end, which is fast, and leaves no gaps in them.
-///
-/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has none; if there are any, it is
-/// read again with every chunk by itself: then those of the same chunk stay in their order while they are sorted.
-struct Tables<'a> {
-    store: &'a Store,
-    single: bool,
-    overlap: bool,
-    parts: KVVec<Extents>,
-    runs: KVVec<Run>,
-    spares: Spares,
-    repeated: u64,
-}
-
-impl<'a> Tables<'a> {
-    fn new(store: &'a Store, single: bool) -> Result<Self> {
-        let mut parts = KVVec::with_capacity(SHARDS, GFP_KERNEL)?;
-        for _ in 0..SHARDS {
-            parts.push_within_capacity(Extents::new())?;
-        }
-        Ok(Tables {
-            store,
-            single,
-            overlap: false,
-            parts,
-            runs: KVVec::new(),
-            spares: Spares::new(),
-            repeated: 0,
-        })
-    }
-
-    fn add(&mut self, mut run: Run) -> Result {
-        while run.len != 0 {
-            if self.runs.len() >= SORTED {
-                self.put()?;
-            }
-            let len = if self.single { 1 } else { run.len };
-            lists::push(&mut self.runs, Run { len, ..run }, GFP_KERNEL)?;
-            run = run.without_first(len);
-        }
-        Ok(())
-    }
-
-    /// Puts the runs into the parts.
-    fn put(&mut self) -> Result {
-        let mut runs = core::mem::take(&mut self.runs);
-        lists::sort(&mut runs, GFP_KERNEL)?;
-        let mut joined = Run::default();
-        for run in runs.iter() {
-            let follows = joined.old.0.checked_add(joined.len) == Some(run.old.0)
-                && joined.new.0.checked_add(joined.len) == Some(run.new.0);
-            if follows && joined.len != 0 && !self.single {
-                joined.len = joined.len.saturating_add(run.len);
-            } else {
-                self.put_run(joined)?;
-                joined = *run;
-            }
-        }
-        self.put_run(joined)?;
-        runs.clear();
-        self.runs = runs;
-        Ok(())
-    }
-
-    fn put_run(&mut self, mut run: Run) -> Result {
-        while run.len != 0 {
-            let (index, left) = self.store.shard(run.old);
-            let piece = Run {
-                len: run.len.min(left).min(LONGEST),
-                ..run
-            };
-            if !self.put_piece(index, piece)? {
-                if !self.single {
-                    self.overlap = true;
-                    return Err(EINVAL);
-                }
-                self.repeated = self.repeated.saturating_add(1);
-            }
-            run = run.without_first(piece.len);
-        }
-        Ok(())
-    }
-
-    /// False if a chunk is there already.
-    fn put_piece(&mut self, index: usize, run: Run) -> Result<bool> {
-        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-        let mut result = part.append(run, GFP_KERNEL);
-        if result == Err(Refused::Overlap) {
-            self.spares.stock(part.wants(), GFP_KERNEL)?;
-            result = part.insert(run, &mut self.spares);
-        }
-        match result {
-            Ok(()) => Ok(true),
-            Err(Refused::Overlap) => Ok(false),
-            Err(Refused::Memory) => Err(ENOMEM),
-            // Behind the end of all devices: nobody can ask for it.
-            Err(Refused::Range) => Ok(true),
-        }
-    }
-
-    fn finish(mut self) -> Result<KVVec<Extents>> {
-        self.put()?;
-        if self.repeated != 0 {
-            warning!(
-                "persistent snapshot",
-                "{} exceptions were ignored: others have their chunks of the origin",
-                self.repeated
-            );
-        }
-        Ok(self.parts)
     }
 }
 

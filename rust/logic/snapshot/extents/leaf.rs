@@ -2,7 +2,10 @@
 
 //! A leaf of the table of completed exceptions: a page of packed runs.
 
-use super::Run;
+use super::{
+    Refused,
+    Run, //
+};
 use crate::env::KVVec;
 use crate::logic::snapshot::{
     chunks::{
@@ -133,19 +136,28 @@ impl Leaf {
     }
 
     /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how many entries there are
-    /// more; `None` if there is no room.
-    pub(super) fn append(&mut self, run: &Run) -> Option<u64> {
-        let last = self.entries.len().checked_sub(1)?;
-        if let Some(joined) = self.get(last)?.joined(run) {
-            self.set(last, &joined);
-            return Some(0);
+    /// more; `None` if the table has to look at it.
+    #[inline]
+    pub(super) fn append(&mut self, run: &Run) -> Result<Option<u64>, Refused> {
+        let Some(last) = self.entries.last_mut() else {
+            return Ok(None);
+        };
+        let held = last.run(self.first);
+        if held.end() > run.old.0 {
+            return Err(Refused::Overlap);
         }
-        if !self.spans(run) {
-            return None;
+        if !run.fits_table() {
+            return Ok(None);
+        }
+        if let Some(joined) = held.joined(run) {
+            *last = Entry::new(&joined, self.first);
+            return Ok(Some(0));
+        }
+        if run.end().wrapping_sub(self.first) > LEAF_CHUNKS {
+            return Ok(None);
         }
         let entry = Entry::new(run, self.first);
-        self.entries.push_within_capacity(entry).ok()?;
-        Some(1)
+        Ok(self.entries.push_within_capacity(entry).ok().map(|()| 1))
     }
 
     /// Takes an entry out.

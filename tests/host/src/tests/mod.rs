@@ -20,6 +20,7 @@ mod snap_extents;
 mod snap_layout;
 mod snap_lists;
 mod snap_options;
+mod snap_parts;
 mod snap_pending;
 mod status;
 mod superblock;

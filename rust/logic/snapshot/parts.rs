@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The parts of the table of completed exceptions, and how they are filled when a store is loaded.
+//!
+//! Stripes of chunks of the origin are spread over the parts, so that each part can have its own lock.
+
+use crate::env::{
+    KVVec,
+    Result,
+    EINVAL,
+    ENOMEM,
+    GFP_KERNEL, //
+};
+use crate::logic::snapshot::{
+    chunks::Chunk,
+    extents::{
+        Extents,
+        PackedRun,
+        Refused,
+        Run,
+        Spares, //
+    },
+    lists::Sorter, //
+};
+
+/// The number of parts.
+pub(crate) const PARTS: usize = 64;
+
+/// Where a chunk is if stripes have so many chunks (two to this power): its part, and how many chunks from it on are in the
+/// same stripe.
+#[inline]
+pub(crate) fn part(chunk: Chunk, stripe: u32) -> (usize, u64) {
+    let number = chunk.0.wrapping_shr(stripe);
+    // Neighbours are nearly always in different parts.
+    // CAST: Less than 64.
+    let index = (number ^ number.wrapping_shr(6) ^ number.wrapping_shr(12)) as usize % PARTS;
+    let len = 1u64.wrapping_shl(stripe);
+    (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
+}
+
+/// As many runs of a part are sorted at once, of 16 bytes each.
+const SORTED: usize = 1 << 15;
+/// A list of runs has room for so many at first.
+const FEW: usize = 1 << 6;
+
+/// How runs that share chunks of the origin are treated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// There are none; if there are, the table is of no use.
+    Refused,
+    /// Of each chunk the run that came first counts.
+    Resolved,
+}
+
+/// A part that is being loaded.
+struct Part {
+    table: Extents,
+    /// What is not in the table yet.
+    runs: KVVec<PackedRun>,
+}
+
+/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put in sorted by the
+/// origin's: so the parts are filled from front to end, which is fast, and leaves no gaps in them.
+///
+/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has none; if there are any, it is
+/// read again with every chunk by itself: then those of the same chunk stay in their order while they are sorted.
+pub(crate) struct Parts {
+    stripe: u32,
+    sharing: Sharing,
+    shared: bool,
+    parts: KVVec<Part>,
+    sorter: Sorter,
+    spares: Spares,
+    repeated: u64,
+}
+
+impl Parts {
+    /// Makes empty parts. May sleep.
+    pub(crate) fn new(stripe: u32, sharing: Sharing) -> Result<Self> {
+        let mut parts = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
+        for _ in 0..PARTS {
+            parts.push_within_capacity(Part {
+                table: Extents::new(),
+                runs: KVVec::new(),
+            })?;
+        }
+        Ok(Self {
+            stripe,
+            sharing,
+            shared: false,
+            parts,
+            sorter: Sorter::default(),
+            spares: Spares::new(),
+            repeated: 0,
+        })
+    }
+
+    /// Whether runs shared a chunk of the origin, which was refused.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// The number of chunks that were left out.
+    pub(crate) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    /// Adds a run of up to [`LONGEST`](super::extents::LONGEST) chunks. May sleep.
+    #[inline]
+    pub(crate) fn add(&mut self, run: Run) -> Result {
+        let mut left = run;
+        while left.len != 0 {
+            let (index, same) = part(left.old, self.stripe);
+            let len = match self.sharing {
+                Sharing::Refused => left.len.min(same),
+                Sharing::Resolved => 1,
+            };
+            let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+            let piece = PackedRun::new(Run { len, ..left });
+            if part.runs.push_within_capacity(piece).is_err() {
+                self.add_to_full(index, piece)?;
+            }
+            left = left.without_first(len);
+        }
+        Ok(())
+    }
+
+    /// Makes room for a run by a larger list, or by putting what there is into the table.
+    #[cold]
+    fn add_to_full(&mut self, index: usize, run: PackedRun) -> Result {
+        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+        if part.runs.len() >= SORTED {
+            self.put(index)?;
+        } else {
+            let capacity = part.runs.len().saturating_mul(4).clamp(FEW, SORTED);
+            let mut larger = KVVec::with_capacity(capacity, GFP_KERNEL)?;
+            for run in part.runs.iter() {
+                larger.push_within_capacity(*run)?;
+            }
+            part.runs = larger;
+        }
+        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+        Ok(part.runs.push_within_capacity(run)?)
+    }
+
+    /// Puts the runs of a part into its table. May sleep.
+    fn put(&mut self, index: usize) -> Result {
+        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+        for run in self.sorter.sort(&mut part.runs, GFP_KERNEL)? {
+            let run = run.run();
+            let mut result = part.table.append(run, GFP_KERNEL);
+            if result == Err(Refused::Overlap) {
+                self.spares.stock(part.table.wants(), GFP_KERNEL)?;
+                result = part.table.insert(run, &mut self.spares);
+            }
+            match result {
+                Ok(()) => {}
+                Err(Refused::Overlap) if self.sharing == Sharing::Refused => {
+                    self.shared = true;
+                    return Err(EINVAL);
+                }
+                Err(Refused::Overlap) => self.repeated = self.repeated.saturating_add(1),
+                Err(Refused::Memory) => return Err(ENOMEM),
+                // Behind the end of all devices: nobody can ask for it.
+                Err(Refused::Range) => {}
+            }
+        }
+        part.runs.clear();
+        Ok(())
+    }
+
+    /// Puts in what is left, and gives the tables of the parts. May sleep.
+    pub(crate) fn finish(&mut self) -> Result<KVVec<Extents>> {
+        let mut tables = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
+        for index in 0..PARTS {
+            self.put(index)?;
+            let part = self.parts.get_mut(index).ok_or(EINVAL)?;
+            part.runs = KVVec::new();
+            let table = core::mem::replace(&mut part.table, Extents::new());
+            tables.push_within_capacity(table)?;
+        }
+        Ok(tables)
+    }
+}
