@@ -293,8 +293,8 @@ impl Family {
             users: 1,
             ..Roster::default()
         };
-        let queue = OwnedQueue::unbound(c"dm-snap")?;
-        let commits = OwnedQueue::unbound(c"dm-snap-commit")?;
+        let queue = OwnedQueue::new(c"dm-snap")?;
+        let commits = OwnedQueue::new(c"dm-snap-commit")?;
         let copies = CopyClient::new()?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(
