@@ -8,6 +8,8 @@ import pytest
 from lib import box as boxes
 from lib import wait
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def clone(clone_box):
