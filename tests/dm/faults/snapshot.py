@@ -37,7 +37,7 @@ class Snapshot(faults.Scenario):
         "work": [("start", "slab"), ("work", "slab"), ("work", "pages"), ("create", "cow"), ("open", "cow"),
                  ("adopt", "cow"), ("reload", "cow"), ("life", "cow"), ("life", "cow-dead"), ("life", "cow-torn")],
     }
-    EVERY = {("create", "slab"): 7, ("open", "slab"): 17, ("adopt", "slab"): 17, ("work", "slab"): 7,
+    EVERY = {("create", "slab"): 7, ("open", "slab"): 17, ("adopt", "slab"): 7, ("work", "slab"): 7,
              ("adopt", "cow"): 7, ("life", "cow"): 3, ("life", "cow-dead"): 11, ("life", "cow-torn"): 29}
     FEATURES = "1 discard_zeroes_cow"
 
@@ -370,7 +370,7 @@ class Snapshot(faults.Scenario):
 
     def complete(self, series, said):
         """There were many chances, and things failed where they were to."""
-        least = {"slab": {"create": 100, "open": 150, "reload": 20, "adopt": 100, "start": 10, "work": 50},
+        least = {"slab": {"create": 100, "open": 150, "reload": 20, "adopt": 40, "start": 10, "work": 50},
                  "cow": {"create": 3, "open": 5, "adopt": 50, "life": 60}, "cow-dead": {"life": 40},
                  "cow-torn": {"life": 150}}
         assert series.last >= least.get(self.kind, {}).get(self.part, 1), f"only {series.last}"

@@ -17,7 +17,7 @@ class Origin(Snapshot):
     target = "snapshot-origin"
     EVERY = {("front", "slab"): 3, ("alone", "slab"): 7, ("life", "origin"): 3, ("life", "origin-dead"): 29, ("life", "origin-torn"): 97}
     TESTS = {
-        "tables": [("front", "slab"), ("front", "pages"), ("alone", "slab"), ("alone", "pages")],
+        "tables": [("front", "slab"), ("alone", "slab")],
         "requests": [("life", "origin"), ("life", "origin-dead"), ("life", "origin-torn")],
     }
 
@@ -59,7 +59,7 @@ class Origin(Snapshot):
         self.front = None
 
     def complete(self, series, said):
-        least = {"slab": 4, "pages": 0, "origin": 20, "origin-dead": 20, "origin-torn": 60}
+        least = {"slab": 4, "origin": 20, "origin-dead": 20, "origin-torn": 60}
         assert series.last >= least[self.kind], f"only {series.last}"
         if self.kind.startswith("origin"):
             assert any("Invalidating snapshot: Error reading/writing." in line for line in said), "no snapshot was lost"
