@@ -19,15 +19,11 @@
 //!      +-----------------------+-----------------+----------------------
 //! ```
 //!
-//! `csum` is the crc32c of bytes 4 to the end, from all ones, without final inversion, exclusive-or
-//! [`CSUM_XOR`]. `flags` is written as zero and ignored on reading. C counterpart: `struct
-//! superblock_disk` of `drivers/md/dm-clone-metadata.c`.
+//! Up to the root of the space map it is like others: see [`Head`]. C counterpart: `struct superblock_disk` of
+//! `drivers/md/dm-clone-metadata.c`.
 
 use zerocopy::{
-    little_endian::{
-        U32,
-        U64, //
-    },
+    little_endian::U64,
     FromBytes as _, //
 };
 use zerocopy_derive::{
@@ -39,40 +35,32 @@ use zerocopy_derive::{
 };
 
 use crate::env::{
-    crc32c_block,
-    eilseq,
     fmt,
     Error,
-    EINVAL,
-    ENOTBLK, //
+    EINVAL, //
 };
 use crate::logic::clone::geometry::RegionSize;
+use crate::logic::pdata::superblock::{
+    Format,
+    Head,
+    Refused,
+    SM_ROOT_SIZE, //
+};
 use crate::logic::units::Sectors;
 
-/// The block that holds the superblock.
-pub(crate) const LOCATION: u64 = 0;
-/// The value of the magic field.
-pub(crate) const MAGIC: u64 = 0x8af2_7f64;
-/// The only version there is.
-pub(crate) const VERSION: u32 = 1;
-/// What the checksum of a superblock is mixed with, to differ from that of other blocks.
-pub(crate) const CSUM_XOR: u32 = 257_649_492;
-/// The room for the root of the metadata space map, in bytes.
-pub(crate) const SM_ROOT_SIZE: usize = 128;
-/// The number of bytes the checksum does not cover, at the start.
-const CSUM_SIZE: usize = 4;
+/// What distinguishes the superblock from those of other formats.
+pub(crate) const FORMAT: Format = Format {
+    magic: 0x8af2_7f64,
+    version: 1,
+    csum_xor: 257_649_492,
+    size: core::mem::size_of::<Disk>(),
+};
 
 /// The superblock as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Disk {
-    csum: U32,
-    flags: U32,
-    blocknr: U64,
-    uuid: [u8; 16],
-    magic: U64,
-    version: U32,
-    sm_root: [u8; SM_ROOT_SIZE],
+    head: Head,
     region_size: U64,
     target_size: U64,
     bitset_root: U64,
@@ -81,12 +69,6 @@ struct Disk {
 const _: () = {
     assert!(core::mem::size_of::<Disk>() == 196);
     assert!(core::mem::align_of::<Disk>() == 1);
-    assert!(core::mem::offset_of!(Disk, flags) == CSUM_SIZE);
-    assert!(core::mem::offset_of!(Disk, blocknr) == 8);
-    assert!(core::mem::offset_of!(Disk, uuid) == 16);
-    assert!(core::mem::offset_of!(Disk, magic) == 32);
-    assert!(core::mem::offset_of!(Disk, version) == 40);
-    assert!(core::mem::offset_of!(Disk, sm_root) == 44);
     assert!(core::mem::offset_of!(Disk, region_size) == 172);
     assert!(core::mem::offset_of!(Disk, target_size) == 180);
     assert!(core::mem::offset_of!(Disk, bitset_root) == 188);
@@ -95,16 +77,8 @@ const _: () = {
 /// Why a block is no superblock this code can use; `Display` writes the line for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
-    /// The block is too short to hold a superblock; cannot happen with metadata blocks.
-    Truncated,
-    /// The block says it belongs elsewhere.
-    BlockNumber { found: u64, expected: u64 },
-    /// The magic number is wrong.
-    Magic { found: u64 },
-    /// The checksum does not match the contents.
-    Checksum { computed: u32, stored: u32 },
-    /// The version is unknown.
-    Version { found: u32 },
+    /// It is none of this format.
+    Head(Refused),
     /// The sizes are not those of the table line, or not possible at all.
     Geometry,
 }
@@ -112,37 +86,44 @@ pub(crate) enum Invalid {
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         match invalid {
-            Invalid::BlockNumber { .. } => ENOTBLK,
-            Invalid::Magic { .. } | Invalid::Checksum { .. } => eilseq(),
-            Invalid::Truncated | Invalid::Version { .. } | Invalid::Geometry => EINVAL,
+            Invalid::Head(refused) => refused.into(),
+            Invalid::Geometry => EINVAL,
         }
+    }
+}
+
+impl From<Refused> for Invalid {
+    fn from(refused: Refused) -> Self {
+        Invalid::Head(refused)
     }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated => f.write_str("Superblock check failed: block too short"),
-            Self::BlockNumber { found, expected } => f.write_fmt(fmt!(
+            Self::Head(Refused::Truncated) => {
+                f.write_str("Superblock check failed: block too short")
+            }
+            Self::Head(Refused::BlockNumber { found, expected }) => f.write_fmt(fmt!(
                 "Superblock check failed: blocknr {}, expected {}",
                 found,
                 expected
             )),
-            Self::Magic { found } => f.write_fmt(fmt!(
+            Self::Head(Refused::Magic { found }) => f.write_fmt(fmt!(
                 "Superblock check failed: magic {}, expected {}",
                 found,
-                MAGIC
+                FORMAT.magic
             )),
-            Self::Checksum { computed, stored } => f.write_fmt(fmt!(
+            Self::Head(Refused::Checksum { computed, stored }) => f.write_fmt(fmt!(
                 "Superblock check failed: checksum {}, expected {}",
                 computed,
                 stored
             )),
-            Self::Version { found } => f.write_fmt(fmt!(
+            Self::Head(Refused::Version { found }) => f.write_fmt(fmt!(
                 "Clone metadata version {} found, but only versions between {} and {} supported.",
                 found,
-                VERSION,
-                VERSION
+                FORMAT.version,
+                FORMAT.version
             )),
             Self::Geometry => {
                 f.write_str("Region and/or target size don't match the ones in metadata")
@@ -167,42 +148,16 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    /// Checks number, magic, checksum and version, in this order, of a block read from `location`.
-    pub(crate) fn check(block: &[u8], location: u64) -> Result<(), Invalid> {
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        let found = disk.blocknr.get();
-        if found != location {
-            return Err(Invalid::BlockNumber {
-                found,
-                expected: location,
-            });
-        }
-        let found = disk.magic.get();
-        if found != MAGIC {
-            return Err(Invalid::Magic { found });
-        }
-        let stored = disk.csum.get();
-        let computed = checksum(block).ok_or(Invalid::Truncated)?;
-        if computed != stored {
-            return Err(Invalid::Checksum { computed, stored });
-        }
-        let found = disk.version.get();
-        if found != VERSION {
-            return Err(Invalid::Version { found });
-        }
-        Ok(())
-    }
-
     /// Reads a block from `location`, with all checks, and with the region size known to be legal.
     pub(crate) fn parse(block: &[u8], location: u64) -> Result<Self, Invalid> {
-        Self::check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Invalid::Truncated)?;
+        FORMAT.check(block, location)?;
+        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
         let region_size = disk.region_size.get();
         Ok(Self {
             region_size: RegionSize::from_sectors(region_size).ok_or(Invalid::Geometry)?,
             target_size: Sectors(disk.target_size.get()),
             bitset_root: disk.bitset_root.get(),
-            sm_root: disk.sm_root,
+            sm_root: disk.head.sm_root,
         })
     }
 
@@ -218,18 +173,12 @@ impl Superblock {
         Ok(())
     }
 
-    /// Writes all fields but block number and checksum, which [`Self::seal`] adds, and clears the rest
+    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the rest
     /// of the block.
-    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Invalid> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
+    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
+        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
         *disk = Disk {
-            csum: U32::ZERO,
-            flags: U32::ZERO,
-            blocknr: U64::ZERO,
-            uuid: [0; 16],
-            magic: U64::new(MAGIC),
-            version: U32::new(VERSION),
-            sm_root: self.sm_root,
+            head: FORMAT.head(self.sm_root),
             region_size: U64::new(self.region_size.sectors().get()),
             target_size: U64::new(self.target_size.get()),
             bitset_root: U64::new(self.bitset_root),
@@ -237,26 +186,4 @@ impl Superblock {
         rest.fill(0);
         Ok(())
     }
-
-    /// Puts block number and checksum into a block that is about to be written to `location`.
-    pub(crate) fn seal(block: &mut [u8], location: u64) -> Result<(), Invalid> {
-        let (disk, _) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        disk.blocknr = U64::new(location);
-        let csum = checksum(block).ok_or(Invalid::Truncated)?;
-        let (disk, _) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        disk.csum = U32::new(csum);
-        Ok(())
-    }
-
-    /// Tells whether a block is all zeros, which means that the device is to be formatted.
-    pub(crate) fn is_blank(block: &[u8]) -> bool {
-        block.iter().all(|byte| *byte == 0)
-    }
-}
-
-/// Computes the checksum of a block.
-fn checksum(block: &[u8]) -> Option<u32> {
-    block
-        .get(CSUM_SIZE..)
-        .map(|data| crc32c_block(data, CSUM_XOR))
 }

@@ -6,13 +6,7 @@
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | crc32c of bytes 4 to the end, from all ones, without final inversion, exclusive-or [`CSUM_XOR`] |
-//! | 4 | 4 | flags: written as zero, ignored |
-//! | 8 | 8 | the block's own number |
-//! | 16 | 16 | uuid: unused, zero |
-//! | 32 | 8 | [`MAGIC`] |
-//! | 40 | 4 | [`VERSION`] |
-//! | 44 | 128 | root of the metadata space map |
+//! | 0 | 172 | [`Head`] |
 //! | 172 | 4 | size of an era block, in sectors |
 //! | 176 | 4 | size of a metadata block, in sectors: 8 |
 //! | 180 | 4 | number of era blocks |
@@ -40,12 +34,9 @@ use zerocopy_derive::{
 };
 
 use crate::env::{
-    crc32c_block,
-    eilseq,
     fmt,
     Error,
-    EINVAL,
-    ENOTBLK, //
+    EINVAL, //
 };
 use crate::logic::era::{
     geometry::{
@@ -54,33 +45,29 @@ use crate::logic::era::{
     },
     number::Era, //
 };
+use crate::logic::pdata::superblock::{
+    Format,
+    Head,
+    Refused,
+    LOCATION,
+    SM_ROOT_SIZE, //
+};
 
-/// The block that holds the superblock.
-pub(crate) const LOCATION: u64 = 0;
-/// The value of the magic field.
-pub(crate) const MAGIC: u64 = 0x7ec1_077b;
-/// The only version there is.
-pub(crate) const VERSION: u32 = 1;
-/// What the checksum of a superblock is mixed with, to differ from that of other blocks.
-pub(crate) const CSUM_XOR: u32 = 146_538_381;
-/// The room for the root of the metadata space map, in bytes.
-pub(crate) const SM_ROOT_SIZE: usize = 128;
+/// What distinguishes the superblock from those of other formats.
+pub(crate) const FORMAT: Format = Format {
+    magic: 0x7ec1_077b,
+    version: 1,
+    csum_xor: 146_538_381,
+    size: core::mem::size_of::<Disk>(),
+};
 /// The size of a metadata block in sectors.
 const METADATA_BLOCK: u32 = 8;
-/// The number of bytes the checksum does not cover, at the start.
-const CSUM_SIZE: usize = 4;
 
 /// The superblock as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Disk {
-    csum: U32,
-    flags: U32,
-    blocknr: U64,
-    uuid: [u8; 16],
-    magic: U64,
-    version: U32,
-    sm_root: [u8; SM_ROOT_SIZE],
+    head: Head,
     block_size: U32,
     metadata_block: U32,
     blocks: U32,
@@ -95,7 +82,6 @@ struct Disk {
 const _: () = {
     assert!(core::mem::size_of::<Disk>() == 224);
     assert!(core::mem::align_of::<Disk>() == 1);
-    assert!(core::mem::offset_of!(Disk, sm_root) == 44);
     assert!(core::mem::offset_of!(Disk, block_size) == 172);
     assert!(core::mem::offset_of!(Disk, bitset_root) == 192);
     assert!(core::mem::offset_of!(Disk, snapshot) == 216);
@@ -104,16 +90,8 @@ const _: () = {
 /// Why a block is no superblock this code can use; `Display` writes the line for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
-    /// The block is too short to hold a superblock; cannot happen with metadata blocks.
-    Truncated,
-    /// The block says it belongs elsewhere.
-    BlockNumber { found: u64, expected: u64 },
-    /// The magic number is wrong.
-    Magic { found: u64 },
-    /// The checksum does not match the contents.
-    Checksum { computed: u32, stored: u32 },
-    /// The version is unknown.
-    Version { found: u32 },
+    /// It is none of this format.
+    Head(Refused),
     /// The block size is not that of the table line.
     BlockSize { found: u32, wanted: BlockSize },
     /// A size or a location is not possible.
@@ -123,35 +101,42 @@ pub(crate) enum Invalid {
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         match invalid {
-            Invalid::BlockNumber { .. } => ENOTBLK,
-            Invalid::Magic { .. } | Invalid::Checksum { .. } => eilseq(),
-            _ => EINVAL,
+            Invalid::Head(refused) => refused.into(),
+            Invalid::BlockSize { .. } | Invalid::Impossible => EINVAL,
         }
+    }
+}
+
+impl From<Refused> for Invalid {
+    fn from(refused: Refused) -> Self {
+        Invalid::Head(refused)
     }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Truncated => f.write_str("sb_check failed: block too short"),
-            Self::BlockNumber { found, expected } => f.write_fmt(fmt!(
+            Self::Head(Refused::Truncated) => f.write_str("sb_check failed: block too short"),
+            Self::Head(Refused::BlockNumber { found, expected }) => f.write_fmt(fmt!(
                 "sb_check failed: blocknr {}: wanted {}",
                 found,
                 expected
             )),
-            Self::Magic { found } => {
-                f.write_fmt(fmt!("sb_check failed: magic {}: wanted {}", found, MAGIC))
-            }
-            Self::Checksum { computed, stored } => f.write_fmt(fmt!(
+            Self::Head(Refused::Magic { found }) => f.write_fmt(fmt!(
+                "sb_check failed: magic {}: wanted {}",
+                found,
+                FORMAT.magic
+            )),
+            Self::Head(Refused::Checksum { computed, stored }) => f.write_fmt(fmt!(
                 "sb_check failed: csum {}: wanted {}",
                 computed,
                 stored
             )),
-            Self::Version { found } => f.write_fmt(fmt!(
+            Self::Head(Refused::Version { found }) => f.write_fmt(fmt!(
                 "Era metadata version {} found, but only versions between {} and {} supported.",
                 found,
-                VERSION,
-                VERSION
+                FORMAT.version,
+                FORMAT.version
             )),
             Self::BlockSize { found, wanted } => f.write_fmt(fmt!(
                 "changing the data block size (from {} to {}) is not supported",
@@ -189,32 +174,6 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    /// Checks number, magic, checksum and version, in this order, of a block read from `location`.
-    pub(crate) fn check(block: &[u8], location: u64) -> Result<(), Invalid> {
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        let found = disk.blocknr.get();
-        if found != location {
-            return Err(Invalid::BlockNumber {
-                found,
-                expected: location,
-            });
-        }
-        let found = disk.magic.get();
-        if found != MAGIC {
-            return Err(Invalid::Magic { found });
-        }
-        let stored = disk.csum.get();
-        let computed = checksum(block).ok_or(Invalid::Truncated)?;
-        if computed != stored {
-            return Err(Invalid::Checksum { computed, stored });
-        }
-        let found = disk.version.get();
-        if found != VERSION {
-            return Err(Invalid::Version { found });
-        }
-        Ok(())
-    }
-
     /// Reads a block from `location` of a device with `total` metadata blocks, with all checks, for blocks of a size.
     pub(crate) fn parse(
         block: &[u8],
@@ -222,8 +181,8 @@ impl Superblock {
         wanted: BlockSize,
         total: u64,
     ) -> Result<Self, Invalid> {
-        Self::check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Invalid::Truncated)?;
+        FORMAT.check(block, location)?;
+        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
         let found = disk.block_size.get();
         if found != wanted.get() {
             return Err(Invalid::BlockSize { found, wanted });
@@ -237,7 +196,7 @@ impl Superblock {
             tree_root: disk.tree_root.get(),
             array_root: disk.array_root.get(),
             snapshot: disk.snapshot.get(),
-            sm_root: disk.sm_root,
+            sm_root: disk.head.sm_root,
         };
         let inside = |root: u64| root != LOCATION && root < total;
         let possible = disk.metadata_block.get() == METADATA_BLOCK
@@ -253,18 +212,12 @@ impl Superblock {
         Ok(superblock)
     }
 
-    /// Writes all fields but block number and checksum, which [`Self::seal`] adds, and clears the rest
+    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the rest
     /// of the block.
-    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Invalid> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
+    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
+        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
         *disk = Disk {
-            csum: U32::ZERO,
-            flags: U32::ZERO,
-            blocknr: U64::ZERO,
-            uuid: [0; 16],
-            magic: U64::new(MAGIC),
-            version: U32::new(VERSION),
-            sm_root: self.sm_root,
+            head: FORMAT.head(self.sm_root),
             block_size: U32::new(self.block_size.get()),
             metadata_block: U32::new(METADATA_BLOCK),
             blocks: U32::new(self.blocks),
@@ -278,26 +231,4 @@ impl Superblock {
         rest.fill(0);
         Ok(())
     }
-
-    /// Puts block number and checksum into a block that is about to be written to `location`.
-    pub(crate) fn seal(block: &mut [u8], location: u64) -> Result<(), Invalid> {
-        let (disk, _) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        disk.blocknr = U64::new(location);
-        let csum = checksum(block).ok_or(Invalid::Truncated)?;
-        let (disk, _) = Disk::mut_from_prefix(block).map_err(|_| Invalid::Truncated)?;
-        disk.csum = U32::new(csum);
-        Ok(())
-    }
-
-    /// Tells whether a block is all zeros, which means that the device is to be formatted.
-    pub(crate) fn is_blank(block: &[u8]) -> bool {
-        block.iter().all(|byte| *byte == 0)
-    }
-}
-
-/// Computes the checksum of a block.
-fn checksum(block: &[u8]) -> Option<u32> {
-    block
-        .get(CSUM_SIZE..)
-        .map(|data| crc32c_block(data, CSUM_XOR))
 }

@@ -4,3 +4,4 @@
 
 pub(crate) mod node;
 pub(crate) mod space;
+pub(crate) mod superblock;

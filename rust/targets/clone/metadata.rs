@@ -58,8 +58,12 @@ use crate::{
             superblock::{
                 Invalid,
                 Superblock,
-                LOCATION, //
+                FORMAT, //
             }, //
+        },
+        pdata::superblock::{
+            is_blank,
+            LOCATION, //
         },
         regions::RegionRange, //
     },
@@ -113,18 +117,19 @@ impl Validate for SuperblockKind {
     const NAME: &'static CStr = c"superblock";
 
     fn check(data: &[u8], location: u64) -> Result {
-        Superblock::check(data, location).map_err(log_invalid)
+        FORMAT.check(data, location).map_err(log_invalid)
     }
 
     fn seal(data: &mut [u8], location: u64) {
         // Fails only for a block that is shorter than a superblock.
-        let _ = Superblock::seal(data, location);
+        let _ = FORMAT.seal(data, location);
     }
 }
 
 static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
 
-pub(super) fn log_invalid(reason: Invalid) -> Error {
+pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
+    let reason = reason.into();
     err!("clone metadata", "{}", reason);
     reason.into()
 }
@@ -156,7 +161,7 @@ impl Disk {
             let block = blocks
                 .read(Block(LOCATION), None)
                 .map_err(failed("Failed to read_lock superblock"))?;
-            Superblock::is_blank(&block)
+            is_blank(&block)
         };
         match (blank, format) {
             (true, Format::IfBlank) => Self::format(blocks, geometry),

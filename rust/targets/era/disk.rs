@@ -22,25 +22,31 @@ use crate::{
         },
         verify::Verifier, //
     },
-    logic::era::{
-        geometry::{
-            BlockSize,
-            Blocks, //
+    logic::{
+        era::{
+            geometry::{
+                BlockSize,
+                Blocks, //
+            },
+            marks::{
+                by_words,
+                words, //
+            },
+            number::Era,
+            status::Info,
+            superblock::{
+                Invalid,
+                Superblock,
+                FORMAT, //
+            },
+            transcript::{
+                blocks_of,
+                Transcript, //
+            }, //
         },
-        marks::{
-            by_words,
-            words, //
-        },
-        number::Era,
-        status::Info,
-        superblock::{
-            Invalid,
-            Superblock,
+        pdata::superblock::{
+            is_blank,
             LOCATION, //
-        },
-        transcript::{
-            blocks_of,
-            Transcript, //
         }, //
     },
     sys::{
@@ -79,18 +85,19 @@ impl Validate for SuperblockKind {
     const NAME: &'static CStr = c"superblock";
 
     fn check(data: &[u8], location: u64) -> Result {
-        Superblock::check(data, location).map_err(log_invalid)
+        FORMAT.check(data, location).map_err(log_invalid)
     }
 
     fn seal(data: &mut [u8], location: u64) {
         // Fails only for a block that is shorter than a superblock.
-        let _ = Superblock::seal(data, location);
+        let _ = FORMAT.seal(data, location);
     }
 }
 
 static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
 
-pub(super) fn log_invalid(reason: Invalid) -> Error {
+pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
+    let reason = reason.into();
     err!("era", "{}", reason);
     reason.into()
 }
@@ -163,7 +170,7 @@ impl Disk {
         let blocks = Self::manager(device)?;
         let blank = {
             let block = blocks.read(Block(LOCATION), None)?;
-            Superblock::is_blank(&block)
+            is_blank(&block)
         };
         if blank {
             return Ok(None);

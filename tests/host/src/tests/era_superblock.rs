@@ -21,6 +21,7 @@ use crate::logic::era::{
     number::Era,
     superblock::*, //
 };
+use crate::logic::pdata::superblock::*;
 
 /// The number of metadata blocks of most devices here.
 const TOTAL: u64 = 256;
@@ -136,32 +137,33 @@ fn parse(block: &[u8]) -> Result<Superblock, Invalid> {
 }
 
 /// The line and the code of a failure.
-fn told(invalid: Invalid) -> (String, Error) {
+fn told(invalid: impl Into<Invalid>) -> (String, Error) {
+    let invalid = invalid.into();
     (text(&invalid), Error::from(invalid))
 }
 
-/// What [`Superblock::check`] should say.
-fn check_model(block: &[u8], location: u64) -> Result<(), Invalid> {
+/// What [`Format::check`] should say.
+fn check_model(block: &[u8], location: u64) -> Result<(), Refused> {
     if block.len() < END {
-        return Err(Invalid::Truncated);
+        return Err(Refused::Truncated);
     }
     let (blocknr, magic) = (get(block, BLOCKNR), get(block, MAGIC_AT));
     let (stored, version) = (get(block, CSUM) as u32, get(block, VERSION_AT) as u32);
     if blocknr != location {
-        return Err(Invalid::BlockNumber {
+        return Err(Refused::BlockNumber {
             found: blocknr,
             expected: location,
         });
     }
     if magic != 0x7ec1_077b {
-        return Err(Invalid::Magic { found: magic });
+        return Err(Refused::Magic { found: magic });
     }
     let computed = csum(block);
     if computed != stored {
-        return Err(Invalid::Checksum { computed, stored });
+        return Err(Refused::Checksum { computed, stored });
     }
     if version != 1 {
-        return Err(Invalid::Version { found: version });
+        return Err(Refused::Version { found: version });
     }
     Ok(())
 }
@@ -217,8 +219,11 @@ fn checksum_is_crc32c() {
 /// Each byte lies where the description has it.
 #[test]
 fn layout() {
-    assert_eq!((LOCATION, SM_ROOT_SIZE, VERSION), (0, 128, 1));
-    assert_eq!((MAGIC, CSUM_XOR), (2_126_579_579, 146_538_381));
+    assert_eq!((LOCATION, SM_ROOT_SIZE, FORMAT.version), (0, 128, 1));
+    assert_eq!(
+        (FORMAT.magic, FORMAT.csum_xor),
+        (2_126_579_579, 146_538_381)
+    );
     let mut superblock = Superblock {
         block_size: size(0x0403_0208),
         blocks: 0x7413_1211,
@@ -236,7 +241,7 @@ fn layout() {
     for location in [LOCATION, 0x8887_8685_8483_8281] {
         let mut block = vec![0xa5; 4096];
         superblock.write(&mut block).unwrap();
-        Superblock::seal(&mut block, location).unwrap();
+        FORMAT.seal(&mut block, location).unwrap();
         assert_eq!(block, lay_out(&superblock, location));
     }
     let block = lay_out(&superblock, LOCATION);
@@ -251,13 +256,13 @@ fn layout() {
 /// Lines and codes of `sb_check` and of the C target's open.
 #[test]
 fn damage_is_told() {
-    let check = |block: &[u8]| told(Superblock::check(block, LOCATION).unwrap_err());
+    let check = |block: &[u8]| told(FORMAT.check(block, LOCATION).unwrap_err());
     assert_eq!(
         check(&with(BLOCKNR, 7)),
         ("sb_check failed: blocknr 7: wanted 0".into(), ENOTBLK)
     );
     assert_eq!(
-        told(Superblock::check(&with(BLOCKNR, u64::MAX), 43).unwrap_err()),
+        told(FORMAT.check(&with(BLOCKNR, u64::MAX), 43).unwrap_err()),
         (
             "sb_check failed: blocknr 18446744073709551615: wanted 43".into(),
             ENOTBLK
@@ -341,10 +346,10 @@ fn damage_is_told_in_order() {
         matches!(
             kinds[..],
             [
-                Invalid::BlockNumber { .. },
-                Invalid::Magic { .. },
-                Invalid::Checksum { .. },
-                Invalid::Version { found: 0xffff },
+                Invalid::Head(Refused::BlockNumber { .. }),
+                Invalid::Head(Refused::Magic { .. }),
+                Invalid::Head(Refused::Checksum { .. }),
+                Invalid::Head(Refused::Version { found: 0xffff }),
                 Invalid::BlockSize { found: 256, .. },
                 Invalid::Impossible,
             ]
@@ -387,15 +392,15 @@ fn impossible_sizes_and_locations() {
 #[test]
 fn blank_means_every_byte() {
     let mut block = vec![0; 4096];
-    assert!(Superblock::is_blank(&block));
+    assert!(is_blank(&block));
     for offset in [0, 4, END, 4095] {
         block[offset] = 0x80;
-        assert!(!Superblock::is_blank(&block));
+        assert!(!is_blank(&block));
         block[offset] = 0;
     }
     assert!(matches!(
-        Superblock::check(&block, LOCATION),
-        Err(Invalid::Magic { found: 0 })
+        FORMAT.check(&block, LOCATION),
+        Err(Refused::Magic { found: 0 })
     ));
 }
 
@@ -404,9 +409,9 @@ fn blank_means_every_byte() {
 fn short_blocks() {
     for len in 0..END {
         let mut block = vec![0xa5; len];
-        assert_eq!(sample().write(&mut block), Err(Invalid::Truncated));
-        assert_eq!(Superblock::seal(&mut block, 0), Err(Invalid::Truncated));
-        assert_eq!(parse(&block), Err(Invalid::Truncated));
+        assert_eq!(sample().write(&mut block), Err(Refused::Truncated));
+        assert_eq!(FORMAT.seal(&mut block, 0), Err(Refused::Truncated));
+        assert_eq!(parse(&block), Err(Refused::Truncated.into()));
         assert!(block.iter().all(|byte| *byte == 0xa5));
     }
 }
@@ -466,22 +471,22 @@ proptest! {
         let mut block = vec![0xff; END + rest];
         superblock.write(&mut block).unwrap();
         prop_assert!(block[END..].iter().all(|byte| *byte == 0));
-        Superblock::seal(&mut block, location).unwrap();
+        FORMAT.seal(&mut block, location).unwrap();
         let wanted = superblock.block_size;
         prop_assert_eq!(Superblock::parse(&block, location, wanted, total), Ok(superblock));
         prop_assert_eq!(parse_model(&block, location, wanted, total), Ok(superblock));
         let elsewhere = Superblock::parse(&block, location.wrapping_add(1), wanted, total);
         let expected = location.wrapping_add(1);
-        prop_assert_eq!(elsewhere, Err(Invalid::BlockNumber { found: location, expected }));
+        prop_assert_eq!(elsewhere, Err(Refused::BlockNumber { found: location, expected }.into()));
     }
 
     /// A sealed block passes the check until a bit of it flips.
     #[test]
     fn one_flipped_bit_is_found(bit in 0usize..4096 * 8) {
         let mut block = lay_out(&sample(), LOCATION);
-        prop_assert_eq!(Superblock::check(&block, LOCATION), Ok(()));
+        prop_assert_eq!(FORMAT.check(&block, LOCATION), Ok(()));
         block[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(Superblock::check(&block, LOCATION).is_err());
+        prop_assert!(FORMAT.check(&block, LOCATION).is_err());
     }
 
     /// Damaged fields, under a right or a wrong checksum, are judged as the model does.
@@ -496,7 +501,7 @@ proptest! {
             put(&mut block, field, number);
         }
         let block = if sealed { reseal(block) } else { block };
-        prop_assert_eq!(Superblock::check(&block, location), check_model(&block, location));
+        prop_assert_eq!(FORMAT.check(&block, location), check_model(&block, location));
         prop_assert_eq!(
             Superblock::parse(&block, location, size(wanted), total),
             parse_model(&block, location, size(wanted), total)
@@ -519,7 +524,7 @@ proptest! {
         for (byte, right) in block.iter_mut().zip(&right[..start]) {
             *byte = *right;
         }
-        prop_assert_eq!(Superblock::seal(&mut block, location).is_err(), block.len() < END);
+        prop_assert_eq!(FORMAT.seal(&mut block, location).is_err(), block.len() < END);
         let (result, model) = judge(&block);
         prop_assert_eq!(result, model);
     }

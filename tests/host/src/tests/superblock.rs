@@ -24,6 +24,7 @@ use crate::logic::clone::map::{
     Run, //
 };
 use crate::logic::clone::superblock::*;
+use crate::logic::pdata::superblock::*;
 use crate::logic::units::{
     Sector,
     Sectors, //
@@ -76,11 +77,11 @@ fn checksum_is_crc32c() {
 #[test]
 fn samples_are_read_and_written() {
     for (bytes, superblock) in [(SAMPLE, sample()), (USED, contents(8, 9))] {
-        assert_eq!(Superblock::check(bytes, LOCATION), Ok(()));
+        assert_eq!(FORMAT.check(bytes, LOCATION), Ok(()));
         assert_eq!(Superblock::parse(bytes, LOCATION), Ok(superblock));
         let mut block = vec![0xa5; 4096];
         assert_eq!(superblock.write(&mut block), Ok(()));
-        assert_eq!(Superblock::seal(&mut block, LOCATION), Ok(()));
+        assert_eq!(FORMAT.seal(&mut block, LOCATION), Ok(()));
         assert_eq!(block, bytes);
     }
 }
@@ -119,7 +120,7 @@ fn bits_lie_as_in_the_sample() {
 #[test]
 fn damage_is_named_in_order() {
     let check = |block: &[u8]| {
-        let invalid = Superblock::check(block, LOCATION).unwrap_err();
+        let invalid = Invalid::from(FORMAT.check(block, LOCATION).unwrap_err());
         (text(&invalid), Error::from(invalid))
     };
     assert_eq!(
@@ -147,8 +148,8 @@ fn damage_is_named_in_order() {
     let block = damaged(4095, &[1], false);
     let computed = crc32c_block(&block[4..], 257_649_492);
     assert_eq!(
-        Superblock::check(&block, LOCATION),
-        Err(Invalid::Checksum { computed, stored })
+        FORMAT.check(&block, LOCATION),
+        Err(Refused::Checksum { computed, stored })
     );
     assert_eq!(
         check(&block).0,
@@ -169,18 +170,18 @@ fn damage_is_named_in_order() {
     let mut block = damaged(8, &[1], false);
     block[32..44].fill(9);
     assert!(matches!(
-        Superblock::check(&block, LOCATION),
-        Err(Invalid::BlockNumber { .. })
+        FORMAT.check(&block, LOCATION),
+        Err(Refused::BlockNumber { .. })
     ));
     block[8] = 0;
     assert!(matches!(
-        Superblock::check(&block, LOCATION),
-        Err(Invalid::Magic { .. })
+        FORMAT.check(&block, LOCATION),
+        Err(Refused::Magic { .. })
     ));
-    block[32..40].copy_from_slice(&MAGIC.to_le_bytes());
+    block[32..40].copy_from_slice(&FORMAT.magic.to_le_bytes());
     assert!(matches!(
-        Superblock::check(&block, LOCATION),
-        Err(Invalid::Checksum { .. })
+        FORMAT.check(&block, LOCATION),
+        Err(Refused::Checksum { .. })
     ));
 }
 
@@ -220,14 +221,14 @@ fn flags_and_uuid_are_ignored() {
 #[test]
 fn blank_means_every_byte() {
     let mut block = vec![0; 4096];
-    assert!(Superblock::is_blank(&block));
+    assert!(is_blank(&block));
     for offset in [0, 4, 196, 4095] {
         block[offset] = 1;
-        assert!(!Superblock::is_blank(&block));
+        assert!(!is_blank(&block));
         block[offset] = 0;
     }
-    assert!(!Superblock::is_blank(SAMPLE));
-    assert!(Superblock::check(&block, LOCATION).is_err());
+    assert!(!is_blank(SAMPLE));
+    assert!(FORMAT.check(&block, LOCATION).is_err());
 }
 
 proptest! {
@@ -245,7 +246,7 @@ proptest! {
         };
         let mut block = vec![0xff; 196 + rest];
         superblock.write(&mut block).unwrap();
-        Superblock::seal(&mut block, location).unwrap();
+        FORMAT.seal(&mut block, location).unwrap();
         prop_assert_eq!(Superblock::parse(&block, location), Ok(superblock));
         prop_assert!(Superblock::parse(&block, location.wrapping_add(1)).is_err());
         prop_assert!(block[196..].iter().all(|byte| *byte == 0));
@@ -255,7 +256,7 @@ proptest! {
     fn one_flipped_bit_is_found(bit in 0usize..4096 * 8) {
         let mut block = SAMPLE.to_vec();
         block[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(Superblock::check(&block, LOCATION).is_err());
+        prop_assert!(FORMAT.check(&block, LOCATION).is_err());
     }
 
     #[test]
@@ -263,12 +264,12 @@ proptest! {
         let _ = Superblock::parse(&bytes, location);
         let mut bytes = bytes;
         // What is sealed gets past the checksum.
-        let sealed = Superblock::seal(&mut bytes, location);
+        let sealed = FORMAT.seal(&mut bytes, location);
         prop_assert_eq!(sealed.is_err(), bytes.len() < 196);
         let magic = bytes.get(32..40).map(|b| u64::from_le_bytes(b.try_into().unwrap()));
-        if sealed.is_ok() && magic != Some(MAGIC) {
+        if sealed.is_ok() && magic != Some(FORMAT.magic) {
             let found = magic.unwrap();
-            prop_assert_eq!(Superblock::check(&bytes, location), Err(Invalid::Magic { found }));
+            prop_assert_eq!(FORMAT.check(&bytes, location), Err(Refused::Magic { found }));
         }
     }
 

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the superblocks of `dm-clone` and `dm-era` have in common: where block 0 begins.
+//!
+//! All numbers are little-endian.
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 4 | crc32c of bytes 4 to the end of the block, from all ones, without final inversion, exclusive-or a number of the format |
+//! | 4 | 4 | flags: written as zero, ignored |
+//! | 8 | 8 | the block's own number |
+//! | 16 | 16 | uuid: unused, zero |
+//! | 32 | 8 | magic |
+//! | 40 | 4 | version |
+//! | 44 | 128 | root of the metadata space map |
+
+use zerocopy::{
+    little_endian::{
+        U32,
+        U64, //
+    },
+    FromBytes as _, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned, //
+};
+
+use crate::env::{
+    crc32c_block,
+    eilseq,
+    Error,
+    EINVAL,
+    ENOTBLK, //
+};
+
+/// The block that holds the superblock.
+pub(crate) const LOCATION: u64 = 0;
+/// The room for the root of the metadata space map, in bytes.
+pub(crate) const SM_ROOT_SIZE: usize = 128;
+/// The number of bytes the checksum does not cover, at the start.
+const CSUM_SIZE: usize = 4;
+
+/// The first fields of a superblock as they lie on disk, not yet trusted.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Head {
+    csum: U32,
+    flags: U32,
+    blocknr: U64,
+    uuid: [u8; 16],
+    magic: U64,
+    version: U32,
+    /// The root of the metadata space map.
+    pub(crate) sm_root: [u8; SM_ROOT_SIZE],
+}
+
+const _: () = {
+    assert!(core::mem::size_of::<Head>() == 172);
+    assert!(core::mem::align_of::<Head>() == 1);
+    assert!(core::mem::offset_of!(Head, flags) == CSUM_SIZE);
+    assert!(core::mem::offset_of!(Head, blocknr) == 8);
+    assert!(core::mem::offset_of!(Head, uuid) == 16);
+    assert!(core::mem::offset_of!(Head, magic) == 32);
+    assert!(core::mem::offset_of!(Head, version) == 40);
+    assert!(core::mem::offset_of!(Head, sm_root) == 44);
+};
+
+/// Why a block is no superblock of a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The block is too short to hold a superblock; cannot happen with metadata blocks.
+    Truncated,
+    /// The block says it belongs elsewhere.
+    BlockNumber { found: u64, expected: u64 },
+    /// The magic number is wrong.
+    Magic { found: u64 },
+    /// The checksum does not match the contents.
+    Checksum { computed: u32, stored: u32 },
+    /// The version is unknown.
+    Version { found: u32 },
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::BlockNumber { .. } => ENOTBLK,
+            Refused::Magic { .. } | Refused::Checksum { .. } => eilseq(),
+            Refused::Truncated | Refused::Version { .. } => EINVAL,
+        }
+    }
+}
+
+/// A format. Its functions do no I/O and never sleep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    /// The value of the magic field.
+    pub(crate) magic: u64,
+    /// The only version there is.
+    pub(crate) version: u32,
+    /// What the checksum is mixed with, to differ from that of other blocks.
+    pub(crate) csum_xor: u32,
+    /// The bytes of all fields.
+    pub(crate) size: usize,
+}
+
+impl Format {
+    /// Checks number, magic, checksum and version, in this order, of a block read from `location`.
+    pub(crate) fn check(&self, block: &[u8], location: u64) -> Result<(), Refused> {
+        if block.len() < self.size {
+            return Err(Refused::Truncated);
+        }
+        let (head, _) = Head::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let found = head.blocknr.get();
+        if found != location {
+            return Err(Refused::BlockNumber {
+                found,
+                expected: location,
+            });
+        }
+        let found = head.magic.get();
+        if found != self.magic {
+            return Err(Refused::Magic { found });
+        }
+        let stored = head.csum.get();
+        let computed = self.checksum(block).ok_or(Refused::Truncated)?;
+        if computed != stored {
+            return Err(Refused::Checksum { computed, stored });
+        }
+        let found = head.version.get();
+        if found != self.version {
+            return Err(Refused::Version { found });
+        }
+        Ok(())
+    }
+
+    /// The first fields of a superblock that is to be written, without block number and checksum, which
+    /// [`Self::seal`] adds.
+    pub(crate) fn head(&self, sm_root: [u8; SM_ROOT_SIZE]) -> Head {
+        Head {
+            csum: U32::ZERO,
+            flags: U32::ZERO,
+            blocknr: U64::ZERO,
+            uuid: [0; 16],
+            magic: U64::new(self.magic),
+            version: U32::new(self.version),
+            sm_root,
+        }
+    }
+
+    /// Puts block number and checksum into a block that is about to be written to `location`.
+    pub(crate) fn seal(&self, block: &mut [u8], location: u64) -> Result<(), Refused> {
+        if block.len() < self.size {
+            return Err(Refused::Truncated);
+        }
+        let (head, _) = Head::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        head.blocknr = U64::new(location);
+        let csum = self.checksum(block).ok_or(Refused::Truncated)?;
+        let (head, _) = Head::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        head.csum = U32::new(csum);
+        Ok(())
+    }
+
+    /// Computes the checksum of a block.
+    fn checksum(&self, block: &[u8]) -> Option<u32> {
+        let data = block.get(CSUM_SIZE..)?;
+        Some(crc32c_block(data, self.csum_xor))
+    }
+}
+
+/// Tells whether a block is all zeros, which means that the device is to be formatted.
+pub(crate) fn is_blank(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
+}
