@@ -1,9 +1,9 @@
 """Power cuts: dm-log-writes records what reaches the metadata and the destination, and what a cut may leave is derived.
 
-One log holds both, so their order is known:
+One log holds both, so their order is known, and each has one of its own as well:
 
-    clone ┬─ metadata ────┐ slices of one     ┌─ disk with a volatile cache, slow to flush
-          └─ destination ─┘ log-writes device ┴─ log
+    clone ┬─ metadata ──── its log-writes ─┐ slices of one     ┌─ disk with a volatile cache, slow to flush
+          └─ destination ─ its log-writes ─┘ log-writes device ┴─ log
 
 The model of a disk: a sector (512 bytes) is old or new, never a mixture; nothing else is atomic, in particular not a
 block of the metadata. A flush makes durable what was written to its own slice before; a write with FUA is durable when
@@ -11,9 +11,12 @@ it ends. Of everything else any part may be there. A torn superblock needs no ex
 in its first sector, and the others are zeros from the format on.
 
 In the log, an ordinary write stands in front of the first flush that was sent after the write had ended, a flush and a
-FUA write where they ended. So each position is a moment, and what stands before it had ended by then. One thing is not
-in order: a write stands behind a FUA write that came later. The numbers in the test's sectors put that right. Where
-flushes of both slices overlap, more may be taken for durable than has to be: a state is missed, but none is made up.
+FUA write where they ended. So each position is a moment, and what stands before it had ended by then. Two things are not
+in order. A write stands behind a FUA write that came later; the numbers in the test's sectors put that right. And the
+flush of one slice takes the writes of all with it: if dm-delay lets a later flush of the slice of such a write overtake it (a
+tick of the clock between two looks at it is enough), the write stands behind a flush that made it durable; the log of its slice
+tells, see `in_time`. Where flushes of both slices overlap, more may be taken for durable than has to be: a state is
+missed, but none is made up.
 """
 
 import ctypes
@@ -83,6 +86,15 @@ class Entry:
         self.discard, self.mark = bool(flags & DISCARD), mark
         self.where, self.sectors = where, list(sectors)
 
+    @property
+    def is_ordinary(self):
+        """Whether it waits for a flush."""
+        return self.mark is None and not self.flush and not self.fua
+
+    @property
+    def place(self):
+        return self.where, self.sectors[0][0], len(self.sectors)
+
     def __repr__(self):
         if self.mark is not None:
             return f"mark {self.mark}"
@@ -104,7 +116,8 @@ class Recorder:
             self.slices[name] = self._length, sectors
             self._length += -(-sectors // 2048) * 2048
         self.disk = box.ram(self._length // 2048, cache=True)
-        self.log_disk = box.ram(64)
+        self._log_disk = box.ram(64)
+        self._own = {name: box.ram(64) for name in self.slices}
         self.source = box.layered(box.ram(mib))
 
     def start(self, *contents):
@@ -113,10 +126,12 @@ class Recorder:
             self.disk.fill(b"".join(content), first)
         at = f"{self.disk.dev} 0"
         self._slow = self.box.mapped(f"0 {self._length} delay {at} 0 {at} 0 {at} {self._flush_ms}")
-        self.log = self.box.mapped(f"0 {self._length} log-writes {self._slow.dev} {self.log_disk.dev}")
+        self.log = self.box.mapped(f"0 {self._length} log-writes {self._slow.dev} {self._log_disk.dev}")
         # Not linear: through that a flush does not tell the slice that it came through.
-        self.devices = {name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
-                        for name, (first, sectors) in self.slices.items()}
+        self._parts = {name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
+                       for name, (first, sectors) in self.slices.items()}
+        self.devices = {name: self.box.mapped(f"0 {sectors} log-writes {self._parts[name].dev} {self._own[name].dev}")
+                        for name, (_, sectors) in self.slices.items()}
         self.meta, self.dest = self.devices["meta"], self.devices["dest"]
 
     def mark(self, text):
@@ -124,34 +139,75 @@ class Recorder:
 
     def logged(self):
         """How many entries the log has."""
-        words = self.log.status().split()
-        assert len(words) == 2, f"dm-log-writes has given up: {words}"
-        return int(words[0])
+        counts = []
+        for log in (self.log, *self.devices.values()):
+            words = log.status().split()
+            assert len(words) == 2, f"dm-log-writes has given up: {words}"
+            counts.append(int(words[0]))
+        return counts[0]
 
     def entries(self):
         """Ends the recording and gives its entries."""
         self.logged()
-        for device in (*self.devices.values(), self.log, self._slow):
+        for device in (*self.devices.values(), *self._parts.values(), self.log, self._slow):
             device.remove()
-        magic, version, count, size = struct.unpack_from("<QQQI", self.log_disk.read(0, 1))
-        assert (magic, version, size) == (_MAGIC, 1, SECTOR), "not a log"
-        found, at = [], 1
-        for _ in range(count):
-            sector, length, flags, extra = struct.unpack_from("<4Q", head := self.log_disk.read(at, 1))
-            at += 1
+        own = {name: [Entry(flags, name, zip(range(at, at + len(data)), data)) for flags, at, data in read(disk)]
+               for name, disk in self._own.items()}
+        found = []
+        for flags, sector, data in read(self._log_disk):
             if flags & MARK:
-                found.append(Entry(flags, mark=head[32:32 + extra].decode()))
+                found.append(Entry(flags, mark=data))
                 continue
             where, (base, sectors) = [(name, it) for name, it in self.slices.items() if it[0] <= sector][-1]
-            assert sector + length <= base + sectors, (sector, flags)
-            if flags & DISCARD:
-                data = [ZERO] * length
-            else:
-                data = split(self.log_disk.read(at, length)) if length else []
-                at += length
-            found.append(Entry(flags, where, zip(range(sector - base, sector - base + length), data)))
-        assert found and found[-1].mark == "dm-log-writes-end", "the log has no end"
-        return in_order(found[:-1])
+            assert sector + len(data) <= base + sectors, (sector, flags)
+            found.append(Entry(flags, where, zip(range(sector - base, sector - base + len(data)), data)))
+        return in_order(in_time(found, own))
+
+
+def read(disk):
+    """The (flags, sector, data) of a log without its last mark; the data of a mark is its text."""
+    magic, version, count, size = struct.unpack_from("<QQQI", disk.read(0, 1))
+    assert (magic, version, size) == (_MAGIC, 1, SECTOR), "not a log"
+    found, at = [], 1
+    for _ in range(count):
+        sector, length, flags, extra = struct.unpack_from("<4Q", head := disk.read(at, 1))
+        at += 1
+        if flags & MARK:
+            data = head[32:32 + extra].decode()
+        elif flags & DISCARD:
+            data = [ZERO] * length
+        else:
+            data = split(disk.read(at, length)) if length else []
+            at += length
+        found.append((flags, sector, data))
+    assert found and found[-1][2] == "dm-log-writes-end", "the log has no end"
+    return found[:-1]
+
+
+def in_time(entries, own):
+    """Moves ordinary writes that stand behind the flush which made them durable, by the logs of their slices, in front
+    of it."""
+    due = {}  # (slice, first sector, sectors): the numbers of the flushes of the slice that took such writes, in order
+    for where, log in own.items():
+        flushes = 0
+        for entry in log:
+            if entry.is_ordinary:
+                due.setdefault(entry.place, []).append(flushes)
+            flushes += entry.flush
+    result, flushes = [], {where: [] for where in own}  # where the flushes of a slice stand in the result
+    for entry in entries:
+        if entry.is_ordinary:
+            number = due[entry.place].pop(0)
+            if number < len(flushes[entry.where]):
+                at = flushes[entry.where][number]
+                result.insert(at, entry)
+                flushes = {where: [n + (n >= at) for n in numbers] for where, numbers in flushes.items()}
+                continue
+        elif entry.flush:
+            flushes[entry.where].append(len(result))
+        result.append(entry)
+    assert not any(due.values()), f"not in the common log: {due}"
+    return result
 
 
 def in_order(entries):

@@ -11,6 +11,7 @@ from . import dm, wait
 PROJECT = Path(__file__).resolve().parents[3]
 C_MODULES = {  # by target
     "clone": "dm_clone", "era": "dm_era", "snapshot": "dm_snapshot", "snapshot-origin": "dm_snapshot",
+    "snapshot-merge": "dm_snapshot",
 }
 RUST_MODULE = "dm_rust"
 

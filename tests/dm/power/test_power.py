@@ -14,6 +14,7 @@ import pytest
 
 from lib import logwrites, metadata, modules, wait
 from lib.box import pattern
+from lib.chance import take_steps
 from lib.logwrites import Checker, Model, Openers, Recorder, Replay, Violation, split, tagged
 
 SLOTS = 16  # of the device: writes of a burst go to different ones
@@ -64,13 +65,7 @@ class Work:
                  self.burst: 4, self.collide: 2, self.suspend: 1, self.status: 1, self.reload: 0.4, self.recreate: 0.4}
         if self.impl == "c":
             del kinds[self.collide]  # C loses the second write (W1)
-        taken = self.rng.choices(list(kinds), list(kinds.values()), k=steps)
-        for n, step in enumerate(taken):
-            try:
-                step()
-            except BaseException:
-                print("steps:", *(step.__name__ for step in taken[:n + 1]))
-                raise
+        take_steps(self.rng, kinds, steps)
         return self.end()
 
     def end(self):

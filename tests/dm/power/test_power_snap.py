@@ -15,6 +15,7 @@ import pytest
 
 from lib import cow, logwrites, modules, wait
 from lib.box import assert_same, pattern
+from lib.chance import take_steps
 from lib.logwrites import Recorder, Replay, Violation, split, tagged
 from lib.snaps import Origin, Snapshot
 
@@ -146,13 +147,7 @@ class Work:
         """Takes random steps; gives the log."""
         kinds = {self.write: 8, self.write_chunks: 5, self.fua: 3, self.flush: 3, self.burst: 4, self.suspend: 1,
                  self.reload: 1, self.reopen: 1, self.status: 0.5, **({self.discard: 3} if self.extra else {})}
-        taken = self.rng.choices(list(kinds), list(kinds.values()), k=steps)
-        for n, step in enumerate(taken):
-            try:
-                step()
-            except BaseException:
-                print("steps:", *(step.__name__ for step in taken[:n + 1]))
-                raise
+        take_steps(self.rng, kinds, steps)
         return self.end()
 
     def end(self):
