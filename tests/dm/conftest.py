@@ -8,7 +8,6 @@ import collections
 import os
 import random
 import signal
-import time
 
 import pytest
 
@@ -18,6 +17,8 @@ from lib import dm, eras, kmsg, modules, snaps
 SECONDS_PER_TEST = 120
 # Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
 PHASES = "c", "rust", "c-again"
+# Files whose tests take a fifth of the time of others.
+QUICK = "test_table.py", "test_era_table.py", "test_snap_table.py", "test_snap_format.py"
 
 
 def pytest_addoption(parser):
@@ -66,6 +67,7 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("impl", names, indirect=True, scope="session")
 
 
+@pytest.hookimpl(trylast=True)  # shares are made of what -m and -k leave
 def pytest_collection_modifyitems(config, items):
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
     config.hook.pytest_deselected(items=[i for i in items if _phase(i) is None])
@@ -73,9 +75,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _share(items, which):
-    """The K-th of N shares: whole files, since tests of one file may build on each other; each share as many tests."""
+    """The K-th of N shares: whole files, since tests of one file may build on each other; each share takes as long."""
     share, shares = map(int, which.split("/"))
-    sizes, files = collections.Counter(item.path for item in items), [[] for _ in range(shares)]
+    sizes, files = collections.Counter(), [[] for _ in range(shares)]
+    for item in items:
+        sizes[item.path] += 1 if item.path.name in QUICK else 5
     for path, _ in sorted(sizes.items(), key=lambda it: (-it[1], it[0])):
         min(files, key=lambda taken: sum(sizes[path] for path in taken)).append(path)
     return [item for item in items if item.path in files[share - 1]]
@@ -196,6 +200,15 @@ def family(impl, box):
 
 
 @pytest.fixture
+def folder(tmp_path_factory):
+    """A mount point that is free again at the end."""
+    path = tmp_path_factory.mktemp("mnt")
+    yield path
+    while os.path.ismount(path):
+        modules.run("umount", path)
+
+
+@pytest.fixture
 def rng(request):
     """Random numbers that --seed repeats."""
     seed = f"{request.config.seed}/{request.node.originalname}"
@@ -227,9 +240,11 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    phases = {}
+    by = {"implementation": collections.Counter(), "file": collections.Counter()}
     for node, seconds in _durations.items():
         name = next((p for p in reversed(PHASES) if f"[{p}" in node or f"-{p}" in node), "none")
-        phases[name] = phases.get(name, 0) + seconds
-    terminalreporter.write_line("time by implementation: " + ", ".join(
-        f"{name} {seconds:.0f} s" for name, seconds in sorted(phases.items())))
+        by["implementation"][name] += seconds
+        by["file"][os.path.basename(node.split("::")[0])] += seconds
+    for what, sums in by.items():
+        terminalreporter.write_line(f"time by {what}: " + ", ".join(
+            f"{name} {seconds:.0f} s" for name, seconds in sums.most_common()))

@@ -9,15 +9,6 @@ import pytest
 from lib import modules
 
 
-@pytest.fixture
-def folder(tmp_path_factory):
-    """A mount point that is free again at the end."""
-    path = tmp_path_factory.mktemp("mnt")
-    yield path
-    while os.path.ismount(path):
-        modules.run("umount", path)
-
-
 def sums(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*")) if path.is_file()}

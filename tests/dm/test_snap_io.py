@@ -6,6 +6,7 @@ import pytest
 
 from lib import cow, snaps, wait
 from lib.box import assert_same, pattern
+from lib.chance import take_steps
 from lib.disk import in_flight
 from lib.logwrites import Recorder, write_fua
 from lib.snaps import Family, Gate, chunk_of
@@ -24,17 +25,16 @@ class Chaos:
     """A family, and steps that a seed chooses."""
 
     def __init__(self, box, rng, sizes, sectors):
-        self.rng, self.family, self.steps = rng, Family(box, sectors=sectors), []
+        self.rng, self.family = rng, Family(box, sectors=sectors)
         for size in sizes:
             self.family.snap(rng.choice(("P", "PO", "N")), size)
         self.most = len(sizes)
 
-    def step(self):
-        kinds = [(self.read, 6), (self.write, 8), (self.write_chunks, 4), (self.flush, 1), (self.zero, 0.5),
-                 (self.suspend, 1), (self.reload, 1), (self.reopen, 0.5), (self.replace, 0.5)]
-        kind = self.rng.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
-        self.steps.append(kind.__name__)
-        kind()
+    def run(self, turns):
+        take_steps(self.rng, {
+            self.read: 6, self.write: 8, self.write_chunks: 4, self.flush: 1, self.zero: 0.5, self.suspend: 1,
+            self.reload: 1, self.reopen: 0.5, self.replace: 0.5}, turns)
+        self.family.check()
 
     def any(self):
         return self.rng.choice([self.family.origin, *self.family.snapshots])
@@ -91,14 +91,7 @@ class Chaos:
 @pytest.mark.parametrize("sizes, sectors", [((8,), 8192), ((16, 16, 16), 8192 - 27), ((64, 8, 1), 8192 - 1),
                                             ((1, 8, 32, 128, 8, 16, 1024, 64), 8192)])
 def test_random_steps(impl, box, rng, sizes, sectors):
-    chaos = Chaos(box, rng, sizes, sectors)
-    try:
-        for _ in range(80):
-            chaos.step()
-        chaos.family.check()
-    except Exception:
-        print("steps:", " ".join(chaos.steps))
-        raise
+    Chaos(box, rng, sizes, sectors).run(80)
 
 
 def test_threads(family, rng):

@@ -141,15 +141,6 @@ def group(impl, box, monkeypatch):
     it.close()
 
 
-@pytest.fixture
-def folder(tmp_path_factory):
-    """A mount point that is free again at the end."""
-    path = tmp_path_factory.mktemp("mnt")
-    yield path
-    while os.path.ismount(path):
-        modules.run("umount", path)
-
-
 def test_snapshot(group, same):
     """One snapshot from its creation to its removal; lvs, tables and status are those of C at each step."""
     group.create("base", 4)

@@ -8,11 +8,11 @@ from lib.faults import Step
 
 REGION, SECTORS = 8, 100
 REGIONS = -(-SECTORS // REGION)
-PIECE = 4  # sectors of a block that fail together where blocks are torn
 
 
 class Clone(faults.Scenario):
     target = "clone"
+    PIECE = 4  # sectors of a block that fail together where blocks are torn
     TESTS = {
         "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"),
                    ("reload", "slab"), ("reload", "pages")],
@@ -43,13 +43,6 @@ class Clone(faults.Scenario):
         self.spare = self.device([box.ram(1) for _ in range(3)])
         self.clone = None
         self.memory = faults.bufio_memory()
-
-    def assemble(self, disks):
-        """The disk, or a device whose sectors lie on two in turn: then a block of metadata is two requests."""
-        if len(disks) == 1:
-            return disks[0]
-        return self.box.mapped(f"0 {sum(disk.sectors for disk in disks)} striped 2 {PIECE} "
-                               + " ".join(f"{disk.dev} 0" for disk in disks))
 
     def device(self, parts=None, start=True):
         meta, dest, source = parts or (self.parts[role] for role in ("metadata", "destination", "source"))

@@ -8,7 +8,6 @@ from lib.disk import split
 from lib.faults import Step
 
 SIZE, SECTORS, LONGER = 8, 100, 130
-PIECE = 4  # sectors of a block that fail together where blocks are torn
 LEAKED = 10  # blocks that the space map may hold on to after a commit; see Image._space_map
 
 
@@ -30,6 +29,7 @@ class Era(faults.Scenario):
     """
 
     target = "era"
+    PIECE = 4  # sectors of a block that fail together where blocks are torn
     TESTS = {
         "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"),
                    ("reload", "slab"), ("reload", "pages")],
@@ -60,13 +60,6 @@ class Era(faults.Scenario):
         self.spare = box.own(eras.Era(box.ram(1), box.ram(1), SIZE, length=SECTORS))
         self.era = None
         self.memory = faults.bufio_memory()
-
-    def assemble(self, disks):
-        """The disk, or a device whose sectors lie on two in turn: then a block of metadata is two requests."""
-        if len(disks) == 1:
-            return disks[0]
-        return self.box.mapped(f"0 {sum(disk.sectors for disk in disks)} striped 2 {PIECE} "
-                               + " ".join(f"{disk.dev} 0" for disk in disks))
 
     def line(self, length):
         return f"0 {length} era {self.metadata.dev} {self.origin.dev} {SIZE}"

@@ -13,7 +13,6 @@ from lib.disk import split
 from lib.faults import Step
 
 SIZE, OTHER, SECTORS = 2, 8, 500
-PIECE = 1  # sector of a chunk that fails alone where they are torn
 ROOM = 1024  # sectors of the COW device
 OLD = [3 * n % 240 for n in range(70)]  # chunks of the store that is opened
 ACTIVE = 1 << 5
@@ -31,6 +30,7 @@ class Snapshot(faults.Scenario):
     """
 
     target = "snapshot"
+    PIECE = 1  # sector of a chunk that fails alone where they are torn
     TESTS = {
         "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"), ("reload", "slab"),
                    ("reload", "pages"), ("adopt", "slab"), ("adopt", "pages")],
@@ -57,13 +57,6 @@ class Snapshot(faults.Scenario):
         self.spare = box.own(snaps.Snapshot(box.ram(1), box.ram(1), size=SIZE))
         self.front = self.first = self.heir = self.second = None
         self.memory = faults.bufio_memory()
-
-    def assemble(self, disks):
-        """The disk, or a device whose sectors lie on two in turn: then each chunk is two requests."""
-        if len(disks) == 1:
-            return disks[0]
-        return self.box.mapped(f"0 {sum(disk.sectors for disk in disks)} striped 2 {PIECE} "
-                               + " ".join(f"{disk.dev} 0" for disk in disks))
 
     def allocate(self):
         device = self.box.mapped()

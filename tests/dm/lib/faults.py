@@ -217,6 +217,7 @@ class Scenario:
     TESTS           {name of a test: [(part, kind of fault), ...]}
     CALLER          a function of the kernel, if it is its allocations that fail and not the module's
     EXCEPT          {part: [the kernel's function whose allocations do not fail, and its callers]}
+    PIECE           sectors that fail alone where what is longer is torn
     EVERY           {(part, kind): k}, if only every k-th chance is to fail, unless the series is run alone
     disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
     begin()         faults off: a new start
@@ -239,6 +240,13 @@ class Scenario:
 
     def complete(self, series, said):
         pass
+
+    def assemble(self, disks):
+        """The disk, or a device whose sectors lie on two in turn, so many at a time: then what is longer is two requests."""
+        if len(disks) == 1:
+            return disks[0]
+        return self.box.mapped(f"0 {sum(disk.sectors for disk in disks)} striped 2 {self.PIECE} "
+                               + " ".join(f"{disk.dev} 0" for disk in disks))
 
 
 class Series:
