@@ -52,7 +52,7 @@ module! {
     authors: ["The dm-rust developers"],
     description: "Device-mapper targets in Rust",
     license: "GPL",
-    alias: ["dm-clone", "dm-era", "dm-snapshot", "dm-snapshot-origin"],
+    alias: ["dm-clone", "dm-era", "dm-snapshot", "dm-snapshot-origin", "dm-snapshot-merge"],
 }
 
 /// A target type that is registered, unless the user chose others.
@@ -64,6 +64,7 @@ struct DmRust {
     _era: Slot<targets::era::Era>,
     _snapshot: Slot<targets::snapshot::Snapshot>,
     _origin: Slot<targets::snapshot::Origin>,
+    _merge: Slot<targets::snapshot::Merge>,
     #[cfg(dm_rust_example)]
     _example: Slot<targets::example::Example>,
 }
@@ -76,6 +77,7 @@ impl kernel::Module for DmRust {
                 targets::era::Era::NAME,
                 targets::snapshot::Snapshot::NAME,
                 targets::snapshot::Origin::NAME,
+                targets::snapshot::Merge::NAME,
             ]
             .iter()
             .any(|target| name == sys::string::bytes(target))
@@ -86,7 +88,8 @@ impl kernel::Module for DmRust {
             _clone: register(module, targets::registry::Registry::new()?)?,
             _era: register(module, targets::registry::Registry::new()?)?,
             _snapshot: register(module, snapshots.clone())?,
-            _origin: register(module, snapshots)?,
+            _origin: register(module, snapshots.clone())?,
+            _merge: register(module, snapshots)?,
             #[cfg(dm_rust_example)]
             _example: register(module, ())?,
         })

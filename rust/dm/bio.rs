@@ -276,7 +276,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// # Safety
     ///
     /// - `raw` is the argument of a `map` callback of a target that begins at `begin` and asked for the size of a `D`.
-    /// - `discards` is the number of bios that the target asked for with each discard, and it asked for one of all others.
+    /// - `discards` is the number of bios that the target asked for with each discard, and of all others but flushes it asked
+    ///   for one.
     /// - The token made from it becomes the callback's result.
     pub(super) unsafe fn new(raw: NonNull<kb::bio>, begin: u64, discards: u32) -> Self {
         // SAFETY: The bio of a `map` callback belongs to the target until the callback returns.

@@ -58,6 +58,11 @@ pub(crate) struct Copied {
 }
 
 impl Copied {
+    /// Whether the data could be read.
+    pub(crate) fn is_read(self) -> bool {
+        !self.read_failed
+    }
+
     /// Whether the data has come to a destination.
     pub(crate) fn is_written(self, number: usize) -> bool {
         let bit = u32::try_from(number)

@@ -233,6 +233,14 @@ impl Device {
         })
     }
 
+    /// The same device once more, for another owner within the target.
+    pub(crate) fn shared(&self) -> Self {
+        Device {
+            dev: self.dev,
+            anchor: self.anchor.0.user(),
+        }
+    }
+
     fn raw(&self) -> &bindings::dm_dev {
         // SAFETY: The device stays open until `self` is dropped; device-mapper changes none of its fields meanwhile.
         unsafe { self.dev.as_ref() }

@@ -172,10 +172,10 @@ impl New<'_> {
         ti.set_flush_supported(true);
     }
 
-    /// Asks for flushes, one per request, if the devices below need them.
-    pub(crate) fn pass_flushes(&mut self) {
+    /// Asks for flushes, `copies` per request, if the devices below need them.
+    pub(crate) fn pass_flushes(&mut self, copies: u32) {
         // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).num_flush_bios = 1 };
+        unsafe { (*self.ti.as_ptr()).num_flush_bios = copies };
     }
 
     /// Asks for discards, one per request, if the devices below support them.

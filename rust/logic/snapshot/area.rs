@@ -21,6 +21,7 @@ use zerocopy_derive::{
 use crate::env::{
     fmt,
     Error,
+    KVVec,
     EINVAL,
     ENOMEM,
     GFP_KERNEL, //
@@ -39,7 +40,8 @@ use crate::logic::{
             Spares,
             LONGEST, //
         },
-        layout::Layout, //
+        layout::Layout,
+        lists::push, //
     },
     units::Sectors, //
 };
@@ -178,7 +180,8 @@ pub(crate) struct Loader {
     /// The number of chunks of the COW device that can be used.
     chunks: u64,
     records: u64,
-    repeated: u64,
+    /// The numbers of the records that were left out because an earlier one has their chunk of the COW device.
+    repeated: KVVec<u64>,
     /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
     next: CowChunk,
     /// The first of the chunks up to `next` that were all seen, or hold metadata.
@@ -197,7 +200,7 @@ impl Loader {
             layout,
             chunks: layout.size().cow_chunks(cow),
             records: 0,
-            repeated: 0,
+            repeated: KVVec::new(),
             next: layout.place(0),
             first: layout.place(0),
             free: 0,
@@ -212,10 +215,10 @@ impl Loader {
         self.records
     }
 
-    /// The number of records that were left out because an earlier one has their chunk of the COW device.
+    /// The numbers of the records that were left out because an earlier one has their chunk of the COW device, rising.
     #[inline]
-    pub(crate) fn repeated(&self) -> u64 {
-        self.repeated
+    pub(crate) fn repeated(&mut self) -> &mut KVVec<u64> {
+        &mut self.repeated
     }
 
     /// The chunk behind the highest one that a record names.
@@ -279,12 +282,13 @@ impl Loader {
                 chunks: self.chunks,
             }));
         }
-        self.records = self.records.saturating_add(1);
+        let number = self.records;
+        self.records = number.saturating_add(1);
         if new < self.next {
             let known =
                 new >= self.first || matches!(self.seen.find(Chunk(new.0), 1), Found::Mapped(..));
             if known {
-                self.repeated = self.repeated.saturating_add(1);
+                push(&mut self.repeated, number, GFP_KERNEL).map_err(Error::from)?;
             } else {
                 self.remember(new, CowChunk(new.0.saturating_add(1)))?;
             }

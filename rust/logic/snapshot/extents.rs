@@ -394,6 +394,29 @@ impl Extents {
         Ok(())
     }
 
+    /// Like [`Self::remove`], but the run may lie anywhere: what is behind it in its entry becomes an
+    /// entry of its own, with memory from `spares`. Tells whether that sufficed; otherwise nothing
+    /// has changed.
+    pub(crate) fn cut(&mut self, run: Run, spares: &mut Spares) -> Result<bool, Missing> {
+        if self.remove(run).is_ok() {
+            return Ok(true);
+        }
+        if self.find(run.old, run.len) != Found::Mapped(run.new, run.len) {
+            return Err(Missing);
+        }
+        let (place, entry) = self.before(self.locate(run.old.0)).ok_or(Missing)?;
+        let kept = run.old.0.wrapping_sub(entry.old.0);
+        let above = entry.without_first(kept.wrapping_add(run.len));
+        self.set(place, &Run { len: kept, ..entry })
+            .ok_or(Missing)?;
+        if self.add(self.locate(above.old.0), &above, spares).is_none() {
+            self.set(place, &entry).ok_or(Missing)?;
+            return Ok(false);
+        }
+        self.chunks = self.chunks.saturating_sub(run.len);
+        Ok(true)
+    }
+
     /// Iterates over the entries, in ascending order of the chunks of the origin.
     ///
     /// Called under the lock. Runs that continue each other are listed as they are held.

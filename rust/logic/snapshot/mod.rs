@@ -10,6 +10,7 @@ pub(crate) mod extents;
 pub(crate) mod header;
 pub(crate) mod layout;
 pub(crate) mod lists;
+pub(crate) mod merge;
 pub(crate) mod options;
 pub(crate) mod parts;
 pub(crate) mod pending;

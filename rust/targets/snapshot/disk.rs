@@ -34,7 +34,9 @@ use crate::{
             layout::{
                 Allocator,
                 Layout, //
-            }, //
+            },
+            lists,
+            merge::Records, //
         },
         units::{
             Sector,
@@ -63,27 +65,64 @@ pub(super) struct Disk {
     block: u32,
     /// Durable records.
     records: u64,
-    /// The part of an area where the next record goes.
+    /// A part of an area: that where the next record goes, or, in a merge, that of the last ones.
     window: Buffer,
+    /// Its first record, if it is as on disk.
+    base: Option<u64>,
     header: Buffer,
     /// On disk there is something behind the last record of its area, which must not come to life.
     stale: bool,
     /// The batch.
     runs: KVVec<Run>,
+    /// The numbers of the records that do not count, as earlier ones have their chunks of the COW device; rising.
+    ignored: KVVec<u64>,
+    /// There are records that do not count, as earlier ones have their chunks of the origin.
+    is_loose: bool,
+    /// For a merge: the window without the records that are cleared.
+    cleared: Option<Buffer>,
+    /// Records of the window, their first and behind their last, that could neither be cleared nor be written back.
+    in_doubt: Option<(u64, u64)>,
+}
+
+/// What was read of a store.
+pub(super) struct Loaded {
+    /// That of the last records, without what is behind them.
+    window: Buffer,
+    records: u64,
+    /// The first chunk behind all that are in use.
+    next: CowChunk,
+    ignored: KVVec<u64>,
+    stale: bool,
+}
+
+/// The last records, as a merge takes them off.
+pub(super) struct Tail {
+    /// The numbers of the first and behind the last.
+    pub(super) from: u64,
+    pub(super) to: u64,
+}
+
+/// Sectors of a window.
+fn window(layout: Layout) -> u32 {
+    layout.size().sectors().min(WINDOW)
 }
 
 impl Disk {
     /// A store of which nothing is known yet, on a device with such blocks (in sectors). Sleeps.
     pub(super) fn new(layout: Layout, block: u32, batch: usize) -> Result<Self> {
-        let window = layout.size().sectors().min(WINDOW);
         Ok(Disk {
             layout,
             block,
             records: 0,
-            window: Buffer::new(if block == 0 { 0 } else { window })?,
+            window: Buffer::new(if block == 0 { 0 } else { window(layout) })?,
+            base: None,
             header: Buffer::new(block)?,
             stale: false,
             runs: KVVec::with_capacity(batch, GFP_KERNEL)?,
+            ignored: KVVec::new(),
+            is_loose: false,
+            cleared: None,
+            in_doubt: None,
         })
     }
 
@@ -99,8 +138,13 @@ impl Disk {
 
     /// Records of a window.
     fn per_window(&self) -> NonZeroU64 {
-        // CAST: usize has at most 64 bits.
-        NonZeroU64::new((self.window.len() / RECORD) as u64).unwrap_or(NonZeroU64::MIN)
+        let records = u64::from(window(self.layout)).checked_mul(PER_SECTOR);
+        records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN)
+    }
+
+    /// The first record of the window that a record is in.
+    fn base(&self, record: u64) -> u64 {
+        record.saturating_sub(record % self.per_window())
     }
 
     /// The block that a sector is in, as sectors: its first one, and the one behind it.
@@ -123,6 +167,7 @@ impl Disk {
             return Ok(());
         }
         self.clear_stale(cow)?;
+        self.base = None;
         let mut next = self.records;
         let mut first = next;
         let runs = core::mem::take(&mut self.runs);
@@ -149,6 +194,7 @@ impl Disk {
             self.write(cow, io, first, next)?;
         }
         self.records = next;
+        self.base = Some(self.base(next));
         Ok(())
     }
 
@@ -159,7 +205,26 @@ impl Disk {
             // The area is full: the list ends in the next one.
             self.zero_area(area, cow)?;
         }
-        let base = first.saturating_sub(first % self.per_window());
+        self.write_window(cow, io, (first, end))
+    }
+
+    /// Writes the blocks of the window that have these records, behind all that was written before.
+    fn write_window(&mut self, cow: &Device, io: &IoClient, slots: (u64, u64)) -> Result {
+        let mut window = core::mem::take(&mut self.window);
+        let result = self.write_slots(cow, io, &mut window, slots);
+        self.window = window;
+        result
+    }
+
+    /// The same from another window.
+    fn write_slots(
+        &self,
+        cow: &Device,
+        io: &IoClient,
+        window: &mut Buffer,
+        (first, end): (u64, u64),
+    ) -> Result {
+        let base = self.base(first);
         let sector = |record: u64| record.saturating_sub(base) / PER_SECTOR;
         let (from, _) = self.block(sector(first));
         let (_, to) = self.block(sector(end.saturating_sub(1)));
@@ -167,13 +232,107 @@ impl Disk {
             .sector(base)
             .and_then(|it| it.checked_add(Sectors(from)));
         let part = u32::try_from(from)?..u32::try_from(to)?;
-        io.transfer_part(
-            Transfer::WriteFlushFua,
-            cow,
-            start.ok_or(EINVAL)?,
-            &mut self.window,
-            part,
-        )
+        let start = start.ok_or(EINVAL)?;
+        io.transfer_part(Transfer::WriteFlushFua, cow, start, window, part)
+    }
+
+    /// Whether there are records that do not count, as earlier ones have their chunks of the origin.
+    pub(super) fn is_loose(&self) -> bool {
+        self.is_loose
+    }
+
+    /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many records can be passed on at a
+    /// time. Sleeps.
+    pub(super) fn prepare_merge(&mut self) -> Result<usize> {
+        self.cleared = Some(Buffer::new(window(self.layout))?);
+        Ok(usize::try_from(self.per_window().get())?)
+    }
+
+    /// Reads a window, unless it is there.
+    fn read_window(&mut self, cow: &Device, io: &IoClient, base: u64) -> Result {
+        if self.base != Some(base) {
+            self.base = None;
+            let start = self.sector(base).ok_or(EINVAL)?;
+            io.transfer(Transfer::Read, cow, start, &mut self.window)?;
+            self.base = Some(base);
+        }
+        Ok(())
+    }
+
+    /// Reads the last records, at most so many, and passes on those that count, in their order. Sleeps for I/O.
+    pub(super) fn tail(
+        &mut self,
+        cow: &Device,
+        io: &IoClient,
+        most: u64,
+        mut sink: impl FnMut(Record) -> Result,
+    ) -> Result<Tail> {
+        let to = self.records;
+        let Some(last) = to.checked_sub(1) else {
+            return Ok(Tail { from: 0, to });
+        };
+        let base = self.base(last);
+        let from = base.max(to.saturating_sub(most));
+        self.read_window(cow, io, base)?;
+        for number in from..to {
+            let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
+            let place = lists::leading(&self.ignored, |ignored| *ignored < number);
+            if self.ignored.get(place) != Some(&number) {
+                sink(record)?;
+            }
+        }
+        Ok(Tail { from, to })
+    }
+
+    /// Clears the records of a tail, durably. If that fails it tries to leave them as they were. Sleeps for I/O.
+    pub(super) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> Records {
+        // What was read again meanwhile may be shorter.
+        let to = tail.to.min(self.records);
+        let Some(last) = to.checked_sub(1).filter(|last| *last >= tail.from) else {
+            return Records::Cleared;
+        };
+        let base = self.base(last);
+        // If it is in doubt the window has what was there before.
+        if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
+            return Records::Kept;
+        }
+        let Some(mut cleared) = self.cleared.take() else {
+            return Records::Kept;
+        };
+        cleared.copy_from_slice(&self.window);
+        for slot in tail.from.saturating_sub(base)..self.per_window().get() {
+            // All of them are in the window.
+            let _ = Record::default().put(&mut cleared, slot);
+        }
+        let result = self.write_slots(cow, io, &mut cleared, (tail.from, to));
+        if result.is_ok() {
+            self.records = tail.from;
+            self.window.copy_from_slice(&cleared);
+            self.base = Some(base);
+            self.in_doubt = None;
+        } else {
+            self.in_doubt = Some((tail.from, to));
+        }
+        self.cleared = Some(cleared);
+        match result {
+            Ok(()) => Records::Cleared,
+            Err(_) if self.restore(cow, io).is_ok() => Records::Kept,
+            Err(_) => Records::InDoubt,
+        }
+    }
+
+    /// Writes records back that are in doubt, durably. Sleeps for I/O.
+    pub(super) fn restore(&mut self, cow: &Device, io: &IoClient) -> Result {
+        let Some(records) = self.in_doubt else {
+            return Ok(());
+        };
+        let result = self.write_window(cow, io, records);
+        if result.is_ok() {
+            self.in_doubt = None;
+            // The next batch begins with what is on disk.
+            self.base = None;
+        }
+        result
     }
 
     fn zero_area(&self, area: u64, cow: &Device) -> Result {
@@ -240,14 +399,11 @@ impl Disk {
         })
     }
 
-    /// Reads all records, and passes on what they map, in their order. Gives what is free. Sleeps for I/O.
-    pub(super) fn load(
-        &mut self,
-        cow: &Device,
-        mut sink: impl FnMut(Run) -> Result,
-    ) -> Result<Allocator> {
+    /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up to
+    /// [`install`](Self::install). Sleeps for I/O.
+    pub(super) fn load(&self, cow: &Device, mut sink: impl FnMut(Run) -> Result) -> Result<Loaded> {
         let (layout, end) = (self.layout, cow.sectors());
-        let piece = layout.size().sectors().min(WINDOW);
+        let piece = window(layout);
         let pieces = layout.size().sectors().checked_div(piece);
         let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
         // The pieces of all areas, one behind the other.
@@ -257,6 +413,7 @@ impl Disk {
             let start = start.checked_add(Sectors(offset.checked_mul(piece.into())?))?;
             layout.holds(area, end).then_some(start)
         };
+        let mut window = Buffer::new(piece)?;
         let mut reader = Reader::new(cow, piece, place)?;
         let mut loader = Loader::new(layout, end);
         let mut number = 0u64;
@@ -273,7 +430,7 @@ impl Disk {
             match loader.feed(bytes, &mut sink) {
                 Ok(Fed::More) => {}
                 Ok(Fed::End { stale }) => {
-                    for (to, from) in self.window.iter_mut().zip(bytes) {
+                    for (to, from) in window.iter_mut().zip(bytes) {
                         *to = *from;
                     }
                     break stale;
@@ -292,22 +449,38 @@ impl Disk {
             stale |= bytes.iter().any(|byte| *byte != 0);
             number = number.saturating_add(1);
         }
-        if loader.repeated() != 0 {
+        let records = loader.records();
+        let used = usize::try_from(records % self.per_window())?;
+        let behind = used.checked_mul(RECORD);
+        if let Some(behind) = behind.and_then(|at| window.get_mut(at..)) {
+            behind.fill(0);
+        }
+        Ok(Loaded {
+            window,
+            records,
+            next: loader.next(),
+            ignored: core::mem::take(loader.repeated()),
+            stale,
+        })
+    }
+
+    /// Takes over what was read, and whether there are records that do not count, as earlier ones have their chunks of the
+    /// origin. Gives what is free.
+    pub(super) fn install(&mut self, loaded: Loaded, is_loose: bool) -> Allocator {
+        self.base = Some(self.base(loaded.records));
+        self.window = loaded.window;
+        self.records = loaded.records;
+        self.ignored = loaded.ignored;
+        self.stale = loaded.stale;
+        self.is_loose = is_loose;
+        self.in_doubt = None;
+        if !self.ignored.is_empty() {
             warning!(
                 "persistent snapshot",
                 "{} exceptions were ignored: their chunks are those of earlier ones",
-                loader.repeated()
+                self.ignored.len()
             );
         }
-        self.stale = stale;
-        self.records = loader.records();
-        let used = usize::try_from(self.records % self.per_window())?;
-        if let Some(behind) = used
-            .checked_mul(RECORD)
-            .and_then(|at| self.window.get_mut(at..))
-        {
-            behind.fill(0);
-        }
-        Ok(Allocator::new(layout, loader.next(), self.records))
+        Allocator::new(self.layout, loaded.next, self.records)
     }
 }

@@ -16,6 +16,7 @@ use super::{
         Kind,
         Stamp, //
     },
+    merge::Merge,
     origin::Origin,
     store::{
         Ledger,
@@ -146,13 +147,14 @@ impl World {
         Ok(family)
     }
 
-    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile. Gives the store of the live
-    /// table that has it, if there is one. Sleeps.
-    pub(super) fn claim<'a>(
+    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile, nor another merge of the same
+    /// origin. Gives the store of the live table that has it, if there is one. Sleeps.
+    pub(super) fn claim(
         &self,
-        family: &'a Family,
+        family: &Arc<Family>,
         cow: u32,
-    ) -> Result<(Option<Arc<Store>>, Claim<'a>), CtrError> {
+        merge: bool,
+    ) -> Result<(Option<Arc<Store>>, Claim), CtrError> {
         let _noio = NoIo::enter();
         let families = self.families.lock();
         let mut others = families.iter().filter(|it| it.number != family.number);
@@ -167,9 +169,16 @@ impl World {
             return Err(CtrError::new(PAIRING, EINVAL));
         }
         let store = sharing.live.map(|live| live.store.clone());
+        if merge && !matches!(roster.merging, Merging::None) {
+            return Err(CtrError::new(c"A snapshot is already merging.", EINVAL));
+        }
         let memory = c"Snapshot origin struct allocation failed";
         lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
-        Ok((store, Claim { family, cow }))
+        if merge {
+            roster.merging = Merging::Claimed;
+        }
+        let family = family.clone();
+        Ok((store, Claim { family, cow, merge }))
     }
 
     /// A target of a family is going. Sleeps.
@@ -196,6 +205,16 @@ pub(super) struct Sharing<'a> {
     pub(super) all: usize,
 }
 
+/// The merge of an origin: there is at most one.
+#[derive(Default)]
+pub(super) enum Merging {
+    #[default]
+    None,
+    /// A constructor has it in its hands.
+    Claimed,
+    There(Arc<Merge>),
+}
+
 /// Who belongs to a family.
 #[derive(Default)]
 pub(super) struct Roster {
@@ -204,6 +223,7 @@ pub(super) struct Roster {
     /// The snapshots of all tables.
     pub(super) tables: KVVec<Arc<Snapshot>>,
     pub(super) origins: KVVec<Arc<Origin>>,
+    pub(super) merging: Merging,
     /// COW devices that constructors have in their hands.
     claims: KVVec<u32>,
     /// The number of the last origin.
@@ -239,8 +259,11 @@ impl Roster {
     }
 
     /// Ends the claim of a constructor.
-    pub(super) fn unclaim(&mut self, cow: u32) {
+    pub(super) fn unclaim(&mut self, cow: u32, merge: bool) {
         lists::take(&mut self.claims, |other| *other == cow);
+        if merge && matches!(self.merging, Merging::Claimed) {
+            self.merging = Merging::None;
+        }
     }
 
     /// Takes a table off.
@@ -404,7 +427,7 @@ impl Destination {
     }
 }
 
-/// A copy from the origin to the COW devices of one or more snapshots, or zeros for a discard.
+/// A copy from the origin to the COW devices of one or more snapshots, or back; or zeros for a discard.
 pub(super) struct Job {
     family: Arc<Family>,
     work: Task,
@@ -416,6 +439,11 @@ enum Task {
     Copy {
         start: Sector,
         to: [Option<Destination>; MAX_DESTINATIONS],
+    },
+    Merge {
+        merge: Arc<Merge>,
+        from: Sector,
+        to: Sector,
     },
     Zero {
         table: Arc<Snapshot>,
@@ -431,6 +459,7 @@ impl CopyJob for Job {
                 let first = to.first()?.as_ref()?;
                 Some((&first.table.origin, *start))
             }
+            Task::Merge { merge, from, .. } => Some((&merge.table().cow, *from)),
             Task::Zero { .. } => None,
         }
     }
@@ -445,6 +474,7 @@ impl CopyJob for Job {
                 let to = to.get(number)?.as_ref()?;
                 Some((&to.table.cow, to.start))
             }
+            Task::Merge { merge, to, .. } => (number == 0).then_some((&merge.table().origin, *to)),
             Task::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
         }
     }
@@ -460,6 +490,15 @@ impl CopyJob for Job {
                 if family.starved.load(Relaxed) {
                     family.wake();
                 }
+            }
+            Task::Merge { merge, .. } => {
+                let merge = merge.clone();
+                // Its memory first, for the next one.
+                drop(this);
+                if family.starved.load(Relaxed) {
+                    family.wake();
+                }
+                merge.copied(result);
             }
             _ => {
                 this.context.result = Some(result);
@@ -481,6 +520,16 @@ enum Verdict {
     Clear,
     /// It waits for an exception.
     Waits,
+    /// It has to be looked at again, when a copy or a header has ended.
+    Later,
+}
+
+/// What snapshots need of a part of the origin.
+enum Guarded<'a> {
+    /// Nothing.
+    Clear,
+    /// This exception, at least.
+    OnItsWay(&'a Arc<Snapshot>, Seq),
     /// It has to be looked at again, when a copy or a header has ended.
     Later,
 }
@@ -550,6 +599,9 @@ impl Family {
         for table in roster.tables.iter() {
             table.commit();
         }
+        if let Merging::There(merge) = &roster.merging {
+            merge.nudge();
+        }
     }
 
     /// Takes note of a copy that has ended.
@@ -570,6 +622,8 @@ impl Family {
                     to.table.data_ended(to.seq, is_written(number), out);
                 }
             }
+            // It has told the merge.
+            Task::Merge { .. } => {}
         }
     }
 
@@ -593,7 +647,7 @@ impl Family {
             Err(request) => match request.context.work {
                 Task::Zero { bio, .. } => Err(bio),
                 // Not what was made above.
-                Task::Copy { .. } => Ok(()),
+                Task::Copy { .. } | Task::Merge { .. } => Ok(()),
             },
         }
     }
@@ -715,6 +769,31 @@ impl Family {
         self.seat(Request::new(job)).ok()
     }
 
+    /// A copy from a snapshot to its origin; none if there is no memory: then the merge is called when there is.
+    pub(super) fn merge_job(
+        self: &Arc<Self>,
+        merge: &Arc<Merge>,
+        (from, to): (Sector, Sector),
+        len: Sectors,
+    ) -> Option<PoolBox<Request<Job>>> {
+        let job = Job {
+            family: self.clone(),
+            work: Task::Merge {
+                merge: merge.clone(),
+                from,
+                to,
+            },
+            len,
+            result: None,
+        };
+        self.seat(Request::new(job)).ok()
+    }
+
+    /// Starts a copy.
+    pub(super) fn start(&self, job: PoolBox<Request<Job>>) {
+        self.copies.copy(job);
+    }
+
     /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
     fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
         self.jobs.try_boxed(job).or_else(|job| {
@@ -778,6 +857,64 @@ impl Family {
         len: Sectors,
         out: &mut Released,
     ) -> (Verdict, Option<Bio<Stamp>>) {
+        match self.guard_part(roster, start, len, out) {
+            Guarded::Clear => (Verdict::Clear, Some(bio)),
+            Guarded::Later => (Verdict::Later, Some(bio)),
+            Guarded::OnItsWay(table, seq) => {
+                if let Some(pending) = table.store().ledger().book.get(seq) {
+                    pending.waiting.origin.push(bio);
+                    return (Verdict::Waits, None);
+                }
+                // Given up just now, with its snapshot.
+                self.wake();
+                (Verdict::Later, Some(bio))
+            }
+        }
+    }
+
+    /// Sees that no snapshot needs parts of the origin, numbered from zero: all but the `first` are known to be clear, which
+    /// goes on as far as that is so. False if some have to wait; the worker calls the merge when something has ended. Sleeps,
+    /// but not for I/O.
+    pub(super) fn guard(
+        self: &Arc<Self>,
+        part: impl Fn(usize) -> Option<(Sector, Sectors)>,
+        first: &mut usize,
+    ) -> bool {
+        let roster = self.roster.lock();
+        let mut out = Released::default();
+        let mut all = true;
+        plugged(|| {
+            let mut number = *first;
+            while let Some((start, len)) = part(number) {
+                all &= matches!(
+                    self.guard_part(&roster, start, len, &mut out),
+                    Guarded::Clear
+                );
+                number = number.saturating_add(1);
+                if all {
+                    *first = number;
+                }
+            }
+        });
+        drop(roster);
+        if !out.again.is_empty() || !out.failed.is_empty() {
+            let mut inbox = self.inbox.lock();
+            inbox.origin.append(&mut out.again);
+            inbox.failed.append(&mut out.failed);
+            drop(inbox);
+            self.wake();
+        }
+        all
+    }
+
+    /// Finds out what of a part of the origin which snapshot needs, and starts to copy all that at once.
+    fn guard_part<'a>(
+        self: &Arc<Self>,
+        roster: &'a Roster,
+        start: Sector,
+        len: Sectors,
+        out: &mut Released,
+    ) -> Guarded<'a> {
         let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
         let mut later = false;
         for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
@@ -825,21 +962,11 @@ impl Family {
                 chunk = Chunk(chunk.0.saturating_add(passed.max(1)));
             }
         }
-        if let Some((table, seq)) = last {
-            if let Some(pending) = table.store().ledger().book.get(seq) {
-                pending.waiting.origin.push(bio);
-                return (Verdict::Waits, None);
-            }
-            // Given up just now, with its snapshot.
-            self.wake();
-            return (Verdict::Later, Some(bio));
+        match last {
+            Some((table, seq)) => Guarded::OnItsWay(table, seq),
+            None if later => Guarded::Later,
+            None => Guarded::Clear,
         }
-        let verdict = if later {
-            Verdict::Later
-        } else {
-            Verdict::Clear
-        };
-        (verdict, Some(bio))
     }
 
     /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to all others that have the

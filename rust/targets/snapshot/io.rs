@@ -130,14 +130,15 @@ impl Stamp {
 }
 
 /// A bio as `map` sees it: from where on, at which chunk, and how much of it is in how many chunks.
-struct Span {
-    at: Sector,
-    chunk: Chunk,
-    chunks: u64,
+pub(super) struct Span {
+    pub(super) at: Sector,
+    pub(super) chunk: Chunk,
+    pub(super) chunks: u64,
 }
 
 impl Snapshot {
-    fn span<'a>(&self, bio: &MapBio<'a, Stamp>) -> Span {
+    /// Where a bio is.
+    pub(super) fn span<'a>(&self, bio: &MapBio<'a, Stamp>) -> Span {
         let at = self.absolute(bio.sector());
         let size = self.store().size();
         let chunk = size.chunk(at);
@@ -151,7 +152,7 @@ impl Snapshot {
     }
 
     /// What of a bio lies in so many chunks, its first included.
-    fn part(&self, span: &Span, chunks: u64) -> Sectors {
+    pub(super) fn part(&self, span: &Span, chunks: u64) -> Sectors {
         let size = self.store().size();
         let len = size.len().0.saturating_mul(chunks);
         Sectors(len.saturating_sub(size.offset(span.at).0))

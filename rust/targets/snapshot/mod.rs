@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot` and `snapshot-origin` targets: what an origin was when the snapshot was taken.
+//! The `snapshot`, `snapshot-origin` and `snapshot-merge` targets: what an origin was when the snapshot was taken.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `mod.rs` | the hooks of `snapshot` that are not I/O: table line, status, who takes over from whom |
 //! | `origin.rs` | the target `snapshot-origin` |
+//! | `merge.rs` | the target `snapshot-merge` |
 //! | `io.rs` | the way of a bio of a snapshot, from `map` to `end_io` |
 //! | `family.rs` | all targets of one origin, and the worker that copies for them |
 //! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
@@ -20,6 +21,7 @@
 mod disk;
 mod family;
 mod io;
+mod merge;
 mod origin;
 mod store;
 
@@ -104,15 +106,19 @@ use crate::{
         },
         log::{
             err,
-            warning, //
+            warning,
+            Text as Shown, //
         },
         noio::NoIo,
         queue::flush,
         string::bytes, //
     }, //
 };
-use family::Family;
 pub(crate) use family::World;
+use family::{
+    Family,
+    Merging, //
+};
 use io::Stamp;
 use kernel::{
     prelude::*,
@@ -132,6 +138,7 @@ use kernel::{
         WorkItem, //
     }, //
 };
+pub(crate) use merge::Merge;
 pub(crate) use origin::Origin;
 use store::{
     Released,
@@ -172,15 +179,16 @@ impl Drop for Membership {
     }
 }
 
-/// A COW device that a constructor has in its hands: no other one may.
-struct Claim<'a> {
-    family: &'a Family,
+/// A COW device, and perhaps the merge of an origin, that a constructor has in its hands: no other one may.
+struct Claim {
+    family: Arc<Family>,
     cow: u32,
+    merge: bool,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
-        self.family.roster.lock().unclaim(self.cow);
+        self.family.roster.lock().unclaim(self.cow, self.merge);
     }
 }
 
@@ -213,6 +221,8 @@ pub(crate) struct Snapshot {
     begin: Sector,
     len: Sectors,
     options: Options,
+    /// It is merged into its origin: it has no new exceptions.
+    is_merged: bool,
     role: Atomic<u32>,
     /// Writes, and discards, that the worker has to look at.
     #[pin]
@@ -231,6 +241,7 @@ impl_has_work! {
     impl HasWork<Snapshot, { Teller::ID }> for Snapshot { self.teller }
 }
 
+const NO_MERGE: &CStr = c"Snapshot exception store does not support snapshot-merge.";
 const PAIRING: &CStr = c"Snapshot cow pairing for exception table handover failed";
 
 #[vtable]
@@ -242,97 +253,8 @@ impl Target for Snapshot {
     type PerBio = Stamp;
     type Shared = Arc<World>;
 
-    fn ctr(
-        new: &mut New<'_>,
-        world: &Arc<World>,
-        mut words: Words<'_>,
-    ) -> Result<Arc<Self>, CtrError> {
-        let (4.., Some(origin), Some(cow), Some(kind), Some(size)) = (
-            words.len(),
-            words.next(),
-            words.next(),
-            words.next(),
-            words.next(),
-        ) else {
-            return Err(CtrError::new(c"requires 4 or more arguments", EINVAL));
-        };
-        let mut rest = words.map(bytes);
-        let features = Features::parse(&mut rest).map_err(refused)?;
-        if rest.next().is_some() {
-            warning!("snapshots", "extra arguments are ignored");
-        }
-
-        let origin = new
-            .open(origin, Access::Read)
-            .text(c"Cannot get origin device")?;
-        let missing = c"Cannot get COW device";
-        // Before it is opened: one device opened twice by a table is one for device-mapper.
-        if Device::lookup(cow).text(missing)? == origin.number() {
-            let text = c"COW device cannot be the same as origin device";
-            return Err(CtrError::new(text, EINVAL));
-        }
-        let cow = new.open(cow, new.access()).text(missing)?;
-        let blocks = BlockSizes {
-            cow: cow.logical_block_size(),
-            origin: origin.logical_block_size(),
-        };
-        let options = Options::parse(bytes(kind), bytes(size), blocks, features);
-        let options = options.map_err(|reason| {
-            err!("snapshots", "{}", reason);
-            refused(NO_STORE)
-        })?;
-
-        let memory = c"Cannot allocate private snapshot structure";
-        let membership = Membership::new(world, origin.number())
-            .text(c"Snapshot origin struct allocation failed")?;
-        let family = membership.family().clone();
-        let (source, claim) = world.claim(&family, cow.number())?;
-        let io = new.io_client().text(memory)?;
-        let begin = new.begin();
-        let (store, role) = match source {
-            Some(store) => {
-                check_begin(begin, store.size())?;
-                (store, Role::Successor)
-            }
-            None => {
-                let store = open_store(&cow, &io, &options, blocks, begin)?;
-                (store, Role::New)
-            }
-        };
-
-        new.pass_flushes();
-        match (
-            features.discard_zeroes_cow,
-            features.discard_passdown_origin,
-        ) {
-            (true, true) => new.split_discards(2),
-            (true, false) => new.split_discards(1),
-            _ => {}
-        }
-        let (its, handle, len) = (family.clone(), new.handle(), new.len());
-        let this = Arc::pin_init(
-            pin_init!(Snapshot {
-                family: its,
-                store,
-                io,
-                origin,
-                cow,
-                handle,
-                begin,
-                len,
-                options,
-                role: Atomic::new(role.to_bits()),
-                deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
-                direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
-                committer <- new_work!("dm_snap_committer"),
-                teller <- new_work!("dm_snap_teller"),
-            }),
-            GFP_KERNEL,
-        )
-        .text(memory)?;
-        family.enter(&this).text(memory)?;
-        drop(claim);
-        membership.keep();
+    fn ctr(new: &mut New<'_>, world: &Arc<World>, words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+        let (this, _claim) = Self::make(new, world, words, false)?;
         Ok(this)
     }
 
@@ -355,6 +277,8 @@ impl Target for Snapshot {
         }
         family.deactivate(this);
         family.roster.lock().remove(this);
+        // Copies and worker call the committer, and that the worker: none of them is to have the last reference.
+        family.settle();
         flush::<Snapshot, { Committer::ID }>(this);
         flush::<Snapshot, { Teller::ID }>(this);
         family.settle();
@@ -388,10 +312,12 @@ impl Target for Snapshot {
                 return Err(EINVAL);
             }
         }
-        let orphan = sharing.live.is_none() && this.role() == Role::Successor;
+        // Whoever it was to take over from is gone, and what is in memory may be older than the disk; or it is a merge, which
+        // has left gaps.
+        let fresh = sharing.live.is_none_or(|live| live.is_merged);
+        let reload = fresh && this.role() == Role::Successor;
         drop(roster);
-        if orphan {
-            // Whoever it was to take over from is gone, and what is in memory may be older than the disk.
+        if reload {
             let _noio = NoIo::enter();
             this.reload()?;
         }
@@ -403,9 +329,12 @@ impl Target for Snapshot {
             return;
         }
         let this: Arc<Self> = this.into();
+        let paused = this.pause_merge();
         let roster = this.family.roster.lock();
         // First the one, then not the other: there is always one that origin writes care about.
-        this.family.activate(&this);
+        if !this.is_merged {
+            this.family.activate(&this);
+        }
         for other in roster.tables.iter() {
             let former = other.role() == Role::Live && other.cow.number() == this.cow.number();
             if former && !Arc::ptr_eq(other, &this) {
@@ -415,46 +344,16 @@ impl Target for Snapshot {
         }
         this.set_role(Role::Live);
         this.store.set_owner(Some(this.clone()));
+        drop(roster);
+        if let Some(merge) = paused {
+            merge.go_on();
+        }
         // What the former table has left to do.
         this.family.wake();
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
-        let health = Health {
-            // Not before the header says so too.
-            valid: this.role() != Role::Former && this.store.state() != State::Invalid,
-            merge_failed: false,
-            overflowed: this.store.is_overflowed(),
-        };
-        match kind {
-            StatusKind::Info => {
-                let usage = match this.role() {
-                    // The store is not its own yet.
-                    Role::Successor => Usage {
-                        total: this.cow.sectors(),
-                        ..Usage::default()
-                    },
-                    _ => this.store.usage(&this.cow),
-                };
-                out.emit(fmt!("{}", Info::of_snapshot(health, usage)));
-            }
-            StatusKind::Table => {
-                let shown = this.shown_options();
-                out.emit(fmt!("{} {} {}", this.origin, this.cow, shown));
-            }
-            StatusKind::Ima => {
-                let [major, minor, patch] = Self::VERSION;
-                out.emit(fmt!(
-                    "target_name=snapshot,target_version={}.{}.{},snap_origin_name={},snap_cow_name={}{}",
-                    major,
-                    minor,
-                    patch,
-                    this.origin,
-                    this.cow,
-                    health
-                ));
-            }
-        }
+        this.report::<Self>(kind, false, out);
     }
 
     fn iterate_devices(
@@ -562,6 +461,132 @@ impl Role {
 }
 
 impl Snapshot {
+    /// Makes a table; what comes with it is dropped when it is complete. Sleeps.
+    fn make(
+        new: &mut New<'_>,
+        world: &Arc<World>,
+        mut words: Words<'_>,
+        is_merged: bool,
+    ) -> Result<(Arc<Self>, Claim), CtrError> {
+        let (4.., Some(origin), Some(cow), Some(kind), Some(size)) = (
+            words.len(),
+            words.next(),
+            words.next(),
+            words.next(),
+            words.next(),
+        ) else {
+            return Err(CtrError::new(c"requires 4 or more arguments", EINVAL));
+        };
+        let mut rest = words.map(bytes);
+        let features = Features::parse(&mut rest).map_err(refused)?;
+        if rest.next().is_some() {
+            warning!("snapshots", "extra arguments are ignored");
+        }
+
+        let origin = new
+            .open(
+                origin,
+                if is_merged {
+                    Access::ReadWrite
+                } else {
+                    Access::Read
+                },
+            )
+            .text(c"Cannot get origin device")?;
+        let missing = c"Cannot get COW device";
+        // Before it is opened: one device opened twice by a table is one for device-mapper.
+        if Device::lookup(cow).text(missing)? == origin.number() {
+            let text = c"COW device cannot be the same as origin device";
+            return Err(CtrError::new(text, EINVAL));
+        }
+        let cow = new.open(cow, new.access()).text(missing)?;
+        let blocks = BlockSizes {
+            cow: cow.logical_block_size(),
+            origin: origin.logical_block_size(),
+        };
+        let options = Options::parse(bytes(kind), bytes(size), blocks, features);
+        let options = options.map_err(|reason| {
+            err!("snapshots", "{}", reason);
+            refused(NO_STORE)
+        })?;
+
+        if is_merged && !options.store.can_merge() {
+            return Err(CtrError::new(NO_MERGE, EINVAL));
+        }
+
+        let memory = c"Cannot allocate private snapshot structure";
+        let membership = Membership::new(world, origin.number())
+            .text(c"Snapshot origin struct allocation failed")?;
+        let family = membership.family().clone();
+        let (source, claim) = world.claim(&family, cow.number(), is_merged)?;
+        let io = new.io_client().text(memory)?;
+        let begin = new.begin();
+        let (store, role) = match source {
+            Some(store) => {
+                if is_merged && !store.is_persistent() {
+                    return Err(CtrError::new(NO_MERGE, EINVAL));
+                }
+                check_begin(begin, store.size())?;
+                (store, Role::Successor)
+            }
+            None => {
+                let store = open_store(&cow, &io, &options, blocks, begin)?;
+                (store, Role::New)
+            }
+        };
+
+        new.pass_flushes(if is_merged { 2 } else { 1 });
+        match (
+            features.discard_zeroes_cow,
+            features.discard_passdown_origin,
+        ) {
+            (true, true) => new.split_discards(2),
+            (true, false) => new.split_discards(1),
+            _ => {}
+        }
+        let (its, handle, len) = (family.clone(), new.handle(), new.len());
+        let this = Arc::pin_init(
+            pin_init!(Snapshot {
+                family: its,
+                store,
+                io,
+                origin,
+                cow,
+                handle,
+                begin,
+                len,
+                options,
+                is_merged,
+                role: Atomic::new(role.to_bits()),
+                deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
+                direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
+                committer <- new_work!("dm_snap_committer"),
+                teller <- new_work!("dm_snap_teller"),
+            }),
+            GFP_KERNEL,
+        )
+        .text(memory)?;
+        family.enter(&this).text(memory)?;
+        membership.keep();
+        Ok((this, claim))
+    }
+
+    /// Has a merge of the origin rest, if the table is about to become one that origin writes care about. Sleeps as long
+    /// as a batch takes.
+    fn pause_merge(&self) -> Option<Arc<Merge>> {
+        if self.is_merged || self.role() == Role::Live {
+            return None;
+        }
+        let roster = self.family.roster.lock();
+        let merge = match &roster.merging {
+            Merging::There(merge) => merge.clone(),
+            Merging::None | Merging::Claimed => return None,
+        };
+        drop(roster);
+        merge.pause();
+        Some(merge)
+    }
+
     fn role(&self) -> Role {
         match self.role.load(Acquire) {
             0 => Role::New,
@@ -578,7 +603,7 @@ impl Snapshot {
 
     /// Whether origin writes care about the snapshot, and it may have new exceptions.
     fn is_active(&self) -> bool {
-        self.role() == Role::Live
+        self.role() == Role::Live && !self.is_merged
     }
 
     fn store(&self) -> &Store {
@@ -699,6 +724,51 @@ impl Snapshot {
                 Ok(())
             }
             Header::Store { .. } => self.store.load(&self.cow),
+        }
+    }
+
+    /// Writes the status of a target of a type.
+    fn report<T: Target>(&self, kind: StatusKind, merge_failed: bool, out: &mut StatusBuf<'_>) {
+        let health = Health {
+            // Not before the header says so too.
+            valid: self.role() != Role::Former && self.store.state() != State::Invalid,
+            merge_failed,
+            overflowed: self.store.is_overflowed(),
+        };
+        match kind {
+            StatusKind::Info => {
+                let usage = match self.role() {
+                    // The store is not its own yet.
+                    Role::Successor => Usage {
+                        total: self.cow.sectors(),
+                        ..Usage::default()
+                    },
+                    _ => self.store.usage(&self.cow),
+                };
+                let info = if self.is_merged {
+                    Info::of_merge(health, usage)
+                } else {
+                    Info::of_snapshot(health, usage)
+                };
+                out.emit(fmt!("{}", info));
+            }
+            StatusKind::Table => {
+                let shown = self.shown_options();
+                out.emit(fmt!("{} {} {}", self.origin, self.cow, shown));
+            }
+            StatusKind::Ima => {
+                let [major, minor, patch] = T::VERSION;
+                out.emit(fmt!(
+                    "target_name={},target_version={}.{}.{},snap_origin_name={},snap_cow_name={}{}",
+                    Shown(T::NAME),
+                    major,
+                    minor,
+                    patch,
+                    self.origin,
+                    self.cow,
+                    health
+                ));
+            }
         }
     }
 

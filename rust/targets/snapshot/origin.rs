@@ -94,54 +94,25 @@ impl Target for Origin {
             .text(c"Cannot get target device")?;
         let membership = Membership::new(world, device.number()).text(memory)?;
         let family = membership.family().clone();
-        new.pass_flushes();
-        let (begin, len, id) = (new.begin(), new.len(), family.roster.lock().new_id());
-        let this = Arc::pin_init(
-            pin_init!(Origin {
-                family,
-                device,
-                begin,
-                len,
-                id,
-                deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_origin"),
-            }),
-            GFP_KERNEL,
-        )
-        .text(memory)?;
-        let _noio = NoIo::enter();
-        let mut roster = this.family.roster.lock();
-        lists::push(&mut roster.origins, this.clone(), GFP_KERNEL).text(memory)?;
-        drop(roster);
+        new.pass_flushes(1);
+        let this = Self::enter(family, device, new.begin(), new.len()).text(memory)?;
         membership.keep();
         Ok(this)
     }
 
     fn dtr(this: &Arc<Self>) {
-        let family = &this.family;
-        let mut roster = family.roster.lock();
-        lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, this));
-        drop(roster);
-        family.settle();
-        family.leave();
+        this.retire();
+        this.family.settle();
+        this.family.leave();
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
-        let at = this.absolute(bio.sector());
-        if bio.is_flush() || bio.op() == Op::Read {
+        if bio.is_flush() {
+            let at = this.absolute(bio.sector());
             bio.set_sector(at);
             return bio.remap(&this.device);
         }
-        let clear = this.family.clear(at, bio.sectors());
-        if !clear.is_zero() {
-            bio.accept(clear);
-            bio.set_sector(at);
-            return bio.remap(&this.device);
-        }
-        bio.set_per_bio(Stamp::of_origin(this.id));
-        let (bio, mapped) = bio.take();
-        this.deferred.lock().push(bio);
-        this.family.wake();
-        mapped
+        this.pass(bio)
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -159,6 +130,69 @@ impl Target for Origin {
 }
 
 impl Origin {
+    /// Makes one, and takes it into its family. Sleeps.
+    pub(super) fn enter(
+        family: Arc<Family>,
+        device: Device,
+        begin: Sector,
+        len: Sectors,
+    ) -> Result<Arc<Self>> {
+        let id = family.roster.lock().new_id();
+        let this = Arc::pin_init(
+            pin_init!(Origin {
+                family,
+                device,
+                begin,
+                len,
+                id,
+                deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_origin"),
+            }),
+            GFP_KERNEL,
+        )?;
+        let _noio = NoIo::enter();
+        let mut roster = this.family.roster.lock();
+        lists::push(&mut roster.origins, this.clone(), GFP_KERNEL)?;
+        drop(roster);
+        Ok(this)
+    }
+
+    /// Takes it out of its family. It has no bios any more. Sleeps.
+    pub(super) fn retire(self: &Arc<Self>) {
+        let mut roster = self.family.roster.lock();
+        lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, self));
+    }
+
+    /// Decides on a read or a write.
+    pub(super) fn pass<'a>(&self, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+        let at = self.absolute(bio.sector());
+        if bio.op() == Op::Read {
+            bio.set_sector(at);
+            return bio.remap(&self.device);
+        }
+        let clear = self.family.clear(at, bio.sectors());
+        if !clear.is_zero() {
+            bio.accept(clear);
+            bio.set_sector(at);
+            return bio.remap(&self.device);
+        }
+        bio.set_per_bio(Stamp::of_origin(self.id));
+        let (bio, mapped) = bio.take();
+        self.deferred.lock().push(bio);
+        self.family.wake();
+        mapped
+    }
+
+    /// Leaves writes to the worker. Any context.
+    pub(super) fn defer(&self, mut bios: BioQueue<Stamp>) {
+        let mut deferred = self.deferred.lock();
+        while let Some(mut bio) = bios.pop() {
+            bio.set_per_bio(Stamp::of_origin(self.id));
+            deferred.push(bio);
+        }
+        drop(deferred);
+        self.family.wake();
+    }
+
     /// Its name among the targets of the family.
     pub(super) fn id(&self) -> u64 {
         self.id.into()

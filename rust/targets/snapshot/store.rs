@@ -6,7 +6,10 @@
 //! and nothing is handed over.
 
 use super::{
-    disk::Disk,
+    disk::{
+        Disk,
+        Tail, //
+    },
     io::Stamp,
     Snapshot, //
 };
@@ -39,6 +42,10 @@ use crate::{
                 Layout,
                 Transient, //
             },
+            merge::{
+                Records,
+                Within, //
+            },
             parts::{
                 self,
                 Parts,
@@ -65,7 +72,11 @@ use crate::{
             IrqGuard,
             IrqLock, //
         },
-        log::warning,
+        log::{
+            err,
+            warning, //
+        },
+        noio::NoIo,
         params,
         wait::{
             new_wait_queue,
@@ -167,6 +178,16 @@ pub(super) enum Look {
     OnItsWay(Seq, u64),
     /// On the origin only.
     Hole(u64),
+}
+
+/// Where a write to a merge goes.
+pub(super) enum Place {
+    /// To the COW device, so many chunks; it is counted.
+    Open(CowChunk, u64, Stamp),
+    /// It waits: the chunk is being merged.
+    Closed,
+    /// To the origin, so many chunks.
+    Merged(u64),
 }
 
 /// What became of a wish for chunks.
@@ -319,7 +340,7 @@ impl Store {
     }
 
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
-    fn shard(&self, chunk: Chunk) -> (usize, u64) {
+    pub(super) fn shard(&self, chunk: Chunk) -> (usize, u64) {
         parts::part(chunk, self.stripe)
     }
 
@@ -440,9 +461,8 @@ impl Store {
     }
 
     /// Whether the readers of before a barrier are through; then nobody needs to look twice for this exception any more.
-    fn has_drained(&self, chunk: Chunk, barrier: u64) -> bool {
-        let (index, _) = self.shard(chunk);
-        let passed = self.with(index, |shard| {
+    pub(super) fn has_drained(&self, shard: usize, barrier: u64) -> bool {
+        let passed = self.with(shard, |shard| {
             let passed = shard.readers.has_passed(barrier);
             if passed {
                 shard.draining = shard.draining.saturating_sub(1);
@@ -469,7 +489,7 @@ impl Store {
             };
             let (run, stage) = (pending.run, pending.stage);
             let stage = if let Stage::Draining(barrier) = stage {
-                if !self.has_drained(run.old, barrier) {
+                if !self.has_drained(self.shard(run.old).0, barrier) {
                     continue;
                 }
                 Stage::Committed
@@ -518,10 +538,7 @@ impl Store {
             self.idle.wake_all();
         }
         if let Stage::Draining(_) = pending.stage {
-            let (index, _) = self.shard(pending.run.old);
-            self.with(index, |shard| {
-                shard.draining = shard.draining.saturating_sub(1)
-            });
+            self.unbar(self.shard(pending.run.old).0);
         }
         Some(pending)
     }
@@ -595,6 +612,135 @@ impl Store {
         }
     }
 
+    /// Finds a chunk for a write to a merge, which is counted if it goes to the COW device; unless it is one that `closed`
+    /// tells of, or up to such a one: `closed` tells how many chunks there are like the first. Any context.
+    pub(super) fn find_open(
+        &self,
+        chunk: Chunk,
+        most: u64,
+        closed: impl FnOnce(Chunk, u64) -> Within,
+    ) -> Place {
+        let (index, left) = self.shard(chunk);
+        let found = self.with(index, |shard| {
+            match shard.extents.find(chunk, most.min(left)) {
+                Found::Hole(len) => Place::Merged(len),
+                Found::Mapped(new, len) => match closed(chunk, len) {
+                    Within::Inside(_) => Place::Closed,
+                    Within::Outside(len) => {
+                        let stamp = Stamp::reader(index, shard.readers.enter());
+                        Place::Open(new, len, stamp)
+                    }
+                },
+            }
+        });
+        found.unwrap_or(Place::Closed)
+    }
+
+    /// Makes a barrier for the writes to a merge in a part of the table: [`has_drained`](Self::has_drained) tells when those
+    /// of before have ended. Nothing if they have.
+    pub(super) fn bar(&self, shard: usize) -> Option<u64> {
+        self.with(shard, |shard| {
+            let barrier = shard.readers.barrier();
+            if shard.readers.has_passed(barrier) {
+                return None;
+            }
+            shard.draining = shard.draining.saturating_add(1);
+            Some(barrier)
+        })
+        .flatten()
+    }
+
+    /// Gives up a barrier that has not been passed.
+    pub(super) fn unbar(&self, shard: usize) {
+        self.with(shard, |shard| {
+            shard.draining = shard.draining.saturating_sub(1);
+        });
+    }
+
+    /// Takes chunks out that are on the origin now. False if memory is short: then try again. Process context.
+    pub(super) fn remove(&self, mut run: Run, spares: &mut Spares) -> bool {
+        while run.len != 0 {
+            let (index, left) = self.shard(run.old);
+            let piece = Run {
+                len: run.len.min(left),
+                ..run
+            };
+            // What is not there has been taken out before.
+            let wants = self.with(index, |shard| match shard.extents.cut(piece, spares) {
+                Ok(false) => Some(shard.extents.wants()),
+                _ => None,
+            });
+            match wants.flatten() {
+                Some(wants) if spares.stock(wants, GFP_KERNEL).is_err() => return false,
+                // Now there is memory for it.
+                Some(_) => {}
+                None => run = run.without_first(piece.len),
+            }
+        }
+        true
+    }
+
+    /// Takes memory for a merge; tells how many records it takes off at most at a time. Sleeps.
+    pub(super) fn prepare_merge(&self) -> Result<usize> {
+        // Records of a live table may wait for the lock.
+        let _noio = NoIo::enter();
+        self.disk.lock().prepare_merge()
+    }
+
+    /// Reads the last records, at most so many, as runs that are in the table. Sleeps for I/O.
+    pub(super) fn tail(
+        &self,
+        (cow, origin): (&Device, &Device),
+        io: &IoClient,
+        most: u64,
+        runs: &mut KVVec<Run>,
+    ) -> Result<Tail> {
+        let mut disk = self.disk.lock();
+        let is_loose = disk.is_loose();
+        disk.tail(cow, io, most, |record| {
+            let run = Run {
+                old: record.old,
+                new: record.new,
+                len: 1,
+            };
+            let starts = self.size.start(record.old);
+            match self.find(record.old, 1, false).0 {
+                Found::Mapped(new, _) if new == record.new => {
+                    Ok(runs.push_within_capacity(run).map_err(|_| ENOMEM)?)
+                }
+                // No earlier one has its chunk, and the origin does: it was loaded.
+                _ if !is_loose && starts.is_some_and(|start| start.0 < origin.sectors().0) => {
+                    err!(
+                        "snapshots",
+                        "Corruption detected: exception for block {} is on disk but not in memory",
+                        record.old
+                    );
+                    Err(EIO)
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Clears the records of a tail, durably. Sleeps for I/O.
+    pub(super) fn shorten(&self, cow: &Device, io: &IoClient, tail: &Tail) -> Records {
+        let mut disk = self.disk.lock();
+        let result = disk.shorten(cow, io, tail);
+        let records = disk.records();
+        self.records.store(records, Relaxed);
+        if result == Records::Cleared {
+            if let Space::Persistent(space) = &mut self.ledger.lock().space {
+                space.merged(records);
+            }
+        }
+        result
+    }
+
+    /// Writes records back that are in doubt, durably. Sleeps for I/O.
+    pub(super) fn restore(&self, cow: &Device, io: &IoClient) -> Result {
+        self.disk.lock().restore(cow, io)
+    }
+
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
@@ -629,9 +775,9 @@ impl Store {
     /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
     pub(super) fn load(&self, cow: &Device) -> Result {
         let mut disk = self.disk.lock();
-        let mut read = |parts: &mut Parts| -> Result<_> {
-            let space = disk.load(cow, |run| parts.add(run))?;
-            Ok((parts.finish()?, space, disk.records()))
+        let read = |parts: &mut Parts| -> Result<_> {
+            let loaded = disk.load(cow, |run| parts.add(run))?;
+            Ok((parts.finish()?, loaded))
         };
         let mut parts = Parts::new(self.stripe, Sharing::Refused)?;
         let mut found = read(&mut parts);
@@ -639,7 +785,9 @@ impl Store {
             parts = Parts::new(self.stripe, Sharing::Resolved)?;
             found = read(&mut parts);
         }
-        let (tables, space, records) = found?;
+        let (tables, loaded) = found?;
+        let space = disk.install(loaded, parts.repeated() != 0);
+        let records = disk.records();
         drop(disk);
         if parts.repeated() != 0 {
             warning!(

@@ -19,6 +19,7 @@ mod snap_area;
 mod snap_extents;
 mod snap_layout;
 mod snap_lists;
+mod snap_merge;
 mod snap_options;
 mod snap_parts;
 mod snap_pending;

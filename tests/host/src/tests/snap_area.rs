@@ -281,7 +281,7 @@ fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
     Load {
         mapped,
         records: loader.records(),
-        repeated: loader.repeated(),
+        repeated: loader.repeated().len() as u64,
         next: loader.next().0,
         end,
     }
@@ -425,7 +425,7 @@ fn stores_without_gaps() {
             }
             assert_eq!(runs, expected, "{sectors} {count}");
             assert_eq!(fed as u64, layout.slot(count).0);
-            assert_eq!((loader.records(), loader.repeated()), (count, 0));
+            assert_eq!((loader.records(), loader.repeated().len()), (count, 0));
             assert_eq!(
                 Allocator::new(layout, loader.next(), loader.records()),
                 allocator

@@ -168,6 +168,23 @@ impl Rig {
         }
     }
 
+    /// Takes chunks out from anywhere, and compares the result. Without memory nothing changes.
+    fn cut(&mut self, gone: Run) {
+        let mut spares = Spares::new();
+        let result = self.table.cut(gone, &mut spares);
+        if !self.model.holds(gone) {
+            return assert_eq!(result, Err(Missing), "{gone:?}");
+        }
+        if result == Ok(false) {
+            self.compare();
+            spares.stock(self.table.wants(), GFP_KERNEL).unwrap();
+            assert_eq!(self.table.cut(gone, &mut spares), Ok(true), "{gone:?}");
+        } else {
+            assert_eq!(result, Ok(true), "{gone:?}");
+        }
+        self.model.remove(gone);
+    }
+
     /// Compares the list of runs and the sums.
     fn compare(&self) {
         let mut listed = Model::default();
@@ -259,6 +276,8 @@ enum Op {
     /// Removes a part of an entry: the chosen one without `.1` chunks in front and `.2` behind, or
     /// with so many more if negative.
     Remove(prop::sample::Index, i64, i64),
+    /// The same, but as a run that may lie within an entry.
+    Cut(prop::sample::Index, i64, i64),
     /// Removes a number of entries, one behind the other.
     Clear(prop::sample::Index, usize),
     Find(u64, u64),
@@ -315,6 +334,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(start, span, seed, count)| Op::Scatter { start, span, seed, count }),
         6 => (any::<prop::sample::Index>(), -2i64..4, -2i64..4)
             .prop_map(|(index, front, back)| Op::Remove(index, front, back)),
+        6 => (any::<prop::sample::Index>(), -2i64..4, -2i64..4)
+            .prop_map(|(index, front, back)| Op::Cut(index, front, back)),
         1 => (any::<prop::sample::Index>(), 0usize..600)
             .prop_map(|(index, count)| Op::Clear(index, count)),
         3 => (old(), any::<u64>()).prop_map(|(chunk, most)| Op::Find(chunk, most)),
@@ -359,6 +380,16 @@ fn apply(rig: &mut Rig, op: Op) {
             }
             rig.remove(run(old, new + 1, 1));
         }
+        Op::Cut(index, front, back) if rig.table.entries() > 0 => {
+            let chosen = index.index(rig.table.entries() as usize);
+            let entry = rig.table.iter().nth(chosen).unwrap();
+            let old = entry.old.0.saturating_add_signed(front);
+            let new = entry.new.0.saturating_add_signed(front);
+            let len = entry.len.saturating_add_signed(-front - back);
+            if len != 0 && old.checked_add(len).is_some() {
+                rig.cut(run(old, new, len));
+            }
+        }
         Op::Clear(index, count) if rig.table.entries() > 0 => {
             let chosen = index.index(rig.table.entries() as usize);
             let gone: Vec<Run> = rig.table.iter().skip(chosen).take(count).collect();
@@ -366,7 +397,7 @@ fn apply(rig: &mut Rig, op: Op) {
                 rig.remove(gone);
             }
         }
-        Op::Remove(..) | Op::Clear(..) => {
+        Op::Remove(..) | Op::Cut(..) | Op::Clear(..) => {
             assert_eq!(rig.table.remove(run(5, 5, 1)), Err(Missing));
         }
         Op::Find(chunk, most) => rig.compare_find(chunk, most.max(1)),

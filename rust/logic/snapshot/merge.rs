@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The steps of a merge, batch by batch.
+//!
+//! ```text
+//!                                ┌──────────────────────────────────────────────────────────────────────────┐
+//!          start                 ▼                                                                          │
+//!  Stopped ──────────────────▶ Reading ─▶ Guarding ─▶ Draining ─▶ Copying ─▶ Committing ─▶ LettingGo ─ merged ┤
+//!   ▲  ▲                      │  │ └ none │ stop      │ stop      │ failed    │ failed     ▲   │            │
+//!   │  └──────────────────────│──│────────┘           └───────────┴───────────┴────────────┘   │ kept       │
+//!   │                 failed  ▼  ▼                                                             ▼            │
+//!   │                    Failed  Finished                                           Stopped or Failed       │
+//!   └────────────────────────────────────────── stop ───────────────────────────────────────────────────────┘
+//! ```
+//!
+//! | state | what is done | then |
+//! | --- | --- | --- |
+//! | Reading | the last records are read: the batch | there is a batch, or no record is left |
+//! | Guarding | other snapshots get what the origin holds there | none lacks anything |
+//! | Draining | the batch is closed: writes to it wait from now on | those of before have ended |
+//! | Copying | its chunks are copied to the origin | all copies have ended |
+//! | Committing | the origin is flushed, then the records are cleared, durably | that is so, or has failed |
+//! | LettingGo | the batch is open again, in memory as on disk; who waited goes on | |
+//!
+//! Until the records are cleared everything is read from and written to the COW device; so whatever happens before that
+//! leaves a merge that can begin again. A failure ends it until it is started anew.
+//!
+//! If nobody knows whether the records are cleared the batch is in doubt: origin and COW device have the same, and it must
+//! not be written to. Who wants to has the records written back first (Restoring), and fails if that does.
+
+use crate::env::KVVec;
+use crate::logic::snapshot::{
+    chunks::Chunk,
+    extents::Run,
+    lists::leading, //
+};
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Task {
+    /// Nothing, until somebody calls.
+    Nothing,
+    /// Read the last records, then [`Merge::read`].
+    Read,
+    /// See that no other snapshot needs what the batch overwrites, then [`Merge::guarded`].
+    Guard,
+    /// See that no write to the batch is in flight, then [`Merge::drained`].
+    Drain,
+    /// Start copies: each with [`Merge::starts`], and behind the last [`Merge::all_started`].
+    Copy,
+    /// Flush the origin and clear the records, then [`Merge::committed`].
+    Commit,
+    /// Write the records back that are in doubt, then [`Merge::restored`].
+    Restore,
+    /// Let what waits for the batch go on, then [`Merge::let_go`].
+    LetGo(Fate),
+}
+
+/// What has become of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Fate {
+    /// It is on the origin: that is where it is written to from now on.
+    Merged,
+    /// It is where it was.
+    Kept,
+    /// It is in doubt, and stays closed.
+    InDoubt,
+}
+
+/// What has become of the records of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Records {
+    /// They are cleared, durably.
+    Cleared,
+    /// They could not be cleared, but are there.
+    Kept,
+    /// Nobody knows.
+    InDoubt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Stopped,
+    Reading,
+    Guarding,
+    Draining,
+    Copying {
+        flying: u32,
+        all_started: bool,
+        failed: bool,
+    },
+    Committing,
+    Restoring,
+    LettingGo {
+        fate: Fate,
+        failed: bool,
+    },
+    Failed {
+        in_doubt: bool,
+    },
+    Finished,
+}
+
+/// A merge. Never sleeps; its user locks it. What is reported too late, in another state, changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Merge {
+    state: State,
+    wanted: bool,
+}
+
+impl Merge {
+    /// A merge that was not started yet.
+    pub(crate) const fn new() -> Self {
+        Merge {
+            state: State::Stopped,
+            wanted: false,
+        }
+    }
+
+    /// What is to be done.
+    pub(crate) fn task(&self) -> Task {
+        match self.state {
+            State::Stopped | State::Failed { .. } | State::Finished => Task::Nothing,
+            State::Reading => Task::Read,
+            State::Guarding => Task::Guard,
+            State::Draining => Task::Drain,
+            State::Copying {
+                all_started: false,
+                failed: false,
+                ..
+            } => Task::Copy,
+            State::Copying { .. } => Task::Nothing,
+            State::Committing => Task::Commit,
+            State::Restoring => Task::Restore,
+            State::LettingGo { fate, .. } => Task::LetGo(fate),
+        }
+    }
+
+    /// Whether nothing is done any more until it is started.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(
+            self.state,
+            State::Stopped | State::Failed { .. } | State::Finished
+        )
+    }
+
+    /// Whether it has failed, and was not started again.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(
+            self.state,
+            State::Failed { .. } | State::Restoring | State::LettingGo { failed: true, .. }
+        )
+    }
+
+    /// Whether there is nothing left to merge.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state == State::Finished
+    }
+
+    /// Lets it begin, or begin again behind a failure.
+    pub(crate) fn start(&mut self) {
+        self.wanted = true;
+        match self.state {
+            State::Stopped | State::Failed { in_doubt: false } => self.state = State::Reading,
+            // The data is on the origin, durably, and has not changed since.
+            State::Failed { in_doubt: true } => self.state = State::Committing,
+            // Not to rest then, but to begin.
+            State::LettingGo { fate, .. } => self.let_go_with(fate, false),
+            _ => {}
+        }
+    }
+
+    /// Lets it end, soon: what has been copied is committed.
+    pub(crate) fn stop(&mut self) {
+        self.wanted = false;
+        match self.state {
+            State::Guarding => self.state = State::Stopped,
+            State::Draining => self.let_go_with(Fate::Kept, false),
+            _ => {}
+        }
+    }
+
+    fn let_go_with(&mut self, fate: Fate, failed: bool) {
+        self.state = State::LettingGo { fate, failed };
+    }
+
+    /// The last records were read; whether there are any.
+    pub(crate) fn read(&mut self, any: Result<bool, ()>) {
+        if self.state == State::Reading {
+            self.state = match any {
+                Err(()) => State::Failed { in_doubt: false },
+                Ok(false) => State::Finished,
+                Ok(true) if self.wanted => State::Guarding,
+                Ok(true) => State::Stopped,
+            };
+        }
+    }
+
+    /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done before anybody else can call.
+    pub(crate) fn guarded(&mut self) -> bool {
+        let goes_on = self.state == State::Guarding;
+        if goes_on {
+            self.state = State::Draining;
+        }
+        goes_on
+    }
+
+    /// No write to the batch is in flight.
+    pub(crate) fn drained(&mut self) {
+        if self.state == State::Draining {
+            self.state = State::Copying {
+                flying: 0,
+                all_started: false,
+                failed: false,
+            };
+        }
+    }
+
+    /// A copy is about to start. Tells whether it may.
+    pub(crate) fn starts(&mut self) -> bool {
+        match &mut self.state {
+            State::Copying {
+                flying,
+                all_started: false,
+                failed: false,
+            } => {
+                *flying = flying.saturating_add(1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// There are no more copies to start.
+    pub(crate) fn all_started(&mut self) {
+        if let State::Copying { all_started, .. } = &mut self.state {
+            *all_started = true;
+            self.look_at_copies();
+        }
+    }
+
+    /// A copy has ended. Tells whether it is the first one that failed.
+    pub(crate) fn copied(&mut self, ok: bool) -> bool {
+        let State::Copying { flying, failed, .. } = &mut self.state else {
+            return false;
+        };
+        let is_first = !ok && !*failed;
+        *flying = flying.saturating_sub(1);
+        *failed |= !ok;
+        self.look_at_copies();
+        is_first
+    }
+
+    fn look_at_copies(&mut self) {
+        match self.state {
+            State::Copying {
+                flying: 0,
+                failed: true,
+                ..
+            } => self.let_go_with(Fate::Kept, true),
+            State::Copying {
+                flying: 0,
+                all_started: true,
+                failed: false,
+            } => self.state = State::Committing,
+            _ => {}
+        }
+    }
+
+    /// The origin was flushed and the records were cleared, or that has failed.
+    pub(crate) fn committed(&mut self, records: Records) {
+        if self.state == State::Committing {
+            match records {
+                Records::Cleared => self.let_go_with(Fate::Merged, false),
+                Records::Kept => self.let_go_with(Fate::Kept, true),
+                Records::InDoubt => self.let_go_with(Fate::InDoubt, true),
+            }
+        }
+    }
+
+    /// A write waits for a batch in doubt.
+    pub(crate) fn doubted(&mut self) {
+        if self.state == (State::Failed { in_doubt: true }) {
+            self.wanted = false;
+            self.state = State::Restoring;
+        }
+    }
+
+    /// The records of a batch in doubt were written back, or that has failed.
+    pub(crate) fn restored(&mut self, ok: bool) {
+        if self.state == State::Restoring {
+            let fate = if ok { Fate::Kept } else { Fate::InDoubt };
+            self.let_go_with(fate, !self.wanted);
+        }
+    }
+
+    /// What waited for the batch goes on.
+    pub(crate) fn let_go(&mut self) {
+        if let State::LettingGo { fate, failed } = self.state {
+            let in_doubt = fate == Fate::InDoubt;
+            self.state = match (failed, self.wanted, in_doubt) {
+                (true, ..) | (_, false, true) => State::Failed { in_doubt },
+                (false, true, true) => State::Committing,
+                (false, true, false) => State::Reading,
+                (false, false, false) => State::Stopped,
+            };
+        }
+    }
+}
+
+/// Whether a chunk is one of those of sorted runs, and for how many chunks from it on that is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Within {
+    /// It is.
+    Inside(u64),
+    /// It is not.
+    Outside(u64),
+}
+
+impl Within {
+    /// Looks for a chunk in runs that are sorted by their chunks of the origin, at most for so many chunks.
+    pub(crate) fn find(runs: &[Run], chunk: Chunk, most: u64) -> Self {
+        let behind = leading(runs, |run| run.old <= chunk);
+        let last = behind.checked_sub(1).and_then(|last| runs.get(last));
+        let offset = last.map_or(0, |run| chunk.0.saturating_sub(run.old.0));
+        if let Some(left) = last.and_then(|run| run.len.checked_sub(offset)) {
+            if left != 0 {
+                return Within::Inside(left.min(most));
+            }
+        }
+        let gap = runs
+            .get(behind)
+            .map(|run| run.old.0.saturating_sub(chunk.0));
+        Within::Outside(gap.map_or(most, |gap| gap.min(most)))
+    }
+}
+
+/// Sorts runs by their chunks of the origin, and makes one of those that continue each other on both devices.
+pub(crate) fn arrange(runs: &mut KVVec<Run>) {
+    // A heap: needs no memory.
+    let all = runs.len();
+    for root in (0..all / 2).rev() {
+        sift(runs, root, all);
+    }
+    for end in (1..all).rev() {
+        exchange(runs, 0, end);
+        sift(runs, 0, end);
+    }
+    let mut kept = 0usize;
+    for place in 1..runs.len() {
+        let Some(run) = runs.get(place).copied() else {
+            break;
+        };
+        let Some(last) = runs.get_mut(kept) else {
+            break;
+        };
+        let follows = last.old.0.checked_add(last.len) == Some(run.old.0)
+            && last.new.0.checked_add(last.len) == Some(run.new.0);
+        if follows {
+            last.len = last.len.saturating_add(run.len);
+        } else {
+            kept = kept.saturating_add(1);
+            if let Some(next) = runs.get_mut(kept) {
+                *next = run;
+            }
+        }
+    }
+    runs.truncate(kept.saturating_add(1));
+}
+
+fn exchange(runs: &mut [Run], a: usize, b: usize) {
+    if let (Some(first), Some(second)) = (runs.get(a).copied(), runs.get(b).copied()) {
+        for (place, run) in [(a, second), (b, first)] {
+            if let Some(place) = runs.get_mut(place) {
+                *place = run;
+            }
+        }
+    }
+}
+
+/// Lets the run at `root` sink to its place in the heap below `end`.
+fn sift(runs: &mut [Run], mut root: usize, end: usize) {
+    let old = |runs: &[Run], place: usize| runs.get(place).map(|run| run.old);
+    loop {
+        let left = root.saturating_mul(2).saturating_add(1);
+        let right = left.saturating_add(1);
+        if left >= end {
+            return;
+        }
+        let larger = if right < end && old(runs, right) > old(runs, left) {
+            right
+        } else {
+            left
+        };
+        if old(runs, root) >= old(runs, larger) {
+            return;
+        }
+        exchange(runs, root, larger);
+        root = larger;
+    }
+}
+
+/// How much is merged at a time: as much as takes about a fifth of a second, as long a write may have to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pace {
+    bytes: u64,
+}
+
+impl Pace {
+    /// Milliseconds below which the next batch may be larger, and above which it is smaller.
+    const SHORT: u64 = 50;
+    const LONG: u64 = 200;
+    const LEAST: u64 = 1 << 12;
+    const FIRST: u64 = 1 << 20;
+    const MOST: u64 = 1 << 24;
+
+    /// The pace of a beginning.
+    pub(crate) const fn new() -> Self {
+        Pace { bytes: Self::FIRST }
+    }
+
+    /// How many chunks of a size the next batch may have, at least one.
+    pub(crate) fn chunks(&self, size: u32) -> u64 {
+        self.bytes.checked_div(size.into()).unwrap_or(0).max(1)
+    }
+
+    /// A batch took so many milliseconds.
+    pub(crate) fn took(&mut self, milliseconds: u64) {
+        let bytes = match milliseconds {
+            0..Self::SHORT => self.bytes.saturating_mul(2),
+            Self::SHORT..Self::LONG => self.bytes,
+            _ => self.bytes / 2,
+        };
+        self.bytes = bytes.clamp(Self::LEAST, Self::MOST);
+    }
+}

@@ -1,0 +1,696 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `snapshot-merge` target: the origin with all that its snapshot has, which is copied there while it is used.
+//!
+//! ```text
+//!   map ─┬─ read or write of chunks with an exception ──────────────────> COW device; writes are counted until end_io
+//!        ├─ write to a chunk that is being merged: waits, then again ───> COW device or origin, as the batch ended
+//!        └─ all else: as through `snapshot-origin` ─────────────────────> origin
+//! ```
+//!
+//! The merge goes batch by batch, the last records first; [`Machine`] has the steps. One work item does what is to be
+//! done; whatever ends that it waits for calls it again.
+
+use super::{
+    disk::Tail,
+    family::{
+        Merging,
+        World, //
+    },
+    io::{
+        Kind,
+        Span,
+        Stamp, //
+    },
+    store::{
+        Place,
+        State, //
+    },
+    Origin,
+    Role,
+    Snapshot, //
+};
+use crate::{
+    dm::{
+        bio::{
+            BioQueue,
+            EndBio,
+            Ended,
+            MapBio,
+            Mapped,
+            Op,
+            Status, //
+        },
+        copy::Copied,
+        limits::Limits,
+        status::{
+            StatusBuf,
+            StatusKind, //
+        },
+        table::Words,
+        target::{
+            CtrError,
+            DeviceVisitor,
+            New,
+            Stop,
+            Target,
+            Text, //
+        }, //
+    },
+    logic::{
+        snapshot::{
+            chunks::Chunk,
+            extents::{
+                Found,
+                Run,
+                Spares, //
+            },
+            merge::{
+                arrange,
+                Fate,
+                Merge as Machine,
+                Pace,
+                Records,
+                Task,
+                Within, //
+            },
+            parts::PARTS, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        log::err,
+        noio::NoIo,
+        plug::plugged,
+        queue::flush,
+        time::{
+            now,
+            Millis, //
+        },
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    },
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// Where the merge is.
+struct Progress {
+    machine: Machine,
+    /// The batch, sorted by chunks of the origin.
+    runs: KVVec<Run>,
+    /// The first of them that another snapshot may need, then the first that is not being copied yet.
+    next: usize,
+    /// Writes to the batch wait.
+    closed: bool,
+    /// Writes to the batch have to be preceded by its records.
+    in_doubt: bool,
+    /// It is to merge when nobody pauses it.
+    wanted: bool,
+    /// How many do.
+    pauses: u32,
+    /// Users were told how it ended.
+    told: bool,
+    waiting: BioQueue<Stamp>,
+}
+
+/// What the work item has for itself.
+struct Own {
+    pace: Pace,
+    /// When the batch was begun.
+    since: Millis,
+    tail: Tail,
+    /// What the parts of the table have to be drained of.
+    barriers: [Option<u64>; PARTS],
+    spares: Spares,
+}
+
+/// A merge: one line of a table.
+#[pin_data]
+pub(crate) struct Merge {
+    table: Arc<Snapshot>,
+    /// The origin, where nothing has to be merged.
+    front: Arc<Origin>,
+    #[pin]
+    progress: IrqLock<Progress>,
+    #[pin]
+    own: Mutex<Own>,
+    /// For those who wait until it rests.
+    #[pin]
+    rest: WaitQueue,
+    #[pin]
+    merger: Work<Merge, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Merge, 1> for Merge { self.merger }
+}
+
+#[vtable]
+impl Target for Merge {
+    const NAME: &'static CStr = c"snapshot-merge";
+    const VERSION: [u32; 3] = [1, 5, 0];
+    const C_MODULE: &'static str = "dm_snapshot";
+    const NOWAIT: bool = false;
+    type PerBio = Stamp;
+    type Shared = Arc<World>;
+
+    fn ctr(new: &mut New<'_>, world: &Arc<World>, words: Words<'_>) -> Result<Arc<Self>, CtrError> {
+        let (table, claim) = Snapshot::make(new, world, words, true)?;
+        let made = Self::make(&table);
+        match &made {
+            Ok(this) => table.family.roster.lock().merging = Merging::There(this.clone()),
+            Err(_) => Snapshot::dtr(&table),
+        }
+        drop(claim);
+        made
+    }
+
+    fn dtr(this: &Arc<Self>) {
+        this.stop();
+        this.table.family.roster.lock().merging = Merging::None;
+        flush::<Merge, 1>(this);
+        this.front.retire();
+        Snapshot::dtr(&this.table);
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+        let table = &this.table;
+        bio.set_per_bio(Stamp::NONE);
+        if bio.is_flush() {
+            return match bio.copy_number() {
+                0 => bio.remap(&table.origin),
+                _ => bio.remap(&table.cow),
+            };
+        }
+        if bio.op() == Op::Discard {
+            // What is merged later would not stay discarded.
+            return bio.end(Status::OK);
+        }
+        if table.store().state() != State::Valid || table.role() == Role::Former {
+            return this.front.pass(bio);
+        }
+        let span = table.span(&bio);
+        if bio.op() != Op::Read {
+            return Self::write(this, bio, span);
+        }
+        match table.store().find(span.chunk, span.chunks, false).0 {
+            Found::Mapped(new, len) => {
+                bio.accept(table.part(&span, len));
+                bio.set_sector(table.place(new, span.at));
+                bio.remap(&table.cow)
+            }
+            Found::Hole(len) => {
+                bio.accept(table.part(&span, len));
+                this.front.pass(bio)
+            }
+        }
+    }
+
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+        if let Kind::Reader(shard, generation) = bio.per_bio().kind() {
+            if this.table.store().leave(shard, generation) {
+                Arc::<Self>::from(this).nudge();
+            }
+        }
+        bio.done()
+    }
+
+    fn presuspend(this: ArcBorrow<'_, Self>) {
+        Arc::<Self>::from(this).stop();
+    }
+
+    fn presuspend_undo(this: ArcBorrow<'_, Self>) {
+        Arc::<Self>::from(this).start();
+    }
+
+    fn preresume(this: ArcBorrow<'_, Self>) -> Result {
+        Snapshot::preresume(this.table.as_arc_borrow())
+    }
+
+    fn resume(this: ArcBorrow<'_, Self>) {
+        Snapshot::resume(this.table.as_arc_borrow());
+        if this.table.role() != Role::Former {
+            // A table before may have begun exceptions for other targets of the origin. There are no new ones, and nothing
+            // is mapped before this returns.
+            this.table.store().wait_idle();
+        }
+        Arc::<Self>::from(this).start();
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
+        let failed = this.progress.lock().machine.has_failed();
+        this.table.report::<Self>(kind, failed, out);
+    }
+
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
+        Snapshot::iterate_devices(this.table.as_arc_borrow(), visitor)
+    }
+
+    fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
+        Snapshot::io_hints(this.table.as_arc_borrow(), limits);
+    }
+}
+
+impl Merge {
+    /// Makes the rest, when the table is there.
+    fn make(table: &Arc<Snapshot>) -> Result<Arc<Self>, CtrError> {
+        let memory = c"Cannot allocate private snapshot structure";
+        let most = table.store().prepare_merge().text(memory)?;
+        let progress = Progress {
+            machine: Machine::new(),
+            runs: KVVec::with_capacity(most, GFP_KERNEL).text(memory)?,
+            next: 0,
+            closed: false,
+            in_doubt: false,
+            wanted: false,
+            pauses: 0,
+            told: false,
+            waiting: BioQueue::new(),
+        };
+        let own = Own {
+            pace: Pace::new(),
+            since: Millis(0),
+            tail: Tail { from: 0, to: 0 },
+            barriers: [None; PARTS],
+            spares: Spares::new(),
+        };
+        let front = Origin::enter(
+            table.family.clone(),
+            table.origin.shared(),
+            table.begin,
+            table.len,
+        );
+        let front = front.text(memory)?;
+        let (own_table, own_front) = (table.clone(), front.clone());
+        let this = Arc::pin_init(
+            pin_init!(Merge {
+                table: own_table,
+                front: own_front,
+                progress <- new_irq_lock!(progress, "dm_snap_merge"),
+                own <- new_mutex!(own, "dm_snap_merger"),
+                rest <- new_wait_queue!("dm_snap_merge_rest"),
+                merger <- new_work!("dm_snap_merger"),
+            }),
+            GFP_KERNEL,
+        );
+        if this.is_err() {
+            front.retire();
+        }
+        this.text(memory)
+    }
+
+    /// A write: to the COW device, to the origin if that has been merged, and neither while it is.
+    fn write<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>, span: Span) -> Mapped<'a> {
+        let table = &this.table;
+        loop {
+            let within = |chunk, most| this.progress.lock().within(chunk, most);
+            match table.store().find_open(span.chunk, span.chunks, within) {
+                Place::Open(new, len, stamp) => {
+                    bio.accept(table.part(&span, len));
+                    bio.set_per_bio(stamp);
+                    bio.set_sector(table.place(new, span.at));
+                    return bio.remap(&table.cow);
+                }
+                Place::Merged(len) => {
+                    bio.accept(table.part(&span, len));
+                    return this.front.pass(bio);
+                }
+                Place::Closed => {}
+            }
+            // It may be open again by now.
+            let mut progress = this.progress.lock();
+            // A bio is counted in one part of the table.
+            let (_, left) = table.store().shard(span.chunk);
+            if let Within::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
+                bio.accept(table.part(&span, len));
+                let (bio, mapped) = bio.take();
+                progress.waiting.push(bio);
+                progress.machine.doubted();
+                if progress.machine.task() == Task::Restore {
+                    Arc::<Self>::from(this).nudge_with(&progress);
+                }
+                return mapped;
+            }
+        }
+    }
+
+    pub(super) fn table(&self) -> &Arc<Snapshot> {
+        &self.table
+    }
+
+    /// Lets the work item look. Any context.
+    pub(super) fn nudge(self: &Arc<Self>) {
+        self.nudge_with(&self.progress.lock());
+    }
+
+    /// The same under the lock: who has seen that it rests knows that the work item does not come again.
+    fn nudge_with(self: &Arc<Self>, progress: &Progress) {
+        if !progress.machine.is_at_rest() {
+            let commits = self.table.family.commits();
+            commits.enqueue::<Merge, 1>(self.clone());
+        }
+    }
+
+    /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any context.
+    fn start(self: &Arc<Self>) {
+        if self.table.store().state() != State::Valid || self.table.role() == Role::Former {
+            err!("snapshots", "Snapshot is invalid: can't merge");
+            return;
+        }
+        let mut progress = self.progress.lock();
+        progress.machine.start();
+        progress.wanted = true;
+        progress.told = false;
+        if progress.pauses != 0 {
+            progress.machine.stop();
+        }
+        self.nudge_with(&progress);
+    }
+
+    /// Ends it, and waits for that: as long as a batch takes. Sleeps.
+    fn stop(self: &Arc<Self>) {
+        self.progress.lock().wanted = false;
+        self.come_to_rest();
+    }
+
+    fn come_to_rest(self: &Arc<Self>) {
+        let mut progress = self.progress.lock();
+        progress.machine.stop();
+        self.nudge_with(&progress);
+        drop(progress);
+        self.rest
+            .wait_until(|| self.progress.lock().machine.is_at_rest());
+    }
+
+    /// Keeps it from merging until [`go_on`](Self::go_on) is called as often: what is about to become another snapshot of the
+    /// origin does so between two batches. Sleeps as long as a batch takes.
+    pub(super) fn pause(self: &Arc<Self>) {
+        let mut progress = self.progress.lock();
+        progress.pauses = progress.pauses.saturating_add(1);
+        drop(progress);
+        self.come_to_rest();
+    }
+
+    /// See [`pause`](Self::pause). Any context.
+    pub(super) fn go_on(self: &Arc<Self>) {
+        let mut progress = self.progress.lock();
+        progress.pauses = progress.pauses.saturating_sub(1);
+        if progress.pauses == 0 && progress.wanted && !progress.machine.has_failed() {
+            progress.machine.start();
+            self.nudge_with(&progress);
+        }
+    }
+
+    /// A copy has ended. In the thread of kcopyd.
+    pub(super) fn copied(self: &Arc<Self>, result: Copied) {
+        let mut progress = self.progress.lock();
+        let failed = progress.machine.copied(result.is_written(0));
+        if progress.machine.task() != Task::Nothing {
+            self.nudge_with(&progress);
+        }
+        drop(progress);
+        if failed {
+            let what = if result.is_read() { "Write" } else { "Read" };
+            err!("snapshots", "{} error: shutting down merge.", what);
+        }
+    }
+
+    /// Reads the batch.
+    fn read(&self, own: &mut Own) {
+        let (table, store) = (&self.table, self.table.store());
+        own.since = now();
+        let most = own.pace.chunks(store.size().bytes());
+        let mut runs = core::mem::take(&mut self.progress.lock().runs);
+        runs.clear();
+        let tail = store.tail((&table.cow, &table.origin), &table.io, most, &mut runs);
+        let result = tail.map_err(drop).map(|tail| {
+            own.tail = tail;
+            own.tail.from != own.tail.to
+        });
+        if result.is_err() {
+            err!(
+                "snapshots",
+                "Read error in exception store: shutting down merge"
+            );
+        }
+        arrange(&mut runs);
+        let mut progress = self.progress.lock();
+        progress.runs = runs;
+        progress.next = 0;
+        progress.machine.read(result);
+    }
+
+    /// Tells those who wait that it rests, and users if that is the end.
+    fn tell(&self) {
+        let mut progress = self.progress.lock();
+        if !progress.machine.is_at_rest() {
+            return;
+        }
+        let ended = progress.machine.has_failed() || progress.machine.is_finished();
+        let told = core::mem::replace(&mut progress.told, ended);
+        drop(progress);
+        self.rest.wake_all();
+        if ended && !told {
+            self.table.tell();
+        }
+    }
+
+    /// Has other snapshots copy what the batch will overwrite, and closes it when all have. False if that has to wait.
+    fn guard(&self, own: &mut Own) -> bool {
+        let table = &self.table;
+        let mut first = self.progress.lock().next;
+        let place = |number| {
+            let run = self.run(number)?;
+            Some((table.store().size().start(run.old)?, table.copied(run)))
+        };
+        let clear = table.family.guard(place, &mut first);
+        let mut progress = self.progress.lock();
+        progress.next = first;
+        if !clear || !progress.machine.guarded() {
+            // If it was stopped meanwhile, that has to be seen.
+            return progress.machine.task() != Task::Guard;
+        }
+        progress.closed = true;
+        progress.next = 0;
+        drop(progress);
+        self.bar(own);
+        true
+    }
+
+    /// Takes note of the writes that came before the batch was closed.
+    fn bar(&self, own: &mut Own) {
+        let store = self.table.store();
+        let mut number = 0usize;
+        while let Some(mut run) = self.run(number) {
+            while run.len != 0 {
+                let (index, left) = store.shard(run.old);
+                if let Some(barrier @ None) = own.barriers.get_mut(index) {
+                    *barrier = store.bar(index);
+                }
+                run = run.without_first(left.min(run.len));
+            }
+            number = number.saturating_add(1);
+        }
+    }
+
+    /// Waits for the writes that came before the batch was closed. False if there are some.
+    fn drain(&self, own: &mut Own) -> bool {
+        let store = self.table.store();
+        let mut drained = true;
+        for (index, barrier) in own.barriers.iter_mut().enumerate() {
+            *barrier = barrier.filter(|barrier| !store.has_drained(index, *barrier));
+            drained &= barrier.is_none();
+        }
+        let mut progress = self.progress.lock();
+        if drained {
+            progress.machine.drained();
+        }
+        progress.machine.task() != Task::Drain
+    }
+
+    fn run(&self, number: usize) -> Option<Run> {
+        self.progress.lock().runs.get(number).copied()
+    }
+
+    /// Starts copies. False if memory for more has to be waited for.
+    fn copy(self: &Arc<Self>) -> bool {
+        let table = &self.table;
+        loop {
+            let next = self.progress.lock().next;
+            let Some(run) = self.run(next) else {
+                self.progress.lock().machine.all_started();
+                return true;
+            };
+            let len = table.copied(run);
+            let size = table.store().size();
+            let places = size.cow_start(run.new).zip(size.start(run.old));
+            if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
+                let Some(job) = table.family.merge_job(self, (from, to), len) else {
+                    return false;
+                };
+                if !self.progress.lock().machine.starts() {
+                    return true;
+                }
+                table.family.start(job);
+            }
+            self.progress.lock().next = next.saturating_add(1);
+        }
+    }
+
+    /// Flushes the origin, then clears the records.
+    fn commit(&self, own: &mut Own) {
+        let table = &self.table;
+        let in_doubt = self.progress.lock().in_doubt;
+        let records = if table.origin.flush().is_err() {
+            err!("snapshots", "Flush after merge failed: shutting down merge");
+            if in_doubt {
+                Records::InDoubt
+            } else {
+                Records::Kept
+            }
+        } else {
+            let result = table.store().shorten(&table.cow, &table.io, &own.tail);
+            if result != Records::Cleared {
+                err!(
+                    "snapshots",
+                    "Write error in exception store: shutting down merge"
+                );
+            }
+            result
+        };
+        self.progress.lock().machine.committed(records);
+    }
+
+    /// Writes the records back, for a write that waits.
+    fn restore(&self) {
+        let table = &self.table;
+        let ok = table.store().restore(&table.cow, &table.io).is_ok();
+        self.progress.lock().machine.restored(ok);
+    }
+
+    /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is short: then try again.
+    fn let_go(&self, own: &mut Own, fate: Fate) -> bool {
+        let (table, store) = (&self.table, self.table.store());
+        for (index, barrier) in own.barriers.iter_mut().enumerate() {
+            if barrier.take().is_some() {
+                store.unbar(index);
+            }
+        }
+        if fate == Fate::Merged {
+            let mut number = 0usize;
+            while let Some(run) = self.run(number) {
+                if !store.remove(run, &mut own.spares) {
+                    return false;
+                }
+                number = number.saturating_add(1);
+            }
+            own.pace.took(now().0.saturating_sub(own.since.0));
+        }
+        let mut progress = self.progress.lock();
+        progress.in_doubt = fate == Fate::InDoubt;
+        progress.closed = progress.in_doubt;
+        let mut waiting = progress.waiting.take();
+        progress.machine.let_go();
+        drop(progress);
+        if fate == Fate::Merged {
+            self.front.defer(waiting);
+            return true;
+        }
+        while let Some(mut bio) = waiting.pop() {
+            if fate == Fate::InDoubt {
+                bio.end(Status::IO_ERROR);
+                continue;
+            }
+            let at = table.absolute(bio.sector());
+            let open = |_, most| Within::Outside(most);
+            match store.find_open(store.size().chunk(at), 1, open) {
+                Place::Open(new, _, stamp) => {
+                    bio.set_per_bio(stamp);
+                    bio.set_sector(table.place(new, at));
+                    bio.submit(&table.cow);
+                }
+                // It was closed, so it is in the table.
+                Place::Closed | Place::Merged(_) => bio.end(Status::IO_ERROR),
+            }
+        }
+        true
+    }
+}
+
+impl Progress {
+    /// Whether a chunk is closed, and for how many from it on that is so.
+    fn within(&self, chunk: Chunk, most: u64) -> Within {
+        if self.closed {
+            Within::find(&self.runs, chunk, most)
+        } else {
+            Within::Outside(most)
+        }
+    }
+}
+
+impl WorkItem<1> for Merge {
+    type Pointer = Arc<Merge>;
+
+    fn run(this: Arc<Merge>) {
+        let _noio = NoIo::enter();
+        let mut own = this.own.lock();
+        loop {
+            let task = this.progress.lock().machine.task();
+            let goes_on = match task {
+                Task::Nothing => false,
+                Task::Read => {
+                    this.read(&mut own);
+                    true
+                }
+                Task::Guard => this.guard(&mut own),
+                Task::Drain => this.drain(&mut own),
+                Task::Copy => {
+                    let mut goes_on = false;
+                    plugged(|| goes_on = this.copy());
+                    goes_on
+                }
+                Task::Commit => {
+                    this.commit(&mut own);
+                    true
+                }
+                Task::Restore => {
+                    this.restore();
+                    true
+                }
+                Task::LetGo(fate) => {
+                    if !this.let_go(&mut own, fate) {
+                        this.nudge();
+                        break;
+                    }
+                    true
+                }
+            };
+            this.tell();
+            if !goes_on {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,621 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The merge: all orders of events in a model of `rust/targets/snapshot/merge.rs`, and the same with a step left out or
+//! misplaced, which must be noticed; and what it has besides the steps.
+//!
+//! There are two chunks with a record each, a thread that writes and flushes, and one that starts and stops the merge. Steps are as
+//! small as others can tell. Each thing may fail; records that could not be cleared may be there or not. In every state the
+//! power may be cut.
+
+use std::collections::HashSet;
+use std::vec;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use crate::env::{
+    KVVec,
+    GFP_KERNEL, //
+};
+use crate::logic::snapshot::{
+    chunks::{
+        Chunk,
+        CowChunk, //
+    },
+    extents::Run,
+    merge::{
+        arrange,
+        Fate,
+        Merge,
+        Pace,
+        Records,
+        Task,
+        Within, //
+    }, //
+};
+
+/// What is checked.
+const SHOWN: &str = "something else is read than was written";
+const LOST: &str = "after a power cut something else is there than was acknowledged";
+const UNSEEN: &str = "the merge has ended, and there is a record";
+const STUCK: &str = "nothing can go on, and somebody waits";
+
+/// Steps that are done wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mistake {
+    None,
+    /// The batch is not closed.
+    NoClose,
+    /// Writes of before are not waited for.
+    NoDrain,
+    /// The origin is not flushed.
+    NoFlush,
+    /// The table forgets the batch before its records are cleared.
+    ForgetFirst,
+    /// Who waited for a merged batch goes to the COW device.
+    MergedToCow,
+    /// Who waited for a batch that was kept goes to the origin.
+    KeptToOrigin,
+    /// A batch in doubt is open.
+    DoubtIsOpen,
+    /// A batch in doubt is taken for kept.
+    DoubtIsKept,
+}
+
+const CHUNKS: usize = 2;
+/// What the origin holds, and what the snapshot does.
+const OLD: u8 = 0;
+const NEW: u8 = 1;
+
+/// A write, of a value that nobody wrote before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Writer {
+    Idle,
+    /// On its way to the COW device, counted.
+    ToCow,
+    ToOrigin,
+    Waits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Copying {
+    Not,
+    Begun,
+    Has(u8),
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    machine: Merge,
+    /// On disk.
+    records: u8,
+    cow: [u8; CHUNKS],
+    durable: [u8; CHUNKS],
+    /// In memory.
+    origin: [u8; CHUNKS],
+    mapped: [bool; CHUNKS],
+    /// The batch: from this chunk up to `batch.1`.
+    batch: (u8, u8),
+    closed: bool,
+    in_doubt: bool,
+    copies: [Copying; CHUNKS],
+    /// Another snapshot lacks what the batch overwrites.
+    lacks: bool,
+    /// The last acknowledged values.
+    acked: [u8; CHUNKS],
+    writer: Writer,
+    at: u8,
+    value: u8,
+    writes: u8,
+    starts: u8,
+    stops: u8,
+    faults: u8,
+}
+
+#[derive(Clone, Copy)]
+struct World {
+    mistake: Mistake,
+    most: u8,
+    first: State,
+}
+
+fn world(mistake: Mistake, most: u8, faults: u8) -> World {
+    World {
+        mistake,
+        most,
+        first: State {
+            machine: Merge::new(),
+            records: CHUNKS as u8,
+            cow: [NEW; CHUNKS],
+            durable: [OLD; CHUNKS],
+            origin: [OLD; CHUNKS],
+            mapped: [true; CHUNKS],
+            batch: (0, 0),
+            closed: false,
+            in_doubt: false,
+            copies: [Copying::Not; CHUNKS],
+            lacks: true,
+            acked: [NEW; CHUNKS],
+            writer: Writer::Idle,
+            at: 0,
+            value: NEW,
+            writes: 2,
+            starts: 2,
+            stops: 1,
+            faults,
+        },
+    }
+}
+
+impl State {
+    fn is_in_batch(&self, chunk: u8) -> bool {
+        (self.batch.0..self.batch.1).contains(&chunk)
+    }
+
+    fn ack(&mut self) {
+        self.acked[self.at as usize] = self.value;
+        self.writer = Writer::Idle;
+    }
+
+    /// What may be read of a chunk: the last value that was acknowledged, or the one that is being written.
+    fn may_be(&self, chunk: usize, value: u8) -> bool {
+        let being_written = self.writer != Writer::Idle && self.at as usize == chunk;
+        value == self.acked[chunk] || (being_written && value == self.value)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        for chunk in 0..CHUNKS {
+            let shown = if self.mapped[chunk] {
+                self.cow[chunk]
+            } else {
+                self.origin[chunk]
+            };
+            if !self.may_be(chunk, shown) {
+                return Err(SHOWN);
+            }
+            let left = if chunk < self.records as usize {
+                self.cow[chunk]
+            } else {
+                self.durable[chunk]
+            };
+            if !self.may_be(chunk, left) {
+                return Err(LOST);
+            }
+        }
+        if self.machine.is_finished() && (self.records != 0 || self.mapped.contains(&true)) {
+            return Err(UNSEEN);
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// All that can happen next.
+    fn next(&self, state: &State) -> Vec<State> {
+        let mut all = vec![];
+        self.control(state, &mut all);
+        self.write(state, &mut all);
+        self.copies(state, &mut all);
+        self.merge(state, &mut all);
+        all
+    }
+
+    fn control(&self, state: &State, all: &mut Vec<State>) {
+        if state.starts != 0 {
+            let mut next = *state;
+            next.starts -= 1;
+            next.machine.start();
+            all.push(next);
+        }
+        if state.stops != 0 {
+            let mut next = *state;
+            next.stops -= 1;
+            next.machine.stop();
+            all.push(next);
+        }
+        if state.lacks {
+            all.push(State {
+                lacks: false,
+                ..*state
+            });
+        }
+    }
+
+    fn write(&self, state: &State, all: &mut Vec<State>) {
+        let mut next = *state;
+        let at = state.at as usize;
+        match state.writer {
+            Writer::Idle if state.writes != 0 => {
+                for chunk in 0..CHUNKS as u8 {
+                    let mut next = *state;
+                    next.writes -= 1;
+                    next.value += 1;
+                    next.at = chunk;
+                    if !next.mapped[chunk as usize] {
+                        next.writer = Writer::ToOrigin;
+                    } else if next.closed && next.is_in_batch(chunk) {
+                        next.writer = Writer::Waits;
+                        next.machine.doubted();
+                    } else {
+                        next.writer = Writer::ToCow;
+                    }
+                    all.push(next);
+                }
+            }
+            Writer::ToCow => {
+                next.cow[at] = state.value;
+                next.ack();
+                all.push(next);
+            }
+            Writer::ToOrigin => {
+                next.origin[at] = state.value;
+                next.durable[at] = state.value;
+                next.ack();
+                all.push(next);
+            }
+            Writer::Idle | Writer::Waits => {}
+        }
+    }
+
+    fn copies(&self, state: &State, all: &mut Vec<State>) {
+        for (chunk, copy) in state.copies.iter().enumerate() {
+            let mut next = *state;
+            match copy {
+                Copying::Not | Copying::Done => continue,
+                Copying::Begun => next.copies[chunk] = Copying::Has(state.cow[chunk]),
+                Copying::Has(value) => {
+                    next.origin[chunk] = *value;
+                    next.copies[chunk] = Copying::Done;
+                    next.machine.copied(true);
+                }
+            }
+            all.push(next);
+            if state.faults != 0 {
+                let mut next = *state;
+                next.faults -= 1;
+                next.copies[chunk] = Copying::Done;
+                next.machine.copied(false);
+                all.push(next);
+            }
+        }
+    }
+
+    fn merge(&self, state: &State, all: &mut Vec<State>) {
+        let mut next = *state;
+        let may_fail = state.faults != 0;
+        let failing = State {
+            faults: state.faults.saturating_sub(1),
+            ..*state
+        };
+        match state.machine.task() {
+            Task::Nothing => return,
+            Task::Read => {
+                next.batch = (state.records.saturating_sub(self.most), state.records);
+                next.copies = [Copying::Not; CHUNKS];
+                next.machine.read(Ok(state.records != 0));
+                if may_fail {
+                    let mut failing = failing;
+                    failing.machine.read(Err(()));
+                    all.push(failing);
+                }
+            }
+            Task::Guard => {
+                if state.lacks {
+                    return;
+                }
+                if next.machine.guarded() {
+                    next.closed = self.mistake != Mistake::NoClose;
+                }
+            }
+            Task::Drain => {
+                let counted = matches!(state.writer, Writer::ToCow)
+                    && state.is_in_batch(state.at)
+                    && self.mistake != Mistake::NoDrain;
+                if counted {
+                    return;
+                }
+                next.machine.drained();
+            }
+            Task::Copy => {
+                let batch = state.batch.0..state.batch.1;
+                let waiting = |chunk: &u8| state.copies[*chunk as usize] == Copying::Not;
+                match batch.clone().find(waiting) {
+                    Some(chunk) => {
+                        assert!(next.machine.starts());
+                        next.copies[chunk as usize] = Copying::Begun;
+                    }
+                    None => next.machine.all_started(),
+                }
+            }
+            Task::Commit => {
+                if self.mistake != Mistake::NoFlush {
+                    next.durable = next.origin;
+                }
+                if self.mistake == Mistake::ForgetFirst {
+                    self.forget(&mut next);
+                }
+                if may_fail {
+                    // Of a flush nobody knows what it has made durable; then of the records.
+                    let mut failing = State {
+                        durable: state.durable,
+                        ..next
+                    };
+                    failing.faults -= 1;
+                    failing.machine.committed(if state.in_doubt {
+                        Records::InDoubt
+                    } else {
+                        Records::Kept
+                    });
+                    all.push(failing);
+                    // The records could not be cleared, but were written back.
+                    let mut restored = State {
+                        faults: state.faults - 1,
+                        records: state.batch.1,
+                        ..next
+                    };
+                    restored.machine.committed(Records::Kept);
+                    all.push(restored);
+                    for records in state.batch.0..=state.batch.1 {
+                        let mut failing = State {
+                            faults: state.faults - 1,
+                            records,
+                            ..next
+                        };
+                        failing
+                            .machine
+                            .committed(if self.mistake == Mistake::DoubtIsKept {
+                                Records::Kept
+                            } else {
+                                Records::InDoubt
+                            });
+                        all.push(failing);
+                    }
+                }
+                next.records = state.batch.0;
+                next.machine.committed(Records::Cleared);
+            }
+            Task::Restore => {
+                if may_fail {
+                    for records in state.batch.0..=state.batch.1 {
+                        let mut failing = State { records, ..failing };
+                        failing.machine.restored(false);
+                        all.push(failing);
+                    }
+                }
+                next.records = state.batch.1;
+                next.machine.restored(true);
+            }
+            Task::LetGo(fate) => {
+                if fate == Fate::Merged {
+                    self.forget(&mut next);
+                }
+                next.in_doubt = fate == Fate::InDoubt;
+                next.closed = next.in_doubt && self.mistake != Mistake::DoubtIsOpen;
+                if state.writer == Writer::Waits {
+                    next.writer = match fate {
+                        Fate::Merged if self.mistake == Mistake::MergedToCow => Writer::ToCow,
+                        Fate::Kept if self.mistake == Mistake::KeptToOrigin => Writer::ToOrigin,
+                        Fate::Merged => Writer::ToOrigin,
+                        Fate::Kept => Writer::ToCow,
+                        Fate::InDoubt => Writer::Idle,
+                    };
+                }
+                next.machine.let_go();
+            }
+        }
+        all.push(next);
+    }
+
+    fn forget(&self, state: &mut State) {
+        for chunk in state.batch.0..state.batch.1 {
+            state.mapped[chunk as usize] = false;
+        }
+    }
+
+    /// Goes through all states; tells the number, or what is wrong first.
+    fn explore(&self) -> Result<usize, &'static str> {
+        let mut seen = HashSet::from([self.first]);
+        let mut left = vec![self.first];
+        let mut finished = false;
+        while let Some(state) = left.pop() {
+            state.check()?;
+            let all = self.next(&state);
+            if all.is_empty() && state.writer != Writer::Idle {
+                return Err(STUCK);
+            }
+            finished |= state.machine.is_finished();
+            left.extend(all.into_iter().filter(|next| seen.insert(*next)));
+        }
+        assert!(finished, "the merge never ends");
+        Ok(seen.len())
+    }
+}
+
+#[test]
+fn every_order_of_events_is_right() {
+    for most in 1..=CHUNKS as u8 {
+        for faults in 0..=2 {
+            let states = world(Mistake::None, most, faults).explore();
+            assert!(states.unwrap() > 1000);
+        }
+    }
+}
+
+#[test]
+fn mistakes_are_noticed() {
+    for (mistake, wanted) in [
+        (Mistake::NoClose, &[SHOWN, LOST][..]),
+        (Mistake::NoDrain, &[SHOWN, LOST]),
+        (Mistake::NoFlush, &[LOST]),
+        (Mistake::ForgetFirst, &[SHOWN, LOST]),
+        (Mistake::MergedToCow, &[SHOWN, LOST]),
+        (Mistake::KeptToOrigin, &[SHOWN, LOST]),
+        (Mistake::DoubtIsOpen, &[LOST]),
+        (Mistake::DoubtIsKept, &[LOST, UNSEEN]),
+    ] {
+        let found = world(mistake, 2, 2).explore();
+        let noticed = found.is_err_and(|what| wanted.contains(&what));
+        assert!(noticed, "{mistake:?}: {found:?}");
+    }
+}
+
+#[test]
+fn it_ends_at_once_where_it_can() {
+    let mut merge = Merge::new();
+    assert!(merge.is_at_rest() && !merge.has_failed());
+    merge.start();
+    assert_eq!(merge.task(), Task::Read);
+    merge.stop();
+    merge.read(Ok(true));
+    assert!(merge.is_at_rest());
+    merge.start();
+    merge.read(Ok(true));
+    assert_eq!(merge.task(), Task::Guard);
+    merge.stop();
+    assert!(merge.is_at_rest() && !merge.guarded());
+    merge.start();
+    merge.read(Ok(false));
+    assert!(merge.is_finished() && merge.is_at_rest());
+}
+
+#[test]
+fn a_failure_is_forgotten_when_it_is_started_again() {
+    let mut merge = Merge::new();
+    merge.start();
+    merge.read(Err(()));
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.start();
+    assert!(!merge.has_failed());
+    assert_eq!(merge.task(), Task::Read);
+}
+
+/// A merge whose batch is in doubt.
+fn in_doubt() -> Merge {
+    let mut merge = Merge::new();
+    merge.start();
+    merge.read(Ok(true));
+    assert!(merge.guarded());
+    merge.drained();
+    merge.all_started();
+    merge.committed(Records::InDoubt);
+    assert_eq!(merge.task(), Task::LetGo(Fate::InDoubt));
+    merge.let_go();
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge
+}
+
+#[test]
+fn a_write_has_records_in_doubt_written_back() {
+    let mut merge = in_doubt();
+    merge.doubted();
+    assert_eq!(merge.task(), Task::Restore);
+    merge.restored(false);
+    assert_eq!(merge.task(), Task::LetGo(Fate::InDoubt));
+    merge.let_go();
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.doubted();
+    merge.restored(true);
+    assert_eq!(merge.task(), Task::LetGo(Fate::Kept));
+    merge.let_go();
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.doubted();
+    assert!(merge.is_at_rest(), "there is no doubt any more");
+}
+
+#[test]
+fn a_batch_in_doubt_is_committed_when_it_is_started_again() {
+    let mut merge = in_doubt();
+    merge.start();
+    assert_eq!(merge.task(), Task::Commit);
+    // A start that comes while a failure is dealt with is not lost.
+    merge.committed(Records::InDoubt);
+    merge.start();
+    merge.let_go();
+    assert_eq!(merge.task(), Task::Commit);
+    merge.committed(Records::Cleared);
+    merge.let_go();
+    assert_eq!(merge.task(), Task::Read);
+    let mut merge = in_doubt();
+    merge.doubted();
+    merge.start();
+    merge.restored(true);
+    merge.let_go();
+    assert_eq!(merge.task(), Task::Read);
+}
+
+#[test]
+fn the_pace_keeps_to_its_bounds() {
+    let mut pace = Pace::new();
+    for _ in 0..100 {
+        pace.took(0);
+    }
+    assert_eq!(pace.chunks(4096), 4096);
+    pace.took(100);
+    assert_eq!(pace.chunks(4096), 4096);
+    pace.took(500);
+    assert_eq!(pace.chunks(4096), 2048);
+    for _ in 0..100 {
+        pace.took(u64::MAX);
+    }
+    assert_eq!(
+        (pace.chunks(512), pace.chunks(4096), pace.chunks(1 << 30)),
+        (8, 1, 1)
+    );
+}
+
+fn runs() -> impl Strategy<Value = Vec<(u64, u64)>> {
+    prop::collection::vec((0u64..40, 0u64..40), 0..30)
+}
+
+/// A run for each pair whose chunk of the origin comes for the first time.
+fn singles(pairs: &[(u64, u64)]) -> Vec<Run> {
+    let mut seen = HashSet::new();
+    let first = pairs.iter().filter(|(old, _)| seen.insert(*old));
+    let run = |(old, new): &(u64, u64)| Run {
+        old: Chunk(*old),
+        new: CowChunk(*new),
+        len: 1,
+    };
+    first.map(run).collect()
+}
+
+fn vector(runs: &[Run]) -> KVVec<Run> {
+    let mut vector = KVVec::with_capacity(runs.len(), GFP_KERNEL).unwrap();
+    for run in runs {
+        assert!(vector.push_within_capacity(*run).is_ok());
+    }
+    vector
+}
+
+proptest! {
+    #[test]
+    fn arranged_runs_are_the_same_chunks_in_order(pairs in runs()) {
+        let mut wanted: Vec<_> = singles(&pairs).iter().map(|run| (run.old.0, run.new.0)).collect();
+        wanted.sort();
+        let mut runs = vector(&singles(&pairs));
+        arrange(&mut runs);
+        let chunks = |run: &Run| (0..run.len).map(|n| (run.old.0 + n, run.new.0 + n)).collect::<Vec<_>>();
+        prop_assert_eq!(runs.iter().flat_map(chunks).collect::<Vec<_>>(), wanted);
+        let neighbours = |pair: &[Run]| {
+            let (a, b) = (pair[0], pair[1]);
+            (a.old.0 + a.len, a.new.0 + a.len) == (b.old.0, b.new.0)
+        };
+        prop_assert!(!runs.windows(2).any(neighbours));
+    }
+
+    #[test]
+    fn within_tells_what_is_in_the_runs(pairs in runs(), chunk in 0u64..45, most in 1u64..20) {
+        let mut runs = vector(&singles(&pairs));
+        arrange(&mut runs);
+        let is_in = |chunk: u64| runs.iter().any(|run| (run.old.0..run.old.0 + run.len).contains(&chunk));
+        let (inside, len) = match Within::find(&runs, Chunk(chunk), most) {
+            Within::Inside(len) => (true, len),
+            Within::Outside(len) => (false, len),
+        };
+        prop_assert_eq!(inside, is_in(chunk));
+        prop_assert!((1..=most).contains(&len));
+        prop_assert!((chunk..chunk + len).all(|it| is_in(it) == inside));
+        prop_assert!(inside || len == most || is_in(chunk + len));
+    }
+}
