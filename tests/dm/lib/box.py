@@ -120,7 +120,9 @@ class Box:
         return self._folders[0]
 
     def own(self, device):
-        """Puts a mapped device under this box's care."""
+        """Puts a mapped device under this box's care, above all others: it is removed before them."""
+        if device in self._mapped:
+            self._mapped.remove(device)
         self._mapped.append(device)
         return device
 
@@ -161,6 +163,8 @@ class Box:
 
     @staticmethod
     def _let_go(device):
+        if getattr(device, "held", False):
+            device.release()
         if device.suspended:
             device.resume()
 

@@ -56,6 +56,12 @@ def numbered(olds, size):
     return [(old, data_at(index, size)) for index, old in enumerate(olds)]
 
 
+def scattered(olds, size, rng, spread=2):
+    """Records of exceptions that took chunks with gaps between them, and not in their order."""
+    news = [data_at(index, size) for index in range(len(olds) * spread)]
+    return list(zip(olds, rng.sample(news, len(olds))))
+
+
 def metadata(size, records, **fields):
     """{chunk: bytes} of the header and of all areas, the empty one behind the last full one included."""
     length, most = size * SECTOR, per_area(size)
@@ -70,6 +76,11 @@ def put(device, size, chunks):
     """Writes chunks to a device."""
     for chunk, data in chunks.items():
         device.write(chunk * size, data)
+
+
+def left(device, size, areas):
+    """The areas of these, the first ones, that have a record."""
+    return [area for area in range(areas) if any(device.read(area_at(area, size) * size, size))]
 
 
 class Damaged(AssertionError):

@@ -27,6 +27,29 @@ class Gate(dm.Mapped):
         box.own(self)
 
 
+class Valve(dm.Mapped):
+    """A device over another that can keep back one kind of request: reads, writes or flushes. They count as in flight,
+    as with a Gate."""
+
+    KINDS = "reads", "writes", "flushes"
+    LONG = 1_000_000_000  # ms; whatever waits goes on with the next table
+
+    def __init__(self, box, lower):
+        self.lower, self.held = lower, False
+        self._below = box.mapped(f"0 {lower.sectors} linear {lower.dev} 0")
+        super().__init__(f"0 {lower.sectors} linear {self._below.dev} 0")
+        box.own(self)
+
+    def hold(self, kind):
+        self.held = True
+        delays = " ".join(f"{self.lower.dev} 0 {self.LONG if which == kind else 0}" for which in self.KINDS)
+        self._below.swap(f"0 {self.lower.sectors} delay {delays}", noflush=True)
+
+    def release(self):
+        self.held = False
+        self._below.swap(f"0 {self.lower.sectors} linear {self.lower.dev} 0", noflush=True)
+
+
 class Usage:
     """The INFO status of a snapshot that works: three numbers of sectors."""
 
@@ -35,8 +58,23 @@ class Usage:
         assert match, f"not the status of a snapshot that works: {text!r}"
         self.allocated, self.total, self.metadata = (int(match[name]) for name in ("allocated", "total", "metadata"))
 
+    @property
+    def is_empty(self):
+        """Whether there are no exceptions."""
+        return self.allocated == self.metadata
 
-class Snapshot(dm.Mapped):
+
+class Stored(dm.Mapped):
+    """A device whose status is that of a store."""
+
+    def look(self):
+        return Usage(self.status())
+
+    def wait_status(self, word):
+        wait.until(lambda: self.status() == word, lambda: f"status {word} ({self.status()})")
+
+
+class Snapshot(Stored):
     """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that must be in it."""
 
     def __init__(self, origin, cow, kind="P", size=8, extra="", length=None, start=True, name=None):
@@ -46,18 +84,12 @@ class Snapshot(dm.Mapped):
         self.line = f"0 {self.length} snapshot {origin.dev} {cow.dev} {kind} {size} {extra}".strip()
         super().__init__(*([self.line] if start else []), name=name)
 
-    def look(self):
-        return Usage(self.status())
-
     def exceptions(self):
         """The chunks that have a place in the COW, of those that are being copied too."""
         chunks = self.look().allocated // self.size
         if self.kind.upper().startswith("N"):
             return chunks
         return sum(not cow.is_metadata(chunk, self.size) for chunk in range(2, chunks))
-
-    def wait_status(self, word):
-        wait.until(lambda: self.status() == word, lambda: f"status {word} ({self.status()})")
 
     def header_valid(self):
         """What the header on the disk below says."""
@@ -66,14 +98,45 @@ class Snapshot(dm.Mapped):
         return valid
 
 
-class Origin(dm.Mapped):
-    """The device through which an origin is written while it has snapshots."""
+class Origin(Stored):
+    """The device through which an origin is written while it has snapshots, or while one is merged into it."""
 
     def __init__(self, real, length=None, start=True, name=None):
         self.real = real
         self.length = length if length is not None else real.sectors
-        self.line = f"0 {self.length} snapshot-origin {real.dev}"
+        self.line = self.plain_line = f"0 {self.length} snapshot-origin {real.dev}"
         super().__init__(*([self.line] if start else []), name=name)
+
+    @property
+    def merged(self):
+        """Whether a merge has come to its end."""
+        return self.look().is_empty
+
+    def wait_merged(self):
+        wait.until(lambda: self.merged, lambda: f"merged ({self.status()})")
+
+
+def merge_end(status):
+    """How a merge has ended by its status: "merged", "Merge failed", or None."""
+    if status == "Merge failed":
+        return status
+    return "merged" if Usage(status).is_empty else None
+
+
+def merge_line(snapshot):
+    return f"0 {snapshot.length} snapshot-merge " \
+           f"{snapshot.origin.dev} {snapshot.cow.dev} {snapshot.kind} {snapshot.size} {snapshot.extra}".strip()
+
+
+class Merge(Origin):
+    """A device that merges a snapshot whose own device is gone, as after a reboot."""
+
+    def __init__(self, snapshot, start=True, name=None):
+        super().__init__(snapshot.origin, snapshot.length, start=False, name=name)
+        self.line = merge_line(snapshot)
+        if start:
+            self.load(self.line)
+            self.resume()
 
 
 class Family:
@@ -90,6 +153,7 @@ class Family:
             self.disk.fill(self.data)
         self.real = self.disk if self.disk.sectors == sectors else Gate(box, self.disk, sectors)
         self.snapshots = []
+        self.merging = None  # the snapshot of which the origin gets the contents
         self._origin = None
 
     def layered(self):
@@ -141,6 +205,79 @@ class Family:
         kept = (self.origin.expected, ()) if snapshot.kind == "N" else (snapshot.expected, snapshot.copied)
         return self._open(Snapshot(self.real, snapshot.cow, snapshot.kind, snapshot.size, snapshot.extra,
                                    snapshot.length, start=False), *kept)
+
+    # Merging
+
+    def store(self, size, records, kind="P", cow_device=None, extra=""):
+        """A snapshot that exists on its COW device alone. What it shows is unlike what the origin holds."""
+        snapshot = Snapshot(self.real, cow_device or self.cow(size), kind, size, extra, self.sectors, start=False)
+        self.box.own(snapshot)
+        cow.put(snapshot.cow, size, cow.metadata(size, records))
+        for new in {new for _, new in records}:
+            snapshot.cow.write(new * size, pattern(f"chunk {new % 97}", size))
+        snapshot.expected, snapshot.copied = self.origin.expected[:], set()
+        for old, new in cow.Store(snapshot.cow).taken.items():
+            if old * size < self.sectors:
+                at, data = old * size * 512, pattern(f"chunk {new % 97}", size)[:(self.sectors - old * size) * 512]
+                snapshot.expected[at:at + len(data)] = data
+                snapshot.copied.add(old)
+        return snapshot
+
+    def merge(self, snapshot, direct=False, before=lambda: None):
+        """Begins to merge a snapshot into the origin and gives the device of the origin: by handover, in LVM's order,
+        or directly, as after a reboot. `before` is called when all is ready."""
+        if direct:
+            snapshot.remove()
+            self.merge_begins(Merge(snapshot, start=False), snapshot)
+            self.origin.load(self.origin.line)
+        else:
+            self.origin.load(merge_line(snapshot))
+            snapshot.load(f"0 {snapshot.length} error")
+            snapshot.suspend()
+            self.origin.suspend()
+            self.merge_begins(self.origin, snapshot)
+        before()
+        self.origin.resume()
+        if not direct:
+            snapshot.resume()
+            snapshot.remove()
+        return self.origin
+
+    def merge_begins(self, front, snapshot):
+        """From here on the origin is what the snapshot was. Others get what it held, sooner or later."""
+        front.line = merge_line(snapshot)
+        if front is not self._origin:
+            self.origin.remove()
+        self._origin = self.box.own(front)
+        self.merging, front.expected = snapshot, snapshot.expected
+        if snapshot in self.snapshots:
+            self.snapshots.remove(snapshot)
+        for other in self.snapshots:
+            for chunk in snapshot.copied:
+                first, end = chunk * snapshot.size, min((chunk + 1) * snapshot.size, other.length)
+                other.copied.update(range(first // other.size, -(-end // other.size)))
+
+    def again(self, before=lambda: None):
+        """The device that merges is removed and made anew."""
+        self.merging.expected = self.origin.expected
+        return self.merge(self.merging, direct=True, before=before)
+
+    def merged(self):
+        """Waits until the merge has come to its end, and looks at everything."""
+        snapshot, size = self.merging, self.merging.size
+        self.origin.wait_merged()
+        assert self.origin.status() == f"{2 * size}/{snapshot.cow.sectors} {2 * size}"
+        store = cow.Store(snapshot.cow)
+        assert store.valid == 1 and not store.records and not store.tail.strip(b"\0")
+        areas = (snapshot.cow.sectors // size - 1) // (cow.per_area(size) + 1)
+        assert not cow.left(snapshot.cow, size, min(areas, len(snapshot.copied) // cow.per_area(size) + 2))
+        self.merging = None
+        self.check()
+
+    def end_merge(self):
+        """What LVM does at last: the origin is a plain one again."""
+        self.merging, self.origin.line = None, self.origin.plain_line
+        self.origin.swap(self.origin.line)
 
     def wrote(self, device, sector, data):
         """Notes what was written to the origin or to a snapshot."""
@@ -196,15 +333,16 @@ class Family:
         return f"snapshot {self.snapshots.index(device)} ({device.kind} {device.size})"
 
     def check(self, *devices):
-        """Compares devices (default: all) with the model, the records in the COWs, and the disk of the origin."""
+        """Compares devices (default: all) with the model; if nothing is being merged also the records in the COWs and
+        the disk of the origin."""
         for device in devices or [self.origin, *self.snapshots]:
             assert_same(device.content(), device.expected, where=self.name(device))
-            if device is not self._origin and device.status() != "Overflow":
+            if device is not self._origin and not self.merging and device.status() != "Overflow":
                 assert device.exceptions() == len(device.copied), self.name(device)
                 if not device.kind.upper().startswith("N"):
                     store = cow.Store(device.cow if device.cow.sectors > 8 else device.cow.content())
                     assert store.taken.keys() == device.copied, self.name(device)
-        if not devices:
+        if not devices and not self.merging:
             assert_same(self.disk.content(self.sectors), self.origin.expected, where="disk of the origin")
 
 
