@@ -93,14 +93,15 @@ impl kernel::InPlaceModule for Planted {
             _: {
                 // SAFETY: All fields of `this` are initialised by now, and nobody changes them while we look.
                 let planted = unsafe { this.as_ref() };
-                if *module_parameters::use_after_free.value() != 0 {
-                    use_after_free()?;
-                }
+                // First, since any other report turns lockdep off.
                 if *module_parameters::lock_inversion.value() != 0 {
                     planted.lock_inversion();
                 }
                 if *module_parameters::sleep_in_atomic.value() != 0 {
                     planted.sleep_in_atomic();
+                }
+                if *module_parameters::use_after_free.value() != 0 {
+                    use_after_free()?;
                 }
                 if *module_parameters::leak.value() != 0 {
                     leak()?;
