@@ -73,9 +73,12 @@ def metadata(size, records, **fields):
 
 
 def put(device, size, chunks):
-    """Writes chunks to a device."""
-    for chunk, data in chunks.items():
-        device.write(chunk * size, data)
+    """Writes chunks to a device, those that follow each other at once."""
+    at = sorted(chunks)
+    starts = [chunk for chunk in at if chunk - 1 not in chunks]
+    ends = [chunk + 1 for chunk in at if chunk + 1 not in chunks]
+    for start, end in zip(starts, ends):
+        device.fill(b"".join(chunks[chunk] for chunk in range(start, end)), start * size)
 
 
 def left(device, size, areas):

@@ -212,9 +212,8 @@ class Family:
         """A snapshot that exists on its COW device alone. What it shows is unlike what the origin holds."""
         snapshot = Snapshot(self.real, cow_device or self.cow(size), kind, size, extra, self.sectors, start=False)
         self.box.own(snapshot)
-        cow.put(snapshot.cow, size, cow.metadata(size, records))
-        for new in {new for _, new in records}:
-            snapshot.cow.write(new * size, pattern(f"chunk {new % 97}", size))
+        data = {new: pattern(f"chunk {new % 97}", size) for _, new in records}
+        cow.put(snapshot.cow, size, data | cow.metadata(size, records))
         snapshot.expected, snapshot.copied = self.origin.expected[:], set()
         for old, new in cow.Store(snapshot.cow).taken.items():
             if old * size < self.sectors:
