@@ -29,6 +29,8 @@ def pytest_addoption(parser):
     group.addoption("--example-module", metavar="FILE", help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test")
     group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
     group.addoption("--share", metavar="K/N", default="1/1", help="run the K-th of N shares of the tests (another guest runs the others)")
+    group.addoption("--few-on-c", action="store_true",
+                    help="on C take every third of a test's parameters, unless ours is compared with them one by one")
     group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
 
 
@@ -70,8 +72,24 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(trylast=True)  # shares are made of what -m and -k leave
 def pytest_collection_modifyitems(config, items):
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
-    config.hook.pytest_deselected(items=[i for i in items if _phase(i) is None])
-    items[:] = _share(sorted((i for i in items if _phase(i) is not None), key=_phase), config.getoption("--share"))
+    left = sorted((i for i in items if _phase(i) is not None), key=_phase)
+    if config.getoption("--few-on-c"):
+        left = _few_on_c(left)
+    left = _share(left, config.getoption("--share"))
+    config.hook.pytest_deselected(items=list(set(items) - set(left)))
+    items[:] = left
+
+
+def _few_on_c(items):
+    seen = collections.Counter()
+
+    def wanted(item):
+        if _phase(item) != PHASES.index("c") or "same" in item.fixturenames:
+            return True
+        seen[item.function] += 1
+        return seen[item.function] % 3 == 1
+
+    return [item for item in items if wanted(item)]
 
 
 def _share(items, which):

@@ -216,17 +216,17 @@ def test_merges_of_two_origins(impl, box, rng):
 
 # What is merged
 
-def counts():
+def merges():
     for size in (1, 8):
         epa = cow.per_area(size)
-        yield from ((size, count) for count in (0, 1, 5, epa - 1, epa, epa + 1, 2 * epa))
-    yield from ((128, count) for count in (0, 1, 31))
-    yield 1, 1000
+        yield from ((size, count, "random") for count in (0, 1, 5, epa - 1, epa, epa + 1, 2 * epa))
+        yield from ((size, 2 * epa, order) for order in ("rising", "falling"))
+    yield from ((128, count, "random") for count in (0, 1, 31))
+    yield 1, 1000, "random"
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("order", ["rising", "falling", "random"])
-@pytest.mark.parametrize("size, count", counts())
+@pytest.mark.parametrize("size, count, order", merges())
 def test_merge(family, rng, size, count, order):
     """All areas, however full; with a snapshot beside it."""
     family.snap("P", 16)
