@@ -10,7 +10,7 @@ from lib.box import pattern
 pytestmark = pytest.mark.alone
 
 
-def test_tools(pair, rng):
+def test_tools(impl, pair, rng):
     """era_check, era_dump, era_restore and era_repair agree with us; what they write is opened."""
     spare = pair.box.ram(1)
     era = pair.era()
@@ -23,7 +23,9 @@ def test_tools(pair, rng):
     era.remove()
     image = eras.check(pair.meta, spare)
     assert {block: at for block, at in enumerate(image.eras()) if at} == written
-    for since in (1, 4, 7):
+    # If all is digested C leaves a tree without eras; then era_invalidate does not look at the array.
+    assert image.archived or impl == "c"
+    for since in (1, 4, 7) if image.archived else ():
         assert eras.invalidate(pair.meta, since) == {block for block, at in written.items() if at >= since}
     eras.tool("pdata_tools", "era_repair", "-i", pair.meta.path, "-o", spare.path)
     pair.meta = spare
