@@ -78,7 +78,7 @@ help:
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
 	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
 	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1, IMPL=c, KERNEL=uml'
-	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", sixteen minutes'
+	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", twenty-five minutes'
 	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
 	@echo 'make clean       remove what was built; distclean: and the build root and kernel tree in the cache'
