@@ -70,7 +70,7 @@ distclean: clean
 help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
 	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
-	@echo 'make demo        show a clone and an era at work in a guest, on the stock kernel'
+	@echo 'make demo        show all targets at work in a guest, on the stock kernel'
 	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, faults, power, soak'
 	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
 	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'

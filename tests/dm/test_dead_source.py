@@ -25,6 +25,7 @@ def hydrating(trio, **more):
     return clone
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("noflush", [False, True])
 def test_suspend_does_not_wait(trio, noflush):
     clone = hydrating(trio)
@@ -39,6 +40,7 @@ def test_suspend_does_not_wait(trio, noflush):
     trio.check(trio.dest)
 
 
+@pytest.mark.crowd
 def test_late_answers_do_not_touch_the_next_table(trio):
     """Suspended, replaced by the plain destination, written to: then the source answers."""
     clone = hydrating(trio, region=64)

@@ -7,8 +7,6 @@ import pytest
 from lib import wait
 from lib.box import pattern
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.parametrize("start, count", [(3, 4), (8, 7), (9, 14), (1, 7), (15, 2)])
 def test_less_than_a_region_is_nothing(impl, clone_box, start, count):

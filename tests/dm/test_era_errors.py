@@ -7,7 +7,7 @@ import pytest
 from lib import eras, wait
 from lib.box import pattern
 
-pytestmark = [pytest.mark.only("rust"), pytest.mark.alone]
+pytestmark = pytest.mark.only("rust")
 
 
 def failing(call, *args):

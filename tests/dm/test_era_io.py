@@ -14,6 +14,7 @@ def era(pair):
     return pair.era(8)
 
 
+@pytest.mark.crowd
 def test_random_work(pair, rng, same):
     """Random writes over many eras: exactly the blocks that were written, and the data below."""
     size = 24
@@ -123,6 +124,7 @@ def test_marked_blocks_cost_nothing(pair, era):
     assert (pair.meta.stats() - before).writes
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_writes_at_a_time_share_a_commit(pair):
     """First writes that come while a commit runs have the next one together."""
@@ -164,6 +166,7 @@ def test_read_only_table(pair, same):
     same((era.read_only, era.status()))
 
 
+@pytest.mark.crowd
 def test_many_writers(pair, era, rng):
     """Threads that write all the time, and eras that end all the time: each list is complete."""
     stop = threading.Event()

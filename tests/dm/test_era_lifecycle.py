@@ -138,6 +138,7 @@ def test_table_over_a_live_one(pair, era):
     assert era.since(1) == {0, 1, 2, 3}
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_swaps_under_load(pair, era):
     """Tables come and go while others write; nothing is missing."""

@@ -68,6 +68,7 @@ def test_c_does_not_wait(pair, era):
     assert era.since(now) == set()
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_writes_go_on_meanwhile(pair):
     """While a message waits, other writes are recorded in the new era, and need not wait for it."""
@@ -90,6 +91,7 @@ def test_writes_go_on_meanwhile(pair):
     late.result()
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_killed(pair, era):
     """Whoever waits can be killed; the era has ended, and the next message waits for the same write."""
@@ -151,6 +153,7 @@ def test_failing_writes_are_counted_out(pair, era):
     assert era.checkpoint() == 3
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_messages_from_many(pair, era):
     """Eight threads, each with its own messages: the eras grow one by one, and none is left out."""
@@ -195,6 +198,7 @@ thinktime=5000
 """
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("delay", [0, 2])
 def test_backup(pair, delay):

@@ -8,8 +8,6 @@ from lib import dm, eras
 from lib.box import pattern
 from lib.metadata import BLOCK
 
-pytestmark = pytest.mark.alone
-
 
 def refused(mapped, line):
     """The errno of a table line."""

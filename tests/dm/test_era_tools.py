@@ -7,8 +7,6 @@ import pytest
 from lib import eras, modules, wait
 from lib.box import pattern
 
-pytestmark = pytest.mark.alone
-
 
 def test_tools(impl, pair, rng):
     """era_check, era_dump, era_restore and era_repair agree with us; what they write is opened."""

@@ -386,6 +386,7 @@ def test_metadata_error_at_open(impl, clone_box, log, same, bad):
     assert clone.hydrated() == 0
 
 
+@pytest.mark.crowd
 def test_errors_at_random(impl, clone_box, rng):
     """Source and destination fail here and there, for a while, under random I/O: no lie, no hang, and all ends well."""
     trio = clone_box.trio(mib=2).layered("source", "dest")

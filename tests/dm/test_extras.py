@@ -10,7 +10,7 @@ from lib import metadata, wait
 from lib.box import assert_same, pattern
 from lib.disk import in_flight
 
-pytestmark = [pytest.mark.only("rust"), pytest.mark.alone]
+pytestmark = pytest.mark.only("rust")
 
 
 def statistics(clone):

@@ -87,6 +87,7 @@ def test_io_across_hydrated_and_other_regions(impl, clone_box):
     assert clone.hydrated() == 64 + 257
 
 
+@pytest.mark.crowd
 def test_many_writers_one_copy(impl, clone_box):
     """Sixty-four writers to one unhydrated region: the region is copied once and every write lands."""
     trio = clone_box.trio(mib=1).layered("source")
@@ -236,6 +237,7 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
     trio.check(clone)
 
 
+@pytest.mark.crowd
 def test_region_finished_during_a_commit_belongs_to_the_next(impl, clone_box):
     """The corruption that exact tracking prevents (clone.md section 4).
 
@@ -279,6 +281,7 @@ def on_disk_or_none(trio):
         return set()
 
 
+@pytest.mark.crowd
 def test_flush_during_a_commit_is_not_early(impl, clone_box):
     """A flush that arrives while a commit runs covers what the commit does not."""
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
@@ -299,6 +302,7 @@ def test_flush_during_a_commit_is_not_early(impl, clone_box):
     assert on_disk(trio) == {3, 5}
 
 
+@pytest.mark.crowd
 def test_periodic_commit(impl, clone_box):
     """What nobody flushes reaches the metadata within about two seconds, and then there is silence."""
     trio = clone_box.trio(mib=1, cache=True)

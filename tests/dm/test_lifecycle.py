@@ -10,6 +10,7 @@ from lib.box import pattern
 from lib.disk import in_flight
 
 
+@pytest.mark.crowd
 def test_suspend_and_resume_in_a_loop(impl, clone_box):
     """Nothing is copied while suspended, and what is hydrated only grows."""
     trio = clone_box.trio(mib=4)
@@ -66,6 +67,7 @@ def test_suspend_waits_for_writes_behind_a_copy(impl, clone_box):
     trio.check(clone)
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("flush", [True, False])
 def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
     """Every removal in the middle is continued by the next creation; nothing is copied twice that was done."""
@@ -125,6 +127,7 @@ def test_module_is_pinned(impl, clone_box):
     wait.until(lambda: modules.users(module) == base, "module released with the old table")
 
 
+@pytest.mark.crowd
 def test_swap_to_linear_under_load(impl, clone_box):
     """The table is swapped while a writer and a reader are at work; no I/O fails and nothing is lost."""
     trio = clone_box.trio(mib=2)
@@ -215,6 +218,7 @@ def test_reload_over_a_live_clone(impl, clone_box):
     trio.check(trio.dest)
 
 
+@pytest.mark.crowd
 def test_reload_while_hydrating(impl, clone_box):
     """Reloads, suspended first, in the middle of the sweep."""
     trio = clone_box.trio(mib=4)
@@ -280,6 +284,7 @@ def test_many_loads_leave_nothing(impl, clone_box):
         os.close(os.open(disk.path, os.O_RDWR | os.O_EXCL))
 
 
+@pytest.mark.crowd
 def test_messages_never_block_on_a_held_source(impl, clone_box):
     """With copies that hang, messages, --noflush status and reads of hydrated regions still answer."""
     trio = clone_box.trio(mib=1).layered("source")

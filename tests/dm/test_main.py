@@ -8,8 +8,6 @@ from lib import dm, modules
 from lib.box import pattern
 from lib.disk import Block
 
-pytestmark = pytest.mark.alone
-
 
 def dmsetup(*words):
     return modules.run("dmsetup", *words).stdout.strip()

@@ -8,8 +8,6 @@ import pytest
 from lib import box as boxes
 from lib import wait
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture
 def clone(clone_box):

@@ -8,8 +8,6 @@ import pytest
 from lib import metadata
 from lib.box import assert_same, pattern
 
-pytestmark = pytest.mark.alone
-
 BLOCK = metadata.BLOCK
 
 

@@ -32,6 +32,7 @@ def traces():
     return sorted(path.name for path in Path("/sys/module").iterdir()), sorted(dm.target_versions())
 
 
+@pytest.mark.crowd
 def test_load_and_unload_again_and_again(impl, unloaded, load):
     before = traces()
     for _ in range(10):
@@ -41,6 +42,7 @@ def test_load_and_unload_again_and_again(impl, unloaded, load):
         assert traces() == before
 
 
+@pytest.mark.crowd
 def test_load_use_unload(impl, unloaded, load, box):
     """A load that was used leaves as little behind as one that was not."""
     trio = box.trio(mib=1)

@@ -3,8 +3,6 @@
 import re
 import subprocess
 
-import pytest
-
 from lib import cow, wait
 from lib.disk import in_flight
 from lib.modules import PROJECT
@@ -43,7 +41,6 @@ class Progress:
         assert shares == sorted(shares) and shares[-1] == 100 and found[-1]["done"] == total, self.lines
 
 
-@pytest.mark.alone
 def test_clone(impl, clone_box):
     trio = clone_box.trio()
     clone = trio.clone()
@@ -56,7 +53,6 @@ def test_clone(impl, clone_box):
     progress.check(name, "4.0 MiB")
 
 
-@pytest.mark.alone
 def test_merge(family):
     """It counts what was left when it was begun; LVM2 replaces the table in the end."""
     family.layered()
@@ -72,7 +68,6 @@ def test_merge(family):
     progress.check(front.name, "800.0 KiB")
 
 
-@pytest.mark.alone
 def test_failed_merge(family):
     family.layered()
     snapshot = family.store(8, cow.numbered(range(0, 400, 2), 8))
@@ -85,7 +80,6 @@ def test_failed_merge(family):
     family.merged()
 
 
-@pytest.mark.alone
 def test_neither(box):
     plain = box.mapped("0 8 zero")
     progress = Progress(box, plain.name)

@@ -105,6 +105,7 @@ class Chaos:
         self.trio.check_source()
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("region, sectors", [(8, 8192), (64, 8192 - 27), (1024, 8192 - 1)])
 def test_random_steps(impl, clone_box, rng, region, sectors):
     chaos = Chaos(clone_box, rng, impl, region, sectors)
@@ -117,6 +118,7 @@ def test_random_steps(impl, clone_box, rng, region, sectors):
         raise
 
 
+@pytest.mark.crowd
 def test_threads(impl, clone_box, rng):
     """Four threads write and read sectors of their own in shared regions, under hydration, messages and suspends."""
     region, sectors, threads = 16, 8192, 4

@@ -9,7 +9,6 @@ from lib.box import assert_same, pattern
 from lib.disk import in_flight
 from lib.snaps import Family, fails
 
-pytestmark = pytest.mark.alone
 ZEROES, PASSDOWN = "1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"
 BIG = 512
 

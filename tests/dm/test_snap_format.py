@@ -10,8 +10,6 @@ import pytest
 from lib import cow, modules, wait
 from lib.box import assert_same, pattern
 
-pytestmark = pytest.mark.alone
-
 EIO = errno.EIO
 NOT_READ = "Failed to read snapshot metadata"
 BLANK = bytes(1 << 20)

@@ -6,7 +6,6 @@ from lib import cow, wait
 from lib.box import pattern
 from lib.snaps import Family, Watch, fails
 
-pytestmark = pytest.mark.alone
 FULL, FAILED = Watch.FULL, Watch.FAILED
 
 

@@ -87,13 +87,13 @@ class Chaos:
         self.family.snap(snapshot.kind, snapshot.size)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("sizes, sectors", [((8,), 8192), ((16, 16, 16), 8192 - 27), ((64, 8, 1), 8192 - 1),
                                             ((1, 8, 32, 128, 8, 16, 1024, 64), 8192)])
 def test_random_steps(impl, box, rng, sizes, sectors):
     Chaos(box, rng, sizes, sectors).run(80)
 
 
+@pytest.mark.crowd
 def test_threads(family, rng):
     """Threads that share every chunk, each with sectors of its own, on the origin and on three snapshots."""
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
@@ -120,7 +120,6 @@ def test_threads(family, rng):
 
 # What a write costs
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind, size, offset, sectors", [("P", 8, 3, 2), ("PO", 8, 0, 1), ("N", 8, 7, 1),
                                                          ("P", 64, 5, 50), ("N", 64, 1, 63), ("PO", 1024, 1000, 3)])
 def test_partial_write_copies_once(family, kind, size, offset, sectors):
@@ -135,7 +134,6 @@ def test_partial_write_copies_once(family, kind, size, offset, sectors):
     family.check()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, start, count", [(8, 4, 1), (64, 3, 1), (8, 4, 16), (1, 100, 64), (8, 0, 256)])
 def test_whole_chunks_are_not_read_first(family, size, start, count):
     """Of the snapshot. A whole chunk of the origin is copied like any other."""
@@ -168,7 +166,6 @@ def test_reads_cost_nothing_more(family):
     assert snapshot.exceptions() == 1
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("number", [2, 8])
 def test_one_read_for_all_snapshots(family, number):
@@ -221,6 +218,7 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
 
 # Many at a time
 
+@pytest.mark.crowd
 def test_many_writers_one_exception(family):
     """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write lands."""
     snapshot = family.layered().snap("P", 64)
@@ -288,6 +286,7 @@ def test_reads_go_on_during_a_copy(family, kind):
     family.check()
 
 
+@pytest.mark.crowd
 def test_reader_holds_back_the_overwrite(family):
     """A read of the snapshot is on its way to the origin, when its chunk gets an exception, which needs no copy. The
     origin is not overwritten before the read has ended."""
@@ -311,6 +310,7 @@ def test_reader_holds_back_the_overwrite(family):
     family.check()
 
 
+@pytest.mark.crowd
 def test_slow_origin(family):
     """Reads of the origin take their time, writes do not. What the snapshot reads is what was there, however late."""
     disk = family.disk
@@ -337,7 +337,6 @@ def test_slow_origin(family):
 
 # The ends of devices
 
-@pytest.mark.alone
 @pytest.mark.parametrize("device, offset, sectors", [("snapshot", 50, 9), ("snapshot", 0, 59), ("snapshot", -20, 79),
                                                      ("origin", 0, 59), ("origin", -20, 79), ("origin", 58, 1)])
 def test_short_last_chunk(impl, box, device, offset, sectors):
@@ -352,7 +351,6 @@ def test_short_last_chunk(impl, box, device, offset, sectors):
     family.check()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("length", [2048, 2048 - 5])
 def test_origin_longer_than_the_snapshot(family, length):
     """What is written beyond the end of the snapshot makes no exception; a write across the end makes one."""
@@ -495,6 +493,7 @@ def throttle(impl):
         files[name].write_text(text)
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 @pytest.mark.parametrize("threshold", [1, 8])
 def test_threshold(impl, family, throttle, device, threshold):

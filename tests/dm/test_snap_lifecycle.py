@@ -78,7 +78,6 @@ def test_origin_words(family, same):
 
 # Tables over each other
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind, size, noflush", [("P", 8, False), ("PO", 64, True), ("P", 1, True), ("N", 8, False)])
 def test_reload(family, kind, size, noflush):
     """Whatever is in the COW is known to the new table, also what came there while it was loaded."""
@@ -254,6 +253,7 @@ def test_snapshots_stay_without_the_origin(family):
 
 # Under load
 
+@pytest.mark.crowd
 def test_suspends_and_reloads_under_load(family, rng):
     """Threads write and read all the time, while devices are suspended in all ways, and tables replaced."""
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
@@ -289,6 +289,7 @@ def test_suspends_and_reloads_under_load(family, rng):
     family.check()
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("noflush", [False, True])
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_suspend_with_copies_in_flight(family, device, noflush):
@@ -310,6 +311,7 @@ def test_suspend_with_copies_in_flight(family, device, noflush):
     family.check()
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_removal_with_copies_in_flight(family, kind):
     """Chunks are being copied for the origin when its snapshot is removed: this waits for them, the origin goes on."""
@@ -349,6 +351,7 @@ def test_forced_removal(family):
 
 # Many at a time, and the end of a snapshot
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_every_write_ends_once(impl, family, log, kind):
     """Hundreds of chunks are being copied, and writes wait for the same ones, when the COW fails: those of the snapshot
@@ -412,6 +415,7 @@ def module(impl):
     return modules.C_MODULES["snapshot"] if impl == "c" else modules.RUST_MODULE
 
 
+@pytest.mark.crowd
 def test_again_and_again(impl, family):
     """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no users more."""
     users = modules.users(module(impl))

@@ -11,8 +11,6 @@ from lib import dm, modules, wait
 from lib.box import assert_same, pattern
 from lib.disk import Block
 
-pytestmark = pytest.mark.alone
-
 MIB = 2048  # sectors
 CONFIG = """
 devices {{

@@ -58,7 +58,6 @@ MERGE_REFUSED = {case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") el
 }
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("case", MERGE_REFUSED)
 def test_refused(impl, load, disks, same, case):
     arguments, error, text, reason = MERGE_REFUSED[case]
@@ -72,7 +71,6 @@ def test_refused(impl, load, disks, same, case):
     assert not any(disks["cow"].read(0, 64)), "a refused table wrote"
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("words", [words for words in ACCEPTED | EXTRA if words[0] in "Pp"])
 def test_accepted(impl, load, disks, same, words):
     """A table without exceptions is at its end at once."""
@@ -92,7 +90,6 @@ def test_accepted(impl, load, disks, same, words):
     same((echo, status))
 
 
-@pytest.mark.alone
 def test_bad_store(load, disks, same):
     for content, error in ((b"x" * 512, errno.ENXIO), (cow.header(8, version=2), errno.EINVAL),
                            (cow.header(3), errno.EINVAL)):
@@ -181,7 +178,6 @@ def test_second_merge(family, log, state):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("state", ["merging", "loaded"])
 def test_second_merge_without_source(family, log, state):
@@ -205,6 +201,7 @@ def test_second_merge_without_source(family, log, state):
     device.load(merge_line(second))
 
 
+@pytest.mark.crowd
 def test_merges_of_two_origins(impl, box, rng):
     """They have nothing to do with each other."""
     families = [Family(box) for _ in range(3)]
@@ -225,7 +222,6 @@ def merges():
     yield 1, 1000, "random"
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, count, order", merges())
 def test_merge(family, rng, size, count, order):
     """All areas, however full; with a snapshot beside it."""
@@ -238,7 +234,6 @@ def test_merge(family, rng, size, count, order):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind, size", [("P", 8), ("PO", 1), ("P", 64)])
 def test_handover(family, rng, kind, size):
     """What the snapshot has in memory; then the same device is an origin again, and another snapshot is merged."""
@@ -255,7 +250,6 @@ def test_handover(family, rng, kind, size):
         family.close(other)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("sectors, size", [(4096 - 5, 8), (4096 - 63, 64), (4096 - 1, 128), (4096 - 127, 128)])
 def test_short_last_chunk(impl, box, sectors, size):
     family = Family(box, sectors=sectors)
@@ -268,7 +262,6 @@ def test_short_last_chunk(impl, box, sectors, size):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8, 128])
 @pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
@@ -288,7 +281,6 @@ def test_useless_records(family, size, where):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 def test_area_of_useless_records(family):
     """A whole one, behind another and in front of a third."""
@@ -298,7 +290,6 @@ def test_area_of_useless_records(family):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size", [1, 8])
 def test_gaps(family, rng, size):
     """Chunks of the COW device may have been taken in any order."""
@@ -310,7 +301,6 @@ def test_gaps(family, rng, size):
 
 # Other snapshots
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, others", [(8, ()), (8, (8,)), (8, (1, 64)), (1, (16, 8, 64)), (64, (1, 8, 32, 64))])
 @pytest.mark.parametrize("direct", [False, True])
 def test_other_snapshots(family, rng, size, others, direct):
@@ -335,7 +325,6 @@ def test_other_snapshots(family, rng, size, others, direct):
     family.check()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["P", "PO", "N"])
 def test_other_snapshot_becomes_full(family, rng, kind):
     """It is lost; the merge and the others go on."""
@@ -346,7 +335,6 @@ def test_other_snapshot_becomes_full(family, rng, kind):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("layer", ["COW read", "COW"])
 def test_other_snapshot_fails(family, rng, layer):
     """A COW device of another snapshot has nothing to do with it."""
@@ -378,7 +366,6 @@ def reload_others(family, rng, suspended):
     family.merged()
 
 
-@pytest.mark.alone
 def test_other_snapshot_is_reloaded(family, rng):
     """Again and again, while the device that merges is suspended."""
     reload_others(family, rng, True)
@@ -454,7 +441,6 @@ class Chaos:
         self.family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, others, sectors", [(8, (), 4096), (1, (8,), 4096 - 1), (8, (64, 1), 4096 - 27),
                                                    (64, (8, 16, 1, 128), 4096), (1, (1, 32), 4096)])
 def test_random_steps(impl, box, rng, size, others, sectors):
@@ -465,6 +451,7 @@ def test_random_steps(impl, box, rng, size, others, sectors):
     chaos.run()
 
 
+@pytest.mark.crowd
 @pytest.mark.parametrize("size, others", [(8, ()), (1, (8, 64)), (64, (8,))])
 def test_threads(family, rng, size, others):
     """Threads that share every chunk, each with sectors of its own, until everything is merged."""
@@ -522,13 +509,11 @@ def discards(family, size):
     family.merged()
 
 
-@pytest.mark.alone
 def test_discard(family):
     """It ends, and changes nothing."""
     discards(family, 512)
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 64])
 def test_discard_of_small_chunks(family, size):
@@ -536,7 +521,6 @@ def test_discard_of_small_chunks(family, size):
     discards(family, size)
 
 
-@pytest.mark.alone
 def test_no_discard(family):
     front = family.merge(family.store(8, cow.numbered([1, 3], 8)), direct=True)
     assert front.queue("discard_max_bytes") == 0
@@ -613,6 +597,7 @@ def test_held(parts, what, others):
     family.merged()
 
 
+@pytest.mark.crowd
 def test_merge_waits_for_writes(impl, box):
     """A chunk to which a write is on its way is not copied before it has ended; nobody else waits for it."""
     family, disk, chunk = Family(box), box.ram(8), Valve(box, box.ram(1))
@@ -652,7 +637,6 @@ def test_merge_waits_for_copies(family):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 def test_large_run_is_merged_in_steps(impl, box):
     """Chunks that follow each other in the origin and in the COW: C merges them in one step, during which all writes to
@@ -695,6 +679,7 @@ def test_suspend_and_resume(family, rng, others):
     family.merged()
 
 
+@pytest.mark.crowd
 def test_suspend_is_bounded(parts, rng):
     """It waits for the step that has begun, and for no other."""
     family = parts.family
@@ -732,7 +717,6 @@ def back_to_snapshot(family, reload=True):
     return snapshot
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_back_to_a_snapshot(family, rng, size, number):
     """And then a merge again, several times. What is left in the COW is found, and there is room for more."""
@@ -753,7 +737,6 @@ def test_back_to_a_snapshot(family, rng, size, number):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_resumed_without_its_store(family, rng, said, size, number):
     """The store has gone to a snapshot. What merged is a plain origin for it, and merges nothing."""
@@ -793,6 +776,7 @@ def test_store_with_copies_on_their_way(family):
     family.merged()
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_snapshot_that_is_taken_meanwhile(family):
     """While another one still copies the last of what the step that has begun will overwrite. With C taking it waits for
@@ -808,7 +792,6 @@ def test_snapshot_that_is_taken_meanwhile(family):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8])
 def test_back_to_a_snapshot_with_gaps(family, rng, size):
@@ -838,7 +821,6 @@ def test_back_to_a_snapshot_with_gaps(family, rng, size):
         family.end_merge()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("others", [0, 2])
 def test_remove_and_again(family, rng, others):
     """It is removed in the middle and started anew from what is on the disk."""
@@ -853,6 +835,7 @@ def test_remove_and_again(family, rng, others):
     family.merged()
 
 
+@pytest.mark.crowd
 def test_removal_with_a_step_on_its_way(family, rng):
     """It waits for this step; what follows is still there."""
     family.layered()
@@ -869,7 +852,6 @@ def test_removal_with_a_step_on_its_way(family, rng):
     family.merged()
 
 
-@pytest.mark.alone
 def test_reload_of_errors(family, rng):
     """What `dmsetup remove --force` does, in the middle; then it begins again."""
     snapshot = family.store(1, cow.numbered(scatter(rng, 640, 1), 1))
@@ -884,7 +866,6 @@ def test_reload_of_errors(family, rng):
 
 # Handover
 
-@pytest.mark.alone
 def test_live_source(family, said):
     """The destination goes live only when the source is suspended, and the source not any more when it is loaded."""
     snapshot, front = family.snap("P", 8), family.origin
@@ -909,7 +890,6 @@ def test_live_source(family, said):
     family.merged()
 
 
-@pytest.mark.alone
 def test_loaded_table_is_dropped(family):
     """The snapshot stays what it was, and can be merged later."""
     snapshot = family.snap("P", 8)
@@ -927,7 +907,6 @@ def test_loaded_table_is_dropped(family):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_source_is_gone(impl, family, said, kind, how):
@@ -954,7 +933,6 @@ def test_source_is_gone(impl, family, said, kind, how):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 def test_source_is_gone_and_its_store_cannot_be_read(family):
     """Then the device stays suspended, and can be resumed when it can."""
@@ -974,7 +952,6 @@ def test_source_is_gone_and_its_store_cannot_be_read(family):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 def test_overflow_is_no_matter(family, said):
     """A snapshot that is full shows numbers as soon as it is merged, so the end can be seen."""
@@ -989,7 +966,6 @@ def test_overflow_is_no_matter(family, said):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("how", ["handover", "direct", "direct without other"])
 def test_invalid_store(impl, family, said, how):
     """Everything goes to the origin, and other snapshots get their copies."""
@@ -1075,7 +1051,6 @@ CASES = [(what, when) for what in ERRORS for when in ("first", "middle", "later"
                                  ("record read", "first"), ("record read", "middle"))]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("what, when", CASES)
 def test_error(impl, box, rng, said, what, when):
     """The merge stops and says so, everything can be read and written. When the cause is gone, and the device is made
@@ -1083,7 +1058,6 @@ def test_error(impl, box, rng, said, what, when):
     fail_and_cure(impl, box, rng, said, what, when, "again")
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("cure", ["resume", "handover"])
 @pytest.mark.parametrize("what, when", CASES)
@@ -1122,7 +1096,6 @@ def fail_and_cure(impl, box, rng, said, what, when, cure):
     assert said.count(f"snapshots: {failing.text}") == 1
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("what, when", CASES)
 def test_error_again_and_again(impl, box, rng, said, what, when):
@@ -1142,7 +1115,6 @@ def test_error_again_and_again(impl, box, rng, said, what, when):
     family.merged()
 
 
-@pytest.mark.alone
 def test_error_in_the_header_is_none(family, rng):
     """A merge does not touch it."""
     snapshot = family.store(8, cow.numbered(scatter(rng, 50, 8), 8))
@@ -1150,7 +1122,6 @@ def test_error_in_the_header_is_none(family, rng):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("what", ["COW read", "origin write", "origin flush", "record write"])
 def test_event_of_an_error(impl, box, rng, what):
     """Who waits for it is woken. C tells nobody."""
@@ -1245,7 +1216,6 @@ def test_queued_writes_when_the_record_fails(parts, area, said):
     family.merged()
 
 
-@pytest.mark.alone
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("how", [("--nolockfs",), ("--nolockfs", "--noflush")])
 def test_interrupted_suspend(impl, box, rng, how):

@@ -11,8 +11,6 @@ from lib import box as boxes
 from lib import cow, dm, modules
 from lib.box import assert_same, pattern
 
-pytestmark = pytest.mark.alone
-
 SIZE = 2048  # sectors of each disk
 EINVAL, ENOENT, EBUSY, ENXIO = errno.EINVAL, errno.ENOENT, errno.EBUSY, errno.ENXIO
 NO_STORE = "Couldn't create exception store"

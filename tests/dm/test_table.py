@@ -12,8 +12,6 @@ import pytest
 from lib import box as boxes
 from lib import dm
 
-pytestmark = pytest.mark.alone
-
 SIZE = 64  # sectors: eight regions of 4 KiB
 EINVAL, ENOENT = errno.EINVAL, errno.ENOENT
 TEXT = "device-mapper: table: <clone>: clone: "
