@@ -198,9 +198,8 @@ thinktime=5000
 """
 
 
-@pytest.mark.crowd
 @pytest.mark.only("rust")
-@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("delay", [0, pytest.param(2, marks=pytest.mark.crowd)])
 def test_backup(pair, delay):
     """Incremental backups of a device that is written to all the time: in the end the copy is the device."""
     blocks, size = 128, 8

@@ -67,7 +67,6 @@ def test_suspend_waits_for_writes_behind_a_copy(impl, clone_box):
     trio.check(clone)
 
 
-@pytest.mark.crowd
 @pytest.mark.parametrize("flush", [True, False])
 def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
     """Every removal in the middle is continued by the next creation; nothing is copied twice that was done."""

@@ -415,7 +415,6 @@ def module(impl):
     return modules.C_MODULES["snapshot"] if impl == "c" else modules.RUST_MODULE
 
 
-@pytest.mark.crowd
 def test_again_and_again(impl, family):
     """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no users more."""
     users = modules.users(module(impl))
