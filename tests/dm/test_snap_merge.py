@@ -476,8 +476,10 @@ def test_threads(family, rng, size, others):
                 family.read(device, sector, 1)
 
     workers = [family.box.background(work, number, rng.random()) for number in range(threads)]
-    front.wait_merged()
-    stop.set()
+    try:
+        front.wait_merged()
+    finally:
+        stop.set()
     for worker in workers:
         worker.result()
     family.merged()

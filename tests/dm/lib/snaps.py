@@ -113,7 +113,10 @@ class Origin(Stored):
         return self.look().is_empty
 
     def wait_merged(self):
-        wait.until(lambda: self.merged, lambda: f"merged ({self.status()})")
+        """Waits as long as the merge goes on, which on a busy machine may be long."""
+        while not self.merged:
+            status = self.status()
+            wait.until(lambda: self.merged or self.status() != status, f"the merge goes on ({status})")
 
 
 def merge_end(status):

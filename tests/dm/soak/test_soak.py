@@ -27,6 +27,7 @@ def drivers(impl, rust_module):
     return found
 
 
+@pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_soak(drivers, request, soak_in_guest):
     """For --seconds, batch after batch, the targets in turn. A failure says how to repeat it."""
