@@ -37,7 +37,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "only(impl): the test makes sense for this implementation alone")
     config.addinivalue_line("markers", "both: the test needs a run with both implementations")
-    config.addinivalue_line("markers", "crowd: several do something at a time; make test runs it in the debug kernel, not in User Mode Linux")
+    config.addinivalue_line("markers", "crowd: several do something at a time; make test runs it in the debug kernel too")
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))
     wanted = config.getoption("--impl") or ("both" if config.rust else "c")
