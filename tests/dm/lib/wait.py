@@ -3,8 +3,8 @@
 import threading
 import time
 
-# Generous, because an emulated guest on a busy machine may be thirty times slower than silicon.
-DEADLINE = 45.0
+# Generous, because an emulated guest on a busy machine may be a hundred times slower than silicon.
+DEADLINE = 120.0
 
 
 def until(condition, what, deadline=DEADLINE, interval=0.01):
