@@ -199,7 +199,7 @@ thinktime=5000
 
 
 @pytest.mark.only("rust")
-@pytest.mark.parametrize("delay", [0, pytest.param(2, marks=pytest.mark.crowd)])
+@pytest.mark.parametrize("delay", [0, 2])
 def test_backup(pair, delay):
     """Incremental backups of a device that is written to all the time: in the end the copy is the device."""
     blocks, size = 128, 8

@@ -32,7 +32,6 @@ def traces():
     return sorted(path.name for path in Path("/sys/module").iterdir()), sorted(dm.target_versions())
 
 
-@pytest.mark.crowd
 def test_load_and_unload_again_and_again(impl, unloaded, load):
     before = traces()
     for _ in range(10):

@@ -599,7 +599,6 @@ def test_held(parts, what, others):
     family.merged()
 
 
-@pytest.mark.crowd
 def test_merge_waits_for_writes(impl, box):
     """A chunk to which a write is on its way is not copied before it has ended; nobody else waits for it."""
     family, disk, chunk = Family(box), box.ram(8), Valve(box, box.ram(1))
@@ -681,7 +680,6 @@ def test_suspend_and_resume(family, rng, others):
     family.merged()
 
 
-@pytest.mark.crowd
 def test_suspend_is_bounded(parts, rng):
     """It waits for the step that has begun, and for no other."""
     family = parts.family
