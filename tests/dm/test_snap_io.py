@@ -21,14 +21,11 @@ def requests(disk, call, *args):
 
 # Random work
 
-class Chaos:
+class Chaos(snaps.Chaos):
     """A family, and steps that a seed chooses."""
 
     def __init__(self, box, rng, sizes, sectors):
-        self.rng, self.family = rng, Family(box, sectors=sectors)
-        for size in sizes:
-            self.family.snap(rng.choice(("P", "PO", "N")), size)
-        self.most = len(sizes)
+        super().__init__(Family(box, sectors=sectors), rng, sizes)
 
     def run(self, turns):
         take_steps(self.rng, {
@@ -43,9 +40,6 @@ class Chaos:
         count = self.rng.choice((1, 1, 2, self.rng.randrange(1, most)))
         return self.rng.randrange(self.family.sectors - count + 1), count
 
-    def read(self):
-        self.family.read(self.any(), *self.range(2048))
-
     def write(self):
         start, count = self.range(self.rng.choice((10, 600, 2048)))
         self.family.write(self.any(), start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.1)
@@ -56,14 +50,6 @@ class Chaos:
         chunks = min(self.rng.choice((1, 1, 2, 10)), 1024 // size + 1)
         start = self.rng.randrange(self.family.sectors // size - chunks) * size
         self.family.write(self.any(), start, self.rng.randbytes(chunks * size * 512))
-
-    def flush(self):
-        self.any().flush()
-
-    def zero(self):
-        device, (start, count) = self.any(), self.range(300)
-        device.zero(start, count)
-        self.family.wrote(device, start, bytes(count * 512))
 
     def suspend(self):
         device = self.any()

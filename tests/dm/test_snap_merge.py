@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import cow, dm, modules, wait
+from lib import cow, dm, modules, snaps, wait
 from lib.box import assert_same, pattern
 from lib.chance import take_steps
 from lib.disk import in_flight
@@ -380,13 +380,12 @@ def test_other_snapshot_is_reloaded_alone(family, rng):
 
 # Reads and writes during a merge
 
-class Chaos:
+class Chaos(snaps.Chaos):
     """A merge, and steps that a seed chooses."""
 
     def __init__(self, impl, family, rng, others, turns):
-        self.impl, self.family, self.rng, self.turns = impl, family, rng, turns
-        for size in others:
-            family.snap(rng.choice(("P", "PO", "N")), size)
+        super().__init__(family, rng, others)
+        self.impl, self.turns = impl, turns
 
     def any(self):
         return self.rng.choice([self.family.origin] * 4 + self.family.snapshots)
@@ -394,9 +393,6 @@ class Chaos:
     def range(self, most=600):
         count = self.rng.choice((1, 1, 2, 8, self.rng.randrange(1, most)))
         return self.rng.randrange(self.family.sectors - count + 1), count
-
-    def read(self):
-        self.family.read(self.any(), *self.range(2048))
 
     def write(self):
         start, count = self.range()
@@ -407,14 +403,6 @@ class Chaos:
         count = self.rng.choice((1, 1, 2, 10))
         start = self.rng.randrange(self.family.sectors // size - count) * size
         self.family.write(self.family.origin, start, self.rng.randbytes(count * size * 512))
-
-    def flush(self):
-        self.any().flush()
-
-    def zero(self):
-        device, (start, count) = self.any(), self.range(300)
-        device.zero(start, count)
-        self.family.wrote(device, start, bytes(count * 512))
 
     def suspend(self):
         device = self.any()

@@ -142,6 +142,26 @@ class Merge(Origin):
             self.resume()
 
 
+class Chaos:
+    """A family, and steps that a seed chooses. What inherits from it says which devices (`any`) and sectors (`range`)."""
+
+    def __init__(self, family, rng, sizes):
+        self.family, self.rng = family, rng
+        for size in sizes:
+            family.snap(rng.choice(("P", "PO", "N")), size)
+
+    def read(self):
+        self.family.read(self.any(), *self.range(2048))
+
+    def flush(self):
+        self.any().flush()
+
+    def zero(self):
+        device, (start, count) = self.any(), self.range(300)
+        device.zero(start, count)
+        self.family.wrote(device, start, bytes(count * 512))
+
+
 class Family:
     """An origin with known content and its snapshots. Each device has in `expected` what it must read. A snapshot whose
     contents are not to be looked at any more is taken off `snapshots`."""
