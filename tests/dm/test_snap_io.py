@@ -226,12 +226,13 @@ def test_whole_chunk_write_waits_behind_a_copy(family):
     """A partial write starts a copy; a write of the whole chunk that comes meanwhile must not lose to it."""
     snapshot = family.layered().snap("P", 64)
     family.real.hold()
-    family.writer(snapshot, 64 + 3, pattern("partial", 5))
+    partial = family.box.background(snapshot.write, 64 + 3, pattern("partial", 5))
     wait.until(lambda: in_flight(family.real) == 1, "the copy is reading")
     whole = family.box.background(snapshot.write, 64, pattern("whole", 64))
     wait.until(lambda: in_flight(snapshot) == 2, "the second is on its way")
     family.real.release()
     whole.result()
+    partial.result()
     got = snapshot.read(64, 64)
     family.wrote(snapshot, 64, pattern("whole", 64))
     if got[3 * 512:8 * 512] == pattern("partial", 5):  # either may come last, for both were in flight at once
