@@ -13,7 +13,7 @@ is written to it is forgotten afterwards. TERM is that of the caller if standard
   --kernel uml        User Mode Linux with the same except lockdep: one CPU, but at the speed of the host
                       Both are built when they are first asked for (make debug-kernel), and the module for them each time.
                       They refuse to run COMMAND with a sanitizer off, and look for leaks after it, for five seconds
-  --no-leak-check     do not look for leaks
+  --no-leak-check     do not look for leaks, and run with kmemleak off, which is faster
   --expect REPORT     turns the verdict round: the run succeeds if the kernel reports REPORT; may be repeated
   --cpus N            virtual CPUs (2; always 1 in User Mode Linux)
   --memory SIZE       memory (2G)
@@ -133,6 +133,9 @@ class Run:
             for setting in options.env:
                 print(f"export {shlex.quote(setting)}", file=file)
 
+    def kmemleak(self):
+        return ["kmemleak=off"] if self.options.no_leak_check else []
+
     def scratch_disks(self):
         for number, size in enumerate(self.options.disk):
             path = f"{self.dir}/disk{number}"
@@ -147,6 +150,7 @@ class Run:
                    f"ssl1=null,fd:{stdout}", f"ssl2=null,fd:{stderr}", f"ubd0={self.dir}/root.cow,{options.guest}/root.img"]
         if options.interactive:
             command.append("ssl0=fd:0,fd:1")
+        command += self.kmemleak()
         return command + [f"ubd{number}={path}" for number, path in enumerate(self.scratch_disks(), 1)]
 
     def qemu_command(self, stdout, stderr, console):
@@ -157,8 +161,8 @@ class Run:
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc",
             "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else "max,la57=off",
             "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{kernel}/vmlinux", "-initrd", f"{guest}/{initrd}",
-            "-append", "console=ttyS0,115200 ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on "
-                       "no_timer_check tsc=reliable 8250.nr_uarts=1",
+            "-append", " ".join(["console=ttyS0,115200 ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on "
+                                 "no_timer_check tsc=reliable 8250.nr_uarts=1"] + self.kmemleak()),
             "-chardev", f"file,id=console,path=/dev/fd/{console}", "-device", "isa-serial,chardev=console",
             "-device", "virtio-serial-pci",
             "-chardev", f"file,id=stdout,path=/dev/fd/{stdout}", "-device", "virtserialport,chardev=stdout,name=stdout,nr=2",
