@@ -29,8 +29,8 @@ def pytest_addoption(parser):
     group.addoption("--example-module", metavar="FILE", help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test")
     group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
     group.addoption("--share", metavar="K/N", default="1/1", help="run the K-th of N shares of the tests (another guest runs the others)")
-    group.addoption("--few", action="store_true",
-                    help="take every third of a test's parameters, except where table lines and stores are compared with C one by one")
+    group.addoption("--few", action="store_true", help="take only the first of a test's parameters")
+    group.addoption("--compare", action="store_true", help="run on C only what ours is compared with")
     group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
 
 
@@ -73,6 +73,8 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(config, items):
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
     left = sorted((i for i in items if _phase(i) is not None), key=_phase)
+    if config.getoption("--compare"):
+        left = [item for item in left if _compared(item)]
     if config.getoption("--few"):
         left = _few(left)
     left = _share(left, config.getoption("--share"))
@@ -81,15 +83,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _few(items):
-    seen = collections.Counter()
+    first = {}
+    for item in items:
+        first.setdefault((item.function, _phase(item)), item)
+    return list(first.values())
 
-    def wanted(item):
-        if "same" in item.fixturenames and item.path.name in QUICK:
-            return True
-        seen[item.function, _phase(item)] += 1
-        return seen[item.function, _phase(item)] % 3 == 1
 
-    return [item for item in items if wanted(item)]
+def _compared(item):
+    return (_phase(item) != PHASES.index("c") or "same" in item.fixturenames
+            or any(map(item.get_closest_marker, ("both", "phases"))))
 
 
 def _share(items, which):
