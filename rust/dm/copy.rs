@@ -139,6 +139,13 @@ impl CopyClient {
             *to = region(destination, len);
             count = count.saturating_add(1);
         }
+        // Else the first error of a destination ends the copy, and nobody knows what the others have. With one destination
+        // that is right, and what could not be read is not written.
+        let flags = if count > 1 {
+            1 << bindings::DM_KCOPYD_IGNORE_ERROR
+        } else {
+            0
+        };
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
         let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
         // SAFETY: The client is live. The devices are open until the callback: the job owns what keeps them so, and nobody
@@ -150,8 +157,7 @@ impl CopyClient {
                     &mut from,
                     count,
                     to.as_mut_ptr(),
-                    // Else the first error of a destination ends the copy, and nobody knows what the others have.
-                    bindings::DM_KCOPYD_IGNORE_ERROR,
+                    flags,
                     notify,
                     context,
                 ),

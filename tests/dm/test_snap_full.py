@@ -1,5 +1,7 @@
 """snapshot: the COW is full, devices fail, and the header says that the snapshot is no more."""
 
+from pathlib import Path
+
 import pytest
 
 from lib import cow, wait
@@ -179,6 +181,29 @@ def test_cow_write_error(family, log, kind, device, sectors):
     family.write(family.origin, 88, pattern("on", 8))
     family.check()
     watch.silent()
+
+
+@pytest.fixture
+def short_pieces():
+    """kcopyd copies 16 KiB at a time, and eight times that at once."""
+    file = Path("/sys/module/dm_mod/parameters/kcopyd_subjob_size_kb")
+    before = file.read_text()
+    file.write_text("16")
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("kind", ["P", "N"])
+def test_one_of_two_cow_devices_fails(short_pieces, family, log, kind):
+    """In a copy of many pieces: it goes on for the other snapshot, to its end."""
+    first, second = (family.snap(kind, 1024) for _ in range(2))
+    watch, at = Watch(first, log), 0 if kind == "N" else 2048
+    first.cow.error_writes((at, at + 8))
+    family.write(family.origin, 3, pattern("new", 5))
+    watch.ended(FAILED)
+    family.snapshots.remove(first)
+    assert second.exceptions() == 1
+    family.check()
 
 
 @pytest.mark.parametrize("kind", ["P", "N"])
