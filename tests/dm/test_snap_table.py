@@ -326,6 +326,20 @@ def test_cow_is_the_origin_writable(impl, load, disks, box):
 
 
 @pytest.mark.only("rust")
+def test_origin_is_written_by_another_line(impl, disks, box):
+    """C opens the origin for reading. device-mapper opens it again for the other line, and C goes on with what is gone."""
+    disks["cow"].fill(bytes(SIZE * 512))
+    origin = disks["origin"].dev
+    device = box.mapped(f"0 {SIZE} snapshot {origin} {disks['cow'].dev} P 8", f"{SIZE} {SIZE} linear {origin} 0")
+    device.write(SIZE + 80, pattern("below", 8))
+    assert device.read(80, 8) == pattern("below", 8)
+    device.write(83, pattern("own", 1))
+    assert device.read(SIZE + 80, 8) == pattern("below", 8)
+    device.remove()
+    assert disks["cow"].is_free() and disks["origin"].is_free()
+
+
+@pytest.mark.only("rust")
 def test_cow_of_two_origins(impl, load, disks, box):
     """C lets two snapshots with different origins write to one COW device."""
     wanted = "snapshot: COW device is in use by another snapshot (-EBUSY)"
