@@ -70,6 +70,8 @@ pub(super) struct Disk {
     /// Its first record, if it is as on disk.
     base: Option<u64>,
     header: Buffer,
+    /// A window of zeros.
+    zeros: Buffer,
     /// On disk there is something behind the last record of its area, which must not come to life.
     stale: bool,
     /// The batch.
@@ -110,13 +112,15 @@ fn window(layout: Layout) -> u32 {
 impl Disk {
     /// A store of which nothing is known yet, on a device with such blocks (in sectors). Sleeps.
     pub(super) fn new(layout: Layout, block: u32, batch: usize) -> Result<Self> {
+        let window = if block == 0 { 0 } else { window(layout) };
         Ok(Disk {
             layout,
             block,
             records: 0,
-            window: Buffer::new(if block == 0 { 0 } else { window(layout) })?,
+            window: Buffer::new(window)?,
             base: None,
             header: Buffer::new(block)?,
+            zeros: Buffer::new(window)?,
             stale: false,
             runs: KVVec::with_capacity(batch, GFP_KERNEL)?,
             ignored: KVVec::new(),
@@ -166,7 +170,7 @@ impl Disk {
         if self.block == 0 {
             return Ok(());
         }
-        self.clear_stale(cow)?;
+        self.clear_stale(cow, io)?;
         self.base = None;
         let mut next = self.records;
         let mut first = next;
@@ -203,7 +207,8 @@ impl Disk {
         let (area, slot) = self.layout.slot(end);
         if slot == 0 {
             // The area is full: the list ends in the next one.
-            self.zero_area(area, cow)?;
+            let start = self.area(area)?;
+            self.zero(cow, io, start, self.layout.size().len())?;
         }
         self.write_window(cow, io, (first, end))
     }
@@ -335,15 +340,27 @@ impl Disk {
         result
     }
 
-    fn zero_area(&self, area: u64, cow: &Device) -> Result {
-        let size = self.layout.size();
-        let start = size.cow_start(self.layout.area(area)).ok_or(EINVAL)?;
-        cow.zero(start, size.len())
+    fn area(&self, number: u64) -> Result<Sector> {
+        let start = self.layout.size().cow_start(self.layout.area(number));
+        start.ok_or(EINVAL)
+    }
+
+    /// Writes zeros, with memory of our own: writes to origin and snapshot wait for it. Sleeps for I/O.
+    fn zero(&mut self, cow: &Device, io: &IoClient, start: Sector, len: Sectors) -> Result {
+        let (mut at, mut left) = (start, len.0);
+        while left != 0 {
+            let most = window(self.layout);
+            let piece = u32::try_from(left).map_or(most, |left| left.min(most));
+            io.transfer_part(Transfer::Write, cow, at, &mut self.zeros, 0..piece)?;
+            at = at.checked_add(Sectors(piece.into())).ok_or(EINVAL)?;
+            left = left.saturating_sub(piece.into());
+        }
+        Ok(())
     }
 
     /// Clears what lies behind the last record of its area. The next record, which would let a reader go on to it, is written
     /// with a flush before it.
-    fn clear_stale(&mut self, cow: &Device) -> Result {
+    fn clear_stale(&mut self, cow: &Device, io: &IoClient) -> Result {
         if !self.stale {
             return Ok(());
         }
@@ -351,12 +368,10 @@ impl Disk {
         let size = self.layout.size();
         // The block of the record itself is written anyway.
         let (_, from) = self.block(slot / PER_SECTOR);
-        let start = size.cow_start(self.layout.area(area)).ok_or(EINVAL)?;
-        if let Some(len) = size.len().0.checked_sub(from).filter(|len| *len != 0) {
-            cow.zero(
-                start.checked_add(Sectors(from)).ok_or(EINVAL)?,
-                Sectors(len),
-            )?;
+        let start = self.area(area)?;
+        if let Some(len) = size.len().0.checked_sub(from) {
+            let start = start.checked_add(Sectors(from)).ok_or(EINVAL)?;
+            self.zero(cow, io, start, Sectors(len))?;
         }
         self.stale = false;
         Ok(())
@@ -389,7 +404,7 @@ impl Disk {
         // Until the header is written nobody reads the first area; and it comes after that, by its flush.
         let area = cow
             .zero(Sector(0), size)
-            .and_then(|()| self.zero_area(0, cow));
+            .and_then(|()| cow.zero(self.area(0)?, size));
         if let Err(error) = area {
             warning!("persistent snapshot", "zero_disk_area(0) failed");
             return Err(error);

@@ -783,14 +783,18 @@ impl Snapshot {
             "Error reading/writing."
         };
         err!("snapshots", "Invalidating snapshot: {}", what);
-        let live = self.store.owner().unwrap_or_else(|| self.clone());
         if self.store.is_persistent() {
             self.store.set_state(State::Failing);
-            live.wake_committer();
+            self.live().wake_committer();
         } else {
             self.store.set_state(State::Invalid);
-            live.tell();
+            self.live().tell();
         }
+    }
+
+    /// The one of the tables with its store that is live; itself if there is none.
+    fn live(self: &Arc<Self>) -> Arc<Self> {
+        self.store.owner().unwrap_or_else(|| self.clone())
     }
 
     /// There is no room for a write to the snapshot. The worker only.
@@ -802,7 +806,7 @@ impl Snapshot {
                     "snapshots",
                     "Snapshot overflowed: Unable to allocate exception."
                 );
-                self.tell();
+                self.live().tell();
             }
         } else {
             self.fail(ENOSPC);
@@ -873,7 +877,7 @@ impl WorkItem<1> for Snapshot {
     fn run(this: Arc<Snapshot>) {
         let _noio = NoIo::enter();
         let store = &this.store;
-        while store.commit(&this.cow, &this.io) {
+        while this.is_committing() && store.commit(&this.cow, &this.io) {
             this.family.work_now();
         }
         if store.state() == State::Failing {
@@ -882,8 +886,12 @@ impl WorkItem<1> for Snapshot {
             }
             store.set_state(State::Invalid);
             store.wake_idle();
-            this.tell();
+            this.live().tell();
             this.family.work_now();
+        }
+        if !this.is_committing() {
+            // Another table has taken over meanwhile: its committer goes on.
+            this.family.wake();
         }
     }
 }
