@@ -37,6 +37,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "only(impl): the test makes sense for this implementation alone")
     config.addinivalue_line("markers", "both: the test needs a run with both implementations")
+    config.addinivalue_line("markers", "leaves: what it leaves on one implementation is for a test of the other")
     config.addinivalue_line("markers", "crowd: several do something at a time; make test runs it in the debug kernel too")
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))
@@ -91,7 +92,7 @@ def _few(items):
 
 def _compared(item):
     return (_phase(item) != PHASES.index("c") or "same" in item.fixturenames
-            or any(map(item.get_closest_marker, ("both", "phases"))))
+            or any(map(item.get_closest_marker, ("both", "leaves", "phases"))))
 
 
 def _share(items, which):

@@ -301,6 +301,7 @@ def make_half_hydrated(box):
     return dict(meta=trio.meta.content(), dest=trio.dest.content(), expected=bytes(trio.expected), hydrated=hydrated)
 
 
+@pytest.mark.leaves
 def test_leave_half_hydrated_image(impl, clone_box):
     SHELF[impl] = made = make_half_hydrated(clone_box)
     found = metadata.Metadata(made["meta"])
