@@ -198,20 +198,22 @@ def test_first_error_wins(impl, load, disks, same):
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/transparent_hugepage"),
                     reason="a kernel without huge pages has no blocks above 4 KiB")
-@pytest.mark.parametrize("which", ["dest", "source"])
-def test_logical_block_larger_than_region(impl, load, clone_box, same, which):
+def test_logical_block_larger_than_region(impl, load, disks, clone_box, same):
     """A disk with blocks of 8 KiB and regions of 4 KiB; regions of 8 KiB are fine."""
-    big = clone_box.loop(1 << 20, blocksize=8192)
-    parts = dict(meta="{meta}", dest="{dest}", source="{source}") | {which: big.dev}
-    line = " ".join(parts.values())
-    error, lines = load(line + " 8")
-    assert error == EINVAL
-    assert lines[0] == f"3 {TEXT}Region size is not a multiple of device logical block size (-EINVAL)"
-    same(lines)
-    assert load(line + " 16 1 no_hydration") == (0, [])
-    # The size is looked at before the words that follow, and after the power of two.
-    assert "logical block size" in load(line + " 8 9")[1][0]
-    assert "power of 2" in load(line + " 12 9")[1][0]
+    for which in "dest", "source":
+        big = clone_box.loop(1 << 20, blocksize=8192)
+        parts = dict(meta="{meta}", dest="{dest}", source="{source}") | {which: big.dev}
+        line = " ".join(parts.values())
+        error, lines = load(line + " 8")
+        assert error == EINVAL
+        assert lines[0] == f"3 {TEXT}Region size is not a multiple of device logical block size (-EINVAL)"
+        same(lines, which)
+        assert load(line + " 16 1 no_hydration") == (0, [])
+        load.device.remove()
+        disks["meta"].write(0, bytes(4096))
+        # The size is looked at before the words that follow, and after the power of two.
+        assert "logical block size" in load(line + " 8 9")[1][0]
+        assert "power of 2" in load(line + " 12 9")[1][0]
 
 
 def test_too_many_regions(impl, load, clone_box, disks, same):
