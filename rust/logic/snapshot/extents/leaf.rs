@@ -146,15 +146,12 @@ impl Leaf {
         if held.end() > run.old.0 {
             return Err(Refused::Overlap);
         }
-        if !run.fits_table() {
+        if !run.fits_table() || run.end().wrapping_sub(self.first) > LEAF_CHUNKS {
             return Ok(None);
         }
         if let Some(joined) = held.joined(run) {
             *last = Entry::new(&joined, self.first);
             return Ok(Some(0));
-        }
-        if run.end().wrapping_sub(self.first) > LEAF_CHUNKS {
-            return Ok(None);
         }
         let entry = Entry::new(run, self.first);
         Ok(self.entries.push_within_capacity(entry).ok().map(|()| 1))

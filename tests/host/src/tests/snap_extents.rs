@@ -147,6 +147,15 @@ impl Rig {
         }
     }
 
+    /// Appends behind all runs, and compares the result.
+    fn append(&mut self, run: Run) {
+        let expected = self.model.expected(run);
+        assert_eq!(self.table.append(run, GFP_KERNEL), expected, "{run:?}");
+        if expected.is_ok() {
+            self.model.insert(run);
+        }
+    }
+
     /// Removes, and compares the result.
     fn remove(&mut self, gone: Run) {
         let touches = |entry: Run| {
@@ -273,6 +282,12 @@ enum Op {
         seed: u64,
         count: u64,
     },
+    /// Appends a run so many chunks behind the last; it continues that on the COW device, or not.
+    Append {
+        gap: u64,
+        follows: bool,
+        len: u64,
+    },
     /// Removes a part of an entry: the chosen one without `.1` chunks in front and `.2` behind, or
     /// with so many more if negative.
     Remove(prop::sample::Index, i64, i64),
@@ -332,6 +347,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(first, count, step)| Op::Stream { first, count, step }),
         1 => (old(), 1u64..100_000, any::<u64>(), 0u64..800)
             .prop_map(|(start, span, seed, count)| Op::Scatter { start, span, seed, count }),
+        6 => (prop_oneof![3 => 0u64..3, 1 => (1u64 << 32) - 10..1 << 32], any::<bool>(), 1u64..10)
+            .prop_map(|(gap, follows, len)| Op::Append { gap, follows, len }),
         6 => (any::<prop::sample::Index>(), -2i64..4, -2i64..4)
             .prop_map(|(index, front, back)| Op::Remove(index, front, back)),
         6 => (any::<prop::sample::Index>(), -2i64..4, -2i64..4)
@@ -368,6 +385,12 @@ fn apply(rig: &mut Rig, op: Op) {
                 let old = start.wrapping_add(dice.roll() % span);
                 rig.insert(run(old, dice.roll() % COW_CHUNKS, 1));
             }
+        }
+        Op::Append { gap, follows, len } => {
+            let last = rig.table.iter().last().unwrap_or(run(0, 0, 0));
+            let old = last.old.0.saturating_add(last.len).saturating_add(gap);
+            let new = last.new.0.wrapping_add(last.len);
+            rig.append(run(old, if follows { new } else { new + 7 }, len));
         }
         Op::Remove(index, front, back) if rig.table.entries() > 0 => {
             let chosen = index.index(rig.table.entries() as usize);
@@ -866,6 +889,17 @@ fn append_in_order_only() {
     table.append(run(15, 15, 5), GFP_KERNEL).unwrap();
     table.append(run(20, 30, 5), GFP_KERNEL).unwrap();
     assert_eq!((table.entries(), table.count()), (2, 15));
+}
+
+#[test]
+fn append_joins_no_further_than_a_leaf_reaches() {
+    let mut rig = Rig::new();
+    rig.append(run(10, 1000, 1));
+    rig.append(run((1 << 32) + 5, 5000, 5));
+    rig.append(run((1 << 32) + 10, 5005, 5));
+    rig.insert(run(50, 9000, 1));
+    rig.compare();
+    rig.compare_finds(1);
 }
 
 #[test]
