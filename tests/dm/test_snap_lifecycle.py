@@ -147,6 +147,22 @@ def test_destination_on_another_device(family, log, same):
     use(family, second, 4)
 
 
+def test_lost_without_a_header(family, log):
+    """The header could not say that the snapshot is lost. Who was to take over from it knows that all the same."""
+    first = family.snap("P", 8)
+    use(family, first, 0)
+    second, watch = twin(family, first), Watch(first, log)
+    first.cow.error_writes((0, 16))
+    family.write(family.origin, 800, pattern("new", 8))
+    watch.ended(Watch.FAILED, header=1)
+    first.cow.heal()
+    family.close(first)
+    second.resume()
+    assert second.status() == "Invalid"
+    fails(second.read, 0, 8)
+    family.check()
+
+
 def test_second_load_over_a_loaded_table(family, log):
     """Refused, on this device and on another, until the first is dropped."""
     snapshot = family.snap("P", 8)

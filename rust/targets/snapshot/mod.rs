@@ -705,6 +705,10 @@ impl Snapshot {
 
     /// Reads the store again. Nobody else has it. Sleeps for I/O.
     fn reload(&self) -> Result {
+        if self.store.state() == State::Invalid {
+            // Known to be lost, even if the header could not say so.
+            return Ok(());
+        }
         if !self.store.is_persistent() {
             // It went with its last table.
             self.store.set_state(State::Invalid);
