@@ -399,8 +399,12 @@ impl Disk {
             return Err(EIO);
         }
         self.records = 0;
-        self.stale = false;
+        self.base = None;
         self.window.fill(0);
+        self.ignored.clear();
+        self.stale = false;
+        self.is_loose = false;
+        self.in_doubt = None;
         // Until the header is written nobody reads the first area; and it comes after that, by its flush.
         let area = cow
             .zero(Sector(0), size)
