@@ -288,7 +288,7 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things alone.
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
 
-    /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
+    /// Executes a message; what is written to `out` is its answer, which may overwrite the words. Process context, sleeps.
     fn message(_this: ArcBorrow<'_, Self>, _words: Words<'_>, _out: &mut StatusBuf<'_>) -> Result {
         Err(EINVAL)
     }
@@ -591,7 +591,8 @@ impl<T: Target> Registration<T> {
         from_result(|| {
             // SAFETY: Device-mapper keeps the words until the hook returns.
             let words = unsafe { Words::new(argc, argv) };
-            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes that only this call uses.
+            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes that only this call uses. It may lie over the words, so
+            // a target reads them before it writes an answer.
             // CAST: 32 bits fit into usize.
             let buffer = unsafe { core::slice::from_raw_parts_mut(result, maxlen as usize) };
             let mut out = StatusBuf::new(buffer);

@@ -53,11 +53,15 @@ unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 /* The same for counting down and looking whether somebody waits for that. */
 void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch)
 {
+	bool draining;
+
 	preempt_disable();
 	this_cpu_dec(epochs->counts->in_flight[epoch]);
-	if (unlikely(READ_ONCE(epochs->draining)))
-		wake_up_all(&epochs->drained);
+	draining = READ_ONCE(epochs->draining);
 	preempt_enable();
+	/* The lock of a wait queue may sleep with PREEMPT_RT. */
+	if (unlikely(draining))
+		wake_up_all(&epochs->drained);
 }
 
 unsigned int dmr_epochs_current(struct dmr_epochs *epochs)

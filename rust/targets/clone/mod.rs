@@ -389,15 +389,19 @@ impl Target for Clone {
     }
 
     fn dtr(this: &Arc<Self>) {
+        let stop_reading = || {
+            cancel::<Clone, { Reader::ID }>(this);
+            cancel_delayed::<Clone, { ReadTimer::ID }>(this);
+            cancel::<Clone, { Reader::ID }>(this);
+        };
         // Suspended: no bio, no copy. What is left are reads for copies that have been given up, and items that may be about
-        // to return.
+        // to return; the reader perhaps after one more of those.
+        stop_reading();
         this.reader.drain();
         this.writer.drain();
-        cancel_delayed::<Clone, { ReadTimer::ID }>(this);
-        cancel::<Clone, { Reader::ID }>(this);
         cancel::<Clone, { Copier::ID }>(this);
         // The copier may have woken the reader once more, for nothing.
-        cancel::<Clone, { Reader::ID }>(this);
+        stop_reading();
         let ended = this.lists.lock().pieces.take();
         drop(ended);
         // Who starts others goes first, and again after the timers, which start some of them.
