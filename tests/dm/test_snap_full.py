@@ -1,10 +1,8 @@
 """snapshot: the COW is full, devices fail, and the header says that the snapshot is no more."""
 
-from pathlib import Path
-
 import pytest
 
-from lib import cow, wait
+from lib import cow, modules, wait
 from lib.box import pattern
 from lib.snaps import Family, Watch, fails
 
@@ -186,11 +184,8 @@ def test_cow_write_error(family, log, kind, device, sectors):
 @pytest.fixture
 def short_pieces():
     """kcopyd copies 16 KiB at a time, and eight times that at once."""
-    file = Path("/sys/module/dm_mod/parameters/kcopyd_subjob_size_kb")
-    before = file.read_text()
-    file.write_text("16")
-    yield
-    file.write_text(before)
+    with modules.setting("/sys/module/dm_mod/parameters/kcopyd_subjob_size_kb", "16"):
+        yield
 
 
 @pytest.mark.parametrize("kind", ["P", "N"])

@@ -20,14 +20,9 @@ CHOSEN = os.environ.get("FAULT", "").split()
 @pytest.fixture
 def small_reserves():
     """Reserves of dm-io and kcopyd as small as they may be: each element of one is an allocation that can fail."""
-    folder = Path("/sys/module/dm_mod/parameters")
-    wanted = {"reserved_bio_based_ios": "2", "kcopyd_subjob_size_kb": "16"}
-    before = {name: (folder / name).read_text() for name in wanted}
-    for name, value in wanted.items():
-        (folder / name).write_text(value)
-    yield
-    for name, value in before.items():
-        (folder / name).write_text(value)
+    folder = "/sys/module/dm_mod/parameters"
+    with modules.setting(f"{folder}/reserved_bio_based_ios", "2"), modules.setting(f"{folder}/kcopyd_subjob_size_kb", "16"):
+        yield
 
 
 def test_every_target_has_a_scenario(impl, rust_module):

@@ -1,5 +1,6 @@
 """Which implementation owns the names of the targets: the C modules of the kernel or ours. Only one can."""
 
+import contextlib
 import ctypes
 import lzma
 import os
@@ -21,6 +22,18 @@ def run(*command, check=True):
     if check and result.returncode:
         raise AssertionError(f"{' '.join(map(str, command))}: status {result.returncode}\n{result.stdout}{result.stderr}")
     return result
+
+
+@contextlib.contextmanager
+def setting(file, value):
+    """Another value of a setting of the kernel, for as long as this lasts."""
+    file = Path(file)
+    before = file.read_text()
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def loaded(module):

@@ -1,8 +1,8 @@
 """Options of the soak, and its summary."""
 
-from pathlib import Path
-
 import pytest
+
+from lib import modules
 
 
 def pytest_addoption(parser):
@@ -17,11 +17,8 @@ def pytest_addoption(parser):
 @pytest.fixture
 def soak_in_guest():
     """The kernel log takes every line of the soak, however many come."""
-    setting = Path("/proc/sys/kernel/printk_devkmsg")
-    before = setting.read_text()
-    setting.write_text("on\n")
-    yield
-    setting.write_text(before)
+    with modules.setting("/proc/sys/kernel/printk_devkmsg", "on\n"):
+        yield
 
 
 def pytest_configure(config):
