@@ -222,8 +222,12 @@ impl Device {
             // If another line of the table writes to the device, device-mapper opens it again for that, and frees what it
             // has given us. So it is opened as others will, if it can be.
             Access::Read if of_table & bindings::BLK_OPEN_WRITE != 0 => {
-                Self::open_as(anchor, path, read_write)
-                    .or_else(|_| Self::open_as(anchor, path, bindings::BLK_OPEN_READ))
+                match Self::open_as(anchor, path, read_write) {
+                    Err(EACCES | EPERM | EROFS) => {
+                        Self::open_as(anchor, path, bindings::BLK_OPEN_READ)
+                    }
+                    opened => opened,
+                }
             }
             Access::Read => Self::open_as(anchor, path, bindings::BLK_OPEN_READ),
         }

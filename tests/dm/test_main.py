@@ -111,6 +111,20 @@ def test_zero_source(impl, box):
     assert trio.dest.content() == bytes(64 * 512) + pattern("new", 4) + bytes((trio.sectors - 68) * 512)
 
 
+def test_source_takes_no_writes(impl, box):
+    """A clone only reads it."""
+    trio = box.trio(mib=1)
+    modules.run("blockdev", "--setro", trio.source.path)
+    try:
+        clone = trio.clone()
+        trio.write(clone, 65, pattern("new", 4))
+        clone.hydrate()
+        clone.wait_full()
+        trio.check(clone)
+    finally:
+        modules.run("blockdev", "--setrw", trio.source.path)
+
+
 def test_throttle_parameter(impl, box):
     """clone_hydration_throttle is writable at run time and does not stop anything for good."""
     module = modules.C_MODULES["clone"] if impl == "c" else modules.RUST_MODULE

@@ -339,6 +339,19 @@ def test_origin_is_written_by_another_line(impl, disks, box):
     assert disks["cow"].is_free() and disks["origin"].is_free()
 
 
+def test_origin_takes_no_writes(impl, disks, load):
+    """A snapshot only reads it."""
+    modules.run("blockdev", "--setro", disks["origin"].path)
+    try:
+        assert load(GOOD) == (0, [])
+        load.device.resume()
+        load.device.write(83, pattern("own", 1))
+        assert load.device.read(83, 1) == pattern("own", 1)
+        load.device.remove()
+    finally:
+        modules.run("blockdev", "--setrw", disks["origin"].path)
+
+
 @pytest.mark.only("rust")
 def test_cow_of_two_origins(impl, load, disks, box):
     """C lets two snapshots with different origins write to one COW device."""
