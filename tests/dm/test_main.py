@@ -131,11 +131,8 @@ def test_throttle_parameter(impl, box):
     parameter = Path(f"/sys/module/{module}/parameters/clone_hydration_throttle")
     assert parameter.read_text().strip() == "100"
     trio = box.trio(mib=1)
-    try:
-        parameter.write_text("50")
+    with modules.setting(parameter, "50"):
         assert parameter.read_text().strip() == "50"
         clone = trio.clone(extra="0 4 hydration_threshold 64 hydration_batch_size 32")
         clone.wait_full()
-    finally:
-        parameter.write_text("100")
     trio.check(trio.dest)
