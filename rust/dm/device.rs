@@ -194,7 +194,7 @@ pub(crate) struct TableId(usize);
 /// How a device is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Only read. It is opened for writing all the same if the table is, and the device can be.
+    /// Only read.
     Read,
     /// Read and written.
     ReadWrite,
@@ -214,26 +214,10 @@ unsafe impl Sync for Device {}
 impl Device {
     /// Opens the device that a table line names, by path or `major:minor`. Sleeps.
     pub(super) fn open(anchor: &Arc<Anchor>, path: &CStr, access: Access) -> Result<Self> {
-        let read_write = bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE;
-        // SAFETY: The target is under construction, and its table with it.
-        let of_table = unsafe { bindings::dm_table_get_mode((*anchor.ti.as_ptr()).table) };
-        match access {
-            Access::ReadWrite => Self::open_as(anchor, path, read_write),
-            // If another line of the table writes to the device, device-mapper opens it again for that, and frees what it
-            // has given us. So it is opened as others will, if it can be.
-            Access::Read if of_table & bindings::BLK_OPEN_WRITE != 0 => {
-                match Self::open_as(anchor, path, read_write) {
-                    Err(EACCES | EPERM | EROFS) => {
-                        Self::open_as(anchor, path, bindings::BLK_OPEN_READ)
-                    }
-                    opened => opened,
-                }
-            }
-            Access::Read => Self::open_as(anchor, path, bindings::BLK_OPEN_READ),
-        }
-    }
-
-    fn open_as(anchor: &Arc<Anchor>, path: &CStr, mode: kb::blk_mode_t) -> Result<Self> {
+        let mode = match access {
+            Access::Read => bindings::BLK_OPEN_READ,
+            Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
+        };
         let entry = KBox::new_uninit(GFP_KERNEL)?;
         let mut dev = core::ptr::null_mut();
         let ti = anchor.ti.as_ptr();

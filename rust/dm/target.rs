@@ -138,7 +138,16 @@ impl New<'_> {
     }
 
     /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
+    ///
+    /// What is only read is opened for writing all the same if the table is, and the device can be: if another line of the
+    /// table writes to the device, device-mapper opens it again for that, and frees what it has given us.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
+        if access == Access::Read && self.access() == Access::ReadWrite {
+            match Device::open(&self.anchor, path, Access::ReadWrite) {
+                Err(EACCES | EPERM | EROFS) => {}
+                opened => return opened,
+            }
+        }
         Device::open(&self.anchor, path, access)
     }
 
