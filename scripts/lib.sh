@@ -32,6 +32,16 @@ check_as_root() {
 # hash FILE...: a short key of the contents of files and, on standard input, of anything else.
 hash() { cat - "$@" | sha256sum | cut -c1-12; }
 
+# logged LOG COMMAND...: runs a command and keeps its output in LOG. The terminal shows the lines
+# that start with "==> ", and the end of the log if the command fails.
+logged() {
+    local log=$1
+    shift
+    if "$@" 2>&1 | tee "$log" | sed -un '/^==> /p' >&2; then return; fi
+    tail -n 40 "$log" >&2
+    return 1
+}
+
 # cached NAME KEY COMMAND...: prints $cache/NAME-KEY, first made by "COMMAND... TEMPORARY" if it is not there.
 # Made in a temporary place and renamed, so that a half-made one is never taken for a whole one.
 cached() {
@@ -45,7 +55,7 @@ cached() {
             local start=$SECONDS
             "${as_root[@]}" rm -rf "$path.part"
             mkdir "$path.part"
-            "$@" "$path.part" >&2 || die "making '$name' failed (see above)"
+            logged "$path.log" "$@" "$path.part" || die "making '$name' failed; the whole log is $path.log"
             mv "$path.part" "$path"
             say "$name ready after $((SECONDS - start)) s: $path"
             forget_stale "$name" "$path"
@@ -66,7 +76,7 @@ forget_stale() {
             exec 8>>"$other.used"
             flock -n 8 || exit 0
             say "removing $other, not used for a day"
-            "${as_root[@]}" rm -rf "$other" && rm -f "$other.used"
+            "${as_root[@]}" rm -rf "$other" && rm -f "$other".{used,log}
         )
     done
 }
