@@ -83,5 +83,6 @@ help:
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
 	@echo 'make clean       remove what was built; distclean: and the build root and kernel tree in the cache'
 	@echo
-	@echo 'KERNEL_VERSION=7.2.N in the environment chooses the stock kernel (default: the newest 7.2 in the archive).'
+	@echo 'For another kernel of Debian than the default, with any of these commands: KERNEL_SERIES=7.2 or 7.3, KERNEL_VERSION=7.2.N,'
+	@echo 'KERNEL_SUITE=sid, KERNEL_FLAVOUR=cloud or rt. Its module is .build/NAME/rust/dm_rust.ko.'
 	@echo 'scripts/vm --help: how to run anything else in a guest.'

@@ -7,8 +7,23 @@ scripts=$project/scripts
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
 [[ $cache == /* ]] || cache=$PWD/$cache
 
+# The kernel that everything is for, from the environment; no other script decides on it.
+#   KERNEL_SERIES   of the backports of trixie; the default is the newest of which image, headers and source are there
+#   KERNEL_VERSION  one version (7.2.12) instead of the newest of the series
+#   KERNEL_SUITE    sid instead of trixie: its newest kernel, unless KERNEL_SERIES is given, and its compilers
+#   KERNEL_FLAVOUR  cloud or rt
+default_series=7.2
+suite=${KERNEL_SUITE:-trixie} flavour=${KERNEL_FLAVOUR:-}
+series=${KERNEL_SERIES:-}
+[[ $series || ! ${KERNEL_VERSION:-} ]] || series=${KERNEL_VERSION%.*}
+[[ $series || $suite == sid ]] || series=$default_series
+# What it is called in names of files: 7.3, 7.2-rt, 7.2.6, sid, sid-7.2.
+label=${suite#trixie}-${KERNEL_VERSION:-$series}-$flavour
+label=$(sed 's/--*/-/g; s/^-//; s/-$//' <<<"$label")
+
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+[[ $suite == trixie || $suite == sid ]] || die "no suite '$suite': trixie or sid"
 
 # The start of a command line that runs the rest of it as root in a mount namespace of its own: with real root rights,
 # or with those of a user namespace. No process of its own stands between, so that signals arrive.
@@ -42,10 +57,10 @@ logged() {
     return 1
 }
 
-# cached NAME KEY COMMAND...: prints $cache/NAME-KEY, first made by "COMMAND... TEMPORARY" if it is not there.
+# cached NAME KEY COMMAND...: prints $cache/NAME-LABEL-KEY, first made by "COMMAND... TEMPORARY" if it is not there.
 # Made in a temporary place and renamed, so that a half-made one is never taken for a whole one.
 cached() {
-    local name=$1 key=$2 path=$cache/$1-$2 lock
+    local name=$1-$label path=$cache/$1-$label-$2 lock
     shift 2
     mkdir -p "$cache"
     if [[ ! -e $path ]]; then
@@ -66,11 +81,11 @@ cached() {
     printf '%s\n' "$path"
 }
 
-# Removes what was cached under the same name but another key, unless a run holds it or it was used within a day.
+# Removes what was cached under the same name and label but another key, unless a run holds it or it was used within a day.
 forget_stale() {
     local other
     for other in "$cache/$1-"*; do
-        [[ -d $other && $other != "$2" ]] || continue
+        [[ -d $other && $other != "$2" && $other =~ -[0-9a-f]{12}$ && ${other%-*} == "$cache/$1" ]] || continue
         [[ -z $(find "$other.used" -mtime -1 2>/dev/null) ]] || continue
         (
             exec 8>>"$other.used"
@@ -90,7 +105,7 @@ hold() {
 
 # toolchain ROOT: what a kernel tree depends on, so that another package of the root does not make it anew.
 toolchain() {
-    dpkg-query --admindir="$1/var/lib/dpkg" --show bindgen clang gcc linux-source-7.2 lld llvm rustc
+    dpkg-query --admindir="$1/var/lib/dpkg" --show bindgen clang gcc 'linux-source-[0-9]*' lld llvm rustc
     cat "$1/etc/dm-rust-kernel"
 }
 
@@ -113,11 +128,13 @@ kernel_tree() {
     esac
 }
 
-# module_folder KERNEL [COPY]: where scripts/build puts rust/dm_rust.ko.
+# module_folder KERNEL [COPY]: where scripts/build puts rust/dm_rust.ko: a place for each kernel.
 module_folder() {
-    local name=${1#stock}${2:+-$2}
-    name=${name#-}
-    echo "$project${name:+/.build/$name}"
+    local name=
+    [[ $label == "$default_series" ]] || name=-$label
+    [[ $1 == stock ]] || name+=-$1
+    name+=${2:+-$2}
+    echo "$project${name:+/.build/${name#-}}"
 }
 
 # Gives a root the host's certificates, which may hold more than Debian's. Only in a private mount namespace.

@@ -121,7 +121,7 @@ class Run:
         options = self.options
         with open(f"{self.dir}/config", "w") as file:
             for name, value in [("project", PROJECT), ("kernel", options.kernel), ("module", options.module),
-                                ("ko", options.ko), ("leaks", "" if options.no_leak_check else "1"),
+                                ("ko", options.ko), ("example", os.environ["DM_RUST_EXAMPLE_KO"]), ("leaks", "" if options.no_leak_check else "1"),
                                 ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
                 print(f"{name}={shlex.quote(value)}", file=file)
             print(f"shares=({shlex.join(self.shares)})", file=file)

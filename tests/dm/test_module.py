@@ -118,9 +118,8 @@ def test_information(impl, rust_module):
 
 def test_example(request, impl, unloaded, load, box):
     """The worked example of the documentation: a linear target in safe Rust."""
+    module = Path(request.config.getoption("--example-module") or os.environ["DM_RUST_EXAMPLE_KO"])
     kernel = os.environ.get("DM_RUST_KERNEL", "stock")
-    folder = "example" if kernel == "stock" else f"{kernel}-example"
-    module = modules.PROJECT / (request.config.getoption("--example-module") or f".build/{folder}/rust/dm_rust.ko")
     assert module.is_file(), f"build it: scripts/build --kernel {kernel} --copy example modules DM_RUST_EXAMPLE=1"
     modules.insmod(module, "targets=rust-linear")
     assert "rust-linear" in dm.target_versions() and "clone" not in dm.target_versions()
