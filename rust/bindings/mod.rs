@@ -21,6 +21,7 @@
     unsafe_op_in_unsafe_fn,
     unused_imports
 )]
+#![cfg_attr(CONFIG_RUSTC_HAS_UNNECESSARY_TRANSMUTES, allow(unnecessary_transmutes))]
 
 use kernel::bindings::*;
 use kernel::ffi;
