@@ -36,7 +36,10 @@ use crate::{
         Sector,
         Sectors, //
     },
-    sys::log::err, //
+    sys::{
+        delay::delay_point,
+        log::err, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -556,7 +559,9 @@ impl<T: Target> Registration<T> {
     /// For device-mapper only, as the `resume` hook of a registered target type.
     unsafe extern "C" fn resume(ti: *mut bindings::dm_target) {
         // SAFETY: In a hook.
-        T::resume(unsafe { Self::target(ti) })
+        let target = unsafe { Self::target(ti) };
+        delay_point!(c"between preresume and resume");
+        T::resume(target)
     }
 
     /// # Safety

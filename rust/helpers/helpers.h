@@ -31,6 +31,11 @@ int dmr_lookup_device(const char *path, dev_t *number);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
 void dmr_plugged(void (*body)(void *context), void *context);
 
+/* delay.c */
+#ifdef CONFIG_RUST_DEBUG_ASSERTIONS
+void dmr_delay_point(const char *name);
+#endif
+
 /* epochs.c */
 struct dmr_epochs;
 struct dmr_epochs *dmr_epochs_create(void);

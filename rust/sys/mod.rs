@@ -5,6 +5,7 @@
 //! Everything here is a safe wrapper. Nothing knows about device-mapper.
 
 pub(crate) mod bdev;
+pub(crate) mod delay;
 pub(crate) mod epochs;
 pub(crate) mod irq_lock;
 pub(crate) mod log;

@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from lib import box as boxes
-from lib import dm, eras, kmsg, modules, snaps
+from lib import delay, dm, eras, kmsg, modules, snaps
 
 SECONDS_PER_TEST = 300
 # Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
@@ -39,6 +39,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "both: the test needs a run with both implementations")
     config.addinivalue_line("markers", "leaves: what it leaves on one implementation is for a test of the other")
     config.addinivalue_line("markers", "crowd: several do something at a time; make test runs it in the debug kernel too")
+    config.addinivalue_line("markers", "delays: it needs the delay points of the module, which the stock kernel's has not")
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))
     wanted = config.getoption("--impl") or ("both" if config.rust else "c")
@@ -74,6 +75,8 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(config, items):
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
     left = sorted((i for i in items if _phase(i) is not None), key=_phase)
+    if not delay.expected():
+        left = [item for item in left if not item.get_closest_marker("delays")]
     if config.getoption("--compare"):
         left = [item for item in left if _compared(item)]
     if config.getoption("--few"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import dm, modules
+from lib import delay, dm, modules
 from lib.box import pattern
 
 pytestmark = pytest.mark.only("rust")
@@ -114,6 +114,37 @@ def test_information(impl, rust_module):
     assert fields["license"] == ["GPL"]
     assert {"dm-clone", "dm-era"} <= set(fields["alias"])
     assert {"targets", "clone_hydration_throttle"} <= {parm.split(":")[0] for parm in fields["parm"]}
+
+
+def test_only_kernels_for_debugging_have_delay_points(impl, rust_module):
+    parameters = modules.run("modinfo", "-F", "parm", rust_module).stdout
+    assert ("delay_" in parameters) == delay.expected()
+
+
+@pytest.mark.delays
+def test_delay_points(impl, box):
+    """Whoever comes to a point can be held there, the first only, and sleeps there now and then."""
+    name = "between preresume and resume"
+    trio = box.trio(mib=1)
+    first, second = trio.clone(), box.trio(mib=1).clone()
+    before = delay.counts()
+    first.swap(first.line)
+    assert delay.counts() == before, "counted, though nobody asked for it"
+    with delay.held(name) as point:
+        assert not point.is_taken()
+        first.suspend()
+        held = box.background(first.resume)
+        point.wait()
+        second.swap(second.line)
+        assert not held.done and point.is_taken()
+        point.release()
+        held.result()
+    assert not first.suspended
+    with delay.at_random(1000, 1000):
+        first.swap(first.line)
+    passed, slept = before.get(name, (0, 0))
+    assert delay.counts()[name] == (passed + 3, slept + 2)
+    assert set(delay.counts()) <= set(delay.names())
 
 
 def test_example(request, impl, unloaded, load, box):
