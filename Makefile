@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-vm quick faults power soak bench debug-kernel check fmt demo shell \
+.PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak bench debug-kernel check fmt demo shell \
 	lvm-test clean clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
@@ -29,7 +29,7 @@ endif
 test:
 	@scripts/test all
 
-test-host test-guest test-debug test-vm:
+test-host test-guest test-debug test-vm test-kernels:
 	@scripts/test $(@:test-%=%)
 
 quick faults power:
@@ -71,7 +71,7 @@ help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
 	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
 	@echo 'make demo        show all targets at work in a guest, on the stock kernel'
-	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, faults, power, soak'
+	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, test-kernels, faults, power, soak'
 	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
 	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'
 	@echo 'make power       the power is cut at each flush, and between, in User Mode Linux'

@@ -49,7 +49,7 @@ def pytest_configure(config):
     config.seed = config.getoption("--seed")
     if config.seed is None:
         config.seed = random.randrange(1 << 32)
-    config.records = {}
+    config.records, config.probes = {}, {}
 
 
 def pytest_report_header(config):
@@ -237,6 +237,20 @@ def rng(request):
     """Random numbers that --seed repeats."""
     seed = f"{request.config.seed}/{request.node.originalname}"
     return random.Random(seed)
+
+
+@pytest.fixture
+def probe(request, impl):
+    """probe(question, ask): what the C module of this kernel does, where kernels differ: asked once while it is loaded,
+    and remembered for ours. None if C was never asked."""
+    answers = request.config.probes
+
+    def answer(question, ask):
+        if impl == "c" and question not in answers:
+            answers[question] = ask()
+        return answers.get(question)
+
+    return answer
 
 
 @pytest.fixture

@@ -47,10 +47,11 @@ def scatter(rng, number, size, sectors=4096):
 
 # Table lines
 
+# C refuses to merge a transient store since 7.2.12.
+TRANSIENT = "N 8", "n 8", "Nxyz 64", "N 2097152", "N 8 0 junk", "N 8 1 discard_zeroes_cow"
 MERGE_REFUSED = {case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") else text, reason)
                  for case, (arguments, error, text, reason) in REFUSED.items()} | {
-    **{f"type {word}": ("{origin} {cow} " + word, errno.EINVAL, NO_MERGE, None)
-       for word in ("N 8", "n 8", "Nxyz 64", "N 2097152", "N 8 0 junk", "N 8 1 discard_zeroes_cow")},
+    **{f"type {word}": ("{origin} {cow} " + word, errno.EINVAL, NO_MERGE, None) for word in TRANSIENT},
     "N 8, origin missing": ("/dev/none {cow} N 8", errno.ENOENT, "Cannot get origin device", None),
     "N 8, COW missing": ("{origin} /dev/none N 8", errno.ENOENT, "Cannot get COW device", None),
     "N 8, feature": ("{origin} {cow} N 8 1 bad", errno.EINVAL, "Unrecognised feature requested", None),
@@ -59,12 +60,17 @@ MERGE_REFUSED = {case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") el
 
 
 @pytest.mark.parametrize("case", MERGE_REFUSED)
-def test_refused(impl, load, disks, same, case):
+def test_refused(impl, load, disks, same, probe, case):
     arguments, error, text, reason = MERGE_REFUSED[case]
+    accepted = case.removeprefix("type ") in TRANSIENT and probe(
+        "C merges a transient store", lambda: not load("{origin} {cow} N 8", "snapshot-merge")[0])
+    if accepted and impl == "c":
+        return
     got, lines = load(arguments, "snapshot-merge")
     assert got == error if error else got
     assert refusal(lines) == f"snapshot-merge: {text} (-{errno.errorcode[got]})"
-    same((got, refusal(lines)))
+    if not accepted:
+        same((got, refusal(lines)))
     if impl == "rust" and reason:
         assert f"3 device-mapper: snapshots: {reason}" in reasons(lines)
     assert not any(load.device.info().flags & flag for flag in (1 << 5, 1 << 6)), "a refused table was kept"
