@@ -12,7 +12,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
 #   KERNEL_VERSION  one version (7.2.12) instead of the newest of the series
 #   KERNEL_SUITE    sid instead of trixie: its newest kernel, unless KERNEL_SERIES is given, and its compilers
 #   KERNEL_FLAVOUR  cloud or rt
-default_series=7.2
+default_series=7.3
 suite=${KERNEL_SUITE:-trixie} flavour=${KERNEL_FLAVOUR:-}
 series=${KERNEL_SERIES:-}
 [[ $series || ! ${KERNEL_VERSION:-} ]] || series=${KERNEL_VERSION%.*}
