@@ -31,6 +31,7 @@ def pytest_addoption(parser):
     group.addoption("--share", metavar="K/N", default="1/1", help="run the K-th of N shares of the tests (another guest runs the others)")
     group.addoption("--few", action="store_true", help="take only the first of a test's parameters")
     group.addoption("--compare", action="store_true", help="run on C only what ours is compared with")
+    group.addoption("--all-n", action="store_true", help="in series of faults try every n, however long it takes")
     group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
 
 
@@ -73,6 +74,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(trylast=True)  # shares are made of what -m and -k leave
 def pytest_collection_modifyitems(config, items):
+    _refuse_empty(items)
     # A test without an implementation parameter that is left is one for the other implementation: not for this run.
     left = sorted((i for i in items if _phase(i) is not None), key=_phase)
     if not delay.expected():
@@ -84,6 +86,14 @@ def pytest_collection_modifyitems(config, items):
     left = _share(left, config.getoption("--share"))
     config.hook.pytest_deselected(items=list(set(items) - set(left)))
     items[:] = left
+
+
+def _refuse_empty(items):
+    """A list of parameters that has come out empty would be a test that passes without having run."""
+    empty = {item.nodeid for item in items for mark in item.iter_markers("skip")
+             if "empty parameter set" in mark.kwargs.get("reason", "") and "impl" not in mark.kwargs["reason"].split(",")[0]}
+    if empty:
+        raise pytest.UsageError(f"no parameters for {', '.join(sorted(empty))}")
 
 
 def _few(items):

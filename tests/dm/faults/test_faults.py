@@ -30,8 +30,10 @@ def test_every_target_has_a_scenario(impl, rust_module):
 
 
 @pytest.mark.parametrize("target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS])
-def test_series(impl, box, log, rust_module, small_reserves, target, name):
+def test_series(request, impl, box, log, rust_module, small_reserves, target, name):
     """No leak, no hang, true status, nothing lost that was acknowledged; at the end the module can go."""
+    assert not CHOSEN or CHOSEN[0] == "module" or any([it.target, *series] == CHOSEN[:3] for it in SCENARIOS.values()
+                                                      for tests in it.TESTS.values() for series in tests), "no such FAULT"
     leaks = faults.Leaks()
     for part, kind in SCENARIOS[target].TESTS[name]:
         if CHOSEN and [target, part, kind] != CHOSEN[:3]:
@@ -39,7 +41,7 @@ def test_series(impl, box, log, rust_module, small_reserves, target, name):
         scenario = SCENARIOS[target](box, rust_module, part, kind, log)
         mark = log.mark()
         try:
-            every = 1 if CHOSEN else scenario.EVERY.get((part, kind), 1)
+            every = 1 if CHOSEN or request.config.getoption("--all-n") else scenario.EVERY.get((part, kind), 1)
             series = faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None, every)
             if not CHOSEN[3:]:
                 scenario.complete(series, log.lines(mark))

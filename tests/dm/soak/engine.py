@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from lib import kmsg
 
 RUNS_PER_BATCH = 20
+# Of each target, whatever time there is. So much longer than its share it may take to come so far.
+LEAST_RUNS = 2
+OVERTIME = 240
 EVENTS_PER_RUN = 20, 60
 SECONDS_PER_RUN = 300
 # What an event says that had nothing to do.
@@ -75,6 +78,21 @@ class Driver:
         least, most = EVENTS_PER_RUN
         return st.builds(lambda setup, events: Plan(cls.TARGET, setup, events),
                          st.fixed_dictionaries(cls.SETUP), st.lists(one(), min_size=least, max_size=most))
+
+
+    @classmethod
+    def tours(cls, wanted=()):
+        """The strategy of plans in which each event comes once, and those that are wanted four times, in any order."""
+        kinds = cls.events()
+        names = [*kinds, *wanted, *wanted, *wanted]
+
+        @st.composite
+        def events(draw):
+            return [[name, {key: draw(value) for key, value in kinds[name][1].items()}]
+                    for name in draw(st.permutations(names))]
+
+        return st.builds(lambda setup, events: Plan(cls.TARGET, setup, events),
+                         st.fixed_dictionaries(cls.SETUP), events())
 
 
 class Plan:
@@ -203,12 +221,39 @@ class Soak:
             self.spent += time.monotonic() - start
             log.close()
 
-    def batch(self, seed, end=float("inf"), runs=RUNS_PER_BATCH):
-        """Some runs from a seed, as far as time (`end`) permits; returns the report of a failure, or None."""
-        failures = []
+    def missing(self):
+        """The events that have not been carried out yet, or had nothing to do."""
+        met = {name for (name, outcome), count in self.tally.items() if count and outcome != IDLE}
+        return [name for name in self.driver.events() if name not in met]
+
+    @property
+    def is_enough(self):
+        return self.runs >= LEAST_RUNS and not self.missing()
+
+    def go(self, seeds, seconds):
+        """Batches for so long, and until everything has happened; returns the report of a failure, or None."""
+        start = time.monotonic()
+        end, last = start + seconds, start + seconds + OVERTIME
+        while time.monotonic() < end or not self.is_enough:
+            if time.monotonic() > last:
+                return (f"soak of {self.driver.TARGET}: {self.runs} runs in {self.spent:.0f} s, which is too little: "
+                        f"{', '.join(self.missing()) or 'nothing'} never happened")
+            seed = next(seeds)
+            report = not self.is_enough and self.batch(seed, tour=True) or self.batch(seed, end)
+            if report:
+                return report
+        return None
+
+    def batch(self, seed, end=float("inf"), runs=RUNS_PER_BATCH, tour=False):
+        """Some runs from a seed, as far as time (`end`) permits, or one in which every event comes; returns the report of a
+        failure, or None."""
+        failures, drawn = [], 0
 
         def attempt(plan):
-            if failures or time.monotonic() > end:
+            nonlocal drawn
+            drawn += 1
+            # The first that is drawn is always the simplest: no tour would be another.
+            if failures or time.monotonic() > end or tour and drawn == 1:
                 return
             self.runs += 1
             say(f"run {self.runs} of {self.driver.TARGET}, seed {seed}: {spell('setup', plan.setup)}")
@@ -218,10 +263,11 @@ class Soak:
 
         # Hypothesis draws the plans. It would shrink them too, but takes hundreds of runs to get as far as Reducer does
         # in dozens, and gives up on failures that come only now and then.
+        plans = self.driver.tours(self.missing()) if tour else self.driver.plans()
         settings = hypothesis.settings(
-            max_examples=runs, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+            max_examples=2 if tour else runs, database=None, deadline=None, phases=[hypothesis.Phase.generate],
             suppress_health_check=list(hypothesis.HealthCheck))
-        hypothesis.seed(seed)(settings(hypothesis.given(self.driver.plans())(attempt)))()
+        hypothesis.seed(seed)(settings(hypothesis.given(plans)(attempt)))()
         return self.explain(failures[0], f"seed {seed}") if failures else None
 
     def replay(self, plan, end):

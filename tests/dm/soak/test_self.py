@@ -127,6 +127,35 @@ def test_reduction_ends_when_its_time_is_over():
     assert "found in 0 runs" in report and len(events_in(report).events) >= engine.EVENTS_PER_RUN[0]
 
 
+class Right(OverWrong):
+    TARGET = "right"
+
+    class Device(Wrong):
+        def write(self, sector, value):
+            self.data[sector] = value
+
+    def make(self):
+        return self.Device()
+
+
+class Lazy(Right):
+    """One of its events never has anything to do."""
+
+    @event(3)
+    def never(self):
+        return engine.IDLE
+
+
+def test_time_alone_is_not_enough(monkeypatch):
+    """Without any time every event happens nevertheless; where one does not, that is said."""
+    soak = Soak(Right, NoBox)
+    assert soak.go(engine.seeds(1), 0) is None
+    assert soak.runs >= engine.LEAST_RUNS and not soak.missing() and soak.is_enough
+    monkeypatch.setattr(engine, "OVERTIME", 0.2)
+    report = Soak(Lazy, NoBox).go(engine.seeds(1), 0)
+    assert "soak of right" in report and "never never happened" in report
+
+
 # The driver of the clone target, over clones that lie. Each list passes with one that does not.
 
 SETUP = {"region": 0, "short": 1, "cache": False, "hydration": False, "passdown": True, "on_read": False,
