@@ -59,7 +59,10 @@ const WANTED: usize = 32;
 /// What the owner allows, read anew for each decision.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// The most regions in flight, whoever started them; zero stops the sweep.
+    /// The most regions that the sweep may have in flight; zero stops it.
+    ///
+    /// Copies and overwrites of users do not count: with a small threshold they would keep the sweep from starting anything for
+    /// as long as they go on. What it owes them is in `user_busy`.
     pub(crate) threshold: u32,
     /// The most regions in one copy; zero acts as one.
     pub(crate) batch: u32,
@@ -315,6 +318,8 @@ pub(crate) struct Sweep {
     /// Whether the range of the last answer was asked for by `want`.
     was_wanted: bool,
     throttle: Throttle,
+    /// Regions in flight that the sweep has started.
+    copying: u64,
     turn: Turn,
     /// From when on a batch may be started even if user I/O goes on.
     due: u64,
@@ -340,6 +345,7 @@ impl Sweep {
             wanted: Wishes::default(),
             was_wanted: false,
             throttle: Throttle::default(),
+            copying: 0,
             turn: Turn::Scan,
             due: 0,
             skipped: false,
@@ -370,7 +376,7 @@ impl Sweep {
                 return Step::Done;
             }
         }
-        let room = u64::from(limits.threshold).saturating_sub(inflight.regions());
+        let room = u64::from(limits.threshold).saturating_sub(self.copying);
         if room == 0 || inflight.free_slots() == 0 {
             return Step::Blocked;
         }
@@ -397,6 +403,7 @@ impl Sweep {
             Some(range) => {
                 self.due = now.saturating_add(MIN_INTERVAL);
                 self.throttle.started();
+                self.copying = self.copying.saturating_add(range.len());
                 Step::Copy(range)
             }
             None if !limits.enabled => Step::Blocked,
@@ -432,7 +439,7 @@ impl Sweep {
         wanted: bool,
     ) {
         self.retries.finished(range);
-        self.throttle.ended(now);
+        self.ended(now, range);
         match outcome {
             Outcome::Copied => {
                 self.streak = 0;
@@ -462,7 +469,7 @@ impl Sweep {
     ///
     /// It counts neither as a failure nor as a copy; the next answer may be the same range.
     pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
-        self.throttle.ended(now);
+        self.ended(now, range);
         if self.was_wanted {
             self.wanted.push(range);
         } else if self.retries.trying == Some(range.start) {
@@ -471,6 +478,12 @@ impl Sweep {
         } else if self.position == range.end {
             self.position = range.start;
         }
+    }
+
+    /// Takes a range that [`Self::next`] has said to copy off the accounts.
+    fn ended(&mut self, now: u64, range: RegionRange) {
+        self.throttle.ended(now);
+        self.copying = self.copying.saturating_sub(range.len());
     }
 
     /// Returns how many copies have failed, of batches and of single regions.

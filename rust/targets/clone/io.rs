@@ -141,6 +141,9 @@ pub(super) struct Lists {
     pub(super) wishes: Wishes,
 }
 
+/// Slots that writes and discards leave to the sweep: else it would find none for as long as there are enough of them.
+const SWEEP_SLOTS: usize = 16;
+
 /// What became of a region when a writer asked for it, under the state lock.
 enum Claim {
     /// It is hydrated by now.
@@ -164,6 +167,9 @@ impl State {
         }
         let range = range.first(clear);
         let range = range.first(self.inflight.clear_prefix(range));
+        if self.inflight.free_slots() <= SWEEP_SLOTS {
+            return Claim::NoRoom;
+        }
         self.claim_free(range)
             .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
     }
@@ -174,7 +180,7 @@ impl State {
         if room {
             self.logs.unreserve(1);
         }
-        room && self.inflight.free_slots() > 0
+        room && self.inflight.free_slots() > SWEEP_SLOTS
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.

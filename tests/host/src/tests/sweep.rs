@@ -37,6 +37,8 @@ pub(super) struct Clone {
     pub(super) now: u64,
     /// What is in flight, by the time at which it ends.
     pending: Vec<(u64, Slot, Starter)>,
+    /// Regions in flight for the sweep.
+    copying: u64,
     /// Every copy the sweep has started: when and what.
     pub(super) started: Vec<(u64, RegionRange)>,
     /// How often the sweep was asked.
@@ -67,6 +69,7 @@ impl Clone {
             },
             now: 1_000_000,
             pending: Vec::new(),
+            copying: 0,
             started: Vec::new(),
             asked: 0,
         }
@@ -87,13 +90,14 @@ impl Clone {
                 assert_eq!(self.map.run(regions), Run::Clear(regions.len()));
                 assert_eq!(self.flight.clear_prefix(regions), regions.len());
                 let slot = self.flight.insert(regions).expect("a free slot");
-                assert!(self.flight.regions() <= u64::from(self.limits.threshold));
+                self.copying += regions.len();
+                assert!(self.copying <= u64::from(self.limits.threshold));
                 self.started.push((self.now, regions));
                 self.pending.push((self.now + delay, slot, Starter::Sweep));
             }
             Step::Wait(time) => assert!(time > 0 && time <= MAX_BACKOFF, "{time}"),
             Step::Blocked => {
-                let full = self.flight.regions() >= u64::from(self.limits.threshold)
+                let full = self.copying >= u64::from(self.limits.threshold)
                     || self.flight.free_slots() == 0;
                 let sweeping = self
                     .pending
@@ -148,13 +152,15 @@ impl Clone {
                 Outcome::Copied
             };
             if starter == Starter::Sweep {
+                self.copying -= regions.len();
                 self.sweep.finished(now, regions, outcome, false);
             }
         }
     }
 
     /// A copy that has been given up does not end any more.
-    pub(super) fn forget(&mut self, slot: Slot) {
+    pub(super) fn forget(&mut self, slot: Slot, regions: RegionRange) {
+        self.copying -= regions.len();
         self.pending.retain(|(_, pending, _)| *pending != slot);
     }
 

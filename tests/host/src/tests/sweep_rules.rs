@@ -29,17 +29,15 @@ fn batches_are_contiguous_and_capped() {
     let mut clone = Clone::new(100, [], 10, 64);
     clone.map.insert(&mut clone.writer, range(3, 5));
     clone.user_write(20, 1_000);
-    // The threshold counts the user's region and caps the batch; hydrated regions and those in flight
-    // end it.
+    // The threshold caps the batch; hydrated regions and those in flight end it. The user's region
+    // does not count.
     assert_eq!(clone.ask(5), Step::Copy(range(0, 3)));
-    assert_eq!(clone.ask(5), Step::Copy(range(5, 11)));
+    assert_eq!(clone.ask(5), Step::Copy(range(5, 12)));
     assert_eq!(clone.ask(5), Step::Blocked);
     clone.now += 5;
     clone.finish_due();
-    assert_eq!(clone.ask(5), Step::Copy(range(11, 20)));
-    clone.now += 5;
-    clone.finish_due();
-    assert_eq!(clone.ask(5), Step::Copy(range(21, 30)));
+    assert_eq!(clone.ask(5), Step::Copy(range(12, 20)));
+    assert_eq!(clone.ask(5), Step::Copy(range(21, 23)));
 }
 
 #[test]
@@ -99,6 +97,27 @@ fn busy_users_leave_a_guaranteed_rate() {
         clone.started.iter().filter(|(at, _)| *at == asked).count(),
         25
     );
+}
+
+#[test]
+fn steady_user_writes_leave_a_guaranteed_rate() {
+    // Overwrites are in flight at all times, more than the threshold.
+    let mut clone = Clone::new(1 << 20, [], 1, 1);
+    clone.limits.user_busy = true;
+    let mut region = 1 << 19;
+    for _ in 0..1_000 {
+        clone.user_write(region, 10);
+        region += 1;
+        clone.run_until(clone.now + 2, |_| 1);
+        assert!(region < (1 << 19) + 2 || clone.flight.len() >= 2);
+    }
+    // Two seconds: the clock goes on by at least a millisecond with each write.
+    assert!(
+        clone.started.len() >= 95,
+        "{} copies in two seconds",
+        clone.started.len()
+    );
+    assert!(gaps(&clone).iter().all(|gap| *gap >= MIN_INTERVAL));
 }
 
 #[test]
@@ -341,7 +360,7 @@ fn what_was_given_up_is_met_again() {
     };
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
-    clone.forget(slot);
+    clone.forget(slot, regions);
     clone
         .sweep
         .finished(clone.now, regions, Outcome::GivenUp, false);
@@ -358,7 +377,7 @@ fn what_was_given_up_is_met_again() {
     assert!(clone.sweep.was_wanted());
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
-    clone.forget(slot);
+    clone.forget(slot, regions);
     clone
         .sweep
         .finished(clone.now, regions, Outcome::GivenUp, true);
