@@ -439,7 +439,9 @@ impl Metadata {
     pub(super) fn mark(&self, state: &mut State, range: RegionRange) {
         // First, so that whoever sees the map's bits sees that there is something to commit.
         self.dirty.store(true, Release);
-        state.logs.record(range);
+        let recorded = state.logs.record(range);
+        // By the reservation there is room. If not, the next clone would not know of the region.
+        kernel::warn_on!(!recorded);
         self.map.insert(&mut state.writer, range);
         if state.writer.set() == self.geometry.regions() {
             self.done.store(true, Release);
