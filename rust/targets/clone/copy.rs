@@ -301,7 +301,8 @@ impl Clone {
 
     /// Lets the reader go on. Any context.
     pub(super) fn wake_reader(self: ArcBorrow<'_, Self>) {
-        self.queue.enqueue::<Clone, { Reader::ID }>(self.into());
+        self.read_queue
+            .enqueue::<Clone, { Reader::ID }>(self.into());
     }
 
     /// Lets the copier go on. Any context.

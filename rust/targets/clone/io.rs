@@ -618,7 +618,8 @@ impl Clone {
     }
 
     pub(super) fn wake_committer(self: ArcBorrow<'_, Self>) {
-        self.queue.enqueue::<Clone, { Committer::ID }>(self.into());
+        self.commit_queue
+            .enqueue::<Clone, { Committer::ID }>(self.into());
     }
 
     /// Decides again on a write to one region, outside of `map`. Process context.

@@ -202,6 +202,10 @@ pub(crate) struct Clone {
 
     hydration: Atomic<bool>,
     threshold: Atomic<u32>,
+    /// For the reader, which may wait for the source.
+    read_queue: OwnedQueue,
+    /// For the committer, which waits for the metadata device too.
+    commit_queue: OwnedQueue,
     batch: Atomic<u32>,
     discard_passdown: Atomic<bool>,
     hydrate_on_read: bool,
@@ -332,7 +336,9 @@ impl Target for Clone {
                 geometry,
             )
             .text(c"Failed to load metadata")?;
-        let queue = OwnedQueue::new(c"dm-clone").text(c"Failed to allocate workqueue")?;
+        let queue = |name| OwnedQueue::new(name).text(c"Failed to allocate workqueue");
+        let (read_queue, commit_queue) = (queue(c"dm-clone-read")?, queue(c"dm-clone-commit")?);
+        let queue = queue(c"dm-clone")?;
         let (reader, writer) = (new.io_client()?, new.io_client()?);
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
         let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).text(memory)?;
@@ -383,6 +389,8 @@ impl Target for Clone {
                 sweeper <- new_work!("dm_clone_sweeper"),
                 sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
             }),
+                read_queue,
+                commit_queue,
             GFP_KERNEL,
         )
         .text(c"Failed to allocate clone structure")
