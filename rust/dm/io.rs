@@ -95,6 +95,8 @@ pub(crate) enum Transfer {
     Write,
     /// Write it to the device; nobody waits for it.
     WriteBehind,
+    /// Make it read as zeros, by requests for just that.
+    WriteZeroes,
     /// Make everything written before durable, then write it, durably.
     WriteFlushFua,
 }
@@ -105,6 +107,7 @@ impl Transfer {
             Transfer::Read => kb::req_op_REQ_OP_READ | bindings::REQ_SYNC,
             Transfer::Write => kb::req_op_REQ_OP_WRITE | bindings::REQ_SYNC,
             Transfer::WriteBehind => kb::req_op_REQ_OP_WRITE,
+            Transfer::WriteZeroes => kb::req_op_REQ_OP_WRITE_ZEROES | bindings::REQ_SYNC,
             Transfer::WriteFlushFua => {
                 kb::req_op_REQ_OP_WRITE
                     | bindings::REQ_SYNC
@@ -306,6 +309,41 @@ impl IoClient {
         self.transfer_bytes(what, device, start, buffer.part(part)?)
     }
 
+    /// Makes a range read as zeros, as the device does it best; `zeros` is what to write if it cannot by itself. Not durable.
+    /// Sleeps for I/O, and needs no memory but the client's reserve.
+    pub(crate) fn zero(
+        &self,
+        device: &Device,
+        start: Sector,
+        len: Sectors,
+        zeros: &mut Buffer,
+    ) -> Result {
+        let nothing = bindings::dm_io_memory {
+            type_: bindings::dm_io_mem_type_DM_IO_KMEM,
+            offset: 0,
+            ptr: bindings::dm_io_memory__bindgen_ty_1 {
+                addr: core::ptr::null_mut(),
+            },
+        };
+        // SAFETY: Requests that write zeros have no data.
+        let done = unsafe { self.wait(Transfer::WriteZeroes, device, (start, len), nothing) };
+        if done.is_ok() {
+            return Ok(());
+        }
+        let (mut at, mut left) = (start, len.0);
+        while left != 0 {
+            let most = u32::try_from(zeros.len() >> kernel::block::SECTOR_SHIFT)?;
+            let piece = u32::try_from(left).map_or(most, |left| left.min(most));
+            if piece == 0 {
+                return Err(EINVAL);
+            }
+            self.transfer_part(Transfer::Write, device, at, zeros, 0..piece)?;
+            at = at.checked_add(Sectors(piece.into())).ok_or(EINVAL)?;
+            left = left.saturating_sub(piece.into());
+        }
+        Ok(())
+    }
+
     /// Transfers bytes of a buffer, whole sectors.
     fn transfer_bytes(
         &self,
@@ -315,13 +353,29 @@ impl IoClient {
         bytes: &mut [u8],
     ) -> Result {
         let (memory, len) = memory(bytes);
+        // SAFETY: The bytes are borrowed, and the extent has their length.
+        unsafe { self.wait(what, device, (start, len), memory) }
+    }
+
+    /// Starts a transfer and waits for it.
+    ///
+    /// # Safety
+    ///
+    /// The memory is at least as large as the extent, unless the request has no data, and stays until this returns.
+    unsafe fn wait(
+        &self,
+        what: Transfer,
+        device: &Device,
+        extent: (Sector, Sectors),
+        memory: bindings::dm_io_memory,
+    ) -> Result {
         let nobody = bindings::dm_io_notify {
             fn_: None,
             context: core::ptr::null_mut(),
         };
         let mut failed = 0;
-        // SAFETY: The bytes are borrowed until the I/O has ended: without a callback dm-io waits for it.
-        unsafe { self.start(what, device, (start, len), memory, nobody, &mut failed) }?;
+        // SAFETY: By the contract. Without a callback dm-io waits for the I/O.
+        unsafe { self.start(what, device, extent, memory, nobody, &mut failed) }?;
         if failed == 0 {
             Ok(())
         } else {

@@ -255,6 +255,36 @@ def test_write_zeroes(loops, box, start, count):
     assert_same(devices[1].content(), bytes(data))
 
 
+def test_zero_discards_by_requests_for_zeros(loops, box):
+    """The destination makes the zeros: no data is sent to it."""
+    meta, dest, source, data = loops
+    clone = box.clone(meta, dest, source, 8, "2 no_hydration zero_discards")
+    before = dest.stats()
+    clone.discard(83, 3000)
+    data[88 * 512:3080 * 512] = bytes((3080 - 88) * 512)
+    assert_same(clone.content(), bytes(data))
+    assert clone.hydrated() == (3080 - 88) // 8
+    written = dest.stats() - before
+    assert written.writes <= 4 and statistics(clone)["discarded_regions"] == clone.hydrated()
+    assert not any(dest.read(88, 2992))
+
+
+def test_large_requests_for_zeros(impl, box):
+    """One request for more regions than are marked at a time."""
+    length = 300 << 11  # 76800 regions
+    meta, dest, source = box.ram(1), box.loop(length * 512), box.loop(length * 512)
+    clone = box.clone(meta, dest, source, 8, "1 no_hydration")
+    assert clone.queue("write_zeroes_max_bytes") > length * 512
+    dest.write(length - 8, pattern("old", 8))
+    source.write(8, pattern("not covered", 8))
+    clone.punch(19, length - 19)
+    assert clone.hydrated() == length // 8 - 2
+    assert statistics(clone) == {"copied_regions": 1, "overwritten_regions": length // 8 - 3, "discarded_regions": 0,
+                                 "failed_copies": 0, "commits": statistics(clone)["commits"]}
+    assert clone.read(length - 8, 8) == bytes(4096)
+    assert clone.read(8, 8) == pattern("not covered", 8)
+
+
 # Requests that do not wait (W25)
 
 

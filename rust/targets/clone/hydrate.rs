@@ -77,6 +77,12 @@ impl Clone {
         }
     }
 
+    /// Regions that are filled at a time at most, so that nobody waits for them for long.
+    pub(super) fn longest(&self) -> u64 {
+        let region = self.metadata.geometry().region_size().sectors();
+        (LONGEST.get() / region.get().max(1)).max(1)
+    }
+
     /// Begins the copy that the sweep wants next, or says why there is none.
     fn start_copy(&self) -> Step {
         let geometry = self.metadata.geometry();
@@ -89,7 +95,7 @@ impl Clone {
         let limits = Limits {
             threshold: self.threshold.load(Relaxed),
             batch: self.batch.load(Relaxed),
-            longest: (LONGEST.get() / geometry.region_size().sectors().get().max(1)).max(1),
+            longest: self.longest(),
             throttle: params::hydration_throttle(),
             enabled: self.hydration.load(Relaxed),
             // With full order, so that a bio that did not see the copy's slot is seen here.

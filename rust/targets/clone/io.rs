@@ -319,6 +319,8 @@ fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
 fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
+    // A request to write zeros can touch a million regions: what it fills is marked with interrupts off.
+    let touched = touched.first(Clone::STEP);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
             accept(&mut bio, &this, touched.first(len));
@@ -746,7 +748,7 @@ impl Clone {
                 continue;
             }
             let mut state = metadata.state().lock();
-            match state.claim(&self, rest.first(Self::DISCARD_STEP)) {
+            match state.claim(&self, rest.first(self.longest())) {
                 Claim::Hydrated => {}
                 Claim::Busy(slot) => {
                     let rejected = state.wait(slot, bio);
@@ -760,7 +762,9 @@ impl Clone {
                 Claim::Mine(slot, range) => {
                     drop(state);
                     let (start, len) = metadata.geometry().extent(range);
-                    let result = self.destination.zero(start, len);
+                    let mut zeros = self.zeros.lock();
+                    let result = self.writer.zero(&self.destination, start, len, &mut zeros);
+                    drop(zeros);
                     let filled = match result {
                         Ok(()) => Filled::Zeroes,
                         Err(_) => Filled::Overwrite,

@@ -33,6 +33,7 @@ use crate::{
             Handle, //
         },
         io::{
+            Buffer,
             IoClient,
             Request, //
         },
@@ -177,6 +178,9 @@ const PIECE_RESERVE: u16 = 64;
 const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
 /// So long suspending waits for copies to end as they should; then the source is taken for dead.
+/// Sectors of zeros that are written at a time where the destination cannot make zeros itself.
+const ZEROS: u32 = 128;
+
 const SOURCE_GRACE: Millis = Millis::SECOND;
 
 /// A periodic commit follows so long after the first change.
@@ -192,6 +196,11 @@ pub(crate) struct Clone {
     pages: Arc<PagePool>,
     pieces: Arc<Pool<Request<Piece>>>,
     queue: OwnedQueue,
+    /// What the zeroer writes; empty without `zero_discards`.
+    #[pin]
+    zeros: Mutex<Buffer>,
+    /// For what waits for the destination at most. Each queue has a rescuer of its own: when no other thread can be made, it
+    /// runs one item after the other, and one that waits for a device that does not answer holds up those of its queue.
     metadata: Member<Metadata>,
     metadata_device: Device,
     destination: Device,
@@ -357,6 +366,11 @@ impl Target for Clone {
                 pages,
                 pieces,
                 queue,
+        let zeros = if options.zero_discards {
+            Buffer::new(ZEROS).text(memory)?
+        } else {
+            Buffer::default()
+        };
                 metadata,
                 metadata_device,
                 destination,
@@ -373,6 +387,7 @@ impl Target for Clone {
                 failures: Atomic::new(0),
                 wished: Atomic::new(false),
                 suspended: Atomic::new(true),
+                zeros <- new_mutex!(zeros, "dm_clone_zeros"),
                 fresh: Atomic::new(true),
                 user_ios: Atomic::new(0),
                 lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
