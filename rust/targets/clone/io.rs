@@ -406,8 +406,9 @@ fn map_discard<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapp
     if metadata.mode() != Mode::ReadWrite {
         return bio.end(Status::OK);
     }
+    // Not from here: there may be many regions to look at, and submitting it may wait.
     let (bio, mapped) = bio.take();
-    this.discard(bio);
+    this.again(Some(bio));
     mapped
 }
 
@@ -695,7 +696,7 @@ impl Clone {
         while next < range.end {
             let rest = RegionRange::new(next, range.end);
             let mut state = metadata.state().lock();
-            let clear = match metadata.map().run(rest.first(Self::DISCARD_STEP)) {
+            let clear = match metadata.map().run(rest.first(Self::STEP)) {
                 Run::Set(len) => {
                     next = Region(next.get().saturating_add(len));
                     continue;
@@ -791,5 +792,5 @@ impl Clone {
     }
 
     /// Regions that are marked with interrupts off at a time: 8 KiB of the map.
-    const DISCARD_STEP: u64 = 1 << 16;
+    const STEP: u64 = 1 << 16;
 }

@@ -1,5 +1,6 @@
 """Block devices: direct I/O on any of them, and disks in memory that are made and gone in a moment."""
 
+import ctypes
 import errno
 import fcntl
 import itertools
@@ -17,6 +18,7 @@ SECTOR = 512
 _BLKDISCARD = 0x1277
 _BLKZEROOUT = 0x127f
 _BLKROGET = 0x125e
+_PUNCH_HOLE = 0x03  # of a file, and keep its size
 
 
 def split(data):
@@ -98,6 +100,13 @@ class Block:
     def zero(self, sector, count):
         """What `blkdiscard -z` does."""
         fcntl.ioctl(self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+
+    def punch(self, sector, count):
+        """The same by one large request, if the device has such; it may let the space go."""
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
+        if fallocate(self._fd(), _PUNCH_HOLE, sector * SECTOR, count * SECTOR):
+            raise OSError(ctypes.get_errno(), "fallocate", self.path)
 
     @property
     def read_only(self):
