@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from lib import box as boxes
-from lib import dm
+from lib import dm, wait
 
 SIZE = 64  # sectors: eight regions of 4 KiB
 EINVAL, ENOENT = errno.EINVAL, errno.ENOENT
@@ -227,6 +227,40 @@ def test_too_many_regions(impl, load, clone_box, disks, same):
     same(lines)
     # Exactly 2^31: the next check speaks.
     assert "Invalid feature argument" in load(line, length=1 << 34, huge=huge.dev)[1][0]
+
+
+@pytest.mark.parametrize("data", ["dest", "source"])
+def test_metadata_on_a_data_device(impl, load, disks, data):
+    """C takes it, and formats the metadata over the data. Ours looks at it last, so that other faults are told as by C."""
+    disks[data].write(0, bytes(4096))
+    disks[data].write(8, b"precious".ljust(4096))
+    line = "{meta} {dest} {source} 8".replace("{meta}", f"{{{data}}}")
+    error, lines = load(line)
+    if impl == "c":
+        assert error == 0
+        assert disks[data].read(8, 8) != b"precious".ljust(4096)
+    else:
+        name = dict(dest="destination", source="source")[data]
+        assert (error, lines[0]) == (errno.EBUSY, f"3 {TEXT}Metadata device and {name} device are the same (-EBUSY)")
+        assert disks[data].read(0, 16) == bytes(4096) + b"precious".ljust(4096)
+        assert "Invalid feature argument" in load(line + " 1 nonsense")[1][0]
+    load.device.remove()
+    disks[data].write(0, bytes(2 * 4096))
+
+
+def test_source_and_destination_are_one(impl, load, disks):
+    """Of no use, but nothing is lost by it: taken, as by C."""
+    data = boxes.pattern("both", SIZE)
+    disks["dest"].write(0, data)
+    assert load("{meta} {dest} {dest} 8 1 no_hydration") == (0, [])
+    clone = load.device
+    clone.resume()
+    clone.write(11, b"x" * 512)
+    data = data[:11 * 512] + b"x" * 512 + data[12 * 512:]
+    clone.message("enable_hydration")
+    wait.until(lambda: "8/8" in clone.status(), "all is hydrated")
+    assert clone.read(0, SIZE) == disks["dest"].read(0, SIZE) == data
+    clone.remove()
 
 
 def test_read_only_source(impl, load, disks):

@@ -339,6 +339,19 @@ impl Target for Clone {
         let handle = new.handle();
         let metadata = registry
             .join(
+        // The C target takes both, and formats or fills the one over the data of the other.
+        for (device, text) in [
+            (
+                &destination,
+                c"Metadata device and destination device are the same",
+            ),
+            (&source, c"Metadata device and source device are the same"),
+        ] {
+            if device.number() == metadata_device.number() {
+                return Err(CtrError::new(text, EBUSY));
+            }
+        }
+
                 &metadata_device,
                 handle.mapped_device(),
                 handle.table_id(),
