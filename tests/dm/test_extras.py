@@ -112,6 +112,24 @@ def test_hydration_stops_after_so_many_failures(impl, clone_box, log):
     trio.check(trio.dest)
 
 
+def test_failures_of_writes_do_not_stop_hydration(impl, clone_box):
+    """Only what the background hydration fails at counts; a user may rewrite part of a bad region as often as he likes."""
+    trio = clone_box.trio(mib=1).layered("source")
+    trio.source.error((800, 808))
+    clone = trio.clone(extra="1 no_hydration 6 hydration_threshold 16 hydration_batch_size 4 max_failures 4")
+    clone.message("hydration_threshold", "0")
+    clone.message("enable_hydration")
+    for _ in range(10):
+        with pytest.raises(OSError):
+            clone.write(803, pattern("part", 2))
+    assert statistics(clone)["failed_copies"] == 10
+    assert "no_hydration" not in clone.look().features
+    trio.write(clone, 800, pattern("whole", 8))
+    clone.message("hydration_threshold", "16")
+    clone.wait_full()
+    trio.check(trio.dest)
+
+
 def test_rw_after_a_metadata_error(impl, clone_box, log):
     """The message `rw` gets a clone out of read-only mode in place, with all that had not been committed."""
     trio = clone_box.trio(mib=1).layered("meta")

@@ -246,7 +246,7 @@ impl Clone {
             return;
         };
         if end == End::Failed {
-            self.copy_failed();
+            self.copy_failed(whose);
         }
         if whose != For::Write {
             let wanted = whose == For::Wish;
@@ -257,10 +257,13 @@ impl Clone {
         }
     }
 
-    /// Says that a copy failed; it may be the last one that is allowed to. Process context, sleeps.
-    fn copy_failed(&self) {
+    /// Says that a copy failed; it may be the last one of the background hydration that is allowed to. Process context, sleeps.
+    fn copy_failed(&self, whose: For) {
         if log::allowed() {
             err!("clone", "{}: hydration failed", self.handle);
+        }
+        if whose == For::Write {
+            return;
         }
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         let most = self.max_failures.load(Relaxed);

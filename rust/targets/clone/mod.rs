@@ -220,7 +220,7 @@ pub(crate) struct Clone {
     hydrate_on_read: bool,
     zero_discards: bool,
     max_failures: Atomic<u32>,
-    /// Copies that failed since hydration was enabled.
+    /// Copies of the background hydration that failed since it was enabled.
     failures: Atomic<u32>,
     /// Something is to be copied whether or not hydration is on. Changed under the lock of `lists`.
     wished: Atomic<bool>,
