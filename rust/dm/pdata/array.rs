@@ -61,7 +61,7 @@ impl Entry for u32 {
 }
 
 /// Words in a block of a [`WordArray`].
-const WORDS_PER_BLOCK: u64 = 509;
+pub(crate) const WORDS_PER_BLOCK: u64 = 509;
 
 /// An array of 64-bit words: a bitset.
 pub(crate) type WordArray = Array<u64>;

@@ -25,6 +25,26 @@ use crate::env::crc32c_block;
 pub(crate) const PER_BITMAP: u64 = 16_320;
 /// Bitmap blocks that the index can name.
 pub(crate) const MAX_BITMAPS: u64 = 255;
+/// Array blocks that a tree of one node holds.
+const PER_NODE: u64 = 252;
+/// Entries that a node has at the least, unless it is the root.
+const MIN_PER_NODE: u64 = PER_NODE / 3;
+
+/// Blocks that a commit takes at most in which one block of an array changes: that block, the nodes above it, and those of
+/// the space map. The array has `blocks` of them, and the device `total`.
+pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
+    let mut nodes = 1u64;
+    let mut reach = PER_NODE;
+    while reach < blocks {
+        reach = reach.saturating_mul(MIN_PER_NODE);
+        // A full node on the way is split, with one beside it.
+        nodes = nodes.saturating_add(4);
+    }
+    let bitmaps = total.div_ceil(PER_BITMAP).min(MAX_BITMAPS);
+    // The array block and the index.
+    nodes.saturating_add(bitmaps).saturating_add(2)
+}
+
 /// The count that stands for more.
 pub(crate) const MANY: u8 = 3;
 

@@ -17,7 +17,8 @@
 //!
 //! # Locks
 //!
-//! `commit` (mutex) > `disk` (rw semaphore) > `state` (irq spinlock). The map itself is read without a lock.
+//! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the status says of the disk is
+//! in `state`: nobody waits for `disk` who does not write to it.
 
 use crate::{
     dm::{
@@ -27,7 +28,10 @@ use crate::{
             Handle, //
         },
         pdata::{
-            array::WordArray,
+            array::{
+                WordArray,
+                WORDS_PER_BLOCK, //
+            },
             block::{
                 Block,
                 BlockManager,
@@ -61,9 +65,12 @@ use crate::{
                 FORMAT, //
             }, //
         },
-        pdata::superblock::{
-            is_blank,
-            LOCATION, //
+        pdata::{
+            space::array_margin,
+            superblock::{
+                is_blank,
+                LOCATION, //
+            }, //
         },
         regions::RegionRange, //
     },
@@ -77,11 +84,7 @@ use crate::{
             err,
             warning, //
         },
-        noio::NoIo,
-        rw_sem::{
-            new_rw_sem,
-            RwSem, //
-        }, //
+        noio::NoIo, //
     },
     targets::registry, //
 };
@@ -214,10 +217,11 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Used and total blocks. Sleeps.
-    fn usage(&self) -> Result<(u64, u64)> {
+    /// How much of the device is in use.
+    fn usage(&self) -> Result<Usage> {
         let total = self.tm.total_blocks()?;
-        Ok((total.saturating_sub(self.tm.free_blocks()?), total))
+        let used = total.saturating_sub(self.tm.free_blocks()?);
+        Ok(Usage { used, total })
     }
 
     /// Ends the transaction: after it, what was set is on disk, durably.
@@ -242,9 +246,40 @@ impl Disk {
             .map_err(failed("Failed to commit superblock"))
     }
 
-    /// Adds the bits of a log to the running transaction, by words, in the order of the array.
-    fn set(&mut self, log: &RangeLog) -> Result {
+    /// Blocks that must be free before the bits of an array block are set.
+    fn margin(&self, geometry: &Geometry) -> Result<u64> {
+        let words = geometry.regions().div_ceil(64);
+        let total = self.tm.total_blocks()?;
+        Ok(array_margin(words.div_ceil(WORDS_PER_BLOCK), total))
+    }
+
+    /// Makes sure that there is room to set bits of another array block: if need be by a commit of those that have been set,
+    /// which sets free what the commit before replaced. The library must not run out of space in the midst of a change: it
+    /// would keep a block locked for ever.
+    fn make_room(&mut self, geometry: &Geometry, any_set: bool) -> Result {
+        let margin = self.margin(geometry)?;
+        if self.tm.free_blocks()? >= margin {
+            return Ok(());
+        }
+        if any_set {
+            self.commit(geometry)?;
+        }
+        if self.tm.free_blocks()? < margin {
+            return Err(ENOSPC);
+        }
+        Ok(())
+    }
+
+    /// Adds the bits of a log to the running transaction, by words, in the order of the array. Where space is short, those
+    /// set so far are committed on the way: what the log says is true of any part of it.
+    fn set(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
+        let mut present = None;
         for (index, mask) in log.words() {
+            let block = index.checked_div(WORDS_PER_BLOCK);
+            if present != block {
+                self.make_room(geometry, present.is_some())?;
+                present = block;
+            }
             let index = u32::try_from(index).map_err(|_| EINVAL)?;
             let word = match mask {
                 u64::MAX => mask,
@@ -263,6 +298,15 @@ enum Format {
     Never,
 }
 
+/// How much of a metadata device is in use.
+#[derive(Clone, Copy)]
+pub(super) struct Usage {
+    /// Blocks in use.
+    pub(super) used: u64,
+    /// Blocks.
+    pub(super) total: u64,
+}
+
 /// What routing decisions and their completions change.
 pub(super) struct State {
     /// The right to change the map, with the count of hydrated regions.
@@ -273,6 +317,8 @@ pub(super) struct State {
     pub(super) inflight: InFlight<Filling>,
     /// What has been done.
     pub(super) statistics: Statistics,
+    /// How full the metadata device was after the last commit, or when it was opened.
+    usage: Option<Usage>,
 }
 
 /// What is known of regions in flight.
@@ -311,10 +357,9 @@ pub(crate) struct Metadata {
     /// A flush of the destination failed: see [`recover`](Metadata::recover).
     flush_failed: Atomic<bool>,
     device: Arc<BlockDevice>,
+    /// Held for all of a commit, and for what follows if it fails.
     #[pin]
-    commit: Mutex<()>,
-    #[pin]
-    disk: RwSem<Option<Disk>>,
+    disk: Mutex<Option<Disk>>,
     #[pin]
     state: IrqLock<State>,
 }
@@ -335,9 +380,9 @@ impl registry::Metadata for Metadata {
                 })
                 .map_err(failed("Failed to load on-disk region map"))?;
         }
-        if let Ok((used, total)) = disk.usage() {
-            // A transaction can need a new copy of every block in use except the superblock, and of none twice.
-            let wanted = used.saturating_mul(2).saturating_sub(2);
+        let usage = disk.usage().ok();
+        if let (Some(Usage { used, total }), Ok(margin)) = (usage, disk.margin(&geometry)) {
+            let wanted = used.saturating_add(margin);
             if total < wanted {
                 warning!(
                     "clone",
@@ -354,6 +399,7 @@ impl registry::Metadata for Metadata {
             logs: DirtyLogs::new(LOG_ENTRIES)?,
             inflight: InFlight::new(SLOTS)?,
             statistics: Statistics::default(),
+            usage,
         };
         Arc::pin_init(
             pin_init!(Metadata {
@@ -365,8 +411,7 @@ impl registry::Metadata for Metadata {
                 mode: Atomic::new(Mode::ReadWrite as u32),
                 flush_failed: Atomic::new(false),
                 device,
-                commit <- new_mutex!((), "dm_clone_commit"),
-                disk <- new_rw_sem!(Some(disk), "dm_clone_disk"),
+                disk <- new_mutex!(Some(disk), "dm_clone_disk"),
                 state <- new_irq_lock!(state, "dm_clone_state"),
             }),
             GFP_KERNEL,
@@ -460,9 +505,9 @@ impl Metadata {
         self.state.lock().statistics
     }
 
-    /// Used and total blocks of the metadata device. Sleeps.
-    pub(super) fn usage(&self) -> Result<(u64, u64)> {
-        self.disk.read().as_ref().ok_or(EIO)?.usage()
+    /// How much of the metadata device is in use, as far as is known. Any context.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.state.lock().usage
     }
 
     /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for I/O.
@@ -475,7 +520,7 @@ impl Metadata {
         flush: impl FnOnce() -> Result,
     ) -> Result<Committed, Failure> {
         let _noio = NoIo::enter();
-        let _only = self.commit.lock();
+        let mut disk = self.disk.lock();
         let log = {
             let mut state = self.state.lock();
             if !state.logs.is_dirty() {
@@ -493,11 +538,12 @@ impl Metadata {
             return Ok(Committed::Nothing);
         };
         log.normalize();
-        let result = self.write(&log, flush);
+        let result = self.write(&mut disk, &log, flush);
         let complete = {
             let mut state = self.state.lock();
             state.logs.end_commit(log, result.is_ok());
-            if result.is_ok() {
+            if let Ok(usage) = result {
+                state.usage = usage;
                 state.statistics.commits = state.statistics.commits.saturating_add(1);
             }
             let dirty = state.logs.is_dirty();
@@ -505,28 +551,33 @@ impl Metadata {
             self.is_done() && !dirty
         };
         match result {
-            Ok(()) if complete => Ok(Committed::Complete),
-            Ok(()) => Ok(Committed::Flushed),
+            Ok(_) if complete => Ok(Committed::Complete),
+            Ok(_) => Ok(Committed::Flushed),
             Err((step, error)) => {
-                let degraded = Some(self.abort(name, step, error));
+                let degraded = Some(self.abort(&mut disk, name, step, error));
                 Err(Failure { error, degraded })
             }
         }
     }
 
-    /// First the data, then what says that it is there.
-    fn write(&self, log: &RangeLog, flush: impl FnOnce() -> Result) -> Result<(), (Step, Error)> {
+    /// First the data, then what says that it is there. Returns how full the device is then.
+    fn write(
+        &self,
+        disk: &mut Option<Disk>,
+        log: &RangeLog,
+        flush: impl FnOnce() -> Result,
+    ) -> Result<Option<Usage>, (Step, Error)> {
         flush().map_err(|error| (Step::Flush, error))?;
         let step = |error| (Step::Commit, error);
-        let mut disk = self.disk.write();
         let disk = disk.as_mut().ok_or(step(EIO))?;
-        disk.set(log)
+        disk.set(log, &self.geometry)
             .and_then(|()| disk.commit(&self.geometry))
-            .map_err(step)
+            .map_err(step)?;
+        Ok(disk.usage().ok())
     }
 
-    /// Goes back to the last transaction on disk and writes nothing more. Under the commit lock. Sleeps for I/O.
-    fn abort(&self, name: &Handle, step: Step, error: Error) -> Mode {
+    /// Goes back to the last transaction on disk and writes nothing more. Sleeps for I/O.
+    fn abort(&self, disk: &mut Option<Disk>, name: &Handle, step: Step, error: Error) -> Mode {
         let what = match step {
             Step::Flush => "flush destination device",
             Step::Commit => "dm_clone_metadata_commit",
@@ -543,12 +594,12 @@ impl Metadata {
         if step == Step::Flush {
             self.flush_failed.store(true, Relaxed);
         }
-        let mut disk = self.disk.write();
         // The old blocks must be gone before the device is read again.
         *disk = None;
         let mode = match Disk::open(self.device.clone(), &self.geometry, Format::Never) {
             Ok(reopened) => {
                 reopened.tm.blocks().set_read_only();
+                self.state.lock().usage = reopened.usage().ok();
                 *disk = Some(reopened);
                 Mode::ReadOnly
             }
@@ -576,7 +627,7 @@ impl Metadata {
     /// on disk, is safe.
     pub(super) fn recover(&self, name: &Handle) -> Result<Recovered> {
         let _noio = NoIo::enter();
-        let _only = self.commit.lock();
+        let mut disk = self.disk.lock();
         if self.mode() == Mode::ReadWrite {
             return Ok(Recovered::NotNeeded);
         }
@@ -589,8 +640,9 @@ impl Metadata {
             return Ok(Recovered::No);
         }
         // What there was is read-only, so it can stay until the new one is there; if that fails, nothing has changed.
-        let disk = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
-        *self.disk.write() = Some(disk);
+        let reopened = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
+        self.state.lock().usage = reopened.usage().ok();
+        *disk = Some(reopened);
         self.set_mode(Mode::ReadWrite);
         Ok(Recovered::Yes)
     }

@@ -163,6 +163,7 @@ use metadata::{
 use work::{
     CommitTimer,
     Committer,
+    Runs,
     Worker,
     Zeroer, //
 };
@@ -177,10 +178,10 @@ const PIECE_RESERVE: u16 = 64;
 /// The most data that is on its way from the source to the destination.
 const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
-/// So long suspending waits for copies to end as they should; then the source is taken for dead.
 /// Sectors of zeros that are written at a time where the destination cannot make zeros itself.
 const ZEROS: u32 = 128;
 
+/// So long suspending waits for copies to end as they should; then the source is taken for dead.
 const SOURCE_GRACE: Millis = Millis::SECOND;
 
 /// A periodic commit follows so long after the first change.
@@ -195,12 +196,16 @@ pub(crate) struct Clone {
     writer: IoClient,
     pages: Arc<PagePool>,
     pieces: Arc<Pool<Request<Piece>>>,
-    queue: OwnedQueue,
     /// What the zeroer writes; empty without `zero_discards`.
     #[pin]
     zeros: Mutex<Buffer>,
     /// For what waits for the destination at most. Each queue has a rescuer of its own: when no other thread can be made, it
     /// runs one item after the other, and one that waits for a device that does not answer holds up those of its queue.
+    queue: OwnedQueue,
+    /// For the reader, which may wait for the source.
+    read_queue: OwnedQueue,
+    /// For the committer, which waits for the metadata device too.
+    commit_queue: OwnedQueue,
     metadata: Member<Metadata>,
     metadata_device: Device,
     destination: Device,
@@ -211,10 +216,6 @@ pub(crate) struct Clone {
 
     hydration: Atomic<bool>,
     threshold: Atomic<u32>,
-    /// For the reader, which may wait for the source.
-    read_queue: OwnedQueue,
-    /// For the committer, which waits for the metadata device too.
-    commit_queue: OwnedQueue,
     batch: Atomic<u32>,
     discard_passdown: Atomic<bool>,
     hydrate_on_read: bool,
@@ -240,6 +241,8 @@ pub(crate) struct Clone {
     sweep: Mutex<Sweep>,
     /// Woken when no copy is in flight any more.
     idle: Pin<KBox<WaitQueue>>,
+    /// Runs of the committer, for those who wait for one.
+    runs: Runs,
 
     #[pin]
     worker: Work<Clone, { Worker::ID }>,
@@ -336,9 +339,6 @@ impl Target for Clone {
         let options = Options::parse(&mut words)
             .map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
 
-        let handle = new.handle();
-        let metadata = registry
-            .join(
         // The C target takes both, and formats or fills the one over the data of the other.
         for (device, text) in [
             (
@@ -352,6 +352,9 @@ impl Target for Clone {
             }
         }
 
+        let handle = new.handle();
+        let metadata = registry
+            .join(
                 &metadata_device,
                 handle.mapped_device(),
                 handle.table_id(),
@@ -363,11 +366,17 @@ impl Target for Clone {
         let queue = queue(c"dm-clone")?;
         let (reader, writer) = (new.io_client()?, new.io_client()?);
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
+        let zeros = if options.zero_discards {
+            Buffer::new(ZEROS).text(memory)?
+        } else {
+            Buffer::default()
+        };
         let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).text(memory)?;
         let pieces = Pool::new(PIECE_RESERVE).text(memory)?;
         let lanes = Lanes::new(SLOTS).text(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .text(c"Failed to allocate clone structure")?;
+        let runs = Runs::new().text(c"Failed to allocate clone structure")?;
 
         new.want_flushes();
         new.want_discards();
@@ -378,12 +387,10 @@ impl Target for Clone {
                 writer,
                 pages,
                 pieces,
+                zeros <- new_mutex!(zeros, "dm_clone_zeros"),
                 queue,
-        let zeros = if options.zero_discards {
-            Buffer::new(ZEROS).text(memory)?
-        } else {
-            Buffer::default()
-        };
+                read_queue,
+                commit_queue,
                 metadata,
                 metadata_device,
                 destination,
@@ -400,13 +407,13 @@ impl Target for Clone {
                 failures: Atomic::new(0),
                 wished: Atomic::new(false),
                 suspended: Atomic::new(true),
-                zeros <- new_mutex!(zeros, "dm_clone_zeros"),
                 fresh: Atomic::new(true),
                 user_ios: Atomic::new(0),
                 lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
                 lanes <- new_irq_lock!(lanes, "dm_clone_lanes"),
                 sweep <- new_mutex!(Sweep::new(), "dm_clone_sweep"),
                 idle,
+                runs,
                 worker <- new_work!("dm_clone_worker"),
                 committer <- new_work!("dm_clone_committer"),
                 copier <- new_work!("dm_clone_copier"),
@@ -417,8 +424,6 @@ impl Target for Clone {
                 sweeper <- new_work!("dm_clone_sweeper"),
                 sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
             }),
-                read_queue,
-                commit_queue,
             GFP_KERNEL,
         )
         .text(c"Failed to allocate clone structure")
@@ -604,20 +609,20 @@ impl Clone {
         self.discard_passdown.store(false, Relaxed);
     }
 
-    fn info(&self, noflush: bool, out: &mut StatusBuf<'_>) {
+    /// The status line, from memory. Waits for a commit before it if it is to, and for no other I/O.
+    fn info(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
         // Neither while suspended, nor for a table that is not live: it might name another destination.
         let live = !self.is_suspended() && !self.handle.is_suspended();
-        if self.metadata.mode() != Mode::Fail && !noflush && live {
-            // A failure has been logged and shows in the mode below.
-            let _ = self.commit();
+        if !noflush && live {
+            // If it fails, the mode below shows it. If the reader is killed, nobody reads what is below.
+            let _ = self.committed();
         }
         let usage = self.metadata.usage();
-        // After the sizes: if they are missing because a commit has just failed, the mode says so by now.
         let mode = self.metadata.mode();
         let (metadata_used, metadata_total) = match usage {
-            Ok(usage) => usage,
-            Err(_) if mode == Mode::Fail => (0, 0),
-            Err(_) => return out.emit(fmt!("{}", ERROR)),
+            Some(usage) => (usage.used, usage.total),
+            None if mode == Mode::Fail => (0, 0),
+            None => return out.emit(fmt!("{}", ERROR)),
         };
         let geometry = self.metadata.geometry();
         let (hydrated, hydrating) = self.metadata.progress();

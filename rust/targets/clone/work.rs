@@ -12,10 +12,27 @@ use crate::{
         Op,
         Status, //
     },
-    sys::noio::NoIo, //
+    logic::clone::status::Mode,
+    sys::{
+        noio::NoIo,
+        wait::{
+            new_wait_queue,
+            WaitQueue, //
+        }, //
+    }, //
 };
 use kernel::{
-    sync::Arc,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Release, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
     workqueue::WorkItem, //
 };
 
@@ -65,6 +82,7 @@ impl WorkItem<2> for Clone {
 
     fn run(this: Arc<Clone>) {
         let _noio = NoIo::enter();
+        let run = this.runs.begin();
         // Taken before the commit begins, so that its flush of the destination comes after their data.
         let (mut flush, mut written) = {
             let mut lists = this.lists.lock();
@@ -93,6 +111,62 @@ impl WorkItem<2> for Clone {
         }
         this.as_arc_borrow().wake_stalled(usize::MAX);
         this.as_arc_borrow().wake_sweep();
+        this.runs.end(run);
+    }
+}
+
+/// Counts the runs of the committer, which never run side by side.
+pub(super) struct Runs {
+    begun: Atomic<u32>,
+    ended: Atomic<u32>,
+    waiters: Pin<KBox<WaitQueue>>,
+}
+
+impl Runs {
+    /// Counts from zero. Sleeps.
+    pub(super) fn new() -> Result<Self> {
+        Ok(Runs {
+            begun: Atomic::new(0),
+            ended: Atomic::new(0),
+            waiters: KBox::pin_init(new_wait_queue!("dm_clone_runs"), GFP_KERNEL)?,
+        })
+    }
+
+    /// A run begins. Returns its number.
+    fn begin(&self) -> u32 {
+        // With full order: what happened before a waiter did not see this run is seen by the run.
+        self.begun.fetch_add(1, Full).wrapping_add(1)
+    }
+
+    /// The run of this number ends.
+    fn end(&self, run: u32) {
+        self.ended.store(run, Release);
+        self.waiters.wake_all();
+    }
+
+    /// The number of the next run to begin.
+    fn next(&self) -> u32 {
+        self.begun.fetch_add(0, Full).wrapping_add(1)
+    }
+
+    /// Waits until a run has ended, `EINTR` if the thread is killed.
+    fn wait(&self, run: u32) -> Result {
+        // The counts wrap around, but never while somebody waits.
+        let ended = || self.ended.load(Acquire).wrapping_sub(run) < u32::MAX / 2;
+        self.waiters.wait_killable(ended)
+    }
+}
+
+impl Clone {
+    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread can be killed meanwhile: it
+    /// is the committer that waits for the devices.
+    pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
+        if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
+            return Ok(());
+        }
+        let run = self.runs.next();
+        self.wake_committer();
+        self.runs.wait(run)
     }
 }
 

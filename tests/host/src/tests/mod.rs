@@ -23,6 +23,7 @@ mod snap_merge;
 mod snap_options;
 mod snap_parts;
 mod snap_pending;
+mod space;
 mod status;
 mod superblock;
 mod sweep;

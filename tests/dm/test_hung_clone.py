@@ -1,0 +1,261 @@
+"""One device of a clone does not answer: who does not need it goes on, the clone's own I/O as well as its neighbours."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lib import wait
+from lib.box import pattern
+from lib.disk import in_flight
+
+pytestmark = pytest.mark.only("rust")
+
+
+class Neighbours:
+    """Another clone, an era, and a snapshot with its origin, on devices of their own."""
+
+    def __init__(self, box, pair, family):
+        self.box, self.family = box, family
+        self.trio = box.trio(mib=1)
+        self.clone = self.trio.clone()
+        self.era = pair.era()
+        self.origin, self.snapshot = family.origin, family.snap()
+
+    def go_on(self):
+        """All of them do their work, with commits; and one more is made and removed."""
+        for turn in range(2):
+            self.trio.write(self.clone, 24 * turn + 3, pattern(f"neighbour {turn}", 10))
+            self.clone.flush()
+            self.era.write(8 * turn, pattern(f"neighbour {turn}", 8))
+            self.era.message("checkpoint")
+            self.family.write(self.origin, 100 * turn, pattern(f"neighbour {turn}", 8))
+            self.family.write(self.snapshot, 300 + 100 * turn, pattern(f"neighbour {turn}", 8))
+        self.clone.hydrate()
+        self.clone.wait_full()
+        self.clone.swap(self.clone.line)
+        self.trio.check(self.clone)
+        self.family.check()
+        other = self.box.trio(mib=1)
+        clone = other.clone()
+        other.write(clone, 5, pattern("one more", 20))
+        clone.flush()
+        clone.remove()
+        other.check(other.clone())
+
+
+@pytest.fixture
+def neighbours(impl, clone_box, pair, family):
+    return Neighbours(clone_box, pair, family)
+
+
+def queries(clone):
+    """What may be asked of a device at any time."""
+    assert clone.look(noflush=True).mode == "rw"
+    assert clone.table() and clone.info() and clone.status()
+    clone.message("hydration_threshold", "64")
+    assert "commits" in clone.ask("statistics")
+
+
+def on_their_way(clone, *jobs):
+    """Starts I/O that has to wait; returns when all of it does."""
+    jobs = [clone_job() for clone_job in jobs]
+    wait.until(lambda: in_flight(clone) == len(jobs), "all are on their way")
+    assert not any(job.done for job in jobs)
+    return jobs
+
+
+@pytest.mark.crowd
+def test_the_source_hangs(neighbours, clone_box):
+    trio = clone_box.trio(mib=2).layered("source")
+    clone = trio.clone()
+    trio.write(clone, 0, pattern("hydrated", 64))
+    trio.source.hold()
+    start = clone_box.background
+    jobs = on_their_way(clone, lambda: start(clone.write, 803, pattern("part", 2)), lambda: start(clone.read, 1600, 8),
+                        lambda: start(clone.discard, 800, 16))
+    clone.hydrate(threshold=64, batch=4)
+    clone.wait_hydrating(65)  # those of the sweep, and that of the write
+
+    def work():
+        queries(clone)
+        assert clone.look(noflush=False).mode == "rw"
+        neighbours.go_on()
+        assert clone.read(0, 64) == bytes(trio.expected[:64 * 512])
+        trio.write(clone, 3, pattern("part of hydrated", 5))
+        trio.write(clone, 2048, pattern("whole", 128), fua=True)
+        clone.flush()
+        queries(clone)
+
+    start(work).result()  # no discard: the kernel lets one device have only one at a time
+    assert not any(job.done for job in jobs)
+    trio.source.release()
+    for job in jobs:
+        job.result()
+    trio.wrote(800, clone.read(800, 16))  # the discard came before the write or after it
+    clone.wait_full()
+    trio.check(clone)
+
+
+@pytest.mark.crowd
+def test_the_destination_hangs(neighbours, clone_box):
+    """Reads of what has not arrived need it not, nor discards that are not passed down."""
+    trio = clone_box.trio(mib=2).layered("dest")
+    clone = trio.clone(extra="2 no_hydration no_discard_passdown")
+    trio.write(clone, 0, pattern("hydrated", 64))
+    clone.flush()
+    trio.dest.hold()
+    start = clone_box.background
+    jobs = on_their_way(clone, lambda: start(clone.write, 803, pattern("part", 2)),
+                        lambda: start(clone.write, 1600, pattern("whole", 16)), lambda: start(clone.read, 0, 8))
+    clone.hydrate(threshold=64, batch=4)
+    clone.wait_hydrating(67)  # those of the sweep, and those of the writes
+
+    def work():
+        queries(clone)
+        neighbours.go_on()
+        for sector in 800, 1600, 2048:
+            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512:(sector + 8) * 512])
+        clone.discard(3200, 64)
+        queries(clone)
+
+    start(work).result()
+    assert not any(job.done for job in jobs)
+    trio.dest.release()
+    for job in jobs:
+        job.result()
+    trio.wrote(803, pattern("part", 2))
+    trio.wrote(1600, pattern("whole", 16))
+    clone.wait_full()
+    trio.wrote(3200, clone.read(3200, 64))  # what the destination held, or the copy if it came first
+    trio.check(clone)
+
+
+@pytest.mark.crowd
+def test_the_metadata_device_hangs(neighbours, clone_box):
+    """Only who asks for durability waits: flushes, FUA."""
+    trio = clone_box.trio(mib=2, cache=True).layered("meta")
+    clone = trio.clone()
+    trio.write(clone, 0, pattern("hydrated", 64))
+    clone.flush()
+    flushes = trio.dest.stats().flushes
+    trio.meta.hold()
+    trio.write(clone, 640, pattern("dirty", 8))
+    start = clone_box.background
+    jobs = on_their_way(clone, lambda: start(clone.flush), lambda: start(clone.write, 0, pattern("fua", 8), fua=True),
+                        lambda: start(clone.write, 800, pattern("fua", 8), fua=True))
+    wait.until(lambda: trio.dest.stats().flushes > flushes, "a commit has begun")
+
+    def work():
+        queries(clone)
+        neighbours.go_on()
+        for sector in 8, 640, 1600:
+            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512:(sector + 8) * 512])
+        trio.write(clone, 11, pattern("part of hydrated", 5))
+        trio.write(clone, 1603, pattern("part", 2))
+        trio.write(clone, 2048, pattern("whole", 128))
+        trio.discard(clone, 3200, 64)
+        clone.hydrate(threshold=64, batch=4)
+        clone.wait_full()
+        queries(clone)
+
+    start(work).result()
+    assert not any(job.done for job in jobs)
+    trio.meta.release()
+    for job in jobs:
+        job.result()
+    trio.wrote(0, pattern("fua", 8))
+    trio.wrote(800, pattern("fua", 8))
+    trio.check(clone)
+    clone.flush()
+    assert clone.look(noflush=False).full
+
+
+# Status that commits: as with C, but who asks can be killed.
+
+
+class Asker:
+    """A process that asks for a status, with a commit before it."""
+
+    def __init__(self, clone):
+        clone.info()  # opens the control device, for the child too
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                clone.status(noflush=False)
+            finally:
+                os._exit(0)
+
+    def is_waiting(self):
+        """It sleeps as one does for I/O, and goes on sleeping."""
+        path = Path(f"/proc/{self.pid}/stat")
+        return all(path.read_text().rsplit(")", 1)[1].split()[0] == "D" for _ in range(50))
+
+    def end(self):
+        """Waits for its end; returns how it ended."""
+        found = wait.until(lambda: (it := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and it, "it ends")
+        return found[1]
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def dirty(impl, clone_box):
+    """A clone with something to commit, and a metadata device that hangs."""
+    trio = clone_box.trio(mib=1, cache=True).layered("meta")
+    clone = trio.clone()
+    clone.flush()
+    flushes = trio.dest.stats().flushes
+    trio.meta.hold()
+    trio.write(clone, 0, pattern("new", 8))
+    asker = Asker(clone)
+    wait.until(lambda: trio.dest.stats().flushes > flushes, "a commit has begun")
+    wait.until(asker.is_waiting, "the status waits for it")
+    return trio, clone, asker
+
+
+def test_status_commits_and_can_be_killed(dirty, clone_box):
+    trio, clone, killed = dirty
+    other = Asker(clone)
+    wait.until(other.is_waiting, "another waits")
+    assert clone_box.background(clone.look).result().hydrated == 1
+    killed.kill()
+    assert os.WTERMSIG(killed.end()) == signal.SIGKILL
+    assert other.is_waiting()
+    trio.meta.release()
+    assert other.end() == 0
+    meta = trio.meta.stats()
+    assert clone.look(noflush=False).mode == "rw"
+    assert not (trio.meta.stats() - meta).writes, "the commit had been waited for"
+
+
+def test_a_killed_status_does_not_keep_the_clone(dirty, clone_box):
+    """Suspending waits for the commit, not for who asked for it; then all goes on."""
+    trio, clone, asker = dirty
+    asker.kill()
+    asker.end()
+    suspend = clone_box.background(clone.suspend)
+    trio.meta.release()
+    suspend.result()
+    clone.resume()
+    trio.check(clone)
+    assert clone.look(noflush=False).hydrated == 1
+
+
+def test_status_of_a_commit_that_fails(impl, clone_box):
+    """The status after the attempt shows the mode."""
+    trio = clone_box.trio(mib=1).layered("meta")
+    clone = trio.clone()
+    clone.flush()
+    trio.write(clone, 0, pattern("new", 8))
+    trio.meta.error_writes()
+    assert clone.look(noflush=False).mode == "ro"
+    with pytest.raises(OSError) as failed:
+        clone.flush()
+    assert failed.value.errno == errno.EIO
+    trio.meta.heal()
+    clone.message("rw")
+    assert clone.look(noflush=False).mode == "rw"
