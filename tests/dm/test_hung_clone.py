@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,43 @@ def test_the_source_hangs(neighbours, clone_box):
     for job in jobs:
         job.result()
     trio.wrote(800, clone.read(800, 16))  # the discard came before the write or after it
+    clone.wait_full()
+    trio.check(clone)
+
+
+def rescuers():
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended
+            found += path.read_text().startswith("kworker/R-dm-cl")
+    return found
+
+
+def test_rescuers(impl, clone_box):
+    """One for what waits for the source, one for what waits for the metadata device, one for the rest: if no other thread can be
+    made, each runs one work item after the other, and one that hangs holds up those of its queue alone."""
+    before = rescuers()
+    clone = clone_box.trio(mib=1).clone()
+    assert rescuers() == before + 3
+    clone.remove()
+    assert rescuers() == before
+
+
+def test_a_hung_source_leaves_room_for_whole_regions(impl, clone_box):
+    """However many copies wait for it: writes to whole regions need none of it."""
+    trio = clone_box.trio(mib=16).layered("source")
+    clone = trio.clone()
+    trio.source.hold()
+    clone.hydrate(threshold=100000, batch=1)
+    clone.wait_hydrating(512)
+
+    def work():
+        for n in range(200):
+            trio.write(clone, trio.sectors - 8 * (n + 1), pattern(f"whole {n}", 8), fua=n % 50 == 0)
+
+    clone_box.background(work).result()
+    assert clone.look().hydrated == 200
+    trio.source.release()
     clone.wait_full()
     trio.check(clone)
 

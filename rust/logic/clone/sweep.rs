@@ -68,6 +68,12 @@ pub(crate) struct Limits {
     pub(crate) batch: u32,
     /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for long. Not zero.
     pub(crate) longest: u64,
+    /// The most copies in flight.
+    pub(crate) copies: u32,
+    /// So many of them may be in flight however few slots there are.
+    pub(crate) sure_copies: u32,
+    /// The others leave so many slots to writes.
+    pub(crate) spare_slots: usize,
     /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more: all of it.
     pub(crate) throttle: u32,
     /// Whether hydration is on. If not, only what was asked for by [`Sweep::want`] is copied.
@@ -377,7 +383,7 @@ impl Sweep {
             }
         }
         let room = u64::from(limits.threshold).saturating_sub(self.copying);
-        if room == 0 || inflight.free_slots() == 0 {
+        if room == 0 || !self.may_take_slot(limits, inflight.free_slots()) {
             return Step::Blocked;
         }
         if (limits.user_busy || self.streak >= STREAK) && now < self.due {
@@ -410,6 +416,18 @@ impl Sweep {
             None if self.retries.trying.is_some() => Step::Blocked,
             None => Step::Wait(self.resume_at.saturating_sub(now).max(1)),
         }
+    }
+
+    /// Whether another copy may have one of the free slots. The source may never answer those that wait for it, and writes to
+    /// whole regions need slots too.
+    fn may_take_slot(&self, limits: &Limits, free: usize) -> bool {
+        let copies = self.throttle.copies;
+        let spare = if copies < limits.sure_copies {
+            0
+        } else {
+            limits.spare_slots
+        };
+        copies < limits.copies && free > spare
     }
 
     /// Asks for ranges to be copied before all others, whether or not hydration is on.

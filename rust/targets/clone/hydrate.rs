@@ -39,6 +39,14 @@ use kernel::{
 /// The longest copy: a write that comes in between waits for all of it.
 const LONGEST: Sectors = Sectors(16 * 1024);
 
+/// Copies of the sweep in flight at most: half of all slots.
+const MOST_COPIES: u32 = 512;
+/// Copies of the sweep that find a slot however many writes are in flight.
+pub(super) const SURE_COPIES: u32 = 16;
+/// Slots that nobody may have who waits for the source, the above aside: what writes to whole regions need is the destination
+/// alone.
+pub(super) const SPARE_SLOTS: usize = 128 + 16;
+
 impl Clone {
     /// Whether the sweep has something to do at all.
     fn may_sweep(&self) -> bool {
@@ -96,6 +104,9 @@ impl Clone {
             threshold: self.threshold.load(Relaxed),
             batch: self.batch.load(Relaxed),
             longest: self.longest(),
+            copies: MOST_COPIES,
+            sure_copies: SURE_COPIES,
+            spare_slots: SPARE_SLOTS,
             throttle: params::hydration_throttle(),
             enabled: self.hydration.load(Relaxed),
             // With full order, so that a bio that did not see the copy's slot is seen here.

@@ -20,6 +20,10 @@
 
 use super::{
     copy::Piece,
+    hydrate::{
+        SPARE_SLOTS,
+        SURE_COPIES, //
+    },
     metadata::State,
     work::{
         CommitTimer,
@@ -141,8 +145,35 @@ pub(super) struct Lists {
     pub(super) wishes: Wishes,
 }
 
-/// Slots that writes and discards leave to the sweep: else it would find none for as long as there are enough of them.
-const SWEEP_SLOTS: usize = 16;
+/// What a claim of regions is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claimant {
+    /// To copy them.
+    Copy,
+    /// To overwrite them: nothing of the source is needed.
+    Overwrite,
+}
+
+impl Claimant {
+    /// Slots that are left to others. The sweep would find none for as long as there are enough writes, and those that need
+    /// no copy would find none while the source does not answer.
+    fn leaves(self) -> usize {
+        match self {
+            Claimant::Copy => SPARE_SLOTS,
+            // CAST: A small number.
+            Claimant::Overwrite => SURE_COPIES as usize,
+        }
+    }
+
+    /// What a write is that covers its regions, or does not.
+    fn of(overwrite: bool) -> Self {
+        if overwrite {
+            Claimant::Overwrite
+        } else {
+            Claimant::Copy
+        }
+    }
+}
 
 /// What became of a region when a writer asked for it, under the state lock.
 enum Claim {
@@ -158,7 +189,7 @@ enum Claim {
 
 impl State {
     /// Claims the leading regions of `range` that are neither hydrated nor in flight.
-    fn claim(&mut self, clone: &Clone, range: RegionRange) -> Claim {
+    fn claim(&mut self, clone: &Clone, range: RegionRange, claimant: Claimant) -> Claim {
         let Run::Clear(clear) = clone.metadata.map().run(range) else {
             return Claim::Hydrated;
         };
@@ -167,20 +198,20 @@ impl State {
         }
         let range = range.first(clear);
         let range = range.first(self.inflight.clear_prefix(range));
-        if self.inflight.free_slots() <= SWEEP_SLOTS {
+        if self.inflight.free_slots() <= claimant.leaves() {
             return Claim::NoRoom;
         }
         self.claim_free(range)
             .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
     }
 
-    /// Whether a claim would find a slot and room in the log.
+    /// Whether any claim would find a slot and room in the log.
     pub(super) fn has_room(&mut self) -> bool {
         let room = self.logs.reserve(1);
         if room {
             self.logs.unreserve(1);
         }
-        room && self.inflight.free_slots() > SWEEP_SLOTS
+        room && self.inflight.free_slots() > Claimant::Copy.leaves()
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
@@ -340,7 +371,8 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
     let overwrite = covered.start == touched.start && !covered.is_empty();
 
     let mut state = metadata.state().lock();
-    match state.claim(&this, if overwrite { covered } else { first }) {
+    let wanted = if overwrite { covered } else { first };
+    match state.claim(&this, wanted, Claimant::of(overwrite)) {
         Claim::Hydrated => {
             drop(state);
             accept(&mut bio, &this, first);
@@ -631,7 +663,7 @@ impl Clone {
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
         let overwrite = self.covers(&bio);
         let mut state = metadata.state().lock();
-        match state.claim(&self, touched) {
+        match state.claim(&self, touched, Claimant::of(overwrite)) {
             Claim::Hydrated => {
                 drop(state);
                 if bio.is_fua() && metadata.is_dirty() {
@@ -749,7 +781,7 @@ impl Clone {
                 continue;
             }
             let mut state = metadata.state().lock();
-            match state.claim(&self, rest.first(self.longest())) {
+            match state.claim(&self, rest.first(self.longest()), Claimant::Overwrite) {
                 Claim::Hydrated => {}
                 Claim::Busy(slot) => {
                     let rejected = state.wait(slot, bio);

@@ -256,6 +256,39 @@ fn a_copy_is_never_longer_than_the_longest() {
     assert_eq!(clone.ask(5), Step::Copy(range(7, 14)));
 }
 
+#[test]
+fn slots_are_left_to_writes() {
+    // 64 slots, of which the sweep may have 40; beyond 4 it leaves 30.
+    let mut clone = Clone::new(1_000, [], 1_000, 1);
+    (clone.limits.copies, clone.limits.sure_copies) = (40, 4);
+    clone.limits.spare_slots = 30;
+    let next = |clone: &mut Clone| {
+        let step = clone
+            .sweep
+            .next(clone.now, &clone.limits, &clone.map, &clone.flight);
+        match step {
+            Step::Copy(regions) => clone.flight.insert(regions).is_some(),
+            step => {
+                assert_eq!(step, Step::Blocked);
+                false
+            }
+        }
+    };
+    while next(&mut clone) {}
+    assert_eq!(clone.flight.len(), 34);
+    // With writers in all of the others it finds four.
+    let mut clone = Clone::new(1_000, [], 1_000, 1);
+    clone.limits.sure_copies = 4;
+    clone.limits.spare_slots = 30;
+    (0..60).for_each(|n| clone.user_write(900 + n, 1_000));
+    while next(&mut clone) {}
+    assert_eq!(clone.flight.len(), 64);
+    let mut clone = Clone::new(1_000, [], 1_000, 1);
+    clone.limits.copies = 7;
+    while next(&mut clone) {}
+    assert_eq!(clone.flight.len(), 7);
+}
+
 fn want(clone: &mut Clone, start: u64, end: u64) {
     let mut wishes = Wishes::default();
     wishes.push(range(start, end));
