@@ -297,6 +297,20 @@ def test_area_of_useless_records(family):
 
 
 @pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("areas, more", [(1, 0), (2, 0), (1, 1), (2, -1)])
+def test_status_of_the_first_step(family, same, size, areas, more):
+    """Also with an area that is just full, and of which the next one is empty."""
+    valve = family.real = Valve(family.box, family.disk)
+    count = areas * cow.per_area(size) + more
+    snapshot = family.store(size, cow.numbered(range(min(count, family.sectors // size)), size))
+    front = family.merge(snapshot, direct=True, before=lambda: valve.hold("writes"))
+    wait.until(lambda: in_flight(valve), "the first step is at the origin")
+    same(front.status())
+    valve.release()
+    family.merged()
+
+
+@pytest.mark.parametrize("size", [1, 8])
 def test_gaps(family, rng, size):
     """Chunks of the COW device may have been taken in any order."""
     olds = rng.sample(range(500), 100)

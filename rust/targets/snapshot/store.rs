@@ -218,8 +218,8 @@ pub(super) struct Store {
     overflowed: Atomic<bool>,
     /// A batch could not be written.
     lost: Atomic<bool>,
-    /// Durable records.
-    records: Atomic<u64>,
+    /// The area of the next record; in a merge, of the last one once it has been looked at. For the status line.
+    area: Atomic<u64>,
     #[pin]
     ledger: IrqLock<Ledger>,
     #[pin]
@@ -268,7 +268,7 @@ impl Store {
                 state: Atomic::new(0),
                 overflowed: Atomic::new(false),
                 lost: Atomic::new(false),
-                records: Atomic::new(0),
+                area: Atomic::new(0),
                 ledger <- new_irq_lock!(ledger, "dm_snap_ledger"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle <- new_wait_queue!("dm_snap_idle"),
@@ -317,8 +317,7 @@ impl Store {
         let allocated = self.ledger.lock().space.used();
         let layout = Layout::new(self.size);
         let metadata = if self.persistent {
-            let (area, _) = layout.slot(self.records.load(Relaxed));
-            layout.metadata(area)
+            layout.metadata(self.area.load(Relaxed))
         } else {
             Sectors(0)
         };
@@ -327,6 +326,12 @@ impl Store {
             total: cow.sectors(),
             metadata,
         }
+    }
+
+    /// Notes in which area a record is.
+    fn note_area(&self, record: u64) {
+        let (area, _) = Layout::new(self.size).slot(record);
+        self.area.store(area, Relaxed);
     }
 
     /// Exceptions on their way. Any context.
@@ -579,7 +584,7 @@ impl Store {
         let mut ledger = self.ledger.lock();
         match result {
             Ok(()) => {
-                self.records.store(disk.records(), Relaxed);
+                self.note_area(disk.records());
                 ledger.book.committed();
             }
             Err(_) => {
@@ -696,6 +701,7 @@ impl Store {
         runs: &mut KVVec<Run>,
     ) -> Result<Tail> {
         let mut disk = self.disk.lock();
+        self.note_area(disk.records().saturating_sub(1));
         let is_loose = disk.is_loose();
         disk.tail(cow, io, most, |record| {
             let run = Run {
@@ -727,7 +733,7 @@ impl Store {
         let mut disk = self.disk.lock();
         let result = disk.shorten(cow, io, tail);
         let records = disk.records();
-        self.records.store(records, Relaxed);
+        self.note_area(records);
         if result == Records::Cleared {
             if let Space::Persistent(space) = &mut self.ledger.lock().space {
                 space.merged(records);
@@ -807,7 +813,7 @@ impl Store {
             let old = core::mem::replace(&mut shard.lock().extents, table);
             drop(old);
         }
-        self.records.store(records, Relaxed);
+        self.note_area(records);
         self.ledger.lock().space = Space::Persistent(space);
         self.overflowed.store(false, Relaxed);
         self.set_state(State::Valid);
