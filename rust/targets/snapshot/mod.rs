@@ -884,12 +884,7 @@ impl WorkItem<1> for Snapshot {
         while this.is_committing() && store.commit(&this.cow, &this.io) {
             this.family.work_now();
         }
-        if store.state() == State::Failing {
-            if store.disk().invalidate(&this.cow, &this.io).is_err() {
-                warning!("persistent snapshot", "write header failed");
-            }
-            store.set_state(State::Invalid);
-            store.wake_idle();
+        if store.invalidate(&this.cow, &this.io) {
             this.live().tell();
             this.family.work_now();
         }

@@ -339,11 +339,6 @@ impl Store {
         self.ledger.lock()
     }
 
-    /// The store on disk. Sleeps, for as long as I/O takes.
-    pub(super) fn disk(&self) -> kernel::sync::MutexGuard<'_, Disk> {
-        self.disk.lock()
-    }
-
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
     pub(super) fn shard(&self, chunk: Chunk) -> (usize, u64) {
         parts::part(chunk, self.stripe)
@@ -592,6 +587,25 @@ impl Store {
                 self.lost.store(true, Release);
             }
         }
+        true
+    }
+
+    /// Says on disk that the store is lost, if it is and that is not said yet; tells whether it did. A committer only: that of
+    /// a former table may come together with that of the one that took over. Sleeps for I/O.
+    pub(super) fn invalidate(&self, cow: &Device, io: &IoClient) -> bool {
+        if self.state() != State::Failing {
+            return false;
+        }
+        let mut disk = self.disk.lock();
+        if self.state() != State::Failing {
+            return false;
+        }
+        if disk.invalidate(cow, io).is_err() {
+            warning!("persistent snapshot", "write header failed");
+        }
+        self.set_state(State::Invalid);
+        drop(disk);
+        self.wake_idle();
         true
     }
 
