@@ -1,14 +1,210 @@
-"""Who takes over from whom, when two things come together."""
+"""Who takes over from whom, when two resumes, or a resume and a removal, come together; and a merge beside that."""
+
+import errno
 
 import pytest
 
-from lib import wait
-from lib.box import pattern
+from lib import cow, delay, wait
+from lib.box import assert_same, pattern
 from lib.disk import in_flight
-from lib.snaps import Gate, Valve, Watch
-from test_snap_lifecycle import succeed, twin
+from lib.snaps import Gate, Snapshot, Valve, Watch, fails
+from test_snap_lifecycle import dm_said, succeed, twin, use
 
 pytestmark = pytest.mark.only("rust")
+
+IN_USE = "Unable to perform snapshot handover until source is suspended."
+WAITED = "Unable to resume snapshot source until handover completes."
+CANCELLED = "Cancelling snapshot handover."
+
+
+def denied(log, device, text):
+    mark = log.mark()
+    fails(device.resume, code=errno.EINVAL)
+    assert dm_said(log, mark, text)
+
+
+@pytest.mark.delays
+def test_snapshot_goes_live_beside_a_merge_that_begins(family):
+    """The snapshot found no merge; one begins before it is live. It must not be live in the middle of a batch of which it has
+    no copies: what it shows when it is must be what it shows for ever."""
+    valve = family.real = Valve(family.box, family.disk)
+    store = family.store(8, cow.numbered(range(100, 140), 8))
+    new = family.box.own(Snapshot(family.real, family.cow(8), start=False))
+    new.load(new.line)
+
+    def look():
+        new.resume()
+        return new.content()
+
+    with delay.held("snapshot: merge paused, not yet live") as point:
+        looking = family.box.background(look)
+        point.wait()
+        front = family.merge(store, direct=True, before=lambda: valve.hold("writes"))
+        wait.until(lambda: in_flight(valve), "a batch is on its way to the origin")
+    for _ in range(50):  # if it goes live now, it has time to
+        family.box.background(front.read, 0, 8).result()
+        if looking.done:
+            break
+    valve.release()
+    shown = looking.result()
+    front.wait_merged()
+    assert_same(new.content(), shown, where="the snapshot after the merge")
+    family.merged()
+
+
+@pytest.mark.delays
+def test_source_that_is_being_resumed(family, log):
+    """The live table is past its preresume. Who is loaded now cannot take over from it any more; it used to, and the table in
+    use failed all its I/O."""
+    first = family.snap("P", 8)
+    use(family, first, 0)
+    first.suspend()
+    with delay.held("between preresume and resume") as point:
+        resuming = family.box.background(first.resume)
+        point.wait()
+        second = twin(family, first)
+        denied(log, second, IN_USE)
+        point.release()
+        resuming.result()
+    denied(log, second, IN_USE)
+    use(family, first, 1)
+    first.suspend()
+    denied(log, first, WAITED)
+    second.resume()
+    succeed(family, first, second)
+    use(family, second, 2)
+
+
+@pytest.mark.delays
+def test_merge_that_is_being_resumed(family, log):
+    """The same with a merge: it would go on in the store of the live snapshot."""
+    valve = family.real = Valve(family.box, family.disk)
+    store = family.store(8, cow.numbered(range(0, 500, 2), 8))
+    front = family.merge(store, direct=True, before=lambda: valve.hold("writes"))
+    wait.until(lambda: in_flight(valve), "a batch is on its way to the origin")
+    suspend = family.box.background(front.suspend)
+    valve.release()
+    suspend.result()
+    with delay.held("between preresume and resume") as point:
+        resuming = family.box.background(front.resume)
+        point.wait()
+        second = family.box.own(Snapshot(store.origin, store.cow, store.kind, store.size, start=False))
+        second.load(second.line)
+        denied(log, second, IN_USE)
+        point.release()
+        resuming.result()
+    second.remove()
+    family.merged()
+
+
+def test_resume_that_another_target_refuses(family, log):
+    """The live table could have been resumed, but not another one beside it. It is not in use, and can be taken over from when
+    it has been refused itself."""
+    family.origin
+    first, beside = family.cow(8), family.cow(8)
+    lines = [f"0 2048 snapshot {family.real.dev} {first.dev} P 8",
+             f"2048 2048 snapshot {family.real.dev} {beside.dev} P 8"]
+    both = family.box.mapped(*lines)
+
+    def other(device):
+        it = family.box.own(Snapshot(family.real, device, start=False))
+        it.load(it.line)
+        return it
+
+    next_beside = other(beside)
+    both.suspend()
+    for _ in range(2):
+        denied(log, both, WAITED)
+    next_first = other(first)
+    denied(log, next_first, IN_USE)
+    denied(log, both, WAITED)
+    for device in (next_first, next_beside):
+        device.remove()
+    both.resume()
+    both.write(0, pattern("own", 8))
+    both.suspend()
+    next_first, next_beside = other(first), other(beside)
+    next_first.resume()
+    next_beside.resume()
+    assert next_first.read(0, 8) == pattern("own", 8)
+    both.remove()
+
+
+def test_replaced_after_another_target_refused(family, log):
+    """The same, and then the device gets a new table. That takes over, also what is in memory alone."""
+    family.origin
+    first, beside = family.cow(8), family.cow(8)
+    line = f"0 2048 snapshot {family.real.dev} {first.dev} N 8"
+    both = family.box.mapped(line, f"2048 2048 snapshot {family.real.dev} {beside.dev} P 8")
+    both.write(0, pattern("own", 8))
+    next_beside = family.box.own(Snapshot(family.real, beside, start=False))
+    next_beside.load(next_beside.line)
+    both.suspend()
+    denied(log, both, WAITED)
+    both.load(line)
+    both.resume()
+    assert both.read(0, 8) == pattern("own", 8)
+    next_beside.resume()
+
+
+@pytest.mark.delays
+def test_source_that_is_being_removed(family, log):
+    """It waits for what is on its way, and another one takes over: then that one does, and has the store. It used to wait for
+    a moment in which nothing at all was on its way, and to throw the other one's ownership away."""
+    parts = [Gate(family.box, family.box.ram(4)) for _ in range(2)]
+    first_part, rest = parts
+    device = family.box.mapped(f"0 24 linear {first_part.dev} 0", f"24 8000 linear {rest.dev} 24")
+    device.lower = device
+    first = family.snap("P", 8, cow=device)
+    second = twin(family, first)
+    for part in parts:
+        part.hold()
+    writers = [family.writer(family.origin, 800, pattern("new", 8))]
+    wait.until(lambda: in_flight(first_part), "a copy is on its way")
+    first.suspend()
+    mark = log.mark()
+    with delay.held("snapshot: leaving, not yet idle") as point:
+        removal = family.box.background(first.remove)
+        point.wait()
+        second.resume()
+        succeed(family, first, second)
+    writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
+    wait.until(lambda: in_flight(rest), "another copy is on its way")
+    first_part.release()
+    writers[0].result()
+    removal.result()
+    assert in_flight(rest) and not writers[1].done
+    assert not dm_said(log, mark, CANCELLED)
+    rest.release()
+    writers[1].result()
+    use(family, second, 1)
+    watch = Watch(second, log)
+    rest.error_writes((24, 8000))
+    family.write(family.origin, 3600, pattern("new", 8))
+    watch.ended(Watch.FAILED)
+
+
+@pytest.mark.delays
+def test_source_is_removed_before_the_resume(family, log):
+    """The next one has found that it has not to read the disk, and the source goes before it is live."""
+    first = family.snap("P", 8)
+    use(family, first, 0)
+    second = twin(family, first)
+    first.suspend()
+    family.origin.suspend()
+    mark = log.mark()
+    with delay.held("between preresume and resume") as point:
+        resuming = family.box.background(second.resume)
+        point.wait()
+        first.remove()
+        assert dm_said(log, mark, CANCELLED)
+        point.release()
+        resuming.result()
+    succeed(family, first, second)
+    family.origin.resume()
+    use(family, second, 1)
+    second = family.reopen(second)
+    use(family, second, 2)
 
 
 def test_header_of_a_lost_store_is_written_once(family, log):

@@ -10,7 +10,7 @@
 //!   │  └──────────────────────│──│────────┘           └───────────┴───────────┴────────────┘   │ kept       │
 //!   │                 failed  ▼  ▼                                                             ▼            │
 //!   │                    Failed  Finished                                           Stopped or Failed       │
-//!   └────────────────────────────────────────── stop ───────────────────────────────────────────────────────┘
+//!   └───────────────────────────────────── stop, pause ─────────────────────────────────────────────────────┘
 //! ```
 //!
 //! | state | what is done | then |
@@ -24,6 +24,9 @@
 //!
 //! Until the records are cleared everything is read from and written to the COW device; so whatever happens before that
 //! leaves a merge that can begin again. A failure ends it until it is started anew.
+//!
+//! A pause is a stop by others than the user: it ends a batch in the same places, and none begins before all pauses have ended. Starts
+//! and stops meanwhile are remembered.
 //!
 //! If nobody knows whether the records are cleared the batch is in doubt: origin and COW device have the same, and it must
 //! not be written to. Who wants to has the records written back first (Restoring), and fails if that does.
@@ -80,7 +83,9 @@ pub(crate) enum Records {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
-    Stopped,
+    Stopped {
+        in_doubt: bool,
+    },
     Reading,
     Guarding,
     Draining,
@@ -90,7 +95,9 @@ enum State {
         failed: bool,
     },
     Committing,
-    Restoring,
+    Restoring {
+        failed: bool,
+    },
     LettingGo {
         fate: Fate,
         failed: bool,
@@ -106,21 +113,29 @@ enum State {
 pub(crate) struct Merge {
     state: State,
     wanted: bool,
+    /// How many keep it between two batches.
+    pauses: u32,
 }
 
 impl Merge {
     /// A merge that was not started yet.
     pub(crate) const fn new() -> Self {
         Merge {
-            state: State::Stopped,
+            state: State::Stopped { in_doubt: false },
             wanted: false,
+            pauses: 0,
         }
+    }
+
+    /// Whether it may begin a batch.
+    fn goes(&self) -> bool {
+        self.wanted && self.pauses == 0
     }
 
     /// What is to be done.
     pub(crate) fn task(&self) -> Task {
         match self.state {
-            State::Stopped | State::Failed { .. } | State::Finished => Task::Nothing,
+            State::Stopped { .. } | State::Failed { .. } | State::Finished => Task::Nothing,
             State::Reading => Task::Read,
             State::Guarding => Task::Guard,
             State::Draining => Task::Drain,
@@ -131,7 +146,7 @@ impl Merge {
             } => Task::Copy,
             State::Copying { .. } => Task::Nothing,
             State::Committing => Task::Commit,
-            State::Restoring => Task::Restore,
+            State::Restoring { .. } => Task::Restore,
             State::LettingGo { fate, .. } => Task::LetGo(fate),
         }
     }
@@ -140,7 +155,7 @@ impl Merge {
     pub(crate) fn is_at_rest(&self) -> bool {
         matches!(
             self.state,
-            State::Stopped | State::Failed { .. } | State::Finished
+            State::Stopped { .. } | State::Failed { .. } | State::Finished
         )
     }
 
@@ -148,7 +163,9 @@ impl Merge {
     pub(crate) fn has_failed(&self) -> bool {
         matches!(
             self.state,
-            State::Failed { .. } | State::Restoring | State::LettingGo { failed: true, .. }
+            State::Failed { .. }
+                | State::Restoring { failed: true }
+                | State::LettingGo { failed: true, .. }
         )
     }
 
@@ -157,24 +174,54 @@ impl Merge {
         self.state == State::Finished
     }
 
-    /// Lets it begin, or begin again behind a failure.
+    /// Lets it begin, or begin again behind a failure; not before the last pause ends.
     pub(crate) fn start(&mut self) {
         self.wanted = true;
         match self.state {
-            State::Stopped | State::Failed { in_doubt: false } => self.state = State::Reading,
-            // The data is on the origin, durably, and has not changed since.
-            State::Failed { in_doubt: true } => self.state = State::Committing,
+            State::Failed { in_doubt } => self.state = State::Stopped { in_doubt },
+            State::Restoring { .. } => self.state = State::Restoring { failed: false },
             // Not to rest then, but to begin.
             State::LettingGo { fate, .. } => self.let_go_with(fate, false),
             _ => {}
+        }
+        self.begin();
+    }
+
+    /// Begins if it may, and does not yet.
+    fn begin(&mut self) {
+        if let (State::Stopped { in_doubt }, true) = (self.state, self.goes()) {
+            self.state = if in_doubt {
+                // The data is on the origin, durably, and has not changed since.
+                State::Committing
+            } else {
+                State::Reading
+            };
         }
     }
 
     /// Lets it end, soon: what has been copied is committed.
     pub(crate) fn stop(&mut self) {
         self.wanted = false;
+        self.break_off();
+    }
+
+    /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may be started and stopped
+    /// meanwhile.
+    pub(crate) fn pause(&mut self) {
+        self.pauses = self.pauses.saturating_add(1);
+        self.break_off();
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub(crate) fn go_on(&mut self) {
+        self.pauses = self.pauses.saturating_sub(1);
+        self.begin();
+    }
+
+    /// Ends a batch that has not changed anything yet.
+    fn break_off(&mut self) {
         match self.state {
-            State::Guarding => self.state = State::Stopped,
+            State::Guarding => self.state = State::Stopped { in_doubt: false },
             State::Draining => self.let_go_with(Fate::Kept, false),
             _ => {}
         }
@@ -190,8 +237,8 @@ impl Merge {
             self.state = match any {
                 Err(()) => State::Failed { in_doubt: false },
                 Ok(false) => State::Finished,
-                Ok(true) if self.wanted => State::Guarding,
-                Ok(true) => State::Stopped,
+                Ok(true) if self.goes() => State::Guarding,
+                Ok(true) => State::Stopped { in_doubt: false },
             };
         }
     }
@@ -280,17 +327,18 @@ impl Merge {
 
     /// A write waits for a batch in doubt.
     pub(crate) fn doubted(&mut self) {
-        if self.state == (State::Failed { in_doubt: true }) {
-            self.wanted = false;
-            self.state = State::Restoring;
+        match self.state {
+            State::Failed { in_doubt: true } => self.state = State::Restoring { failed: true },
+            State::Stopped { in_doubt: true } => self.state = State::Restoring { failed: false },
+            _ => {}
         }
     }
 
     /// The records of a batch in doubt were written back, or that has failed.
     pub(crate) fn restored(&mut self, ok: bool) {
-        if self.state == State::Restoring {
+        if let State::Restoring { failed } = self.state {
             let fate = if ok { Fate::Kept } else { Fate::InDoubt };
-            self.let_go_with(fate, !self.wanted);
+            self.let_go_with(fate, failed || !ok && !self.goes());
         }
     }
 
@@ -298,12 +346,12 @@ impl Merge {
     pub(crate) fn let_go(&mut self) {
         if let State::LettingGo { fate, failed } = self.state {
             let in_doubt = fate == Fate::InDoubt;
-            self.state = match (failed, self.wanted, in_doubt) {
-                (true, ..) | (_, false, true) => State::Failed { in_doubt },
-                (false, true, true) => State::Committing,
-                (false, true, false) => State::Reading,
-                (false, false, false) => State::Stopped,
-            };
+            if failed {
+                self.state = State::Failed { in_doubt };
+            } else {
+                self.state = State::Stopped { in_doubt };
+                self.begin();
+            }
         }
     }
 }

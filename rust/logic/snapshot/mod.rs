@@ -15,4 +15,5 @@ pub(crate) mod options;
 pub(crate) mod parts;
 pub(crate) mod pending;
 pub(crate) mod readers;
+pub(crate) mod role;
 pub(crate) mod status;

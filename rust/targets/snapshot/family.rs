@@ -16,7 +16,10 @@ use super::{
         Kind,
         Stamp, //
     },
-    merge::Merge,
+    merge::{
+        Merge,
+        Pause, //
+    },
     origin::Origin,
     store::{
         Ledger,
@@ -27,7 +30,6 @@ use super::{
         Store, //
     },
     Claim,
-    Role,
     Snapshot,
     PAIRING, //
 };
@@ -73,6 +75,7 @@ use crate::{
         }, //
     },
     sys::{
+        delay::delay_point,
         irq_lock::{
             new_irq_lock,
             IrqGuard,
@@ -99,7 +102,8 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        Mutex, //
+        Mutex,
+        MutexGuard, //
     },
     workqueue::{
         impl_has_work,
@@ -239,9 +243,9 @@ impl Roster {
         for table in self.tables.iter().filter(|it| it.cow.number() == cow) {
             sharing.all = sharing.all.saturating_add(1);
             match table.role() {
-                Role::Live | Role::Leaving => sharing.live = Some(table),
-                Role::New | Role::Successor => sharing.waiting = Some(table),
-                Role::Former => {}
+                role if role.has_store() => sharing.live = Some(table),
+                role if role.waits() => sharing.waiting = Some(table),
+                _ => {}
             }
         }
         sharing
@@ -272,6 +276,19 @@ impl Roster {
     }
 }
 
+/// The roster, at a moment when a table may go live. For a snapshot that origin writes care about no merge of the origin is in a
+/// batch: that would be overwritten, and the snapshot has no copies of it.
+pub(super) struct Calm<'a> {
+    roster: MutexGuard<'a, Roster>,
+    _pause: Option<Pause>,
+}
+
+impl Calm<'_> {
+    pub(super) fn roster(&self) -> &Roster {
+        &self.roster
+    }
+}
+
 /// What came for the worker.
 #[derive(Default)]
 struct Inbox {
@@ -297,7 +314,7 @@ pub(crate) struct Family {
     starved: Atomic<bool>,
     #[pin]
     pub(super) roster: Mutex<Roster>,
-    /// The snapshots that origin writes care about.
+    /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to be, does so under this lock.
     #[pin]
     active: IrqLock<KVVec<Arc<Snapshot>>>,
     #[pin]
@@ -342,8 +359,12 @@ impl Family {
     pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
         let _noio = NoIo::enter();
         let mut roster = self.roster.lock();
-        self.make_room(roster.tables.len().saturating_add(1))?;
-        Ok(lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?)
+        lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?;
+        let added = self.add(table, roster.tables.len());
+        if added.is_err() {
+            roster.remove(table);
+        }
+        added
     }
 
     /// A target is going. Sleeps.
@@ -361,42 +382,64 @@ impl Family {
         self.queue.enqueue::<Family, 1>(self.clone());
     }
 
-    /// Makes sure that as many snapshots can be active as there are tables. Sleeps.
-    fn make_room(&self, tables: usize) -> Result {
-        let mut list = KVVec::with_capacity(tables, GFP_KERNEL)?;
+    /// Puts a table on the list for `map`, which then has so many. Sleeps.
+    fn add(&self, table: &Arc<Snapshot>, tables: usize) -> Result {
+        let mut before = KVVec::with_capacity(tables.saturating_mul(2), GFP_KERNEL)?;
         let mut active = self.active.lock();
-        if active.capacity() >= tables {
-            return Ok(());
+        if active.len() == active.capacity() {
+            for table in active.iter() {
+                before.push_within_capacity(table.clone())?;
+            }
+            core::mem::swap(&mut *active, &mut before);
         }
-        for table in active.iter() {
-            list.push_within_capacity(table.clone())?;
-        }
-        let before = core::mem::replace(&mut *active, list);
+        active.push_within_capacity(table.clone())?;
+        // What is left of the one list is dropped outside of the lock.
         drop(active);
         drop(before);
         Ok(())
     }
 
-    /// Makes a snapshot one that origin writes care about. There is room since its construction.
-    pub(super) fn activate(&self, table: &Arc<Snapshot>) {
-        let mut active = self.active.lock();
-        if !active.iter().any(|it| Arc::ptr_eq(it, table)) {
-            let _ = active.push_within_capacity(table.clone());
-        }
-    }
-
-    /// Makes a snapshot one that origin writes do not care about any more. Sleeps.
-    pub(super) fn deactivate(&self, table: &Arc<Snapshot>) {
+    /// Takes a table off that list. Sleeps.
+    pub(super) fn forget(&self, table: &Arc<Snapshot>) {
         let taken = lists::take(&mut self.active.lock(), |it| Arc::ptr_eq(it, table));
         drop(taken);
+    }
+
+    /// Changes roles: for a write to the origin, all at once.
+    pub(super) fn switch(&self, change: impl FnOnce()) {
+        let _active = self.active.lock();
+        change();
+    }
+
+    /// Takes the roster at a moment when a table may go live: if origin writes will care about it, no merge of the origin is in
+    /// a batch then, and none begins before the roster is let go. Sleeps, as long as a batch takes.
+    pub(super) fn calm(&self, table: &Snapshot) -> Calm<'_> {
+        let mut pause: Option<Pause> = None;
+        loop {
+            delay_point!(c"snapshot: merge paused, not yet live");
+            let roster = self.roster.lock();
+            let merge = match &roster.merging {
+                Merging::There(merge) if !table.is_merged => Some(merge.clone()),
+                _ => None,
+            };
+            let is_paused = |merge| pause.as_ref().is_some_and(|pause| pause.is_of(merge));
+            if merge.as_ref().is_none_or(is_paused) {
+                return Calm {
+                    roster,
+                    _pause: pause,
+                };
+            }
+            drop(roster);
+            // It came meanwhile.
+            pause = merge.map(Merge::pause);
+        }
     }
 
     /// How much of a write to the origin, from its start on, no snapshot cares about. Any context.
     pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
         let active = self.active.lock();
-        active
-            .iter()
-            .fold(len, |len, table| table.clear(start, len))
+        let tables = active.iter().filter(|table| table.is_active());
+        tables.fold(len, |len, table| table.clear(start, len))
     }
 
     /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.

@@ -20,7 +20,6 @@ use super::{
         Reserved,
         State, //
     },
-    Role,
     Snapshot, //
 };
 use crate::{
@@ -40,7 +39,8 @@ use crate::{
                 Seq,
                 Stage, //
             },
-            readers::Generation, //
+            readers::Generation,
+            role::Role, //
         },
         units::{
             Sector,

@@ -27,7 +27,6 @@ use super::{
         State, //
     },
     Origin,
-    Role,
     Snapshot, //
 };
 use crate::{
@@ -74,7 +73,8 @@ use crate::{
                 Task,
                 Within, //
             },
-            parts::PARTS, //
+            parts::PARTS,
+            role::Role, //
         }, //
     },
     sys::{
@@ -123,10 +123,6 @@ struct Progress {
     closed: bool,
     /// Writes to the batch have to be preceded by its records.
     in_doubt: bool,
-    /// It is to merge when nobody pauses it.
-    wanted: bool,
-    /// How many do.
-    pauses: u32,
     /// Users were told how it ended.
     told: bool,
     waiting: BioQueue<Stamp>,
@@ -242,16 +238,20 @@ impl Target for Merge {
         Arc::<Self>::from(this).start();
     }
 
+    fn postsuspend(this: ArcBorrow<'_, Self>) {
+        Snapshot::postsuspend(this.table.as_arc_borrow());
+    }
+
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         Snapshot::preresume(this.table.as_arc_borrow())
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
         Snapshot::resume(this.table.as_arc_borrow());
-        if this.table.role() != Role::Former {
+        if this.table.role() == Role::Live {
             // A table before may have begun exceptions for other targets of the origin. There are no new ones, and nothing
             // is mapped before this returns.
-            this.table.store().wait_idle();
+            this.table.store().wait_idle(|| false);
         }
         Arc::<Self>::from(this).start();
     }
@@ -284,8 +284,6 @@ impl Merge {
             next: 0,
             closed: false,
             in_doubt: false,
-            wanted: false,
-            pauses: 0,
             told: false,
             waiting: BioQueue::new(),
         };
@@ -375,52 +373,35 @@ impl Merge {
 
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != State::Valid || self.table.role() == Role::Former {
+        if self.table.store().state() != State::Valid || self.table.role() != Role::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
         let mut progress = self.progress.lock();
         progress.machine.start();
-        progress.wanted = true;
         progress.told = false;
-        if progress.pauses != 0 {
-            progress.machine.stop();
-        }
         self.nudge_with(&progress);
     }
 
     /// Ends it, and waits for that: as long as a batch takes. Sleeps.
     fn stop(self: &Arc<Self>) {
-        self.progress.lock().wanted = false;
-        self.come_to_rest();
+        self.come_to_rest(Machine::stop);
     }
 
-    fn come_to_rest(self: &Arc<Self>) {
+    fn come_to_rest(self: &Arc<Self>, change: impl FnOnce(&mut Machine)) {
         let mut progress = self.progress.lock();
-        progress.machine.stop();
+        change(&mut progress.machine);
         self.nudge_with(&progress);
         drop(progress);
         self.rest
             .wait_until(|| self.progress.lock().machine.is_at_rest());
     }
 
-    /// Keeps it from merging until [`go_on`](Self::go_on) is called as often: what is about to become another snapshot of the
-    /// origin does so between two batches. Sleeps as long as a batch takes.
-    pub(super) fn pause(self: &Arc<Self>) {
-        let mut progress = self.progress.lock();
-        progress.pauses = progress.pauses.saturating_add(1);
-        drop(progress);
-        self.come_to_rest();
-    }
-
-    /// See [`pause`](Self::pause). Any context.
-    pub(super) fn go_on(self: &Arc<Self>) {
-        let mut progress = self.progress.lock();
-        progress.pauses = progress.pauses.saturating_sub(1);
-        if progress.pauses == 0 && progress.wanted && !progress.machine.has_failed() {
-            progress.machine.start();
-            self.nudge_with(&progress);
-        }
+    /// Keeps it between two batches until the result is dropped: what is about to become another snapshot of the origin does
+    /// so then. Sleeps as long as a batch takes.
+    pub(super) fn pause(self: Arc<Self>) -> Pause {
+        self.come_to_rest(Machine::pause);
+        Pause(self)
     }
 
     /// A copy has ended. In the thread of kcopyd.
@@ -571,7 +552,7 @@ impl Merge {
                 Records::Kept
             }
         } else {
-            let result = table.store().shorten(&table.cow, &table.io, &own.tail);
+            let result = table.store().shorten(table, &own.tail);
             if result != Records::Cleared {
                 err!(
                     "snapshots",
@@ -636,6 +617,23 @@ impl Merge {
             }
         }
         true
+    }
+}
+
+/// A merge that rests between two batches.
+pub(super) struct Pause(Arc<Merge>);
+
+impl Pause {
+    pub(super) fn is_of(&self, merge: &Arc<Merge>) -> bool {
+        Arc::ptr_eq(&self.0, merge)
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress.lock();
+        progress.machine.go_on();
+        self.0.nudge_with(&progress);
     }
 }
 

@@ -87,6 +87,10 @@ use crate::{
                 Seq,
                 Stage, //
             },
+            role::{
+                Role,
+                Source, //
+            },
             status::{
                 Health,
                 Info,
@@ -100,6 +104,7 @@ use crate::{
         }, //
     },
     sys::{
+        delay::delay_point,
         irq_lock::{
             new_irq_lock,
             IrqLock, //
@@ -116,8 +121,8 @@ use crate::{
 };
 pub(crate) use family::World;
 use family::{
-    Family,
-    Merging, //
+    Calm,
+    Family, //
 };
 use io::Stamp;
 use kernel::{
@@ -192,21 +197,6 @@ impl Drop for Claim {
     }
 }
 
-/// What a table is to its store.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    /// It was made, and has read the store itself.
-    New,
-    /// It was made while another table was live, and takes over from it.
-    Successor,
-    /// It is live, or has been.
-    Live,
-    /// It is live, and being destroyed: nothing begins any more.
-    Leaving,
-    /// Another one has taken over.
-    Former,
-}
-
 /// A snapshot: one line of a table.
 ///
 /// Fields drop in order: what uses the devices goes before them.
@@ -261,22 +251,25 @@ impl Target for Snapshot {
     fn dtr(this: &Arc<Self>) {
         let family = &this.family;
         let roster = family.roster.lock();
-        let was_live = this.role() == Role::Live;
+        // The worker does not run now, and begins nothing for it any more.
+        let was_live = this.changes_role(Role::leave);
+        drop(roster);
         if was_live {
+            delay_point!(c"snapshot: leaving, not yet idle");
+            // What a former table has begun, the one that took over ends; that may be now.
+            this.store.wait_idle(|| this.role() == Role::Former);
+        }
+        delay_point!(c"snapshot: idle, not yet off the roster");
+        let mut roster = family.roster.lock();
+        if this.role() == Role::Leaving {
             if roster.sharing(this.cow.number()).waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
-            // The worker does not run now, and begins nothing for it any more.
-            this.set_role(Role::Leaving);
-        }
-        drop(roster);
-        if was_live {
-            // What a former table has begun, the one that took over ends.
-            this.store.wait_idle();
             this.store.set_owner(None);
         }
-        family.deactivate(this);
-        family.roster.lock().remove(this);
+        roster.remove(this);
+        drop(roster);
+        family.forget(this);
         // Copies and worker call the committer, and that the worker: none of them is to have the last reference.
         family.settle();
         flush::<Snapshot, { Committer::ID }>(this);
@@ -296,60 +289,41 @@ impl Target for Snapshot {
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         let roster = this.family.roster.lock();
         let sharing = roster.sharing(this.cow.number());
-        if let (Some(live), Some(_)) = (sharing.live, sharing.waiting) {
-            if this.role() == Role::Live {
-                err!(
-                    "snapshots",
-                    "Unable to resume snapshot source until handover completes."
-                );
-                return Err(EINVAL);
-            }
-            if this.role() == Role::Successor && !live.handle.is_suspended() {
-                err!(
-                    "snapshots",
-                    "Unable to perform snapshot handover until source is suspended."
-                );
-                return Err(EINVAL);
-            }
-        }
-        // Whoever it was to take over from is gone, and what is in memory may be older than the disk; or it is a merge, which
-        // has left gaps.
-        let fresh = sharing.live.is_none_or(|live| live.is_merged);
-        let reload = fresh && this.role() == Role::Successor;
+        let source = sharing.live.map(|live| Source {
+            role: live.role(),
+            is_merge: live.is_merged,
+            is_replaced: live.handle.mapped_device() == this.handle.mapped_device(),
+        });
+        let is_waited_for = sharing.waiting.is_some();
+        let reload = this.changes_role(|role| role.preresume(source, is_waited_for));
         drop(roster);
-        if reload {
-            let _noio = NoIo::enter();
-            this.reload()?;
+        match reload {
+            Ok(true) => {
+                let _noio = NoIo::enter();
+                this.reload()
+            }
+            Ok(false) => Ok(()),
+            Err(denied) => {
+                err!("snapshots", "{}", denied.text());
+                Err(EINVAL)
+            }
         }
-        Ok(())
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
-        if this.role() == Role::Former {
+        if !this.role().waits() {
+            // It is live since `preresume`; or another one has taken over.
             return;
         }
         let this: Arc<Self> = this.into();
-        let paused = this.pause_merge();
-        let roster = this.family.roster.lock();
-        // First the one, then not the other: there is always one that origin writes care about.
-        if !this.is_merged {
-            this.family.activate(&this);
-        }
-        for other in roster.tables.iter() {
-            let former = other.role() == Role::Live && other.cow.number() == this.cow.number();
-            if former && !Arc::ptr_eq(other, &this) {
-                other.set_role(Role::Former);
-                this.family.deactivate(other);
-            }
-        }
-        this.set_role(Role::Live);
-        this.store.set_owner(Some(this.clone()));
-        drop(roster);
-        if let Some(merge) = paused {
-            merge.go_on();
-        }
+        this.take_over(&this.family.calm(&this));
         // What the former table has left to do.
         this.family.wake();
+    }
+
+    fn postsuspend(this: ArcBorrow<'_, Self>) {
+        let _roster = this.family.roster.lock();
+        this.changes_role(Role::postsuspend);
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -451,13 +425,6 @@ fn sectors(bytes: u32) -> u32 {
 
 fn refused(refusal: Refusal) -> CtrError {
     CtrError::new(refusal.text, refusal.error)
-}
-
-impl Role {
-    fn to_bits(self) -> u32 {
-        // CAST: Five variants.
-        self as u32
-    }
 }
 
 impl Snapshot {
@@ -571,39 +538,38 @@ impl Snapshot {
         Ok((this, claim))
     }
 
-    /// Has a merge of the origin rest, if the table is about to become one that origin writes care about. Sleeps as long
-    /// as a batch takes.
-    fn pause_merge(&self) -> Option<Arc<Merge>> {
-        if self.is_merged || self.role() == Role::Live {
-            return None;
-        }
-        let roster = self.family.roster.lock();
-        let merge = match &roster.merging {
-            Merging::There(merge) => merge.clone(),
-            Merging::None | Merging::Claimed => return None,
-        };
-        drop(roster);
-        merge.pause();
-        Some(merge)
-    }
-
     fn role(&self) -> Role {
-        match self.role.load(Acquire) {
-            0 => Role::New,
-            1 => Role::Successor,
-            2 => Role::Live,
-            3 => Role::Leaving,
-            _ => Role::Former,
-        }
+        Role::from_bits(self.role.load(Acquire))
     }
 
-    fn set_role(&self, role: Role) {
+    /// Changes the role. Under the roster.
+    fn changes_role<R>(&self, change: impl FnOnce(&mut Role) -> R) -> R {
+        let mut role = self.role();
+        let result = change(&mut role);
         self.role.store(role.to_bits(), Release);
+        result
+    }
+
+    /// Becomes the live one of the tables with the store.
+    fn take_over(self: &Arc<Self>, calm: &Calm<'_>) {
+        let others =
+            calm.roster().tables.iter().filter(|other| {
+                other.cow.number() == self.cow.number() && !Arc::ptr_eq(other, self)
+            });
+        self.family.switch(|| {
+            for other in others {
+                other.changes_role(Role::taken_over);
+            }
+            self.changes_role(Role::resume);
+        });
+        self.store.set_owner(Some(self.clone()));
+        // Who is being destroyed need not wait any more.
+        self.store.wake_idle();
     }
 
     /// Whether origin writes care about the snapshot, and it may have new exceptions.
     fn is_active(&self) -> bool {
-        self.role() == Role::Live && !self.is_merged
+        self.role().is_live() && !self.is_merged
     }
 
     fn store(&self) -> &Store {
@@ -821,7 +787,7 @@ impl Snapshot {
 
     /// Whether it is the one of the tables with its store that writes records.
     fn is_committing(&self) -> bool {
-        matches!(self.role(), Role::Live | Role::Leaving)
+        self.role().has_store()
     }
 
     /// Sees that records are written, if there are any to be. The worker only.

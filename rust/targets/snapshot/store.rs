@@ -742,10 +742,13 @@ impl Store {
         })
     }
 
-    /// Clears the records of a tail, durably. Sleeps for I/O.
-    pub(super) fn shorten(&self, cow: &Device, io: &IoClient, tail: &Tail) -> Records {
+    /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps for I/O.
+    pub(super) fn shorten(&self, merge: &Arc<Snapshot>, tail: &Tail) -> Records {
         let mut disk = self.disk.lock();
-        let result = disk.shorten(cow, io, tail);
+        if !merge.role().is_live() {
+            return Records::Kept;
+        }
+        let result = disk.shorten(&merge.cow, &merge.io, tail);
         let records = disk.records();
         self.note_area(records);
         if result == Records::Cleared {
@@ -770,10 +773,11 @@ impl Store {
         Ok(())
     }
 
-    /// Waits until nothing is on its way, and the header says what there is to be said. Sleeps.
-    pub(super) fn wait_idle(&self) {
-        self.idle
-            .wait_until(|| self.state() != State::Failing && self.ledger.lock().book.is_empty());
+    /// Waits until nothing is on its way, and the header says what there is to be said; or until that is somebody else's
+    /// matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
+    pub(super) fn wait_idle(&self, is_released: impl Fn() -> bool) {
+        let is_idle = || self.state() != State::Failing && self.ledger.lock().book.is_empty();
+        self.idle.wait_until(|| is_released() || is_idle());
     }
 
     /// Lets those look who wait.

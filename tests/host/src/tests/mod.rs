@@ -24,6 +24,7 @@ mod snap_options;
 mod snap_parts;
 mod snap_pending;
 mod space;
+mod snap_role;
 mod status;
 mod superblock;
 mod sweep;

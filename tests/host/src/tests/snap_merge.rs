@@ -3,9 +3,10 @@
 //! The merge: all orders of events in a model of `rust/targets/snapshot/merge.rs`, and the same with a step left out or
 //! misplaced, which must be noticed; and what it has besides the steps.
 //!
-//! There are two chunks with a record each, a thread that writes and flushes, and one that starts and stops the merge. Steps are as
-//! small as others can tell. Each thing may fail; records that could not be cleared may be there or not. In every state the
-//! power may be cut.
+//! There are two chunks with a record each, a thread that writes and flushes, one that starts and
+//! stops the merge, and one that takes a snapshot of the origin, for which the merge is paused. Steps
+//! are as small as others can tell. Each thing may fail; records that could not be cleared may be there
+//! or not. In every state the power may be cut.
 
 use std::collections::HashSet;
 use std::vec;
@@ -39,6 +40,7 @@ const SHOWN: &str = "something else is read than was written";
 const LOST: &str = "after a power cut something else is there than was acknowledged";
 const UNSEEN: &str = "the merge has ended, and there is a record";
 const STUCK: &str = "nothing can go on, and somebody waits";
+const MISSED: &str = "another snapshot shows something else than the origin held";
 
 /// Steps that are done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,12 @@ enum Mistake {
     DoubtIsOpen,
     /// A batch in doubt is taken for kept.
     DoubtIsKept,
+    /// Others are not asked whether they lack anything.
+    NoGuard,
+    /// A snapshot becomes live without a pause.
+    NoPause,
+    /// It does not wait for the end of the batch.
+    NoRest,
 }
 
 const CHUNKS: usize = 2;
@@ -85,6 +93,17 @@ enum Copying {
     Done,
 }
 
+/// Another snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Other {
+    Not,
+    /// The merge is being paused for it.
+    Pausing,
+    /// It is live, and shows what the origin held then; the merge is still paused.
+    Live([u8; CHUNKS]),
+    Done([u8; CHUNKS]),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
     machine: Merge,
@@ -100,8 +119,9 @@ struct State {
     closed: bool,
     in_doubt: bool,
     copies: [Copying; CHUNKS],
-    /// Another snapshot lacks what the batch overwrites.
+    /// Another snapshot lacks what the batch overwrites: it shows the origin.
     lacks: bool,
+    other: Other,
     /// The last acknowledged values.
     acked: [u8; CHUNKS],
     writer: Writer,
@@ -135,7 +155,8 @@ fn world(mistake: Mistake, most: u8, faults: u8) -> World {
             closed: false,
             in_doubt: false,
             copies: [Copying::Not; CHUNKS],
-            lacks: true,
+            lacks: false,
+            other: Other::Not,
             acked: [NEW; CHUNKS],
             writer: Writer::Idle,
             at: 0,
@@ -183,6 +204,11 @@ impl State {
                 return Err(LOST);
             }
         }
+        if let Other::Live(held) | Other::Done(held) = self.other {
+            if self.lacks && self.origin != held {
+                return Err(MISSED);
+            }
+        }
         if self.machine.is_finished() && (self.records != 0 || self.mapped.contains(&true)) {
             return Err(UNSEEN);
         }
@@ -195,6 +221,7 @@ impl World {
     fn next(&self, state: &State) -> Vec<State> {
         let mut all = vec![];
         self.control(state, &mut all);
+        self.other(state, &mut all);
         self.write(state, &mut all);
         self.copies(state, &mut all);
         self.merge(state, &mut all);
@@ -214,12 +241,45 @@ impl World {
             next.machine.stop();
             all.push(next);
         }
+    }
+
+    /// Another snapshot, which gets sooner or later what it lacks.
+    fn other(&self, state: &State, all: &mut Vec<State>) {
         if state.lacks {
             all.push(State {
                 lacks: false,
                 ..*state
             });
         }
+        let mut next = *state;
+        match state.other {
+            Other::Not => {
+                next.other = Other::Pausing;
+                if self.mistake != Mistake::NoPause {
+                    next.machine.pause();
+                }
+            }
+            Other::Pausing if state.machine.is_at_rest() || self.is_hasty() => {
+                // Origin writes that are on their way then may be seen by it or not: here they have ended.
+                if state.writer == Writer::ToOrigin {
+                    return;
+                }
+                next.other = Other::Live(state.origin);
+                next.lacks = true;
+            }
+            Other::Live(held) => {
+                next.other = Other::Done(held);
+                if self.mistake != Mistake::NoPause {
+                    next.machine.go_on();
+                }
+            }
+            Other::Pausing | Other::Done(_) => return,
+        }
+        all.push(next);
+    }
+
+    fn is_hasty(&self) -> bool {
+        matches!(self.mistake, Mistake::NoPause | Mistake::NoRest)
     }
 
     fn write(&self, state: &State, all: &mut Vec<State>) {
@@ -248,6 +308,8 @@ impl World {
                 next.ack();
                 all.push(next);
             }
+            // It waits for what others lack.
+            Writer::ToOrigin if state.lacks => {}
             Writer::ToOrigin => {
                 next.origin[at] = state.value;
                 next.durable[at] = state.value;
@@ -301,7 +363,7 @@ impl World {
                 }
             }
             Task::Guard => {
-                if state.lacks {
+                if state.lacks && self.mistake != Mistake::NoGuard {
                     return;
                 }
                 if next.machine.guarded() {
@@ -453,6 +515,9 @@ fn mistakes_are_noticed() {
         (Mistake::KeptToOrigin, &[SHOWN, LOST]),
         (Mistake::DoubtIsOpen, &[LOST]),
         (Mistake::DoubtIsKept, &[LOST, UNSEEN]),
+        (Mistake::NoGuard, &[MISSED]),
+        (Mistake::NoPause, &[MISSED]),
+        (Mistake::NoRest, &[MISSED]),
     ] {
         let found = world(mistake, 2, 2).explore();
         let noticed = found.is_err_and(|what| wanted.contains(&what));
@@ -488,6 +553,68 @@ fn a_failure_is_forgotten_when_it_is_started_again() {
     merge.start();
     assert!(!merge.has_failed());
     assert_eq!(merge.task(), Task::Read);
+}
+
+#[test]
+fn a_pause_ends_with_the_last_of_them() {
+    let mut merge = Merge::new();
+    merge.start();
+    merge.read(Ok(true));
+    merge.pause();
+    merge.pause();
+    assert!(merge.is_at_rest() && !merge.has_failed());
+    merge.go_on();
+    assert!(merge.is_at_rest());
+    merge.go_on();
+    assert_eq!(merge.task(), Task::Read);
+    // What is read while it is paused is not begun.
+    merge.pause();
+    merge.read(Ok(true));
+    assert!(merge.is_at_rest());
+    merge.go_on();
+    assert_eq!(merge.task(), Task::Read);
+}
+
+#[test]
+fn starts_and_stops_during_a_pause_are_remembered() {
+    let mut merge = Merge::new();
+    merge.pause();
+    merge.start();
+    assert!(merge.is_at_rest());
+    merge.go_on();
+    assert_eq!(merge.task(), Task::Read);
+    merge.pause();
+    merge.read(Ok(true));
+    merge.stop();
+    merge.go_on();
+    assert!(merge.is_at_rest());
+    // A failure does not end with a pause, but when the user says so, then as soon as may be.
+    merge.start();
+    merge.read(Err(()));
+    merge.pause();
+    merge.go_on();
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.pause();
+    merge.start();
+    assert!(!merge.has_failed() && merge.is_at_rest());
+    merge.go_on();
+    assert_eq!(merge.task(), Task::Read);
+}
+
+#[test]
+fn a_batch_in_doubt_stays_so_during_a_pause() {
+    let mut merge = in_doubt();
+    merge.pause();
+    merge.start();
+    assert!(!merge.has_failed() && merge.is_at_rest());
+    merge.doubted();
+    assert_eq!(merge.task(), Task::Restore);
+    merge.restored(false);
+    merge.let_go();
+    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.start();
+    merge.go_on();
+    assert_eq!(merge.task(), Task::Commit);
 }
 
 /// A merge whose batch is in doubt.
