@@ -50,25 +50,67 @@ pub(crate) trait CopyJob: Send + Sized + 'static {
     fn done(this: PoolBox<Request<Self>>, result: Copied);
 }
 
-/// What became of a copy.
+/// Result of a copy.
 #[derive(Clone, Copy)]
 pub(crate) struct Copied {
     read_failed: bool,
+    /// One bit for each destination.
     writes_failed: c_ulong,
 }
 
+/// Result of a copy for one of its destinations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// All data was written.
+    Written,
+    /// The source or this destination failed.
+    Failed,
+    /// Another destination failed, and that ended the copy: perhaps only a part was written.
+    Unknown,
+}
+
 impl Copied {
+    /// # Arguments
+    ///
+    /// `writes_failed` is what kcopyd tells about so many destinations.
+    fn new(read_failed: bool, writes_failed: c_ulong, destinations: usize) -> Self {
+        let all = (0..destinations).fold(0, |all, number| all | Self::bit(number));
+        let known = writes_failed & all;
+        Copied {
+            read_failed,
+            // An error without a destination is one of all of them, so a copy with an unknown end has a failed one too.
+            writes_failed: if writes_failed != 0 && known == 0 {
+                all
+            } else {
+                known
+            },
+        }
+    }
+
+    fn bit(number: usize) -> c_ulong {
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        c_ulong::checked_shl(1, number).unwrap_or(0)
+    }
+
     /// Whether the data could be read.
     pub(crate) fn is_read(self) -> bool {
         !self.read_failed
     }
 
-    /// Whether the data has come to a destination.
+    /// What the result means for a destination.
+    pub(crate) fn at(self, number: usize) -> Arrival {
+        if self.read_failed || self.writes_failed & Self::bit(number) != 0 {
+            Arrival::Failed
+        } else if self.writes_failed != 0 {
+            Arrival::Unknown
+        } else {
+            Arrival::Written
+        }
+    }
+
+    /// Whether all data was written to a destination.
     pub(crate) fn is_written(self, number: usize) -> bool {
-        let bit = u32::try_from(number)
-            .ok()
-            .and_then(|number| self.writes_failed.checked_shr(number));
-        !self.read_failed && bit.is_some_and(|bit| bit & 1 == 0)
+        self.at(number) == Arrival::Written
     }
 }
 
@@ -110,10 +152,10 @@ impl CopyClient {
             // SAFETY: kcopyd calls back once per job with its context, made by `into_raw` below.
             let mut job = unsafe { PoolBox::<Request<J>>::from_raw(context) };
             let client = job.client.take();
-            let result = Copied {
-                read_failed: read_failed != 0,
-                writes_failed,
-            };
+            let destinations = (0..MAX_DESTINATIONS)
+                .take_while(|number| job.context.destination(*number).is_some())
+                .count();
+            let result = Copied::new(read_failed != 0, writes_failed, destinations);
             J::done(job, result);
             if let Some(client) = client {
                 client.landed();
@@ -139,13 +181,9 @@ impl CopyClient {
             *to = region(destination, len);
             count = count.saturating_add(1);
         }
-        // Else the first error of a destination ends the copy, and nobody knows what the others have. With one destination
-        // that is right, and what could not be read is not written.
-        let flags = if count > 1 {
-            1 << bindings::DM_KCOPYD_IGNORE_ERROR
-        } else {
-            0
-        };
+        // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would go on for the other destinations, but after an error of
+        // the source too: then it writes pages that nobody has filled.
+        let flags = 0;
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
         let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
         // SAFETY: The client is live. The devices are open until the callback: the job owns what keeps them so, and nobody

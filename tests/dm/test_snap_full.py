@@ -202,6 +202,45 @@ def test_one_of_two_cow_devices_fails(short_pieces, family, log, kind):
 
 
 @pytest.mark.parametrize("kind", ["P", "N"])
+def test_two_of_three_cow_devices_fail(short_pieces, family, log, kind):
+    """At the first and at the last piece of a copy: the copy is made anew for whoever is left."""
+    first, last, other = (family.snap(kind, 1024) for _ in range(3))
+    watches, at = [Watch(it, log) for it in (first, last)], 0 if kind == "N" else 2048
+    first.cow.error_writes((at, at + 8))
+    last.cow.error_writes((at + 1016, at + 1024))
+    family.write(family.origin, 3, pattern("new", 5))
+    for watch in watches:
+        watch.snapshot.wait_status("Invalid")
+        assert watch.said(f"snapshots: Invalidating snapshot: {FAILED}") == 2
+        family.snapshots.remove(watch.snapshot)
+    assert other.exceptions() == 1
+    family.check()
+
+
+@pytest.mark.parametrize("count, size", [(1, 8), (2, 8), (2, 512), (8, 8)])
+def test_nothing_is_written_that_was_not_read(short_pieces, impl, box, count, size):
+    """The origin cannot be read where it is written: chunks of the COW devices that were free are what they were, but for
+    what a piece of the copy could read."""
+    family = Family(box, sectors=2048).layered()
+    snapshots = [family.snap("P", size) for _ in range(count)]
+    stale, begin = pattern("stale", 1024), 2 * size
+    for snapshot in snapshots:
+        snapshot.cow.lower.write(begin, stale)
+    family.real.error_reads((100, 101))
+    family.write(family.origin, 0, pattern("new", 512))
+    for snapshot in snapshots:
+        snapshot.wait_status("Invalid")
+        got = snapshot.cow.lower.read(begin, 1024)
+        for n in range(1024):
+            sector = got[n * 512:n * 512 + 512]
+            assert sector in (stale[n * 512:n * 512 + 512], family.data[n * 512:n * 512 + 512]), f"sector {n} of the COW"
+        assert got[100 * 512:101 * 512] == stale[100 * 512:101 * 512]
+    family.real.heal()
+    family.snapshots.clear()
+    family.check()
+
+
+@pytest.mark.parametrize("kind", ["P", "N"])
 def test_error_of_a_copied_chunk(family, kind):
     """A read or a write of what is in the COW already fails alone; the snapshot is what it was."""
     snapshot = family.snap(kind, 8)

@@ -41,6 +41,7 @@ use crate::{
             Status, //
         },
         copy::{
+            Arrival,
             Copied,
             CopyClient,
             CopyJob,
@@ -460,6 +461,9 @@ struct Destination {
     start: Sector,
 }
 
+/// No destinations.
+const NOWHERE: [Option<Destination>; MAX_DESTINATIONS] = [const { None }; MAX_DESTINATIONS];
+
 impl Destination {
     fn new(table: &Arc<Snapshot>, seq: Seq, run: Run) -> Self {
         Destination {
@@ -647,27 +651,39 @@ impl Family {
         }
     }
 
-    /// Takes note of a copy that has ended.
-    fn job_ended(self: &Arc<Self>, job: PoolBox<Request<Job>>, out: &mut Released) {
-        let Job { work, result, .. } = job.into_inner().context;
-        let is_written = |number| result.is_some_and(|result| result.is_written(number));
-        match work {
-            Task::Zero { mut bio, .. } => {
-                bio.set_per_bio(Stamp::NONE);
-                bio.end(if is_written(0) {
-                    Status::OK
-                } else {
-                    Status::IO_ERROR
-                });
-            }
-            Task::Copy { to, .. } => {
-                for (number, to) in (0..MAX_DESTINATIONS).zip(to.into_iter().flatten()) {
-                    to.table.data_ended(to.seq, is_written(number), out);
+    /// Takes note of a copy that has ended. If one of several destinations failed, the others get another copy.
+    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<Job>>, out: &mut Released) {
+        let result = job.context.result.take();
+        let at = |number| result.map_or(Arrival::Failed, |result| result.at(number));
+        if let Task::Copy { to, .. } = &mut job.context.work {
+            let ended = core::mem::replace(to, NOWHERE);
+            let mut again = to.iter_mut();
+            for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
+                let arrival = at(number);
+                if arrival == Arrival::Unknown && to.table.store().state() == State::Valid {
+                    if let Some(place) = again.next() {
+                        *place = Some(to);
+                        continue;
+                    }
                 }
+                let is_written = arrival == Arrival::Written;
+                to.table.data_ended(to.seq, is_written, out);
             }
-            // It has told the merge.
-            Task::Merge { .. } => {}
+            if again.len() != MAX_DESTINATIONS {
+                // What it reads is still there: writes to the origin wait for these exceptions.
+                self.copies.copy(job);
+            }
+            return;
         }
+        if let Task::Zero { mut bio, .. } = job.into_inner().context.work {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(if at(0) == Arrival::Written {
+                Status::OK
+            } else {
+                Status::IO_ERROR
+            });
+        }
+        // A merge was told in `done`.
     }
 
     /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no memory just now.
@@ -804,7 +820,7 @@ impl Family {
             family: self.clone(),
             work: Task::Copy {
                 start,
-                to: [const { None }; MAX_DESTINATIONS],
+                to: NOWHERE,
             },
             len: Sectors(0),
             result: None,
