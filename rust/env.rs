@@ -58,6 +58,14 @@ pub(crate) fn eilseq() -> Error {
     Error::from_errno(-(kernel::bindings::EILSEQ as i32))
 }
 
+/// Warns of a counter that would have fallen below zero; once.
+///
+/// May be called in any context.
+#[cold]
+pub(crate) fn miscounted() {
+    crate::sys::log::miscounted();
+}
+
 /// Returns the checksum persistent-data puts over `data`: crc32c from all ones, without the final
 /// inversion, exclusive-or `xor`.
 ///

@@ -63,6 +63,7 @@ mempool_t *dmr_mempool_create(int reserve, size_t size);
 void *dmr_mempool_alloc_noio(mempool_t *pool);
 void *dmr_mempool_alloc_nowait(mempool_t *pool);
 bool dmr_log_allowed(void);
+void dmr_warn_miscounted(void);
 
 /* params.c */
 unsigned int dmr_param_clone_throttle(void);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Memory with guaranteed forward progress: the no-I/O scope and mempools. And the rate limit of log messages. */
+/* Memory with guaranteed forward progress: the no-I/O scope and mempools. And the rate limit of log messages, and warnings. */
+#include <linux/bug.h>
 #include <linux/mempool.h>
 #include <linux/ratelimit.h>
 #include <linux/sched/mm.h>
@@ -37,4 +38,9 @@ bool dmr_log_allowed(void)
 	static DEFINE_RATELIMIT_STATE(state, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
 
 	return __ratelimit(&state);
+}
+
+void dmr_warn_miscounted(void)
+{
+	WARN_ONCE(1, "dm_rust: a counter would have fallen below zero\n");
 }

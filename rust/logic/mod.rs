@@ -10,6 +10,7 @@
 
 pub(crate) mod args;
 pub(crate) mod clone;
+pub(crate) mod count;
 pub(crate) mod era;
 pub(crate) mod pdata;
 pub(crate) mod regions;

@@ -40,6 +40,13 @@ pub(crate) fn allowed() -> bool {
     unsafe { bindings::dmr_log_allowed() }
 }
 
+/// Warns of a counter that would have fallen below zero, once. Any context.
+#[cold]
+pub(crate) fn miscounted() {
+    // SAFETY: No preconditions.
+    unsafe { bindings::dmr_warn_miscounted() }
+}
+
 /// A C string as text in messages; what is not UTF-8 is shown as a question mark.
 pub(crate) struct Text<'a>(pub(crate) &'a core::ffi::CStr);
 

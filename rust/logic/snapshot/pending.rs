@@ -15,13 +15,16 @@ use crate::env::{
     Flags,
     KVVec, //
 };
-use crate::logic::snapshot::{
-    chunks::{
-        Chunk,
-        CowChunk, //
-    },
-    extents::Run,
-    lists::leading, //
+use crate::logic::{
+    count::minus,
+    snapshot::{
+        chunks::{
+            Chunk,
+            CowChunk, //
+        },
+        extents::Run,
+        lists::leading, //
+    }, //
 };
 
 /// How far an exception is.
@@ -290,7 +293,7 @@ impl<W> Book<W> {
         let place = leading(&self.index, |(first, _)| *first < pending.run.old);
         // It is there, by the invariant.
         let _ = self.index.remove(place);
-        self.chunks = self.chunks.saturating_sub(pending.run.len);
+        self.chunks = minus(self.chunks, pending.run.len);
         while self.head != self.tail && self.get(Seq(self.head)).is_none() {
             self.head = self.head.wrapping_add(1);
         }

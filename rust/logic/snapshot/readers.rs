@@ -6,6 +6,8 @@
 //! change until those of before are through. They are counted in two generations, the present one and the one before: when
 //! the older is empty the present one can become the older. So nobody is kept waiting by readers that came after.
 
+use crate::logic::count::Count;
+
 /// A generation of readers, as kept with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(bool);
@@ -27,12 +29,12 @@ impl Generation {
 pub(crate) struct Readers {
     /// The present generation; that before it has the other parity.
     generation: u64,
-    even: u32,
-    odd: u32,
+    even: Count,
+    odd: Count,
 }
 
 impl Readers {
-    fn count(&mut self, odd: bool) -> &mut u32 {
+    fn count(&mut self, odd: bool) -> &mut Count {
         if odd {
             &mut self.odd
         } else {
@@ -47,16 +49,13 @@ impl Readers {
     /// A reader begins.
     pub(crate) fn enter(&mut self) -> Generation {
         let odd = self.is_odd();
-        let count = self.count(odd);
-        *count = count.saturating_add(1);
+        self.count(odd).add();
         Generation(odd)
     }
 
     /// A reader has ended. Tells whether it was the last of its generation.
     pub(crate) fn leave(&mut self, generation: Generation) -> bool {
-        let count = self.count(generation.0);
-        *count = count.saturating_sub(1);
-        *count == 0
+        self.count(generation.0).take()
     }
 
     /// Makes a barrier: [`has_passed`](Self::has_passed) tells when all readers that are there now are gone.
@@ -67,11 +66,11 @@ impl Readers {
     /// Whether all readers of before a barrier are gone.
     pub(crate) fn has_passed(&mut self, barrier: u64) -> bool {
         let older = !self.is_odd();
-        if barrier >= self.generation && *self.count(older) == 0 {
+        if barrier >= self.generation && self.count(older).is_zero() {
             self.generation = barrier.wrapping_add(1);
         }
         let odd = !self.is_odd();
-        let older = *self.count(odd) != 0;
+        let older = !self.count(odd).is_zero();
         let oldest = self.generation.saturating_sub(older.into());
         barrier < oldest
     }

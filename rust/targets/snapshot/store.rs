@@ -23,6 +23,7 @@ use crate::{
         io::IoClient, //
     },
     logic::{
+        count::Count,
         snapshot::{
             chunks::{
                 Chunk,
@@ -121,7 +122,7 @@ pub(super) struct Shard {
     extents: Extents,
     readers: Readers,
     /// Exceptions in the table whose readers of before are not all through. Then origin writes look twice.
-    draining: u32,
+    draining: Count,
 }
 
 /// Which space is free.
@@ -240,7 +241,7 @@ impl Store {
             let shard = Shard {
                 extents: Extents::new(),
                 readers: Readers::default(),
-                draining: 0,
+                draining: Count::default(),
             };
             let shard = KBox::pin_init(new_irq_lock!(shard, "dm_snap_shard"), GFP_KERNEL)?;
             shards.push_within_capacity(shard)?;
@@ -371,7 +372,7 @@ impl Store {
     /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any context.
     pub(super) fn leave(&self, shard: usize, generation: Generation) -> bool {
         self.with(shard, |shard| {
-            shard.readers.leave(generation) && shard.draining != 0
+            shard.readers.leave(generation) && !shard.draining.is_zero()
         })
         .unwrap_or(false)
     }
@@ -383,7 +384,7 @@ impl Store {
             let (index, left) = self.shard(chunk);
             let wanted = left.min(most.saturating_sub(clear));
             let found = self.with(index, |shard| match shard.extents.find(chunk, wanted) {
-                Found::Mapped(_, len) if shard.draining == 0 => len,
+                Found::Mapped(_, len) if shard.draining.is_zero() => len,
                 _ => 0,
             });
             let Some(len) = found.filter(|len| *len != 0) else {
@@ -454,7 +455,7 @@ impl Store {
             if shard.readers.has_passed(barrier) {
                 return Ok(Stage::Committed);
             }
-            shard.draining = shard.draining.saturating_add(1);
+            shard.draining.add();
             Ok(Stage::Draining(barrier))
         })
         .unwrap_or(Err(Refused::Range))
@@ -465,7 +466,7 @@ impl Store {
         let passed = self.with(shard, |shard| {
             let passed = shard.readers.has_passed(barrier);
             if passed {
-                shard.draining = shard.draining.saturating_sub(1);
+                shard.draining.take();
             }
             passed
         });
@@ -663,7 +664,7 @@ impl Store {
             if shard.readers.has_passed(barrier) {
                 return None;
             }
-            shard.draining = shard.draining.saturating_add(1);
+            shard.draining.add();
             Some(barrier)
         })
         .flatten()
@@ -672,7 +673,7 @@ impl Store {
     /// Gives up a barrier that has not been passed.
     pub(super) fn unbar(&self, shard: usize) {
         self.with(shard, |shard| {
-            shard.draining = shard.draining.saturating_sub(1);
+            shard.draining.take();
         });
     }
 

@@ -82,6 +82,11 @@ impl From<RemoveError> for Error {
     }
 }
 
+/// The kernel warns, which fails a run of a debug kernel.
+pub(crate) fn miscounted() {
+    panic!("a counter would have fallen below zero");
+}
+
 /// The bitwise crc32c; the kernel has instructions for it.
 pub(crate) fn crc32c_block(data: &[u8], xor: u32) -> u32 {
     /// The remainders of all bytes for the reflected Castagnoli polynomial.

@@ -4,6 +4,7 @@
 
 mod args;
 mod copying;
+mod count;
 mod dirty;
 mod era_geometry;
 mod era_marks;
