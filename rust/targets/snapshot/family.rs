@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Whoever has the roster is the worker: the work item, or a committer whose batch has become durable. The worker alone takes
-//! exceptions out of the books, so what it found there stays until it is done. It does no I/O of its own and waits for none.
+//! exceptions out of the books, so what it found there stays until it is done. It does no I/O and waits for none: bios and
+//! copies that it decides on are sent by others (`sending.rs`).
 
 use super::{
     io::{
@@ -21,6 +22,7 @@ use super::{
         Pause, //
     },
     origin::Origin,
+    sending::Copies,
     store::{
         Ledger,
         Look,
@@ -43,7 +45,6 @@ use crate::{
         copy::{
             Arrival,
             Copied,
-            CopyClient,
             CopyJob,
             MAX_DESTINATIONS, //
         },
@@ -58,6 +59,7 @@ use crate::{
         }, //
     },
     logic::{
+        count::Count,
         snapshot::{
             chunks::Chunk,
             extents::{
@@ -83,7 +85,6 @@ use crate::{
             IrqLock, //
         },
         noio::NoIo,
-        plug::plugged,
         pool::{
             Pool,
             PoolBox, //
@@ -123,8 +124,15 @@ const COPIES: u16 = 16;
 /// What all snapshots share.
 #[pin_data]
 pub(crate) struct World {
+    /// No other lock is taken under this one: whoever waits for a family holds up nobody else.
     #[pin]
-    families: Mutex<KVVec<Arc<Family>>>,
+    families: Mutex<KVVec<Entry>>,
+}
+
+/// A family, and how many targets it has, those under construction included.
+struct Entry {
+    family: Arc<Family>,
+    users: Count,
 }
 
 impl World {
@@ -138,18 +146,31 @@ impl World {
 
     /// The family of an origin, for another of its targets. Sleeps.
     pub(super) fn family(self: &Arc<Self>, number: u32) -> Result<Arc<Family>> {
-        // Who has the lock of a roster holds up writes to the origin.
+        // Who waits for the list may be about to resume a device that this memory would be written to.
         let _noio = NoIo::enter();
         let mut families = self.families.lock();
-        if let Some(family) = families.iter().find(|family| family.number == number) {
-            let mut roster = family.roster.lock();
-            roster.users = roster.users.saturating_add(1);
-            drop(roster);
-            return Ok(family.clone());
+        let known = families.iter_mut().find(|it| it.family.number == number);
+        if let Some(entry) = known {
+            entry.users.add();
+            return Ok(entry.family.clone());
         }
         let family = Family::new(self, number)?;
-        lists::push(&mut families, family.clone(), GFP_KERNEL)?;
+        let entry = Entry {
+            family: family.clone(),
+            users: Count::one(),
+        };
+        lists::push(&mut families, entry, GFP_KERNEL)?;
         Ok(family)
+    }
+
+    /// All families but one. Sleeps.
+    fn others(&self, number: u32) -> Result<KVVec<Arc<Family>>> {
+        let families = self.families.lock();
+        let mut others = KVVec::with_capacity(families.len(), GFP_KERNEL)?;
+        for entry in families.iter().filter(|it| it.family.number != number) {
+            others.push_within_capacity(entry.family.clone())?;
+        }
+        Ok(others)
     }
 
     /// Claims a COW device for a constructor: no other one may make a table with it meanwhile, nor another merge of the same
@@ -161,12 +182,6 @@ impl World {
         merge: bool,
     ) -> Result<(Option<Arc<Store>>, Claim), CtrError> {
         let _noio = NoIo::enter();
-        let families = self.families.lock();
-        let mut others = families.iter().filter(|it| it.number != family.number);
-        if others.any(|other| other.roster.lock().has(cow)) {
-            let text = c"COW device is in use by another snapshot";
-            return Err(CtrError::new(text, EBUSY));
-        }
         let mut roster = family.roster.lock();
         let sharing = roster.sharing(cow);
         let claimed = roster.claims.iter().any(|other| *other == cow);
@@ -182,21 +197,34 @@ impl World {
         if merge {
             roster.merging = Merging::Claimed;
         }
-        let family = family.clone();
-        Ok((store, Claim { family, cow, merge }))
+        drop(roster);
+        let claim = Claim {
+            family: family.clone(),
+            cow,
+            merge,
+        };
+        // Not before others can see the claim: of two that look at the same time at least one sees the other.
+        let others = self.others(family.number).text(memory)?;
+        if others.iter().any(|other| other.roster.lock().has(cow)) {
+            let text = c"COW device is in use by another snapshot";
+            return Err(CtrError::new(text, EBUSY));
+        }
+        Ok((store, claim))
     }
 
     /// A target of a family is going. Sleeps.
     fn leave(&self, family: &Arc<Family>) {
         let mut families = self.families.lock();
-        let users = {
-            let mut roster = family.roster.lock();
-            roster.users = roster.users.saturating_sub(1);
-            roster.users
+        let number = family.number;
+        let known = families.iter_mut().find(|it| it.family.number == number);
+        let is_unused = known.is_some_and(|entry| entry.users.take());
+        let entry = if is_unused {
+            lists::take(&mut families, |it| it.family.number == number)
+        } else {
+            None
         };
-        if users == 0 {
-            lists::take(&mut families, |other| other.number == family.number);
-        }
+        drop(families);
+        drop(entry);
     }
 }
 
@@ -223,8 +251,6 @@ pub(super) enum Merging {
 /// Who belongs to a family.
 #[derive(Default)]
 pub(super) struct Roster {
-    /// Targets, those under construction included.
-    users: usize,
     /// The snapshots of all tables.
     pub(super) tables: KVVec<Arc<Snapshot>>,
     pub(super) origins: KVVec<Arc<Origin>>,
@@ -309,7 +335,8 @@ pub(crate) struct Family {
     /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is above.
     queue: OwnedQueue,
     commits: OwnedQueue,
-    copies: CopyClient,
+    /// Copies to several snapshots. Others are their table's.
+    copies: Arc<Copies>,
     jobs: Arc<Pool<Request<Job>>>,
     /// Somebody waits for memory for a job.
     starved: Atomic<bool>,
@@ -330,13 +357,9 @@ impl_has_work! {
 
 impl Family {
     fn new(world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
-        let roster = Roster {
-            users: 1,
-            ..Roster::default()
-        };
         let queue = OwnedQueue::new(c"dm-snap")?;
         let commits = OwnedQueue::new(c"dm-snap-commit")?;
-        let copies = CopyClient::new()?;
+        let copies = Copies::new()?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(
             pin_init!(Family {
@@ -347,7 +370,7 @@ impl Family {
                 copies,
                 jobs,
                 starved: Atomic::new(false),
-                roster <- new_mutex!(roster, "dm_snap_roster"),
+                roster <- new_mutex!(Roster::default(), "dm_snap_roster"),
                 active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
                 inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
                 worker <- new_work!("dm_snap_worker"),
@@ -605,8 +628,7 @@ impl WorkItem<1> for Family {
 impl Family {
     /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but not for I/O.
     pub(super) fn work_now(self: &Arc<Self>) {
-        let mut roster = self.roster.lock();
-        plugged(|| self.work(&mut roster));
+        self.work(&mut self.roster.lock());
     }
 
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
@@ -629,9 +651,7 @@ impl Family {
             } else if !store.advance(&mut roster.spares, &mut out) {
                 self.wake();
             }
-            while let Some(bio) = out.ready.pop() {
-                bio.submit(&table.cow);
-            }
+            table.outlet.send_all(&mut out.ready, &self.commits);
         }
         while let Some(mut bio) = out.ended.pop() {
             bio.set_per_bio(Stamp::NONE);
@@ -639,6 +659,7 @@ impl Family {
         }
         for table in roster.tables.iter() {
             self.own_writes(table, &mut out);
+            table.outlet.send_all(&mut out.ready, &self.commits);
             self.start_copies(table);
         }
         self.origin_writes(roster, &mut out);
@@ -671,7 +692,7 @@ impl Family {
             }
             if again.len() != MAX_DESTINATIONS {
                 // What it reads is still there: writes to the origin wait for these exceptions.
-                self.copies.copy(job);
+                self.copies.start(job, &self.commits);
             }
             return;
         }
@@ -700,7 +721,7 @@ impl Family {
         };
         match self.seat(Request::new(job)) {
             Ok(job) => {
-                self.copies.copy(job);
+                table.copies.start(job, &self.commits);
                 Ok(())
             }
             Err(request) => match request.context.work {
@@ -755,9 +776,9 @@ impl Family {
             Look::There(new, _) => {
                 drop(ledger);
                 bio.set_sector(table.place(new, at));
-                bio.submit(&table.cow);
+                out.ready.push(bio);
             }
-            Look::OnItsWay(seq, _) => park_own(ledger, table, seq, bio, at),
+            Look::OnItsWay(seq, _) => park_own(ledger, table, seq, bio, at, out),
             Look::Hole(_) => {
                 let is_whole = bio.sectors() == size.len();
                 let stage = if is_whole {
@@ -770,9 +791,9 @@ impl Family {
                         drop(ledger);
                         bio.set_per_bio(Stamp::direct(seq));
                         bio.set_sector(table.place(run.new, at));
-                        bio.submit(&table.cow);
+                        out.ready.push(bio);
                     }
-                    Reserved::Run(seq, _) => park_own(ledger, table, seq, bio, at),
+                    Reserved::Run(seq, _) => park_own(ledger, table, seq, bio, at, out),
                     Reserved::Full => {
                         drop(ledger);
                         table.full(bio, out);
@@ -810,7 +831,7 @@ impl Family {
             if let Some(pending) = store.ledger().book.get(seq) {
                 pending.stage = Stage::Copying;
             }
-            self.copies.copy(job);
+            table.copies.start(job, &self.commits);
         }
     }
 
@@ -818,10 +839,7 @@ impl Family {
     fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<Job>>> {
         let job = Job {
             family: self.clone(),
-            work: Task::Copy {
-                start,
-                to: NOWHERE,
-            },
+            work: Task::Copy { start, to: NOWHERE },
             len: Sectors(0),
             result: None,
         };
@@ -846,11 +864,6 @@ impl Family {
             result: None,
         };
         self.seat(Request::new(job)).ok()
-    }
-
-    /// Starts a copy.
-    pub(super) fn start(&self, job: PoolBox<Request<Job>>) {
-        self.copies.copy(job);
     }
 
     /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
@@ -881,7 +894,7 @@ impl Family {
             match self.origin_write(roster, bio, start, len, out) {
                 (Verdict::Clear, Some(mut bio)) => {
                     bio.set_sector(start);
-                    bio.submit(origin.device());
+                    origin.outlet.send(bio, &self.commits);
                 }
                 (Verdict::Later, Some(bio)) => self.inbox.lock().origin.push(bio),
                 _ => {}
@@ -942,19 +955,17 @@ impl Family {
         let roster = self.roster.lock();
         let mut out = Released::default();
         let mut all = true;
-        plugged(|| {
-            let mut number = *first;
-            while let Some((start, len)) = part(number) {
-                all &= matches!(
-                    self.guard_part(&roster, start, len, &mut out),
-                    Guarded::Clear
-                );
-                number = number.saturating_add(1);
-                if all {
-                    *first = number;
-                }
+        let mut number = *first;
+        while let Some((start, len)) = part(number) {
+            all &= matches!(
+                self.guard_part(&roster, start, len, &mut out),
+                Guarded::Clear
+            );
+            number = number.saturating_add(1);
+            if all {
+                *first = number;
             }
-        });
+        }
         drop(roster);
         if !out.again.is_empty() || !out.failed.is_empty() {
             let mut inbox = self.inbox.lock();
@@ -1069,8 +1080,15 @@ impl Family {
                 room = add(table, seq, run);
             }
         }
+        let is_shared = MAX_DESTINATIONS.saturating_sub(places.len()) > 1;
         job.context.len = first.copied(run);
-        self.copies.copy(job);
+        // So a copy waits for the devices of those alone that need it.
+        let copies = if is_shared {
+            &self.copies
+        } else {
+            &first.copies
+        };
+        copies.start(job, &self.commits);
         Covered::Chunks(run.len, seq)
     }
 }
@@ -1082,6 +1100,7 @@ fn park_own(
     seq: Seq,
     mut bio: Bio<Stamp>,
     at: Sector,
+    out: &mut Released,
 ) {
     let chunk = table.store().size().chunk(at);
     let Some(pending) = ledger.book.get(seq) else {
@@ -1092,8 +1111,7 @@ fn park_own(
     let (new, _) = pending.place(chunk).unwrap_or_default();
     bio.set_sector(table.place(new, at));
     if pending.is_there() {
-        drop(ledger);
-        return bio.submit(&table.cow);
+        return out.ready.push(bio);
     }
     pending.waiting.own.push(bio);
 }

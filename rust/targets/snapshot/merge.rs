@@ -84,7 +84,6 @@ use crate::{
         },
         log::err,
         noio::NoIo,
-        plug::plugged,
         queue::flush,
         time::{
             now,
@@ -534,7 +533,7 @@ impl Merge {
                 if !self.progress.lock().machine.starts() {
                     return true;
                 }
-                table.family.start(job);
+                table.copies.start(job, table.family.commits());
             }
             self.progress.lock().next = next.saturating_add(1);
         }
@@ -664,11 +663,7 @@ impl WorkItem<1> for Merge {
                 }
                 Task::Guard => this.guard(&mut own),
                 Task::Drain => this.drain(&mut own),
-                Task::Copy => {
-                    let mut goes_on = false;
-                    plugged(|| goes_on = this.copy());
-                    goes_on
-                }
+                Task::Copy => this.copy(),
                 Task::Commit => {
                     this.commit(&mut own);
                     true

@@ -9,12 +9,13 @@
 //! | `merge.rs` | the target `snapshot-merge` |
 //! | `io.rs` | the way of a bio of a snapshot, from `map` to `end_io` |
 //! | `family.rs` | all targets of one origin, and the worker that copies for them |
+//! | `sending.rs` | how bios and copies that the worker has decided on are sent |
 //! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
 //! | `disk.rs` | the persistent store on the COW device |
 //!
-//! Locks: `families` > `roster` (who belongs to an origin; the worker has it while it runs) > `active` > `ledger` (exceptions
-//! on their way) > `shard` (the table of exceptions). `disk` is the committer's, and is held during I/O; only `ledger` is
-//! taken under it. Lists of bios have locks of their own.
+//! Locks: `roster` (who belongs to an origin; the worker has it while it runs) > `active` > `ledger` (exceptions on their
+//! way) > `shard` (the table of exceptions). `disk` is the committer's, and is held during I/O; only `ledger` is taken under
+//! it. Lists of bios have locks of their own, and so has the list of families.
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
@@ -23,6 +24,7 @@ mod family;
 mod io;
 mod merge;
 mod origin;
+mod sending;
 mod store;
 
 use crate::{
@@ -145,6 +147,10 @@ use kernel::{
 };
 pub(crate) use merge::Merge;
 pub(crate) use origin::Origin;
+use sending::{
+    Copies,
+    Outlet, //
+};
 use store::{
     Released,
     Reserved,
@@ -214,6 +220,10 @@ pub(crate) struct Snapshot {
     /// It is merged into its origin: it has no new exceptions.
     is_merged: bool,
     role: Atomic<u32>,
+    /// For bios that the worker sends to the COW device.
+    outlet: Arc<Outlet>,
+    /// For copies to the COW device alone, or from it.
+    copies: Arc<Copies>,
     /// Writes, and discards, that the worker has to look at.
     #[pin]
     deferred: IrqLock<BioQueue<Stamp>>,
@@ -272,6 +282,8 @@ impl Target for Snapshot {
         family.forget(this);
         // Copies and worker call the committer, and that the worker: none of them is to have the last reference.
         family.settle();
+        this.outlet.settle();
+        this.copies.drain();
         flush::<Snapshot, { Committer::ID }>(this);
         flush::<Snapshot, { Teller::ID }>(this);
         family.settle();
@@ -502,6 +514,8 @@ impl Snapshot {
             }
         };
 
+        let outlet = Outlet::new(cow.shared()).text(memory)?;
+        let copies = Copies::new().text(memory)?;
         new.pass_flushes(if is_merged { 2 } else { 1 });
         match (
             features.discard_zeroes_cow,
@@ -525,6 +539,8 @@ impl Snapshot {
                 options,
                 is_merged,
                 role: Atomic::new(role.to_bits()),
+                outlet,
+                copies,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
                 direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
                 committer <- new_work!("dm_snap_committer"),

@@ -8,6 +8,7 @@ use super::{
         World, //
     },
     io::Stamp,
+    sending::Outlet,
     Membership, //
 };
 use crate::{
@@ -65,6 +66,8 @@ pub(crate) struct Origin {
     len: Sectors,
     /// Its name among the targets of the family.
     id: u32,
+    /// For writes that the worker sends on.
+    pub(super) outlet: Arc<Outlet>,
     /// Writes that the worker has to look at.
     #[pin]
     pub(super) deferred: IrqLock<BioQueue<Stamp>>,
@@ -137,6 +140,7 @@ impl Origin {
         begin: Sector,
         len: Sectors,
     ) -> Result<Arc<Self>> {
+        let outlet = Outlet::new(device.shared())?;
         let id = family.roster.lock().new_id();
         let this = Arc::pin_init(
             pin_init!(Origin {
@@ -145,6 +149,7 @@ impl Origin {
                 begin,
                 len,
                 id,
+                outlet,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_origin"),
             }),
             GFP_KERNEL,
@@ -159,7 +164,10 @@ impl Origin {
     /// Takes it out of its family. It has no bios any more. Sleeps.
     pub(super) fn retire(self: &Arc<Self>) {
         let mut roster = self.family.roster.lock();
-        lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, self));
+        let taken = lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, self));
+        drop(roster);
+        drop(taken);
+        self.outlet.settle();
     }
 
     /// Decides on a read or a write.
@@ -196,10 +204,6 @@ impl Origin {
     /// Its name among the targets of the family.
     pub(super) fn id(&self) -> u64 {
         self.id.into()
-    }
-
-    pub(super) fn device(&self) -> &Device {
-        &self.device
     }
 
     /// Where a sector of the target is on the device: at the same place as on the mapped device.

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 
 from . import dm, wait
-from .disk import Loop, Ram, RamPool
+from .disk import Jam, Loop, Ram, RamPool
 
 _KINDS = {}
 
@@ -101,6 +101,7 @@ class Box:
         self._mapped = []
         self._threads = []
         self._folders = []
+        self._jams = []
 
     # Making
 
@@ -113,6 +114,12 @@ class Box:
         disk = Loop(self.folder(), size, blocksize)
         self._disks.append(disk)
         return disk
+
+    def jam(self, disk):
+        """A disk whose requests are soon used up while `hold` is in force for what is below it."""
+        jam = Jam(self.layered(disk))
+        self._jams.append(jam)
+        return jam
 
     def folder(self):
         if not self._folders:
@@ -154,7 +161,11 @@ class Box:
         for thread in self._threads:
             self._try(problems, thread.join)
         for device in reversed(self._mapped):
-            self._try(problems, device.remove)
+            if not any(device is jam.lower for jam in self._jams):
+                self._try(problems, device.remove)
+        for jam in self._jams:
+            self._try(problems, jam.remove)
+            self._try(problems, jam.lower.remove)
         for disk in reversed(self._disks):
             self._try(problems, self.pool.give_back if isinstance(disk, Ram) else Loop.remove, disk)
         for folder in self._folders:

@@ -239,3 +239,46 @@ class Loop(Block):
         fcntl.ioctl(self._loop, _LOOP_CLR_FD)
         os.close(self._loop)
         self._file.unlink()
+
+
+_NR_REQUESTS = 4  # the least that the block layer allows
+_LO_FLAGS_DIRECT_IO = 16
+
+
+class Jam(Block):
+    """A request-based disk over another device, with so few requests that they are soon used up: whoever sends one more then
+    sleeps in the submission, until the device below (which can be held) has answered."""
+
+    def __init__(self, lower):
+        self.lower = lower
+        control = os.open("/dev/loop-control", os.O_RDWR)
+        number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+        os.close(control)
+        super().__init__(f"/dev/loop{number}")
+        backing = os.open(lower.path, os.O_RDWR | os.O_DIRECT)
+        self._loop = os.open(self.path, os.O_RDWR)
+        # struct loop_config; lo_flags are at 52 of struct loop_info64
+        config = struct.pack("=II52xI", backing, 512, _LO_FLAGS_DIRECT_IO).ljust(8 + 232 + 64, b"\0")
+        try:
+            fcntl.ioctl(self._loop, _LOOP_CONFIGURE, config)
+        finally:
+            os.close(backing)
+        queue = Path(f"/sys/block/loop{number}/queue")
+        (queue / "scheduler").write_text("none")
+        (queue / "nr_requests").write_text(str(_NR_REQUESTS))
+        self._readers = []
+
+    def jam(self, box):
+        """The device below is held: uses up all requests, with reads that wait for it."""
+        while len(self._readers) < _NR_REQUESTS:
+            self._readers.append(box.background(self.read, 16 * len(self._readers), 8))
+        wait.until(lambda: self.is_jammed, "all requests are used up")
+
+    @property
+    def is_jammed(self):
+        return in_flight(self) == _NR_REQUESTS
+
+    def remove(self):
+        self.close()
+        fcntl.ioctl(self._loop, _LOOP_CLR_FD)
+        os.close(self._loop)

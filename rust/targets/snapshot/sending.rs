@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bios and copies that the worker has decided on, and the work items that send them.
+//!
+//! A device may have no request free, so whoever sends something to it may have to wait for it. The worker must not: all
+//! targets of an origin need its lock. So it leaves what it sends to a work item of that device alone. On the CPU of the
+//! worker that item runs next, without a switch of threads, unless one before it has to wait.
+
+use super::{
+    family::Job,
+    io::Stamp, //
+};
+use crate::{
+    dm::{
+        bio::{
+            Bio,
+            BioQueue, //
+        },
+        copy::CopyClient,
+        device::Device,
+        io::{
+            Request,
+            RequestList, //
+        }, //
+    },
+    sys::{
+        irq_lock::{
+            new_irq_lock,
+            IrqLock, //
+        },
+        noio::NoIo,
+        plug::plugged,
+        pool::PoolBox,
+        queue::{
+            flush,
+            OwnedQueue, //
+        }, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// Bios of a target that are to be sent to one of its devices.
+#[pin_data]
+pub(super) struct Outlet {
+    device: Device,
+    #[pin]
+    bios: IrqLock<BioQueue<Stamp>>,
+    #[pin]
+    sender: Work<Outlet, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Outlet, 1> for Outlet { self.sender }
+}
+
+impl Outlet {
+    /// Sleeps.
+    pub(super) fn new(device: Device) -> Result<Arc<Self>> {
+        let new = pin_init!(Outlet {
+            device,
+            bios <- new_irq_lock!(BioQueue::new(), "dm_snap_outlet"),
+            sender <- new_work!("dm_snap_sender"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
+    }
+
+    /// Sends a bio soon. Any context.
+    pub(super) fn send(self: &Arc<Self>, bio: Bio<Stamp>, queue: &OwnedQueue) {
+        self.bios.lock().push(bio);
+        queue.enqueue::<Outlet, 1>(self.clone());
+    }
+
+    /// Sends bios soon. Any context.
+    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<Stamp>, queue: &OwnedQueue) {
+        if !bios.is_empty() {
+            self.bios.lock().append(bios);
+            queue.enqueue::<Outlet, 1>(self.clone());
+        }
+    }
+
+    /// Waits until the work item has ended; there are no bios any more. Sleeps.
+    pub(super) fn settle(self: &Arc<Self>) {
+        flush::<Outlet, 1>(self);
+    }
+}
+
+impl WorkItem<1> for Outlet {
+    type Pointer = Arc<Outlet>;
+
+    /// Sleeps until the device takes the bios. No lock is held then.
+    fn run(this: Arc<Outlet>) {
+        let _noio = NoIo::enter();
+        let mut bios = this.bios.lock().take();
+        plugged(|| {
+            while let Some(bio) = bios.pop() {
+                bio.submit(&this.device);
+            }
+        });
+    }
+}
+
+/// Copies of one client of kcopyd, whose thread sends their I/O and may have to wait for a device as well.
+#[pin_data]
+pub(super) struct Copies {
+    client: CopyClient,
+    #[pin]
+    jobs: IrqLock<RequestList<Job>>,
+    #[pin]
+    starter: Work<Copies, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Copies, 1> for Copies { self.starter }
+}
+
+impl Copies {
+    /// Sleeps.
+    pub(super) fn new() -> Result<Arc<Self>> {
+        let client = CopyClient::new()?;
+        let new = pin_init!(Copies {
+            client,
+            jobs <- new_irq_lock!(RequestList::default(), "dm_snap_copies"),
+            starter <- new_work!("dm_snap_starter"),
+        });
+        Arc::pin_init(new, GFP_KERNEL)
+    }
+
+    /// Starts a copy soon. Any context.
+    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<Job>>, queue: &OwnedQueue) {
+        self.jobs.lock().push(job);
+        queue.enqueue::<Copies, 1>(self.clone());
+    }
+
+    /// Waits until all copies that were started have ended, and let go of what they used. Sleeps.
+    pub(super) fn drain(self: &Arc<Self>) {
+        flush::<Copies, 1>(self);
+        self.client.drain();
+    }
+}
+
+impl WorkItem<1> for Copies {
+    type Pointer = Arc<Copies>;
+
+    /// Sleeps until there is memory for the copies, which may be until others have ended. No lock is held then.
+    fn run(this: Arc<Copies>) {
+        let _noio = NoIo::enter();
+        let jobs = this.jobs.lock().take();
+        let mut jobs = jobs.turned();
+        while let Some(job) = jobs.pop() {
+            this.client.copy(job);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+"""A device of a snapshot that does not answer: it holds up those who need it, and nobody else. One in each role, both a
+device that takes everything and ends nothing, and one that takes nothing more: then whoever sends something sleeps."""
+
+import pytest
+
+from lib import modules, wait
+from lib.box import pattern
+from lib.disk import in_flight
+from lib.snaps import Family, Gate, Snapshot, fails, parameter
+
+pytestmark = [pytest.mark.crowd, pytest.mark.only("rust")]  # C writes headers, and waits for tags, in the threads of others
+
+
+class JammedGate(Gate):
+    """A Gate over a Jam. As long as it holds, and is jammed, submissions to it sleep."""
+
+    def __init__(self, box, disk, sectors=None):
+        self.box, self.jam = box, box.jam(disk)
+        super().__init__(box, self.jam, sectors)
+        self.lower = disk
+        self.hold, self.release = self.jam.lower.hold, self.jam.lower.release
+
+    def fill(self, data, sector=0, step=8192):
+        self.lower.fill(data, sector, step)
+
+    def stop(self):
+        """Takes nothing more from now on."""
+        self.hold()
+        self.jam.jam(self.box)
+
+
+def neighbour(box):
+    """All that is done with a snapshot of another origin, from its making to its end."""
+    family = Family(box)
+    snapshot = family.snap("P", 8)
+    family.write(family.origin, 80, pattern("new", 20))
+    family.write(snapshot, 803, pattern("own", 3))
+    family.write(snapshot, 1000, pattern("own", 16))
+    snapshot.look()
+    snapshot.table()
+    family.check()
+    family.merge(snapshot)
+    family.merged()
+    family.end_merge()
+    family.origin.remove()
+
+
+def nobody_waits_for(family, hung, *others):
+    """While a device of `hung` stands still: its status and table, everything of another origin, the making and removal of
+    another snapshot of this one, and whole chunks of others that it has. All of that ends."""
+    for device in hung:
+        device.status()
+        device.table()
+    family.box.background(neighbour, family.box).result()
+    if family.merging is None:  # else it is taken between two batches, as in C
+        another = family.box.background(lambda: family.box.own(Snapshot(family.real, family.cow(8), "P", 8))).result()
+        family.box.background(another.remove).result()
+    for snapshot in others:
+        snapshot.look()
+        family.writer(snapshot, 3200, pattern("beside it", 24)).result()
+        family.box.background(family.read, snapshot, 3200, 24).result()
+
+
+def stops(device, jams):
+    device.stop() if jams else device.hold()
+
+
+JAMS = pytest.mark.parametrize("jams", [True, False])
+
+
+@JAMS
+@pytest.mark.parametrize("others", [0, 1])
+def test_cow(family, jams, others):
+    """The worker has something for it. Writes to parts of another snapshot's chunks go on too, unless the origin is written:
+    what that copies to both snapshots is one copy."""
+    cow = JammedGate(family.box, family.box.ram(4))
+    hung, *rest = [family.snap("P", 8, cow=cow)] + [family.snap("P", 8) for _ in range(others)]
+    stops(cow, jams)
+    with modules.setting(parameter("rust", "snapshot_cow_threshold"), "1"):
+        first = family.writer(hung, 800, pattern("first", 8))
+        wait.until(lambda: in_flight(cow) == 1, "the first is on its way")
+        second = family.writer(hung, 1600, pattern("second", 8))  # there is no room for it: the worker's
+        wait.until(lambda: in_flight(hung) == 2, "the second waits")
+    # Whatever comes next, the worker looks at the second again.
+    for snapshot in rest:
+        family.writer(snapshot, 163, pattern("part", 3)).result()
+    third = family.writer(family.origin, 240, pattern("third", 8)) if not rest else first
+    wait.until(lambda: in_flight(cow) >= 2, "the second is on its way")
+    nobody_waits_for(family, [hung], *rest)
+    assert not any(writer.done for writer in (first, second, third)) and cow.jam.is_jammed == jams
+    cow.release()
+    for writer in first, second, third:
+        writer.result()
+    family.check()
+
+
+@JAMS
+def test_origin(impl, box, jams):
+    """A write goes to it when both snapshots have what it overwrites. What needs nothing of the origin goes on."""
+    real = JammedGate(box, box.ram(2))
+    family = Family(box, real=real)
+    real.fill(family.data)
+    first, second = family.snap("P", 8), family.snap("P", 8)
+    first.cow.hold()
+    writer = family.writer(family.origin, 80, pattern("new", 8))
+    wait.until(lambda: in_flight(first.cow) == 1, "the copy is on its way")
+    stops(real, jams)
+    first.cow.release()
+    wait.until(lambda: in_flight(real) == 1, "the write is on its way")
+    nobody_waits_for(family, [first, second, family.origin], first, second)
+    assert not writer.done and real.jam.is_jammed == jams
+    real.release()
+    writer.result()
+    family.check()
+
+
+@JAMS
+def test_cow_of_a_merge(family, jams):
+    """Chunks are read from it. A snapshot of the same origin goes on, also with what it copies from the origin."""
+    cow = JammedGate(family.box, family.box.ram(4))
+    merged, other = family.snap("P", 8, cow=cow), family.snap("P", 8)
+    for n in range(4):
+        family.write(merged, 400 + 80 * n, pattern(f"own {n}", 8))
+    merge = family.merge(merged, before=lambda: stops(cow, jams))
+    wait.until(lambda: in_flight(cow) >= 1, "the merge reads")
+    family.writer(other, 163, pattern("part", 3)).result()
+    nobody_waits_for(family, [merge], other)
+    assert not merge.merged and cow.jam.is_jammed == jams
+    cow.release()
+    family.merged()
