@@ -90,9 +90,11 @@ use crate::{
             PoolBox, //
         },
         queue::{
+            cancel_delayed,
             flush,
             OwnedQueue, //
-        }, //
+        },
+        time::Millis, //
     }, //
 };
 use kernel::{
@@ -108,8 +110,11 @@ use kernel::{
         MutexGuard, //
     },
     workqueue::{
+        impl_has_delayed_work,
         impl_has_work,
+        new_delayed_work,
         new_work,
+        DelayedWork,
         Work,
         WorkItem, //
     }, //
@@ -120,6 +125,9 @@ const COPY: Sectors = Sectors(2048);
 
 /// Copies that can always be started.
 const COPIES: u16 = 16;
+
+/// After so long the worker looks for memory again.
+const AGAIN: Millis = Millis(20);
 
 /// What all snapshots share.
 #[pin_data]
@@ -349,10 +357,16 @@ pub(crate) struct Family {
     inbox: IrqLock<Inbox>,
     #[pin]
     worker: Work<Family, 1>,
+    #[pin]
+    retry: DelayedWork<Family, { Retry::ID }>,
 }
 
 impl_has_work! {
     impl HasWork<Family, 1> for Family { self.worker }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Family, { Retry::ID }> for Family { self.retry }
 }
 
 impl Family {
@@ -374,6 +388,7 @@ impl Family {
                 active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
                 inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
                 worker <- new_work!("dm_snap_worker"),
+                retry <- new_delayed_work!("dm_snap_retry"),
             }),
             GFP_KERNEL,
         )
@@ -404,6 +419,12 @@ impl Family {
     /// Lets the worker look. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
         self.queue.enqueue::<Family, 1>(self.clone());
+    }
+
+    /// Lets the worker look after a while, when there may be memory again. Any context.
+    pub(super) fn wake_later(self: &Arc<Self>) {
+        self.queue
+            .enqueue_delayed::<Family, { Retry::ID }>(self.clone(), AGAIN);
     }
 
     /// Puts a table on the list for `map`, which then has so many. Sleeps.
@@ -470,8 +491,12 @@ impl Family {
     ///
     /// The last reference must not be dropped by them: the callback of a copy cannot wait for itself.
     pub(super) fn settle(self: &Arc<Self>) {
-        if self.roster.lock().tables.is_empty() {
+        let is_last = self.roster.lock().tables.is_empty();
+        if is_last {
             self.copies.drain();
+            // Without tables the worker does not ask for it again.
+            flush::<Family, 1>(self);
+            cancel_delayed::<Family, { Retry::ID }>(self);
         }
         flush::<Family, 1>(self);
     }
@@ -625,6 +650,21 @@ impl WorkItem<1> for Family {
     }
 }
 
+/// Runs the worker after a while.
+struct Retry;
+
+impl Retry {
+    const ID: u64 = 2;
+}
+
+impl WorkItem<2> for Family {
+    type Pointer = Arc<Family>;
+
+    fn run(this: Arc<Family>) {
+        this.wake();
+    }
+}
+
 impl Family {
     /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but not for I/O.
     pub(super) fn work_now(self: &Arc<Self>) {
@@ -649,7 +689,7 @@ impl Family {
             if store.state() != State::Valid {
                 store.give_up(&mut out);
             } else if !store.advance(&mut roster.spares, &mut out) {
-                self.wake();
+                self.wake_later();
             }
             table.outlet.send_all(&mut out.ready, &self.commits);
         }

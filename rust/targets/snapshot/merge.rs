@@ -674,7 +674,8 @@ impl WorkItem<1> for Merge {
                 }
                 Task::LetGo(fate) => {
                     if !this.let_go(&mut own, fate) {
-                        this.nudge();
+                        // The worker calls again.
+                        this.table.family.wake_later();
                         break;
                     }
                     true

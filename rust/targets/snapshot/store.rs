@@ -442,12 +442,18 @@ impl Store {
     }
 
     /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process context.
-    fn complete(&self, run: Run, spares: &mut Spares) -> Result<Stage, Refused> {
+    /// If there is none to be had once, it is not asked for again; many exceptions need none.
+    fn complete(
+        &self,
+        run: Run,
+        spares: &mut Spares,
+        has_memory: &mut bool,
+    ) -> Result<Stage, Refused> {
         let (index, _) = self.shard(run.old);
         let wants = self.with(index, |shard| shard.extents.wants());
         let wants = wants.unwrap_or(0);
-        if !spares.is_stocked(wants) && spares.stock(wants, GFP_KERNEL).is_err() {
-            return Err(Refused::Memory);
+        if *has_memory && !spares.is_stocked(wants) {
+            *has_memory = spares.stock(wants, GFP_KERNEL).is_ok();
         }
         self.with(index, |shard| {
             shard.extents.insert(run, spares)?;
@@ -474,9 +480,10 @@ impl Store {
     }
 
     /// Takes what is durable on: into the table, and out of the book. What waited goes to `ready` (writes to the snapshot),
-    /// `ended` (those that were the data) and `again` (writes to the origin). False if memory is short: then try again.
-    /// The family's worker only.
+    /// `ended` (those that were the data) and `again` (writes to the origin). False if memory is short: then try again after a
+    /// while; exceptions that need none have been taken on. The family's worker only.
     pub(super) fn advance(&self, spares: &mut Spares, out: &mut Released) -> bool {
+        let (mut has_memory, mut is_done) = (true, true);
         let mut from = self.ledger.lock().book.first();
         loop {
             let mut ledger = self.ledger.lock();
@@ -496,9 +503,12 @@ impl Store {
                 Stage::Committed
             } else {
                 drop(ledger);
-                let stage = match self.complete(run, spares) {
+                let stage = match self.complete(run, spares, &mut has_memory) {
                     Ok(stage) => stage,
-                    Err(Refused::Memory) => return false,
+                    Err(Refused::Memory) => {
+                        is_done = false;
+                        continue;
+                    }
                     Err(_) => {
                         // It cannot be: chunks are given out once. Then the snapshot is lost.
                         self.lost.store(true, Release);
@@ -526,7 +536,7 @@ impl Store {
                 }
             }
         }
-        true
+        is_done
     }
 
     /// Takes an exception out that will never be, and what waited for it.
