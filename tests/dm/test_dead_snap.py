@@ -128,3 +128,55 @@ def test_cow_of_a_merge(family, jams):
     assert not merge.merged and cow.jam.is_jammed == jams
     cow.release()
     family.merged()
+
+
+class Failing:
+    """A snapshot that has failed, with a header that cannot be written yet."""
+
+    def __init__(self, family, length=None):
+        box = family.box
+        self.header, self.rest = Gate(box, box.ram(1)), Gate(box, box.ram(4))
+        lines = f"0 8 linear {self.header.dev} 0", f"8 {self.rest.sectors - 8} linear {self.rest.dev} 8"
+        self.family, self.snapshot = family, family.snap("P", 8, cow=box.mapped(*lines), length=length)
+
+    def fail(self):
+        self.rest.error_writes()
+        self.header.hold()
+        self.writer = self.family.box.background(fails, self.snapshot.write, 80, pattern("lost", 8))
+        wait.until(lambda: in_flight(self.header) == 1, "the header is on its way")
+
+    def end(self):
+        assert not self.writer.done and self.snapshot.status() != "Invalid"
+        self.header.release()
+        self.writer.result()
+        self.snapshot.wait_status("Invalid")
+        self.rest.heal()
+        self.family.snapshots.remove(self.snapshot)
+        self.family.check()
+
+
+def test_writes_that_fail_elsewhere_do_not_wait_for_a_header(family):
+    """A snapshot is full while the header of another one is on its way: writes to it fail, and it can be suspended."""
+    failing, full = Failing(family), family.snap("PO", 8, room=3)
+    family.write(full, 800, pattern("fills it", 8))
+    failing.fail()
+    family.box.background(fails, full.write, 1600, pattern("one too many", 8)).result()
+    assert full.status() == "Overflow"
+    family.box.background(full.suspend).result()
+    full.resume()
+    failing.end()
+
+
+def test_writes_beyond_a_failing_snapshot_do_not_wait(family):
+    """It is shorter than the origin. Writes to what it has of the origin wait for its header, others do not."""
+    failing, other = Failing(family, length=2048), family.snap("P", 8)
+    failing.fail()
+    family.writer(family.origin, 2048, pattern("beyond", 24)).result()
+    assert other.exceptions() == 3
+    inside = family.writer(family.origin, 2040, pattern("inside", 8))
+    wait.until(lambda: in_flight(family.origin) == 1, "it waits")
+    family.writer(family.origin, 2048, pattern("beyond again", 8)).result()
+    assert not inside.done
+    failing.end()
+    inside.result()
+    family.check()

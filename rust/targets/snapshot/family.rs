@@ -189,6 +189,7 @@ impl World {
         cow: u32,
         merge: bool,
     ) -> Result<(Option<Arc<Store>>, Claim), CtrError> {
+        let memory = c"Snapshot origin struct allocation failed";
         let _noio = NoIo::enter();
         let mut roster = family.roster.lock();
         let sharing = roster.sharing(cow);
@@ -200,7 +201,6 @@ impl World {
         if merge && !matches!(roster.merging, Merging::None) {
             return Err(CtrError::new(c"A snapshot is already merging.", EINVAL));
         }
-        let memory = c"Snapshot origin struct allocation failed";
         lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
         if merge {
             roster.merging = Merging::Claimed;
@@ -331,8 +331,6 @@ struct Inbox {
     jobs: RequestList<Job>,
     /// Writes to the origin that wait for room, or for a header that says that a snapshot is invalid.
     origin: BioQueue<Stamp>,
-    /// Writes that have failed, and are told so when the header of their snapshot says why.
-    failed: BioQueue<Stamp>,
 }
 
 /// See above.
@@ -703,8 +701,8 @@ impl Family {
             self.start_copies(table);
         }
         self.origin_writes(roster, &mut out);
-        self.end_failed(roster, &mut out);
         for table in roster.tables.iter() {
+            table.store().end_failed();
             table.commit();
         }
         if let Merging::There(merge) = &roster.merging {
@@ -944,22 +942,6 @@ impl Family {
         }
     }
 
-    /// Ends writes that have failed; but if their snapshot is lost, not before its header says so.
-    fn end_failed(&self, roster: &Roster, out: &mut Released) {
-        let mut inbox = self.inbox.lock();
-        inbox.failed.append(&mut out.failed);
-        let mut tables = roster.tables.iter();
-        if tables.any(|table| table.store().state() == State::Failing) {
-            return;
-        }
-        let mut failed = inbox.failed.take();
-        drop(inbox);
-        while let Some(mut bio) = failed.pop() {
-            bio.set_per_bio(Stamp::NONE);
-            bio.end(Status::IO_ERROR);
-        }
-    }
-
     /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at once.
     fn origin_write(
         self: &Arc<Self>,
@@ -1007,11 +989,8 @@ impl Family {
             }
         }
         drop(roster);
-        if !out.again.is_empty() || !out.failed.is_empty() {
-            let mut inbox = self.inbox.lock();
-            inbox.origin.append(&mut out.again);
-            inbox.failed.append(&mut out.failed);
-            drop(inbox);
+        if out.has_failed || !out.again.is_empty() {
+            self.inbox.lock().origin.append(&mut out.again);
             self.wake();
         }
         all
@@ -1029,15 +1008,15 @@ impl Family {
         let mut later = false;
         for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
             let store = table.store();
+            let chunks = table.chunks(start, len);
             match store.state() {
                 State::Valid if table.is_active() => {}
-                State::Failing => {
-                    later = true;
+                State::Failing if table.is_guarded() => {
+                    later |= !chunks.is_empty();
                     continue;
                 }
                 _ => continue,
             }
-            let chunks = table.chunks(start, len);
             let mut chunk = chunks.start;
             while chunk < chunks.end {
                 let most = chunks.end.0.saturating_sub(chunk.0);

@@ -333,7 +333,7 @@ impl Snapshot {
         let mut bios = self.direct.lock().take();
         while let Some(bio) = bios.pop() {
             let Kind::Direct(seq, failed) = bio.per_bio().kind() else {
-                out.failed.push(bio);
+                self.store().fail_write(bio);
                 continue;
             };
             let mut ledger = self.store().ledger();
@@ -345,7 +345,7 @@ impl Snapshot {
                 }
                 None => {
                     drop(ledger);
-                    out.failed.push(bio);
+                    self.store().fail_write(bio);
                 }
             }
         }
@@ -360,7 +360,7 @@ impl Snapshot {
         if store.state() == State::Valid {
             store.ledger().book.copied(seq);
         } else if let Some(pending) = store.abandon(seq) {
-            out.refuse(pending.waiting);
+            store.refuse(pending.waiting, out);
         }
     }
 }

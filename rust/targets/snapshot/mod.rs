@@ -588,6 +588,11 @@ impl Snapshot {
         self.role().is_live() && !self.is_merged
     }
 
+    /// Whether origin writes wait until the header says that the snapshot is lost.
+    fn is_guarded(&self) -> bool {
+        self.is_committing() && !self.is_merged
+    }
+
     fn store(&self) -> &Store {
         &self.store
     }
@@ -648,12 +653,12 @@ impl Snapshot {
 
     /// How much of a write to the origin, from its start on, does not concern the snapshot. Any context.
     fn clear(&self, start: Sector, len: Sectors) -> Sectors {
+        let chunks = self.chunks(start, len);
         match self.store.state() {
             State::Valid => {}
-            State::Failing => return Sectors(0),
-            State::Invalid => return len,
+            State::Failing if !chunks.is_empty() => return Sectors(0),
+            State::Failing | State::Invalid => return len,
         }
-        let chunks = self.chunks(start, len);
         let clear = self.store.clear(chunks.start, chunks.len());
         if clear >= chunks.len() {
             return len;
@@ -798,7 +803,7 @@ impl Snapshot {
             self.fail(ENOSPC);
             self.store.give_up(out);
         }
-        out.failed.push(bio);
+        self.store.fail_write(bio);
     }
 
     /// Whether it is the one of the tables with its store that writes records.

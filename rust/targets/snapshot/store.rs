@@ -17,7 +17,8 @@ use crate::{
     dm::{
         bio::{
             Bio,
-            BioQueue, //
+            BioQueue,
+            Status, //
         },
         device::Device,
         io::IoClient, //
@@ -223,6 +224,9 @@ pub(super) struct Store {
     area: Atomic<u64>,
     #[pin]
     ledger: IrqLock<Ledger>,
+    /// Writes that have failed, and are told so when the header says why, if the store is lost.
+    #[pin]
+    failed: IrqLock<BioQueue<Stamp>>,
     #[pin]
     disk: Mutex<Disk>,
     /// For those who wait until nothing is on its way.
@@ -271,6 +275,7 @@ impl Store {
                 lost: Atomic::new(false),
                 area: Atomic::new(0),
                 ledger <- new_irq_lock!(ledger, "dm_snap_ledger"),
+                failed <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle <- new_wait_queue!("dm_snap_idle"),
                 owner <- new_irq_lock!(None, "dm_snap_owner"),
@@ -554,6 +559,35 @@ impl Store {
         Some(pending)
     }
 
+    /// Lets go of what waited for an exception that will never be.
+    pub(super) fn refuse(&self, mut waiting: Waiting, out: &mut Released) {
+        out.has_failed |= !waiting.own.is_empty() || waiting.direct.is_some();
+        let mut failed = self.failed.lock();
+        failed.append(&mut waiting.own);
+        if let Some(bio) = waiting.direct.take() {
+            failed.push(bio);
+        }
+        drop(failed);
+        out.again.append(&mut waiting.origin);
+    }
+
+    /// Fails a write, by [`end_failed`](Self::end_failed). Any context.
+    pub(super) fn fail_write(&self, bio: Bio<Stamp>) {
+        self.failed.lock().push(bio);
+    }
+
+    /// Ends writes that have failed; but if the store is lost, not before its header says so. The worker only.
+    pub(super) fn end_failed(&self) {
+        if self.state() == State::Failing {
+            return;
+        }
+        let mut failed = self.failed.lock().take();
+        while let Some(mut bio) = failed.pop() {
+            bio.set_per_bio(Stamp::NONE);
+            bio.end(Status::IO_ERROR);
+        }
+    }
+
     /// Takes everything out that no copy or commit has in its hands, and what waits for the rest. The store is lost.
     pub(super) fn give_up(&self, out: &mut Released) {
         let mut from = self.ledger.lock().book.first();
@@ -569,7 +603,7 @@ impl Store {
             let waiting = core::mem::take(&mut pending.waiting);
             let busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
             drop(ledger);
-            out.refuse(waiting);
+            self.refuse(waiting, out);
             if !busy {
                 self.abandon(seq);
             }
@@ -637,7 +671,7 @@ impl Store {
             };
             drop(ledger);
             if let Some(pending) = self.abandon(seq) {
-                out.refuse(pending.waiting);
+                self.refuse(pending.waiting, out);
             }
         }
     }
@@ -856,19 +890,8 @@ pub(super) struct Released {
     pub(super) ready: BioQueue<Stamp>,
     /// Writes that have ended well.
     pub(super) ended: BioQueue<Stamp>,
-    /// Writes that fail.
-    pub(super) failed: BioQueue<Stamp>,
     /// Writes to the origin, to be looked at again.
     pub(super) again: BioQueue<Stamp>,
-}
-
-impl Released {
-    /// Lets go of what waited for an exception that will never be.
-    pub(super) fn refuse(&mut self, mut waiting: Waiting) {
-        self.failed.append(&mut waiting.own);
-        if let Some(bio) = waiting.direct.take() {
-            self.failed.push(bio);
-        }
-        self.again.append(&mut waiting.origin);
-    }
+    /// There are writes for [`Store::end_failed`].
+    pub(super) has_failed: bool,
 }
