@@ -11,6 +11,7 @@
 #include <linux/device-mapper.h>
 #include <linux/dm-kcopyd.h>
 #include <linux/mempool.h>
+#include <linux/rwsem.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
 #include <linux/wait.h>
@@ -49,6 +50,8 @@ int dmr_epochs_drain(struct dmr_epochs *epochs, unsigned int epoch);
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
 bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
+void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key);
+void dmr_rwsem_assert_held(struct rw_semaphore *sem);
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
 void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,

@@ -38,6 +38,35 @@ pub(crate) fn part(chunk: Chunk, stripe: u32) -> (usize, u64) {
     (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
 }
 
+/// The number of runs that are looked up for one write to the origin, in each snapshot: a bio may be as long as a device.
+pub(crate) const LOOKUPS: u32 = 64;
+
+/// Counts the chunks from one on, up to `most`, that `find` has. It is asked for runs one after the other: for a part of the
+/// table, from a chunk on, up to a length; it returns how many of them there are. After [`LOOKUPS`] answers the rest is left
+/// for another time.
+#[inline]
+pub(crate) fn leading(
+    mut chunk: Chunk,
+    most: u64,
+    stripe: u32,
+    mut find: impl FnMut(usize, Chunk, u64) -> u64,
+) -> u64 {
+    let mut found = 0u64;
+    for _ in 0..LOOKUPS {
+        let Some(left) = most.checked_sub(found).filter(|left| *left != 0) else {
+            break;
+        };
+        let (index, same) = part(chunk, stripe);
+        let len = find(index, chunk, same.min(left)).min(left);
+        if len == 0 {
+            break;
+        }
+        found = found.wrapping_add(len);
+        chunk = Chunk(chunk.0.wrapping_add(len));
+    }
+    found
+}
+
 /// As many runs of a part are sorted at once, of 16 bytes each.
 const SORTED: usize = 1 << 15;
 /// A list of runs has room for so many at first.

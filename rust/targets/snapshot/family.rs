@@ -94,6 +94,10 @@ use crate::{
             flush,
             OwnedQueue, //
         },
+        rw_sem::{
+            new_rw_sem,
+            RwSem, //
+        },
         time::Millis, //
     }, //
 };
@@ -350,7 +354,7 @@ pub(crate) struct Family {
     pub(super) roster: Mutex<Roster>,
     /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to be, does so under this lock.
     #[pin]
-    active: IrqLock<KVVec<Arc<Snapshot>>>,
+    active: RwSem<KVVec<Arc<Snapshot>>>,
     #[pin]
     inbox: IrqLock<Inbox>,
     #[pin]
@@ -383,7 +387,7 @@ impl Family {
                 jobs,
                 starved: Atomic::new(false),
                 roster <- new_mutex!(Roster::default(), "dm_snap_roster"),
-                active <- new_irq_lock!(KVVec::new(), "dm_snap_active"),
+                active <- new_rw_sem!(KVVec::new(), "dm_snap_active"),
                 inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
@@ -428,7 +432,7 @@ impl Family {
     /// Puts a table on the list for `map`, which then has so many. Sleeps.
     fn add(&self, table: &Arc<Snapshot>, tables: usize) -> Result {
         let mut before = KVVec::with_capacity(tables.saturating_mul(2), GFP_KERNEL)?;
-        let mut active = self.active.lock();
+        let mut active = self.active.write();
         if active.len() == active.capacity() {
             for table in active.iter() {
                 before.push_within_capacity(table.clone())?;
@@ -444,13 +448,13 @@ impl Family {
 
     /// Takes a table off that list. Sleeps.
     pub(super) fn forget(&self, table: &Arc<Snapshot>) {
-        let taken = lists::take(&mut self.active.lock(), |it| Arc::ptr_eq(it, table));
+        let taken = lists::take(&mut self.active.write(), |it| Arc::ptr_eq(it, table));
         drop(taken);
     }
 
     /// Changes roles: for a write to the origin, all at once.
     pub(super) fn switch(&self, change: impl FnOnce()) {
-        let _active = self.active.lock();
+        let _active = self.active.write();
         change();
     }
 
@@ -478,10 +482,11 @@ impl Family {
         }
     }
 
-    /// How much of a write to the origin, from its start on, no snapshot cares about. Any context.
+    /// How much of a write to the origin, from its start on, no snapshot cares about. Process context; sleeps while the list
+    /// is being changed.
     pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
-        let active = self.active.lock();
-        let tables = active.iter().filter(|table| table.is_active());
+        let active = self.active.read();
+        let tables = active.iter().filter(|table| table.is_watched());
         tables.fold(len, |len, table| table.clear(start, len))
     }
 

@@ -593,6 +593,14 @@ impl Snapshot {
         self.is_committing() && !self.is_merged
     }
 
+    /// Whether origin writes have to look at the snapshot at all.
+    fn is_watched(&self) -> bool {
+        match self.store.state() {
+            State::Failing => self.is_guarded(),
+            State::Valid | State::Invalid => self.is_active(),
+        }
+    }
+
     fn store(&self) -> &Store {
         &self.store
     }

@@ -57,6 +57,9 @@ use kernel::{
     }, //
 };
 
+/// The longest write that the worker looks at in one go. It may be as long as the device, if it is a discard.
+const DEFERRED: Sectors = Sectors(2048);
+
 /// An origin: one line of a table.
 #[pin_data]
 pub(crate) struct Origin {
@@ -183,6 +186,7 @@ impl Origin {
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
+        bio.accept(DEFERRED);
         bio.set_per_bio(Stamp::of_origin(self.id));
         let (bio, mapped) = bio.take();
         self.deferred.lock().push(bio);

@@ -382,23 +382,16 @@ impl Store {
         .unwrap_or(false)
     }
 
-    /// How many chunks from one on a write to the origin need not care about, at most so many. Any context.
-    pub(super) fn clear(&self, mut chunk: Chunk, most: u64) -> u64 {
-        let mut clear = 0u64;
-        while clear < most {
-            let (index, left) = self.shard(chunk);
-            let wanted = left.min(most.saturating_sub(clear));
+    /// How many chunks from one on a write to the origin need not care about, up to `most`; of many short runs only the first
+    /// are looked up. Any context.
+    pub(super) fn clear(&self, chunk: Chunk, most: u64) -> u64 {
+        parts::leading(chunk, most, self.stripe, |index, chunk, wanted| {
             let found = self.with(index, |shard| match shard.extents.find(chunk, wanted) {
                 Found::Mapped(_, len) if shard.draining.is_zero() => len,
                 _ => 0,
             });
-            let Some(len) = found.filter(|len| *len != 0) else {
-                break;
-            };
-            clear = clear.saturating_add(len);
-            chunk = Chunk(chunk.0.saturating_add(len));
-        }
-        clear
+            found.unwrap_or(0)
+        })
     }
 
     /// What there is of a chunk. Under the ledger's lock.

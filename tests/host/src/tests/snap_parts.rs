@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::vec;
 use std::vec::Vec;
 
 use super::with_all_faults;
@@ -48,6 +49,48 @@ fn chunks(tables: &KVVec<Extents>, stripe: u32) -> BTreeMap<u64, u64> {
         }
     }
     found
+}
+
+/// What [`leading`] finds in a table where each chunk of `mapped` is a run of its own, and how often it asks.
+fn lead(mapped: &[bool], most: u64, stripe: u32) -> (u64, usize) {
+    let mut asked = 0;
+    let found = leading(Chunk(7), most, stripe, |index, chunk, wanted| {
+        asked += 1;
+        let (its, same) = part(chunk, stripe);
+        assert_eq!(index, its);
+        assert!(0 < wanted && wanted <= same && chunk.0 + wanted <= 7 + most);
+        mapped[chunk.0 as usize - 7].into()
+    });
+    (found, asked)
+}
+
+#[test]
+fn lookups_of_one_write_are_bounded() {
+    let bound = LOOKUPS as usize;
+    for runs in 0..3 * bound {
+        let (found, asked) = lead(&vec![true; runs], runs as u64, 6);
+        assert_eq!((found as usize, asked), (runs.min(bound), runs.min(bound)));
+    }
+    // Long runs are not cut: a stripe with one answer.
+    let mut asked = 0;
+    let all = 50 << 15;
+    let found = leading(Chunk(0), all, 15, |_, _, wanted| {
+        asked += 1;
+        wanted
+    });
+    assert_eq!((found, asked), (all, 50));
+    // More than it was asked for is not believed.
+    assert_eq!(leading(Chunk(0), 10, 6, |_, _, _| u64::MAX), 10);
+    assert_eq!(leading(Chunk(u64::MAX), 1, 6, |_, _, wanted| wanted), 1);
+}
+
+proptest! {
+    #[test]
+    fn leading_ends_at_the_first_hole(mapped in prop::collection::vec(prop::bool::weighted(0.97), 0..200)) {
+        let (found, _) = lead(&mapped, mapped.len() as u64, 6);
+        let run = mapped.iter().take_while(|is| **is).count();
+        prop_assert_eq!(found as usize, run.min(LOOKUPS as usize));
+    }
 }
 
 #[test]
