@@ -427,6 +427,12 @@ impl<'a, D: PerBio> EndBio<'a, D> {
         self.bio.is_fua()
     }
 
+    /// Whether the bio asked for a flush. The block layer takes that off one that a device without a volatile cache has had
+    /// nothing to do for.
+    pub(crate) fn is_flush(&self) -> bool {
+        self.bio.is_flush()
+    }
+
     /// The target's own data of this bio, as `map` or an earlier `end_io` set it.
     pub(crate) fn per_bio(&self) -> D {
         self.bio.per_bio()

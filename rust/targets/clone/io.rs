@@ -85,8 +85,10 @@ impl IoState {
     const PLAIN: IoState = IoState::new(0);
     /// A read or write that the sweep yields to.
     const COUNTED: IoState = IoState::new(1);
+    /// A flush that has been sent to the destination.
+    pub(super) const FLUSH: IoState = IoState::new(2);
     /// From here on slots.
-    const FIRST_SLOT: u32 = 2;
+    const FIRST_SLOT: u32 = 3;
     /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer takes the flag off a bio for
     /// a destination without a volatile cache.
     const FUA: u32 = 1 << 31;
@@ -272,6 +274,9 @@ fn map_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> 
 /// See [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
 #[inline]
 pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, bio: EndBio<'a, IoState>) -> Ended<'a> {
+    if !bio.status().is_ok() && bio.is_flush() && bio.per_bio() == IoState::FLUSH {
+        this.flush_failed();
+    }
     if this.metadata.is_done() {
         // Nothing is in flight, and nobody looks at the counter any more.
         return bio.done();
@@ -283,7 +288,7 @@ pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, bio: EndBio<'a, IoState>) -
 #[inline(never)]
 fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> Ended<'a> {
     let state = bio.per_bio();
-    if state == IoState::PLAIN {
+    if state == IoState::PLAIN || state == IoState::FLUSH {
         return bio.done();
     }
     let mut status = bio.status();
@@ -312,8 +317,20 @@ fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> 
     bio.done_with(status)
 }
 
-fn map_flush<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+impl Clone {
+    /// A flush of the destination failed that no commit asked for. What it lost may be what fills a region just now: marking it
+    /// would make the loss permanent. Any context.
+    #[cold]
+    fn flush_failed(self: ArcBorrow<'_, Self>) {
+        if self.metadata.flush_failed() {
+            self.wake_committer();
+        }
+    }
+}
+
+fn map_flush<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
     if !this.metadata.is_dirty() {
+        bio.set_per_bio(IoState::FLUSH);
         return bio.remap(&this.destination);
     }
     let (bio, mapped) = bio.take();

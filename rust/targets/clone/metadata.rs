@@ -356,6 +356,8 @@ pub(crate) struct Metadata {
     mode: Atomic<u32>,
     /// A flush of the destination failed: see [`recover`](Metadata::recover).
     flush_failed: Atomic<bool>,
+    /// The mode has changed by that, and nobody has been told.
+    untold: Atomic<bool>,
     device: Arc<BlockDevice>,
     /// Held for all of a commit, and for what follows if it fails.
     #[pin]
@@ -410,6 +412,7 @@ impl registry::Metadata for Metadata {
                 dirty: Atomic::new(false),
                 mode: Atomic::new(Mode::ReadWrite as u32),
                 flush_failed: Atomic::new(false),
+                untold: Atomic::new(false),
                 device,
                 disk <- new_mutex!(Some(disk), "dm_clone_disk"),
                 state <- new_irq_lock!(state, "dm_clone_state"),
@@ -568,6 +571,10 @@ impl Metadata {
         flush: impl FnOnce() -> Result,
     ) -> Result<Option<Usage>, (Step, Error)> {
         flush().map_err(|error| (Step::Flush, error))?;
+        if self.flush_failed.load(Acquire) {
+            // Another flush, at the same time, may have lost what this one should have made durable.
+            return Err((Step::Flush, EIO));
+        }
         let step = |error| (Step::Commit, error);
         let disk = disk.as_mut().ok_or(step(EIO))?;
         disk.set(log, &self.geometry)
@@ -578,21 +585,11 @@ impl Metadata {
 
     /// Goes back to the last transaction on disk and writes nothing more. Sleeps for I/O.
     fn abort(&self, disk: &mut Option<Disk>, name: &Handle, step: Step, error: Error) -> Mode {
-        let what = match step {
-            Step::Flush => "flush destination device",
-            Step::Commit => "dm_clone_metadata_commit",
-        };
-        let errno = error.to_errno();
-        err!(
-            "clone",
-            "{}: Metadata operation `{}' failed: error = {}",
-            name,
-            what,
-            errno
-        );
+        log_failure(name, step, error);
         err!("clone", "{}: Aborting current metadata transaction", name);
         if step == Step::Flush {
             self.flush_failed.store(true, Relaxed);
+            self.untold.store(false, Relaxed);
         }
         // The old blocks must be gone before the device is read again.
         *disk = None;
@@ -608,12 +605,33 @@ impl Metadata {
                 Mode::Fail
             }
         };
-        self.set_mode(mode);
+        self.set_mode(&self.state.lock(), mode);
         mode
     }
 
-    fn set_mode(&self, mode: Mode) {
-        let _state = self.state.lock();
+    /// A flush of the destination failed, and it was not one of a commit. Whether that changes the mode: it need not if no region
+    /// is in flight, and none has been marked since the last commit, for then the metadata says nothing that may be lost. Who
+    /// is told that it does calls [`take_flush_failure`](Self::take_flush_failure) some time. Any context.
+    pub(super) fn flush_failed(&self) -> bool {
+        let state = self.state.lock();
+        if state.inflight.is_empty() && !state.logs.is_dirty() {
+            return false;
+        }
+        self.flush_failed.store(true, Release);
+        if self.mode() != Mode::ReadWrite {
+            return false;
+        }
+        self.set_mode(&state, Mode::ReadOnly);
+        self.untold.store(true, Relaxed);
+        true
+    }
+
+    /// Whether the mode has changed by [`flush_failed`](Self::flush_failed) since this was last called. Any context.
+    pub(super) fn take_flush_failure(&self) -> bool {
+        self.untold.xchg(false, Relaxed)
+    }
+
+    fn set_mode(&self, _: &State, mode: Mode) {
         self.mode.store(mode as u32, Relaxed);
         self.whole
             .store(self.is_done() && mode != Mode::Fail, Release);
@@ -641,9 +659,15 @@ impl Metadata {
         }
         // What there was is read-only, so it can stay until the new one is there; if that fails, nothing has changed.
         let reopened = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
-        self.state.lock().usage = reopened.usage().ok();
+        let usage = reopened.usage().ok();
+        let mut state = self.state.lock();
+        state.usage = usage;
+        if self.flush_failed.load(Relaxed) {
+            return Ok(Recovered::No);
+        }
+        self.set_mode(&state, Mode::ReadWrite);
+        drop(state);
         *disk = Some(reopened);
-        self.set_mode(Mode::ReadWrite);
         Ok(Recovered::Yes)
     }
 }
@@ -659,9 +683,24 @@ pub(super) enum Recovered {
     No,
 }
 
+/// Logs that a step of a commit failed.
+pub(super) fn log_failure(name: &Handle, step: Step, error: Error) {
+    let what = match step {
+        Step::Flush => "flush destination device",
+        Step::Commit => "dm_clone_metadata_commit",
+    };
+    err!(
+        "clone",
+        "{}: Metadata operation `{}' failed: error = {}",
+        name,
+        what,
+        error.to_errno()
+    );
+}
+
 /// A step of a commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// The flush of the destination.
     Flush,
     /// Writing the metadata.

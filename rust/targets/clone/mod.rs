@@ -154,10 +154,12 @@ use kernel::{
     }, //
 };
 use metadata::{
+    log_failure,
     Committed,
     Failure,
     Metadata,
     Recovered,
+    Step,
     SLOTS, //
 };
 use work::{
@@ -573,18 +575,29 @@ impl Clone {
             Err(Failure {
                 degraded: Some(mode),
                 ..
-            }) => {
-                info!(
-                    "clone",
-                    "{}: Switching to {} mode",
-                    self.handle,
-                    mode.description()
-                );
-                self.handle.event();
-            }
+            }) => self.tell_of_mode(*mode),
             _ => {}
         }
         result.map_err(|failure| failure.error)
+    }
+
+    /// Tells the world if the mode has changed because of a flush that failed, and that no commit asked for. Sleeps.
+    fn tell_of_flush(&self) {
+        if self.metadata.take_flush_failure() {
+            log_failure(&self.handle, Step::Flush, EIO);
+            self.tell_of_mode(Mode::ReadOnly);
+        }
+    }
+
+    /// Tells the world of a new mode. Sleeps.
+    fn tell_of_mode(&self, mode: Mode) {
+        info!(
+            "clone",
+            "{}: Switching to {} mode",
+            self.handle,
+            mode.description()
+        );
+        self.handle.event();
     }
 
     /// Switches pass-down of discards off for good if the destination cannot do what it takes.
@@ -723,14 +736,11 @@ impl Clone {
             Recovered::NotNeeded => {}
             Recovered::No => return Err(EIO),
             Recovered::Yes => {
-                info!(
-                    "clone",
-                    "{}: Switching to {} mode",
-                    self.handle,
-                    Mode::ReadWrite.description()
-                );
-                self.handle.event();
-                self.wake_committer();
+                self.tell_of_mode(Mode::ReadWrite);
+                // Resuming looks at what is to be committed by itself; until then nothing is to be written.
+                if !self.is_suspended() {
+                    self.wake_committer();
+                }
                 self.wake_sweep();
             }
         }

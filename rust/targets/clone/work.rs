@@ -3,6 +3,7 @@
 //! The workers that take deferred bios on.
 
 use super::{
+    io::IoState,
     metadata::Committed,
     Clone,
     COMMIT_DELAY, //
@@ -83,6 +84,7 @@ impl WorkItem<2> for Clone {
     fn run(this: Arc<Clone>) {
         let _noio = NoIo::enter();
         let run = this.runs.begin();
+        this.tell_of_flush();
         // Taken before the commit begins, so that its flush of the destination comes after their data.
         let (mut flush, mut written) = {
             let mut lists = this.lists.lock();
@@ -91,12 +93,15 @@ impl WorkItem<2> for Clone {
         match this.commit() {
             Ok(committed) => {
                 written.end_all(Status::OK);
-                while let Some(bio) = flush.pop() {
+                while let Some(mut bio) = flush.pop() {
                     if bio.is_flush() && committed != Committed::Nothing {
                         bio.end(Status::OK);
-                    } else {
-                        bio.submit(&this.destination);
+                        continue;
                     }
+                    if bio.is_flush() {
+                        bio.set_per_bio(IoState::FLUSH);
+                    }
+                    bio.submit(&this.destination);
                 }
                 // Suspending commits by itself, and resuming starts the timer again.
                 if this.metadata.is_dirty() && !this.is_suspended() {
