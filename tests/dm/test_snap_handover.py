@@ -207,8 +207,9 @@ def test_source_is_removed_before_the_resume(family, log):
     use(family, second, 2)
 
 
+@pytest.mark.delays
 def test_header_of_a_lost_store_is_written_once(family, log):
-    """A record fails that the former table has begun to write, while the next one waits to write another. Both saw that the
+    """A record fails that the former table has begun to write, while the next one waits to write another. Both see that the
     store is lost; users were told twice."""
     lower = Gate(family.box, family.box.ram(4, cache=True))
     valve = Valve(family.box, lower)
@@ -224,12 +225,14 @@ def test_header_of_a_lost_store_is_written_once(family, log):
     wait.until(lambda: lower.read(24, 8) == second.expected[1600 * 512:1608 * 512], "the next one has its data")
     watch = Watch(second, log)
     lower.error_writes((8, 16))
-    valve.release()
-    for writer in writers:
-        writer.result()
-    second.wait_status("Invalid")
-    lower.heal()
-    watch.ended(Watch.FAILED)
+    with delay.held("snapshot: lost, header not yet written") as point:
+        valve.release()
+        point.wait()
+        for writer in writers:
+            writer.result()
+        second.wait_status("Invalid")
+        lower.heal()
+        watch.ended(Watch.FAILED)
     first.remove()
     second.swap(f"0 {second.length} error")  # all that it had to do is done
     watch.silent()

@@ -69,6 +69,7 @@ use crate::{
         units::Sectors, //
     },
     sys::{
+        delay::delay_point,
         irq_lock::{
             new_irq_lock,
             IrqGuard,
@@ -634,6 +635,7 @@ impl Store {
         if self.state() != State::Failing {
             return false;
         }
+        delay_point!(c"snapshot: lost, header not yet written");
         let mut disk = self.disk.lock();
         if self.state() != State::Failing {
             return false;
