@@ -21,6 +21,11 @@ pub(crate) fn minus(count: u64, less: u64) -> u64 {
 pub(crate) struct Count(u32);
 
 impl Count {
+    /// None.
+    pub(crate) const fn none() -> Self {
+        Count(0)
+    }
+
     /// One.
     pub(crate) const fn one() -> Self {
         Count(1)

@@ -32,10 +32,13 @@
 //! not be written to. Who wants to has the records written back first (Restoring), and fails if that does.
 
 use crate::env::KVVec;
-use crate::logic::snapshot::{
-    chunks::Chunk,
-    extents::Run,
-    lists::leading, //
+use crate::logic::{
+    count::Count,
+    snapshot::{
+        chunks::Chunk,
+        extents::Run,
+        lists::leading, //
+    }, //
 };
 
 /// What is to be done next.
@@ -90,7 +93,7 @@ enum State {
     Guarding,
     Draining,
     Copying {
-        flying: u32,
+        flying: Count,
         all_started: bool,
         failed: bool,
     },
@@ -114,7 +117,7 @@ pub(crate) struct Merge {
     state: State,
     wanted: bool,
     /// How many keep it between two batches.
-    pauses: u32,
+    pauses: Count,
 }
 
 impl Merge {
@@ -123,13 +126,13 @@ impl Merge {
         Merge {
             state: State::Stopped { in_doubt: false },
             wanted: false,
-            pauses: 0,
+            pauses: Count::none(),
         }
     }
 
     /// Whether it may begin a batch.
     fn goes(&self) -> bool {
-        self.wanted && self.pauses == 0
+        self.wanted && self.pauses.is_zero()
     }
 
     /// What is to be done.
@@ -208,13 +211,13 @@ impl Merge {
     /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may be started and stopped
     /// meanwhile.
     pub(crate) fn pause(&mut self) {
-        self.pauses = self.pauses.saturating_add(1);
+        self.pauses.add();
         self.break_off();
     }
 
     /// Ends a [`pause`](Self::pause).
     pub(crate) fn go_on(&mut self) {
-        self.pauses = self.pauses.saturating_sub(1);
+        self.pauses.take();
         self.begin();
     }
 
@@ -256,7 +259,7 @@ impl Merge {
     pub(crate) fn drained(&mut self) {
         if self.state == State::Draining {
             self.state = State::Copying {
-                flying: 0,
+                flying: Count::none(),
                 all_started: false,
                 failed: false,
             };
@@ -271,7 +274,7 @@ impl Merge {
                 all_started: false,
                 failed: false,
             } => {
-                *flying = flying.saturating_add(1);
+                flying.add();
                 true
             }
             _ => false,
@@ -292,7 +295,7 @@ impl Merge {
             return false;
         };
         let is_first = !ok && !*failed;
-        *flying = flying.saturating_sub(1);
+        flying.take();
         *failed |= !ok;
         self.look_at_copies();
         is_first
@@ -301,15 +304,15 @@ impl Merge {
     fn look_at_copies(&mut self) {
         match self.state {
             State::Copying {
-                flying: 0,
+                flying,
                 failed: true,
                 ..
-            } => self.let_go_with(Fate::Kept, true),
+            } if flying.is_zero() => self.let_go_with(Fate::Kept, true),
             State::Copying {
-                flying: 0,
+                flying,
                 all_started: true,
                 failed: false,
-            } => self.state = State::Committing,
+            } if flying.is_zero() => self.state = State::Committing,
             _ => {}
         }
     }
