@@ -6,10 +6,13 @@
 //! live one knows whatever the live one does until it goes live itself, and nothing is read twice. Another mapped device,
 //! or a second target of one table, is refused.
 
-use crate::dm::device::{
-    Device,
-    MappedDevice,
-    TableId, //
+use crate::{
+    dm::device::{
+        Device,
+        MappedDevice,
+        TableId, //
+    },
+    sys::delay::delay_point, //
 };
 use kernel::{
     new_mutex,
@@ -71,11 +74,13 @@ impl<M: Metadata> Registry<M> {
         let (shared, place) = self.enter(device.number(), owner, table)?;
         let metadata = match shared {
             Some(metadata) => {
+                delay_point!(c"registry: entered, not yet accepted");
                 metadata.accept(key)?;
                 metadata
             }
             None => {
                 let metadata = M::open(device, key)?;
+                delay_point!(c"registry: opened, not yet shared");
                 self.publish(&place, &metadata);
                 metadata
             }
@@ -168,7 +173,9 @@ struct Place<M: Metadata> {
 impl<M: Metadata> Drop for Place<M> {
     fn drop(&mut self) {
         // Closing it may take long: not under the registry's lock.
-        drop(self.registry.leave(self));
+        let last = self.registry.leave(self);
+        delay_point!(c"registry: left, not yet closed");
+        drop(last);
     }
 }
 
