@@ -8,6 +8,8 @@ from lib import modules
 def pytest_addoption(parser):
     group = parser.getgroup("soak")
     group.addoption("--seconds", type=float, default=60, help="how long to go on (60); the last run comes to its end")
+    group.addoption("--crowd-seconds", type=float, default=0,
+                    help="how long each crowd goes on, if that takes more than the least number of rounds (0)")
     group.addoption("--events", metavar="FILE|TEXT",
                     help="carry out this event list, as a failure prints it, again and again for --seconds")
     group.addoption("--shorten", type=float, default=300, metavar="SECONDS",

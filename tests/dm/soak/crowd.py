@@ -1,0 +1,187 @@
+"""Rounds in which several threads load, suspend, resume and remove the same devices at the same time, with I/O.
+
+A round has a cast: players, each a list of calls in a thread of its own, which a seed chooses. All begin at once, while threads
+sleep at the delay points of the module. Whatever order comes of it, some things hold; what these are the scenarios of the
+targets say, each in a class of its own. A call may be refused, with the errors that its player names; that is counted.
+"""
+
+import collections
+import faulthandler
+import itertools
+import sys
+import threading
+import time
+
+from lib import dm, wait
+from lib.disk import split
+
+DEADLINE = 60
+
+
+class Writer:
+    """Writes to sectors that nobody else writes to, and reads them back, until told to stop. `may[sector]` is what each may
+    hold: one content if the last write to it was acknowledged."""
+
+    def __init__(self, crowd, device, sectors, name):
+        self.crowd, self.device, self.sectors, self.name = crowd, device, list(sectors), name
+        self.may = {}
+        self.serial = itertools.count(1)
+        self.current = None  # the sector of the write on its way
+        self.bears_errors = False
+        self.before = lambda sector: None  # called in front of each write
+        self.also = lambda sector: ()  # what a sector may hold as well
+
+    def run(self, rng, stop):
+        for n in itertools.count():
+            if stop.is_set() and n > 2:
+                return
+            sector = rng.choice(self.sectors)
+            try:
+                if rng.random() < 0.7:
+                    self.write(sector)
+                elif rng.random() < 0.2:
+                    self.device.flush()
+                    self.crowd.count("flush")
+                else:
+                    self.read(sector)
+            except OSError as error:
+                assert self.bears_errors, f"{self.name}: {error} at sector {sector}"
+                self.crowd.count("I/O that failed")
+                time.sleep(0.005)
+
+    def write(self, sector):
+        data = (b"%s %d/%d " % (self.name.encode(), next(self.serial), sector)).ljust(512, b".")
+        self.before(sector)
+        self.may[sector] = self.may.get(sector, frozenset((None,))) | {data}
+        self.current = sector
+        self.device.write(sector, data)
+        self.current = None
+        self.may[sector] = frozenset((data,))
+        self.crowd.count("write")
+
+    def read(self, sector):
+        got = self.device.read(sector, 1)
+        self.crowd.count("read")
+        may = self.may.get(sector)
+        assert may is None or self.is_good(sector, got), f"{self.name}: sector {sector} holds {got[:30]}, not {shown(may)}"
+
+    def is_good(self, sector, data):
+        may = self.may[sector]
+        return None in may or data in may or data in self.also(sector)
+
+    def check(self, got, where):
+        """What was acknowledged is in this content of the device. Sectors of which nothing is known may be as they were."""
+        for sector, may in self.may.items():
+            assert self.is_good(sector, got[sector]), \
+                f"{where}: sector {sector} of {self.name} holds {got[sector][:30]}, not {shown(may)}"
+
+
+def shown(may):
+    return " or ".join(str(data[:30]) if data else "what was there" for data in may)
+
+
+class Crowd:
+    """The rounds of one scenario. What a scenario adds:
+
+    NAME        its name
+    begin(rng)  makes the devices of a round, sets `writers`, and gives the cast: {name of a player: [(call, errors)]}
+    settle()    lets everything go on: nothing is suspended afterwards
+    check()     what holds now
+    close()     removes what the round has made
+    """
+
+    NAME = None
+    LEAST = {}  # what must have happened, and how often
+
+    def __init__(self, make_box, tally=None):
+        self.make_box = make_box
+        self.tally = collections.Counter() if tally is None else tally
+        self.lock = threading.Lock()
+        self.rounds = 0
+
+    def count(self, what):
+        with self.lock:
+            self.tally[what] += 1
+
+    def perform(self, name, calls, start):
+        """One player's calls."""
+        start.wait(DEADLINE)
+        for call, errors in calls:
+            what = f"{name}: {call.__name__}"
+            try:
+                call()
+            except OSError as error:
+                assert error.errno in errors, f"{what}: {error}"
+                self.count(f"{what}, refused")
+            else:
+                self.count(what)
+
+    def round(self, rng):
+        self.rounds += 1
+        self.box = self.make_box()
+        # Words if the kernel does not return.
+        faulthandler.dump_traceback_later(3 * DEADLINE, file=sys.__stderr__)
+        try:
+            self.writers = []
+            cast = self.begin(rng)
+            start, stop = threading.Barrier(len(cast) + len(self.writers)), threading.Event()
+
+            def write(writer, rng):
+                start.wait(DEADLINE)
+                writer.run(rng, stop)
+
+            jobs = [self.box.background(self.perform, name, calls, start) for name, calls in cast.items()]
+            io = [self.box.background(write, writer, type(rng)(rng.random())) for writer in self.writers]
+            try:
+                for job in jobs:
+                    job.result(DEADLINE)
+                self.settle()
+            finally:
+                stop.set()
+            for job in io:
+                job.result(DEADLINE)
+            self.check()
+            self.close()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self.box.close()
+
+    def missing(self):
+        return [f"{what}: {self.tally[what]}, not {least}" for what, least in self.LEAST.items() if self.tally[what] < least]
+
+    @staticmethod
+    def awake(device):
+        """Resumes a device. Returns whether its table went live; if it was refused, the device fails from now on."""
+        try:
+            device.resume()
+            return True
+        except OSError:
+            device.load(f"0 {device.length} error")
+            device.resume()
+            return False
+
+    def one_of(self, rng, count, *choices):
+        """A list of calls."""
+        return [rng.choice(choices) for _ in range(count)]
+
+    @staticmethod
+    def content(device, sectors):
+        return split(device.content(sectors))
+
+
+def named(name, call):
+    """The call, under a name in what is counted."""
+    def it():
+        return call()
+
+    it.__name__ = name
+    return it
+
+
+def no_table(device):
+    """Whether the device has none, and so nothing to resume."""
+    return not device.info().flags & (dm._ACTIVE | dm._INACTIVE)
+
+
+def until_quiet(condition, what):
+    return wait.until(condition, what, DEADLINE)

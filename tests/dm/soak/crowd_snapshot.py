@@ -1,0 +1,241 @@
+"""An origin and its snapshots in a crowd: a snapshot is taken, merged, taken over and given back while others do the same."""
+
+import errno
+
+from crowd import Crowd, Writer, named, no_table, until_quiet
+from lib import cow, dm
+from lib.box import pattern
+from lib.disk import split
+from lib.snaps import Origin, Snapshot, merge_end, merge_line
+
+SECTORS = 2048
+SIZE = 8
+CHUNKS = SECTORS // SIZE
+REFUSED = {errno.EINVAL, errno.ENXIO, errno.EBUSY}
+SLOW_MS = 10  # what a write to the origin's disk takes in half of the rounds: copies of a merge are on their way for long
+
+
+class Family(Crowd):
+    """Three snapshots: `old` may be merged and taken over, `new` is taken in the round, `calm` is there all the time.
+
+    - The contents of `calm` never change, nor those of `new` from the moment on at which its resume has returned.
+    - What was written to the origin is there, unless a merge puts the contents of `old` in its place.
+    - What was written to `old` is in whoever has its COW device in the end: a snapshot, or a merge.
+    - A snapshot has as many exceptions in memory as its COW device.
+    - A merge comes to its end, and changes nothing that its device shows.
+    """
+
+    NAME = "snapshot"
+    LEAST = {"taker: take": 4, "owner: suspend": 1, "front: resume": 4, "merger: merge": 2, "heir: take over": 1,
+             "heir: take over, refused": 1, "write to an owner": 50, "snapshot live": 4, "merge live": 2, "merged": 2, "write": 100, "read": 20}
+
+    def begin(self, rng):
+        box = self.box
+        self.disk = box.ram(1)
+        self.data = pattern("origin", SECTORS)
+        self.disk.fill(self.data)
+        delay = rng.choice((0, SLOW_MS))
+        self.real = box.mapped(f"0 {SECTORS} delay {self.disk.dev} 0 0 {self.disk.dev} 0 {delay}" if delay else
+                               f"0 {SECTORS} linear {self.disk.dev} 0")
+        self.cows = {name: box.ram(2) for name in ("old", "new", "calm")}
+        self.origin = box.own(Origin(self.real))
+        self.old, self.calm = self.snapshot("old"), self.snapshot("calm")
+        for device in self.old, self.calm:
+            device.load(device.line)
+            device.resume()
+        # `old` has exceptions of its own, and others because of writes to the origin.
+        for chunk in rng.sample(range(0, CHUNKS, 4), 24):
+            self.old.write(chunk * SIZE, pattern(f"old {chunk}", SIZE))
+        for chunk in rng.sample(range(1, CHUNKS, 4), 8):
+            self.origin.write(chunk * SIZE, pattern(f"origin {chunk}", SIZE))
+        self.seen = {"calm": self.content(self.calm, SECTORS)}
+        self.before_merge = self.content(self.old, SECTORS)
+        self.new = self.heir = None
+        self.is_new = False
+        on_old = Writer(self, self.old, (chunk * SIZE + 3 for chunk in range(2, CHUNKS, 4)), "old")
+        on_origin = Writer(self, self.origin, (chunk * SIZE + 5 for chunk in range(3, CHUNKS, 4)), "origin")
+        on_origin.also = self.reverted
+        on_calm = Writer(self, self.calm, (chunk * SIZE + 1 for chunk in range(3, CHUNKS, 8)), "calm")
+        self.writers = [on_old, on_origin, on_calm]
+        self.was_merging = rng.random() < 0.5
+        if self.was_merging:
+            self.hand_over()
+            self.writers.remove(on_old)
+        casts = {"taker": [(named("take", self.take), set()), *self.one_of(rng, 3, *self.controls(lambda: self.new))],
+                 "owner": self.one_of(rng, 5, *self.controls(lambda: self.old)),
+                 "front": self.controls(lambda: self.origin)[:2] * 6 if self.was_merging and rng.random() < 0.7 else
+                 self.one_of(rng, 7, *self.controls(lambda: self.origin)),
+                 "merger": [(named("merge", self.hand_over), REFUSED)],
+                 "heir": [(named("take over", self.take_over), REFUSED)] * 8}
+        names = ["taker"] * (rng.random() < 0.7) + ["front"]
+        names += ["heir"] * (rng.random() < 0.7) if self.was_merging else ["merger"] * (rng.random() < 0.8) + rng.choice(
+            ([], ["owner"], ["heir"]))
+        if rng.random() < 0.4 and {"merger", "taker"} <= set(names):
+            names.remove("front")  # whom it stands in the way of
+        self.names = names
+        # An I/O to what was handed over fails.
+        on_old.bears_errors = on_origin.bears_errors = {"merger", "heir"} & set(names) or self.was_merging
+        return {name: casts[name] for name in names}
+
+    def snapshot(self, name):
+        device = self.box.own(Snapshot(self.real, self.cows[name], "P", SIZE, length=SECTORS, start=False))
+        return device
+
+    def controls(self, device):
+        """Calls on a device, which may not be there yet."""
+        def call(name, what):
+            return named(name, lambda: what(device()) if device() else None), REFUSED
+
+        return (call("suspend", lambda it: it.suspend(True)), call("resume", lambda it: it.resume()),
+                call("suspend", lambda it: it.suspend()), call("resume", lambda it: it.resume()),
+                call("status", lambda it: it.status()), call("load", lambda it: it.load(it.line)),
+                call("clear", lambda it: it.clear()))
+
+    # Players
+
+    def take(self):
+        """A snapshot of what the origin's disk holds, without a pause of the origin."""
+        device = self.snapshot("new")
+        device.load(device.line)
+        device.resume()
+        # What is on its way to the origin began before, and may be seen or not.
+        self.on_its_way = {writer.current for writer in self.writers if writer.name == "origin"}
+        self.seen["new"] = self.content(device, SECTORS)
+        self.new = device
+
+    def hand_over(self):
+        """What is merged stops being a snapshot, in LVM's order."""
+        self.origin.load(merge_line(self.old))
+        self.old.load(f"0 {SECTORS} error")
+        self.old.suspend()
+        self.origin.suspend()
+        self.origin.resume()
+        self.old.resume()
+
+    def take_over(self):
+        """Another device gets the COW device of `old`."""
+        if self.heir is None:
+            self.heir = self.snapshot("old")
+        if not self.heir.info().flags & dm._INACTIVE:
+            self.heir.load(self.heir.line)
+        self.heir.resume()
+
+    # The end
+
+    def devices(self):
+        return [device for device in (self.old, self.heir, self.origin, self.new, self.calm) if device]
+
+    def settle(self):
+        """Whoever waits for another to be suspended, or to be gone, gets an error table."""
+        for device in self.devices():
+            if not no_table(device):
+                self.awake(device)
+        self.live = {}  # device: the target of its table
+        for device in self.devices():
+            specs = device.specs() if device.info().flags & dm._ACTIVE else []
+            self.live[device] = specs[0][2] if specs else None
+            if self.live[device]:
+                self.count(f"{'merge' if self.live[device] == 'snapshot-merge' else self.live[device]} live")
+
+    def works(self, device):
+        try:
+            device.read(0, 1)
+        except OSError:
+            return False
+        return True
+
+    def check(self):
+        on_old, on_origin, on_calm = (next((it for it in self.writers if it.name == name), None)
+                                      for name in ("old", "origin", "calm"))
+        self.steady("calm", self.calm)
+        if self.new:
+            self.steady("new", self.new)
+        # A merge from which a snapshot has taken over says Invalid, and reads what is on the origin.
+        merging = self.live[self.origin] == "snapshot-merge" and self.origin.status() != "Invalid"
+        owners = [device for device in (self.old, self.heir) if device and self.live[device] == "snapshot"
+                  and self.works(device)]
+        assert len(owners) + merging <= 1, (
+            f"one COW device is used by {[device.status() for device in owners]}, and by a merge: {merging}, "
+            f"{self.origin.status()}; cast {self.names}")
+        if self.live[self.origin] == "snapshot-origin":
+            on_origin.check(self.content(self.origin, SECTORS), "origin")
+        for owner in owners:
+            self.owns(owner, on_old)
+        if merging:
+            content = self.content(self.origin, SECTORS)
+            if on_old:
+                on_old.check(content, "merge")
+            on_origin.check(content, "merge")
+            end = until_quiet(lambda: merge_end(self.origin.status()), "merged")
+            assert end == "merged", end
+            self.count("merged")
+            assert self.content(self.origin, SECTORS) == content, "the merge changed what its device shows"
+            assert split(self.disk.content(SECTORS)) == content, "disk of the origin"
+            self.steady("calm", self.calm)
+            if self.new:
+                self.steady("new", self.new)
+        for name, device in ("calm", self.calm), ("new", self.new):
+            if device and self.live[device] == "snapshot":
+                self.whole(device, name)
+        # A write to the origin's disk, past which every snapshot must see what was there.
+        if self.live[self.origin] == "snapshot-origin":
+            for chunk in range(0, CHUNKS, 3):
+                self.origin.write(chunk * SIZE, pattern("late", SIZE))
+            self.steady("calm", self.calm)
+            if self.new:
+                self.steady("new", self.new)
+
+    def owns(self, owner, on_old):
+        """The snapshot that has the COW device of `old` in the end is the only one who writes to it, and nobody writes to the
+        origin any more. So what is written to it stays, also when it is made anew from the disk."""
+        disk = self.disk.content(SECTORS)
+        if on_old:
+            on_old.check(self.content(owner, SECTORS), "owner of the COW device")
+        want = self.content(owner, SECTORS)
+        for chunk in range(1, CHUNKS, 5):
+            data = pattern(f"owner {chunk}", SIZE)
+            owner.write(chunk * SIZE, data)
+            want[chunk * SIZE:(chunk + 1) * SIZE] = split(data)
+            self.count("write to an owner")
+        assert self.content(owner, SECTORS) == want, f"the owner of the COW device forgets: {self.names}"
+        assert self.disk.content(SECTORS) == disk, f"somebody merges what a snapshot has: {self.names}"
+        self.whole(owner, "old")
+        owner.remove()
+        again = self.snapshot("old")
+        again.load(again.line)
+        again.resume()
+        assert self.content(again, SECTORS) == want, f"on its COW device is something else: {self.names}"
+        again.remove()
+
+    def reverted(self, sector):
+        """What the merge puts into the origin's place."""
+        return {self.before_merge[sector], split(self.data)[sector]} if {"merger"} & set(self.names) or self.was_merging \
+            else set()
+
+    def steady(self, name, device):
+        """A snapshot shows what it did, and what was written to it."""
+        assert self.live[device] == "snapshot", f"{name}: {self.live[device]}"
+        got = self.content(device, SECTORS)
+        written = set(next((writer.may for writer in self.writers if writer.name == name), ()))
+        written |= self.on_its_way if name == "new" else set()
+        bad = [sector for sector, data in enumerate(got) if data != self.seen[name][sector] and sector not in written]
+        assert not bad, (f"snapshot {name}: {len(bad)} sectors have changed, first {bad[:6]}; cast {self.names}, merging from "
+                         f"the start: {self.was_merging}")
+        for writer in self.writers:
+            if writer.name == name:
+                writer.check(got, name)
+
+    def whole(self, device, name):
+        """What the status says is on the COW device."""
+        device.flush()
+        store = cow.Store(self.cows[name])
+        self.cows[name].close()
+        assert not store.repeated and store.valid == 1
+        places = device.exceptions()  # a merge leaves gaps
+        assert places == len(store.taken) or name == "old" and places >= len(store.taken), \
+            f"snapshot {name}: {places} exceptions in memory, {len(store.taken)} on the COW device"
+
+    def close(self):
+        for device in self.devices():
+            if not device.gone:
+                device.remove()
