@@ -245,16 +245,19 @@ class Model:
         self._history = [[(0, sector)] for sector in self.start]
         self.allowed = [(sector,) for sector in self.start]
         self._open = set()  # sectors with more than one possible content
+        self._failed = set()  # operations of which nobody knows what they did
 
     def add(self, kind, first, what):
         self._operations.append((kind, first, what))
         return self.last
 
     def take(self, mark):
-        """Follows a mark: b = begun, a = acknowledged with everything before, f = acknowledged alone."""
+        """Follows a mark: b = begun, n = failed, a = acknowledged with everything before, f = acknowledged alone."""
         kind, number = mark[0], int(mark[1:])
         if kind == "b":
             self._begin(number)
+        elif kind == "n":
+            self._failed.add(number)
         elif kind == "a":
             for sector in list(self._open):
                 self._settle(sector, [i for i, (op, data) in enumerate(self._history[sector]) if op <= number and data])
@@ -273,6 +276,7 @@ class Model:
             self._renew(first + i)
 
     def _settle(self, sector, durable):
+        durable = [i for i in durable if self._history[sector][i][0] not in self._failed]
         if durable:
             del self._history[sector][:durable[-1]]
             if len(self._history[sector]) == 1:

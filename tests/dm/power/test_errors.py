@@ -1,0 +1,341 @@
+"""Errors and power cuts together: the n-th flush of a device fails, or the n-th request of it, and then the power is cut.
+
+What is known to be there after an error may be less than what can be read: the disk has it in its cache. Whoever builds on
+that loses what was durable before. Each series repeats a short work on one recorded target with a fault at n = 1, 2, ..., and
+judges what a cut may leave at each flush, and between, from the beginning to the end, which is some work after the fault. A
+first repetition without a fault tells which n are flushes: each of these fails, and of the others so many as there is time for.
+"""
+
+import errno
+import random
+from types import SimpleNamespace
+
+import pytest
+import test_power
+import test_power_era
+import test_power_merge
+import test_power_snap
+
+from lib import faults, logwrites, wait
+from lib.logwrites import tagged
+from lib.snaps import Origin, merge_end
+
+# How many n of each kind, unless all are wanted: those of a clone take little time.
+FLUSHES, OTHERS = {"clone": 100}, {"clone": 4}
+FEW_FLUSHES, FEW_OTHERS = 3, 1
+
+
+class Repetition:
+    """What each target adds: how the work begins, goes on under faults and after them, and what judges the log."""
+
+    ROLES = ()  # devices that fail
+
+    def __init__(self, box, impl, seed):
+        self.box, self.impl, self.seed = box, impl, seed
+        self.errors = 0
+
+    def attempt(self, call, *args, **kwargs):
+        """An I/O that may fail, since it meets a fault or what a fault has led to."""
+        model = getattr(self.work, "model", None)
+        begun = model and model.last
+        try:
+            call(*args, **kwargs)
+        except OSError as error:
+            assert error.errno == errno.EIO, f"{call.__name__}: {error}"
+            assert self.fault, f"{call.__name__} failed without a fault"
+            self.errors += 1
+            if model and model.last > begun:
+                self.work.rec.mark(f"n{model.last}")
+
+    def attempt_on(self, bears, call, *args, **kwargs):
+        """An I/O of a device that bears the fault, or not."""
+        if bears:
+            self.attempt(call, *args, **kwargs)
+        else:
+            call(*args, **kwargs)
+
+    def run(self, role, n):
+        """Returns (whether there was a fault, the entries of the log, which of them were made while it was armed)."""
+        self.fault, hit, self.role = None, False, role
+        self.begin()
+        if n:
+            self.fault = faults.Request(SimpleNamespace(disks={role: [self.work.rec.devices[role]]}), role)
+            self.fault.arm(n)
+        self.work.rec.mark("x")
+        try:
+            self.go_on()
+        finally:
+            if n:
+                hit = self.fault.disarm()
+        self.work.rec.mark("y")
+        self.go_further()
+        entries = self.end()
+        first, last = (next(at for at, entry in enumerate(entries) if entry.mark == mark) for mark in "xy")
+        return hit, [entry for entry in entries if entry.mark not in ("x", "y")], entries[first + 1:last]
+
+
+class Clone(Repetition):
+    ROLES = "meta", "dest"
+    work = None
+
+    def begin(self):
+        if not self.work:
+            self.work = test_power.Work(self.box, random.Random(self.seed), flush_ms=1)
+        else:
+            work = self.work
+            work.rng.seed(self.seed)
+            work.model = logwrites.Model(work.source, work.dest, work.passdown)
+            work.start()
+        self.step()
+
+    def step(self):
+        work = self.work
+        for regions in True, False, True:
+            self.attempt(work.write, regions)
+        self.attempt(work.flush)
+        self.attempt(work.write, fua=True)
+
+    def go_on(self):
+        for _ in range(3):
+            self.step()
+
+    def go_further(self):
+        """Metadata that failed is read again by another table."""
+        self.work.reload()
+        fault = self.fault
+        if self.role == "meta":
+            self.fault = None  # from here on nothing may fail; a destination that cannot be flushed is another matter
+        self.step()
+        self.fault = fault
+
+    def end(self):
+        return self.work.end()
+
+    def judge(self, entries):
+        return test_power.Survey(self.work, entries).run()
+
+
+class Era(Repetition):
+    ROLES = "meta", "dest"
+    work = None
+    number = 0
+
+    def begin(self):
+        if not self.work:
+            self.work = test_power_era.Work(self.box, random.Random(self.seed), 8)
+        else:
+            work = self.work
+            work.rng.seed(self.seed)
+            work.clock, work.serial, work.blocks = test_power_era.Clock(), 0, work.sectors // work.size
+            work.rec.start(work.meta, work.dest)
+            work.create()
+        self.block = 0
+        self.step()
+
+    def write(self):
+        """To a block that has not been written to in this era."""
+        work = self.work
+        work.serial += 1
+        try:
+            self.number = work.era.era
+        except AssertionError:  # it cannot say, as the metadata fails
+            assert self.fault
+        work.clock.eras[work.serial] = self.number
+        self.block += 1
+        data = tagged(work.serial, work.rng.randbytes(512))
+        work.era.write(self.block * 37 % work.blocks * work.size, data)
+
+    def step(self):
+        for _ in range(3):
+            self.attempt(self.write)
+        self.attempt(self.work.era.message, "checkpoint")
+        self.attempt(self.write)
+        self.attempt(self.work.flush)
+
+    def go_on(self):
+        for _ in range(2):
+            self.step()
+
+    def go_further(self):
+        fault, self.fault = self.fault, None
+        self.step()
+        self.work.now()
+        self.fault = fault
+
+    def end(self):
+        self.work.era.remove()
+        return self.work.rec.entries()
+
+    def judge(self, entries):
+        return test_power_era.Survey(self.work, entries).run(0, 0)
+
+
+class Snapshot(Repetition):
+    ROLES = "meta", "other", "dest"
+    work = None
+
+    def begin(self):
+        if not self.work:
+            self.work = test_power_snap.Work(self.box, random.Random(self.seed), self.impl, (8, 16), flush_ms=1)
+        else:
+            work = self.work
+            work.rng.seed(self.seed)
+            work.start(work.images, test_power_snap.Model([work.images["dest"]] * 3, test_power_snap.ABSENT))
+        for n in range(2):
+            self.work.take(n)
+        self.step()
+        # From here on those that meet the fault may be lost.
+        for n, name in enumerate(test_power_snap.COWS):
+            if self.role in (name, "dest"):
+                self.work.mark(test_power_snap.FILLING, n)
+
+    def step(self):
+        """The origin fails only with its own disk, a snapshot only with its COW device or the origin."""
+        work = self.work
+        bears = {number: self.role in ("dest", name) for number, name in enumerate(("dest", *test_power_snap.COWS))}
+        for number in 0, 1, 2, 0:
+            self.attempt_on(bears[number], work.write, number)
+            self.attempt_on(bears[number], work.write, number, whole=True)
+        for number in range(3):
+            self.attempt_on(bears[number], work.flush, number)
+
+    def go_on(self):
+        for _ in range(2):
+            self.step()
+
+    def go_further(self):
+        self.step()
+
+    def end(self):
+        return self.work.end()
+
+    def judge(self, entries):
+        survey = test_power_snap.Survey(self.work, entries)
+        survey.run(share=0)
+        return survey
+
+
+class MergeSurvey(test_power_merge.MergeSurvey):
+    role = None
+
+    def check(self, state):
+        """The other snapshot may be lost if its device fails, or the origin."""
+        lost = not any(state.images[test_power_snap.COWS[1]][0][4:8])
+        compare = self.judge._compare
+        if lost and self.role in ("other", "dest"):
+            self.judge._compare = lambda state, number, *more: number == test_power_merge.OTHER or compare(state, number, *more)
+        try:
+            return super().check(state)
+        finally:
+            self.judge._compare = compare
+
+
+class Merge(Repetition):
+    ROLES = "meta", "other", "dest"
+    work = None
+
+    class Work(test_power_merge.MergeWork):
+        def begin_merge(self):
+            """Later."""
+            self.origin = None
+
+    def begin(self):
+        if not self.work:
+            self.work = self.Work(self.box, random.Random(self.seed), self.impl, (8, 8), 40, flush_ms=1)
+        else:
+            work = self.work
+            work.rng.seed(self.seed)
+            work.start(work.images, test_power_snap.Model(work.model.contents, test_power_snap.TAKEN))
+
+    def go_on(self):
+        self.attempt(self.begin_merge)
+        self.step()
+
+    def begin_merge(self):
+        work = self.work
+        work.origin = device = self.box.own(Origin(work.rec.dest, test_power_snap.SECTORS, start=False))
+        try:
+            device.load(f"0 {test_power_snap.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}")
+            device.resume()
+        except OSError:
+            device.remove()
+            work.origin = None
+            raise
+
+    def step(self):
+        work = self.work
+        for _ in range(3 if work.origin else 0):
+            self.attempt_on(self.role != "other", work.write, test_power_merge.MERGED)
+            self.attempt_on(self.role != "other", work.flush, test_power_merge.MERGED)
+        self.attempt_on(self.role != "meta", work.write, test_power_merge.OTHER)
+        self.attempt_on(self.role != "meta", work.flush, test_power_merge.OTHER)
+
+    def go_further(self):
+        """A merge that failed begins anew, and comes to its end."""
+        work = self.work
+        for again in range(4):
+            if again:
+                work.origin.remove()
+            if again or not work.origin:
+                self.begin_merge()
+            self.step()
+            if wait.until(lambda: merge_end(work.origin.status()), lambda: f"merged ({work.origin.status()})") == "merged":
+                break
+        else:
+            raise AssertionError("it fails though all devices work")
+        self.attempt(work.write, test_power_merge.MERGED)
+
+    def end(self):
+        return self.work.end()
+
+    def judge(self, entries):
+        survey = MergeSurvey(self.work, entries)
+        survey.role = self.role
+        survey.run(share=0)
+        assert 0 in survey.merged
+        return survey
+
+
+TARGETS = {"clone": Clone, "era": Era, "snapshot": Snapshot, "snapshot-merge": Merge}
+
+
+def some(numbers, count):
+    """So many of them, from the first to the last."""
+    return sorted({numbers[round(n * (len(numbers) - 1) / max(1, count - 1))] for n in range(min(count, len(numbers)))})
+
+
+def numbers(log, target, role, everything):
+    """The n at which a device fails: first those of the flushes, then others. Reads are not in the log, and counted when
+    the device fails; so where there are any, these are about the places."""
+    requests = [entry for entry in log if entry.mark is None and entry.where == role]
+    flushes = [n for n, entry in enumerate(requests, 1) if entry.flush]
+    others = [n for n in range(1, len(requests) + 1) if n not in flushes]
+    if everything:
+        return flushes, others
+    return some(flushes, FLUSHES.get(target, FEW_FLUSHES)), some(others, OTHERS.get(target, FEW_OTHERS))
+
+
+@pytest.mark.only("rust")
+@pytest.mark.parametrize("target, role", [(target, role) for target, it in TARGETS.items() for role in it.ROLES])
+def test_error_and_power_cut(impl, box, request, target, role):
+    """Whatever fails, and whenever the power is cut afterwards: what was acknowledged before is there."""
+    seed = f"{request.config.seed} {target}"
+    print(f"--seed {request.config.seed}")
+    repetition = TARGETS[target](box, impl, seed)
+    hit, entries, log = repetition.run(role, None)
+    states = repetition.judge(entries).states
+    flushes, others = numbers(log, target, role, request.config.getoption("--all-n"))
+    hits = {"flush": 0, "other": 0}
+    for kind, chosen in ("flush", flushes), ("other", others):
+        for n in chosen:
+            try:
+                hit, entries, _ = repetition.run(role, n)
+                states += repetition.judge(entries).states
+            except BaseException as error:
+                error.add_note(f"{target}: request {n} of {role}, a {kind}, failed; --seed {request.config.seed}")
+                raise
+            hits[kind] += hit
+    print(f"{target}, {role}: {hits['flush']} of {len(flushes)} flushes and {hits['other']} of {len(others)} other requests "
+          f"failed, {repetition.errors} errors, {states} end states")
+    assert hits["flush"] >= max(1, len(flushes) - 2) and hits["other"] >= 1, hits
+    assert states > 10 * (hits["flush"] + hits["other"])
