@@ -5,7 +5,7 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
 .PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak bench debug-kernel check fmt demo shell \
-	lvm-test clean clean-modules distclean help
+	lvm-test campaign clean clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
@@ -38,6 +38,9 @@ quick faults power:
 # SECONDS is a variable of the shell too, hence the other name.
 soak:
 	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed=$(SEED))
+
+campaign:
+	@HOURS='$(or $(HOURS),1)' scripts/test campaign
 
 bench: modules
 	@scripts/vm --module none --memory 6G --timeout 7200 -- scripts/bench $(BENCH)
@@ -76,6 +79,7 @@ help:
 	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'
 	@echo 'make power       the power is cut at each flush, and between, in User Mode Linux'
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
+	@echo 'make campaign HOURS=8   soak, crowds, power cuts and all faults in turn with new seeds; every n of each series'
 	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
 	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1, IMPL=c, KERNEL=uml'
 	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", twenty-five minutes'
