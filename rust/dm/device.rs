@@ -30,7 +30,10 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     bindings as kb,
-    error::to_result,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     fmt,
     new_mutex,
     prelude::*,
@@ -51,6 +54,9 @@ use kernel::{
 /// Device-mapper's list of a table's devices has no lock: it counts on constructors and destructors, which it runs one at
 /// a time. So devices are opened only in the constructor ([`New`](super::target::New) cannot leave it), and closed only by
 /// [`close`](Self::close), in the destructor, whichever thread drops a [`Device`].
+///
+/// Of a device the file is kept, never its `dm_dev`: if another line of the table wants more of the device than reading,
+/// device-mapper opens the device again and frees the `dm_dev` that all lines have. Whoever needs one gets it anew.
 #[pin_data]
 pub(super) struct Anchor {
     ti: NonNull<bindings::dm_target>,
@@ -63,7 +69,8 @@ pub(super) struct Anchor {
 
 /// A device to be closed, in the list of all of a target.
 struct Opened {
-    dev: NonNull<bindings::dm_dev>,
+    /// A reference of our own: the block device stays open for as long as we have it.
+    file: NonNull<kb::file>,
     next: Option<KBox<Opened>>,
 }
 
@@ -100,9 +107,9 @@ impl Anchor {
         self.unused.wait_until(|| self.users.load(Acquire) == 0);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
-            let Opened { dev, next: rest } = KBox::into_inner(opened);
-            // SAFETY: Opened for this target, not closed yet, and nobody uses it any more.
-            unsafe { bindings::dm_put_device(self.ti.as_ptr(), dev.as_ptr()) };
+            let Opened { file, next: rest } = KBox::into_inner(opened);
+            // SAFETY: Opened for this target by `Device::open`, not closed yet, and nobody uses it any more.
+            unsafe { bindings::dmr_device_close(self.ti.as_ptr(), file.as_ptr()) };
             next = rest;
         }
     }
@@ -191,6 +198,10 @@ pub(crate) struct MappedDevice(usize);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TableId(usize);
 
+/// The parts of a device's number.
+const MINOR_BITS: u32 = 20;
+const MINOR_MASK: u32 = (1 << MINOR_BITS) - 1;
+
 /// How a device is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -201,8 +212,12 @@ pub(crate) enum Access {
 }
 
 /// A device that a target uses. It is closed when the target is destroyed.
+///
+/// # Invariants
+///
+/// The block device is that of a file in the anchor's list of opened devices.
 pub(crate) struct Device {
-    dev: NonNull<bindings::dm_dev>,
+    bdev: NonNull<kb::block_device>,
     anchor: AnchorUser,
 }
 
@@ -219,49 +234,41 @@ impl Device {
             Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
         };
         let entry = KBox::new_uninit(GFP_KERNEL)?;
-        let mut dev = core::ptr::null_mut();
         let ti = anchor.ti.as_ptr();
-        // SAFETY: The target is under construction, the path nul-terminated, and `dev` can be written.
-        to_result(unsafe { bindings::dm_get_device(ti, path.as_char_ptr(), mode, &mut dev) })?;
-        let dev = NonNull::new(dev).ok_or(ENODEV)?;
+        // SAFETY: The target is under construction, and the path nul-terminated.
+        let file = unsafe { bindings::dmr_device_open(ti, path.as_char_ptr(), mode) };
+        let file = NonNull::new(from_err_ptr(file)?).ok_or(ENODEV)?;
+        // SAFETY: The file is that of a block device.
+        let bdev = unsafe { kb::file_bdev(file.as_ptr()) };
         let mut opened = anchor.opened.lock();
         let next = opened.take();
-        *opened = Some(KBox::write(entry, Opened { dev, next }));
+        *opened = Some(KBox::write(entry, Opened { file, next }));
+        // INVARIANT: The file is in the list.
         Ok(Device {
-            dev,
+            bdev: NonNull::new(bdev).ok_or(ENODEV)?,
             anchor: anchor.user(),
         })
     }
 
     /// The same device once more, for another owner within the target.
     pub(crate) fn shared(&self) -> Self {
+        // INVARIANT: The list is the same.
         Device {
-            dev: self.dev,
+            bdev: self.bdev,
             anchor: self.anchor.0.user(),
         }
     }
 
-    fn raw(&self) -> &bindings::dm_dev {
-        // SAFETY: The device stays open until `self` is dropped; device-mapper changes none of its fields meanwhile.
-        unsafe { self.dev.as_ref() }
-    }
-
-    pub(super) fn raw_dm_dev(&self) -> *mut bindings::dm_dev {
-        self.dev.as_ptr()
-    }
-
-    /// The block device below, open as long as `self` lives.
+    /// The block device below, open as long as `self` lives: the anchor closes no file before.
     #[inline]
     pub(super) fn raw_bdev(&self) -> *mut kb::block_device {
-        self.raw().bdev
+        self.bdev.as_ptr()
     }
 
-    /// The number of a device that a table line names, by path or `major:minor`, without opening it. Sleeps.
-    pub(crate) fn lookup(path: &CStr) -> Result<u32> {
-        let mut number = 0;
-        // SAFETY: The path is nul-terminated; `number` can be written.
-        to_result(unsafe { bindings::dmr_lookup_device(path.as_char_ptr(), &mut number) })?;
-        Ok(number)
+    /// The target that the device was opened for.
+    #[inline]
+    pub(super) fn target(&self) -> NonNull<bindings::dm_target> {
+        self.anchor.0.ti
     }
 
     /// Makes a dm-io client for the devices of its target. Sleeps.
@@ -321,9 +328,8 @@ impl Device {
 /// `major:minor`, as table lines show devices.
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = &self.raw().name;
-        let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
-        write_bytes(f, name.get(..end).unwrap_or_default())
+        let number = self.number();
+        write!(f, "{}:{}", number >> MINOR_BITS, number & MINOR_MASK)
     }
 }
 

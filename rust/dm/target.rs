@@ -141,16 +141,7 @@ impl New<'_> {
     }
 
     /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
-    ///
-    /// What is only read is opened for writing all the same if the table is, and the device can be: if another line of the
-    /// table writes to the device, device-mapper opens it again for that, and frees what it has given us.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
-        if access == Access::Read && self.access() == Access::ReadWrite {
-            match Device::open(&self.anchor, path, Access::ReadWrite) {
-                Err(EACCES | EPERM | EROFS) => {}
-                opened => return opened,
-            }
-        }
         Device::open(&self.anchor, path, access)
     }
 
@@ -233,9 +224,14 @@ impl DeviceVisitor<'_> {
         start: Sector,
         len: Sectors,
     ) -> Result<(), Stop> {
-        let Some(call) = self.call else { return Ok(()) };
-        // SAFETY: The arguments of the running hook; the device belongs to this target.
-        match unsafe { call(self.ti, device.raw_dm_dev(), start.0, len.0, self.data) } {
+        if device.target().as_ptr() != self.ti {
+            err!("dm_rust", "a target names a device of another one");
+            return Err(Stop(EINVAL.to_errno()));
+        }
+        let (ti, bdev) = (self.ti, device.raw_bdev());
+        // SAFETY: The arguments of the running hook; the device is one that this target has opened.
+        match unsafe { bindings::dmr_device_visit(ti, bdev, self.call, start.0, len.0, self.data) }
+        {
             0 => Ok(()),
             code => Err(Stop(code)),
         }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Bios and block devices. */
 #include <linux/build_bug.h>
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/kdev_t.h>
 
 #include "helpers/helpers.h"
 
@@ -46,16 +49,59 @@ const struct queue_limits *dmr_bdev_limits(struct block_device *bdev)
 	return bdev_limits(bdev);
 }
 
-/* The number of a device that a table line names, without opening it. */
-int dmr_lookup_device(const char *path, dev_t *number)
+/*
+ * Opens a device for a target under construction; the file is a reference of the caller's. The dm_dev is not given away: it
+ * lives until another line of the table wants the device in another mode.
+ */
+struct file *dmr_device_open(struct dm_target *ti, const char *path, blk_mode_t mode)
 {
-	unsigned int major, minor;
-	char more;
+	struct dm_dev *dev;
+	int r = dm_get_device(ti, path, mode, &dev);
 
-	if (sscanf(path, "%u:%u%c", &major, &minor, &more) != 2)
-		return lookup_bdev(path, number);
-	*number = MKDEV(major, minor);
-	return 0;
+	return r ? ERR_PTR(r) : get_file(dev->bdev_file);
+}
+
+/*
+ * Another reference to what the target's table has open under a number. No mode asks for nothing that the device is not opened
+ * for, so the device is found, and neither opened nor opened again.
+ */
+static struct dm_dev *find_device(struct dm_target *ti, dev_t number)
+{
+	char name[16];
+	struct dm_dev *dev;
+
+	format_dev_t(name, number);
+	return WARN_ON_ONCE(dm_get_device(ti, name, 0, &dev)) ? NULL : dev;
+}
+
+/* In the target's destructor: closes what dmr_device_open() has opened, and opened once. */
+void dmr_device_close(struct dm_target *ti, struct file *file)
+{
+	dev_t number = file_bdev(file)->bd_dev;
+	struct dm_dev *dev;
+
+	/* Before device-mapper's, which may be the same file and has its own ways to close it. */
+	__fput_sync(file);
+	dev = find_device(ti, number);
+	if (!dev)
+		return;
+	/* One for the look-up, one for the opening. */
+	dm_put_device(ti, dev);
+	dm_put_device(ti, dev);
+}
+
+/* In the iterate_devices hook of a target that has opened the device. */
+int dmr_device_visit(struct dm_target *ti, struct block_device *bdev, iterate_devices_callout_fn call,
+		     sector_t start, sector_t len, void *data)
+{
+	struct dm_dev *dev = find_device(ti, bdev->bd_dev);
+	int r;
+
+	if (!dev)
+		return -ENODEV;
+	r = call(ti, dev, start, len, data);
+	dm_put_device(ti, dev);
+	return r;
 }
 
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size)

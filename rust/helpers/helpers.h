@@ -27,7 +27,10 @@ sector_t dmr_bdev_sectors(struct block_device *bdev);
 unsigned int dmr_bdev_logical_block_size(struct block_device *bdev);
 unsigned int dmr_bdev_max_discard_sectors(struct block_device *bdev);
 const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
-int dmr_lookup_device(const char *path, dev_t *number);
+struct file *dmr_device_open(struct dm_target *ti, const char *path, blk_mode_t mode);
+void dmr_device_close(struct dm_target *ti, struct file *file);
+int dmr_device_visit(struct dm_target *ti, struct block_device *bdev, iterate_devices_callout_fn call,
+		     sector_t start, sector_t len, void *data);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
 void dmr_plugged(void (*body)(void *context), void *context);
 

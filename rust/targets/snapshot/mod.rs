@@ -472,13 +472,11 @@ impl Snapshot {
                 },
             )
             .text(c"Cannot get origin device")?;
-        let missing = c"Cannot get COW device";
-        // Before it is opened: one device opened twice by a table is one for device-mapper.
-        if Device::lookup(cow).text(missing)? == origin.number() {
+        let cow = new.open(cow, new.access()).text(c"Cannot get COW device")?;
+        if cow.number() == origin.number() {
             let text = c"COW device cannot be the same as origin device";
             return Err(CtrError::new(text, EINVAL));
         }
-        let cow = new.open(cow, new.access()).text(missing)?;
         let blocks = BlockSizes {
             cow: cow.logical_block_size(),
             origin: origin.logical_block_size(),
