@@ -67,6 +67,8 @@ struct DmRust {
     _merge: Slot<targets::snapshot::Merge>,
     #[cfg(dm_rust_example)]
     _example: Slot<targets::example::Example>,
+    #[cfg(dm_rust_example)]
+    _stray: Slot<targets::stray::Stray>,
 }
 
 impl kernel::Module for DmRust {
@@ -81,7 +83,7 @@ impl kernel::Module for DmRust {
             ]
             .iter()
             .any(|target| name == sys::string::bytes(target))
-                || (cfg!(dm_rust_example) && name == b"rust-linear")
+                || (cfg!(dm_rust_example) && [&b"rust-linear"[..], b"rust-stray"].contains(&name))
         })?;
         let snapshots = targets::snapshot::World::new()?;
         Ok(DmRust {
@@ -92,6 +94,8 @@ impl kernel::Module for DmRust {
             _merge: register(module, snapshots)?,
             #[cfg(dm_rust_example)]
             _example: register(module, ())?,
+            #[cfg(dm_rust_example)]
+            _stray: register(module, targets::stray::nothing_lost()?)?,
         })
     }
 }

@@ -8,6 +8,9 @@
 //! Within `map` and `end_io` a bio comes as [`MapBio`] or [`EndBio`]. Each consuming method returns the token that the
 //! hook must return, so that "what became of the bio" and "what device-mapper is told" cannot differ.
 //!
+//! A bio goes to devices of its own target only. Those stay open until it has ended: device-mapper destroys no target of
+//! which a bio is under way. A device of another target is refused, for that one may be gone first.
+//!
 //! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
 
 use crate::{
@@ -16,6 +19,10 @@ use crate::{
     logic::units::{
         Sector,
         Sectors, //
+    },
+    sys::log::{
+        allowed,
+        err, //
     }, //
 };
 use core::{
@@ -76,11 +83,17 @@ impl From<Error> for Status {
     }
 }
 
+/// The memory that a target asks for with each bio: a `D`, and in front of that the target of a bio that was taken.
+pub(super) const fn bio_data_size<D: PerBio>() -> usize {
+    size_of::<D>() + size_of::<NonNull<bindings::dm_target>>()
+}
+
 /// An owned bio, with a `D` of the target's own beside it.
 ///
 /// # Invariants
 ///
-/// The pointer is to a live bio that nobody else will submit, end or queue, with room for a `D` in front of it.
+/// - The pointer is to a live bio that nobody else will submit, end or queue, with room of [`bio_data_size`] in front of it.
+/// - Outside of [`MapBio`] and [`EndBio`], the target that device-mapper made the bio for stands in that room.
 #[must_use = "a bio must be submitted, ended or queued"]
 pub(crate) struct Bio<D: PerBio> {
     raw: NonNull<kb::bio>,
@@ -95,8 +108,9 @@ impl<D: PerBio> Bio<D> {
     ///
     /// # Safety
     ///
-    /// - The bio is live, and one that device-mapper made for a target that keeps a `D` with each.
+    /// - The bio is live, and one that device-mapper made for a target that asked for [`bio_data_size`] with each.
     /// - The caller owns it, and gives that ownership up.
+    /// - Unless the result becomes a part of `MapBio` or `EndBio`, the bio comes from [`into_raw`](Self::into_raw).
     unsafe fn from_raw(raw: NonNull<kb::bio>) -> Self {
         // INVARIANT: By the contract.
         Bio {
@@ -202,14 +216,38 @@ impl<D: PerBio> Bio<D> {
         unsafe { self.data().write_unaligned(value) }
     }
 
-    /// Sends the bio to a device; its end comes to the target's `end_io` hook.
+    fn owner(&self) -> *mut NonNull<bindings::dm_target> {
+        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for this size.
+        unsafe { bindings::dm_per_bio_data(self.raw.as_ptr(), bio_data_size::<D>()) }.cast()
+    }
+
+    /// Takes the bio out of a call of a hook of its target.
+    fn owned_by(self, target: NonNull<bindings::dm_target>) -> Self {
+        // SAFETY: By the invariant there is room, ours while we have the bio.
+        unsafe { self.owner().write_unaligned(target) };
+        self
+    }
+
+    /// Whether a device is one of the bio's own target. Not within a hook.
+    fn is_for(&self, device: &Device) -> bool {
+        // SAFETY: By the invariant the target of the bio stands there: hooks give bios away only by `owned_by`.
+        unsafe { self.owner().read_unaligned() == device.target() }
+    }
+
+    /// Sends the bio to a device; its end comes to the target's `end_io` hook. A device of another target is refused: then the
+    /// bio ends with an I/O error.
     ///
     /// Process context; may sleep for a request of the device below, even if the bio asked not to wait. Not from within
     /// `map`: use [`MapBio::remap`].
     pub(crate) fn submit(self, device: &Device) {
+        if !self.is_for(device) {
+            stray();
+            return self.end(Status::IO_ERROR);
+        }
         // SAFETY: By the invariant the bio is live and ours alone.
         unsafe { (*self.raw.as_ptr()).bi_opf &= !bindings::REQ_NOWAIT };
-        // SAFETY: The bio is live and passes to the block layer; the device is open.
+        // SAFETY: The bio is live, was taken from device-mapper, and passes to the block layer. The device stays open until it
+        // has ended: both are the same target's.
         unsafe { bindings::dmr_bio_submit(self.into_raw().as_ptr(), device.raw_bdev()) }
     }
 
@@ -225,6 +263,17 @@ impl<D: PerBio> Drop for Bio<D> {
         kernel::pr_err!("a bio was dropped without an answer, it ends with an error\n");
         // SAFETY: The bio is live, owned, and not used after this.
         unsafe { bindings::dmr_bio_end(self.raw.as_ptr(), Status::IO_ERROR.0) }
+    }
+}
+
+/// Says that a target has sent a bio to a device of another one.
+#[cold]
+fn stray() {
+    if allowed() {
+        err!(
+            "dm_rust",
+            "a bio was sent to a device of another target, it ends with an error"
+        );
     }
 }
 
@@ -265,6 +314,7 @@ impl Mapped<'_> {
 #[must_use = "a bio must be passed on"]
 pub(crate) struct MapBio<'a, D: PerBio> {
     bio: Bio<D>,
+    target: NonNull<bindings::dm_target>,
     /// It is one of several that device-mapper made of one request.
     is_copy: bool,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
@@ -275,11 +325,16 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     ///
     /// # Safety
     ///
-    /// - `raw` is the argument of a `map` callback of a target that begins at `begin` and asked for the size of a `D`.
-    /// - `discards` is the number of bios that the target asked for with each discard, and of all others but flushes it asked
-    ///   for one.
+    /// - `raw` and `target` are the arguments of a `map` callback; the target asked for [`bio_data_size`].
     /// - The token made from it becomes the callback's result.
-    pub(super) unsafe fn new(raw: NonNull<kb::bio>, begin: u64, discards: u32) -> Self {
+    pub(super) unsafe fn new(raw: NonNull<kb::bio>, target: NonNull<bindings::dm_target>) -> Self {
+        // SAFETY: Device-mapper lends a live target to the callback; start and numbers of a live one do not change.
+        let (begin, discards) = unsafe {
+            (
+                (*target.as_ptr()).begin,
+                (*target.as_ptr()).num_discard_bios,
+            )
+        };
         // SAFETY: The bio of a `map` callback belongs to the target until the callback returns.
         let mut bio = unsafe { Bio::from_raw(raw) };
         // A flush has no sector.
@@ -289,6 +344,7 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         let is_copy = discards > 1 && bio.op() == Op::Discard;
         MapBio {
             bio,
+            target,
             is_copy,
             _call: PhantomData,
         }
@@ -327,9 +383,15 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         self.bio.set_per_bio(value)
     }
 
-    /// Passes the bio on to a device at its present sector. The way of nearly every bio: one crossing into C.
+    /// Passes the bio on to a device at its present sector. The way of nearly every bio: one crossing into C. A device of
+    /// another target is refused, as by [`Bio::submit`].
     pub(crate) fn remap(self, device: &Device) -> Mapped<'a> {
-        // SAFETY: The bio is live, the device is open. Device-mapper submits it when the callback returns.
+        if self.target != device.target() {
+            stray();
+            return self.end(Status::IO_ERROR);
+        }
+        // SAFETY: The bio is live. Device-mapper submits it when the callback returns. The device stays open until it has
+        // ended: both are the same target's.
         unsafe { bindings::dmr_bio_set_dev(self.bio.into_raw().as_ptr(), device.raw_bdev()) };
         Mapped::new(bindings::DM_MAPIO_REMAPPED)
     }
@@ -355,7 +417,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
 
     /// Takes the bio out of the call, to submit, end or queue it at any later time.
     pub(crate) fn take(self) -> (Bio<D>, Mapped<'a>) {
-        (self.bio, Mapped::new(bindings::DM_MAPIO_SUBMITTED))
+        let bio = self.bio.owned_by(self.target);
+        (bio, Mapped::new(bindings::DM_MAPIO_SUBMITTED))
     }
 }
 
@@ -396,6 +459,7 @@ impl Ended<'_> {
 #[must_use = "a bio must be passed on"]
 pub(crate) struct EndBio<'a, D: PerBio> {
     bio: Bio<D>,
+    target: NonNull<bindings::dm_target>,
     status: Status,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
@@ -405,13 +469,18 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     ///
     /// # Safety
     ///
-    /// - `raw` is the argument of an `end_io` callback of a target that asked for the size of a `D`.
+    /// - `raw` and `target` are the arguments of an `end_io` callback; the target asked for [`bio_data_size`].
     /// - The token made from it becomes the callback's result.
-    pub(super) unsafe fn new(raw: NonNull<kb::bio>, status: kb::blk_status_t) -> Self {
+    pub(super) unsafe fn new(
+        raw: NonNull<kb::bio>,
+        target: NonNull<bindings::dm_target>,
+        status: kb::blk_status_t,
+    ) -> Self {
         // SAFETY: The target may keep the bio by the callback's result, so it owns it until then.
         let bio = unsafe { Bio::from_raw(raw) };
         EndBio {
             bio,
+            target,
             status: Status(status),
             _call: PhantomData,
         }
@@ -465,7 +534,7 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     /// Keeps the bio, to submit or end it later: `end_io` is then called for it again.
     pub(crate) fn take(self) -> (Bio<D>, Ended<'a>) {
         (
-            self.bio,
+            self.bio.owned_by(self.target),
             Ended::new(bindings::DM_ENDIO_INCOMPLETE, self.status),
         )
     }
@@ -532,6 +601,20 @@ impl<D: PerBio> BioQueue<D> {
             Some(old) => unsafe { (*old.as_ptr()).bi_next = head.as_ptr() },
             None => self.head = Some(head),
         }
+    }
+
+    /// Takes out the bios of the target that a device belongs to.
+    pub(crate) fn take_for(&mut self, device: &Device) -> Self {
+        let (mut own, mut others) = (BioQueue::new(), BioQueue::new());
+        while let Some(bio) = self.pop() {
+            if bio.is_for(device) {
+                own.push(bio);
+            } else {
+                others.push(bio);
+            }
+        }
+        *self = others;
+        own
     }
 
     /// Takes all bios out.

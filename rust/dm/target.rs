@@ -12,6 +12,7 @@ use crate::{
     bindings,
     dm::{
         bio::{
+            bio_data_size,
             EndBio,
             Ended,
             MapBio,
@@ -415,8 +416,6 @@ impl<T: Target> Registration<T> {
         }
     }
 
-    const BIO_DATA: usize = size_of::<T::PerBio>();
-
     /// # Safety
     ///
     /// For device-mapper only, as the `ctr` hook of a registered target type.
@@ -448,7 +447,7 @@ impl<T: Target> Registration<T> {
                     // SAFETY: The target is still lent to the constructor.
                     let ti = unsafe { &mut *ti.as_ptr() };
                     // CAST: At most a few bytes.
-                    ti.per_io_data_size = Self::BIO_DATA as c_uint;
+                    ti.per_io_data_size = bio_data_size::<T::PerBio>() as c_uint;
                     ti.private = private.into_foreign();
                     Ok(0)
                 }
@@ -493,8 +492,10 @@ impl<T: Target> Registration<T> {
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut kb::bio) -> c_int {
         // SAFETY: Device-mapper passes a live bio, never null.
         let raw = unsafe { NonNull::new_unchecked(bio) };
-        // SAFETY: The argument of this `map`; its token is the result. The target's start and numbers do not change.
-        let bio = unsafe { MapBio::<T::PerBio>::new(raw, (*ti).begin, (*ti).num_discard_bios) };
+        // SAFETY: Device-mapper passes a live target, never null.
+        let target = unsafe { NonNull::new_unchecked(ti) };
+        // SAFETY: The arguments of this `map`; its token is the result, and the constructor asked for that size.
+        let bio = unsafe { MapBio::<T::PerBio>::new(raw, target) };
         // SAFETY: In a hook.
         T::map(unsafe { Self::target(ti) }, bio).code()
     }
@@ -509,8 +510,10 @@ impl<T: Target> Registration<T> {
     ) -> c_int {
         // SAFETY: Device-mapper passes a live bio, never null.
         let raw = unsafe { NonNull::new_unchecked(bio) };
-        // SAFETY: The arguments of this `end_io`; its token is the result.
-        let bio = unsafe { EndBio::<T::PerBio>::new(raw, *status) };
+        // SAFETY: Device-mapper passes a live target, never null.
+        let target = unsafe { NonNull::new_unchecked(ti) };
+        // SAFETY: The arguments of this `end_io`; its token is the result, and the constructor asked for that size.
+        let bio = unsafe { EndBio::<T::PerBio>::new(raw, target, *status) };
         // SAFETY: In a hook.
         let (code, new) = T::end_io(unsafe { Self::target(ti) }, bio).into_parts();
         // SAFETY: Device-mapper lends its variable to the hook.

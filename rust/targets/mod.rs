@@ -10,3 +10,5 @@ pub(crate) mod era;
 pub(crate) mod example;
 pub(crate) mod registry;
 pub(crate) mod snapshot;
+#[cfg(dm_rust_example)]
+pub(crate) mod stray;

@@ -1,5 +1,6 @@
 """The module itself: loading, unloading, names that are taken, parameters."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -147,12 +148,20 @@ def test_delay_points(impl, box):
     assert set(delay.counts()) <= set(delay.names())
 
 
-def test_example(request, impl, unloaded, load, box):
-    """The worked example of the documentation: a linear target in safe Rust."""
-    module = Path(request.config.getoption("--example-module") or os.environ["DM_RUST_EXAMPLE_KO"])
+@pytest.fixture
+def example(request, unloaded):
+    """Loads the module that also has the target of the documentation, and the one that breaks rules; only these."""
     kernel = os.environ.get("DM_RUST_KERNEL", "stock")
+    folder = "example" if kernel == "stock" else f"{kernel}-example"
+    module = modules.PROJECT / (request.config.getoption("--example-module") or f".build/{folder}/rust/dm_rust.ko")
     assert module.is_file(), f"build it: scripts/build --kernel {kernel} --copy example modules DM_RUST_EXAMPLE=1"
-    modules.insmod(module, "targets=rust-linear")
+    modules.insmod(module, "targets=rust-linear,rust-stray")
+    yield
+    modules.unload(modules.RUST_MODULE)
+
+
+def test_example(impl, example, box):
+    """The worked example of the documentation: a linear target in safe Rust."""
     assert "rust-linear" in dm.target_versions() and "clone" not in dm.target_versions()
     disk = box.ram(2)
     disk.fill(pattern("disk", 4096))
@@ -168,4 +177,41 @@ def test_example(request, impl, unloaded, load, box):
         with pytest.raises(OSError):
             box.mapped(f"0 1024 rust-linear {line}")
     device.remove()
-    modules.unload(modules.RUST_MODULE)
+
+
+STRAY = "device-mapper: dm_rust: a bio was sent to a device of another target, it ends with an error"
+
+
+@pytest.mark.parametrize("way", ["map", "submit"])
+def test_bio_for_a_device_of_another_target(impl, example, box, log, way):
+    """It could be closed before the bio has ended, so it gets none."""
+    disks = box.ram(1), box.ram(1)
+    lender = box.mapped(f"0 2048 rust-stray {disks[0].dev} lend")
+    user = box.mapped(f"0 2048 rust-stray {disks[1].dev} {way}")
+    lender.write(0, pattern("lender", 8))
+    before = disks[0].stats()
+    mark = log.mark()
+    for call in (lambda: user.write(8, pattern("stray", 8))), (lambda: user.read(0, 8)):
+        with pytest.raises(OSError) as refused:
+            call()
+        assert refused.value.errno == errno.EIO
+    done = disks[0].stats() - before
+    assert not done.reads and not done.writes
+    assert log.lines(mark, STRAY)
+    user.remove()
+    lender.remove()
+    assert disks[0].content(16) == pattern("lender", 8) + bytes(8 * 512)
+
+
+def test_visit_of_a_device_of_another_target(impl, example, box, log):
+    disks = box.ram(1), box.ram(1)
+    lender = box.mapped(f"0 2048 rust-stray {disks[0].dev} lend")
+    user = box.mapped()
+    with pytest.raises(OSError):
+        user.load(f"0 2048 rust-stray {disks[1].dev} visit")
+        user.resume()
+    assert log.lines(0, "a target names a device of another one")
+    user.remove()
+    lender.remove()
+    assert all(disk.is_free() for disk in disks)
+    assert not log.lines(0, "not in table devices list") and not log.lines(0, "call missing")

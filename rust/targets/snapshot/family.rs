@@ -707,6 +707,8 @@ impl Family {
         }
         self.origin_writes(roster, &mut out);
         for table in roster.tables.iter() {
+            // Two tables may share a store: what the second one has released may be the first one's.
+            table.outlet.send_all(&mut out.ready, &self.commits);
             table.store().end_failed();
             table.commit();
         }

@@ -79,10 +79,11 @@ impl Outlet {
         queue.enqueue::<Outlet, 1>(self.clone());
     }
 
-    /// Sends bios soon. Any context.
+    /// Sends bios soon: those of its own target. Leaves others where they are. Any context.
     pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<Stamp>, queue: &OwnedQueue) {
-        if !bios.is_empty() {
-            self.bios.lock().append(bios);
+        let mut own = bios.take_for(&self.device);
+        if !own.is_empty() {
+            self.bios.lock().append(&mut own);
             queue.enqueue::<Outlet, 1>(self.clone());
         }
     }

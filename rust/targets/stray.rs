@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A target that does what no target may: `rust-stray <device> <lend|map|submit|visit>` uses a device of another table.
+//!
+//! Built with the example (`make DM_RUST_EXAMPLE=1`), for the test that this cannot go wrong: the wrappers refuse it.
+
+use crate::dm::bio::{MapBio, Mapped};
+use crate::dm::device::{Access, Device};
+use crate::dm::status::{StatusBuf, StatusKind};
+use crate::dm::table::Words;
+use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text};
+use crate::logic::units::{Sector, Sectors};
+use crate::sys::string::bytes;
+use kernel::new_mutex;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow, Mutex};
+
+/// Where a target leaves its device for another one.
+pub(crate) type Lost = Mutex<Option<Device>>;
+
+/// Makes the place.
+pub(crate) fn nothing_lost() -> Result<Arc<Lost>> {
+    Arc::pin_init(new_mutex!(None, "dm_rust_stray"), GFP_KERNEL)
+}
+
+/// What a target does with the device that it has: its own, or one that was left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Maps bios to its own device, and leaves that for others.
+    Lend,
+    /// Maps bios to the device of another target.
+    Map,
+    /// Takes bios, and submits them to the device of another target.
+    Submit,
+    /// Says that the device of another target is its own.
+    Visit,
+}
+
+/// One line of a table.
+pub(crate) struct Stray {
+    /// Its own.
+    device: Device,
+    /// What it uses.
+    used: Device,
+    way: Way,
+    len: Sectors,
+}
+
+#[vtable]
+impl Target for Stray {
+    const NAME: &'static CStr = c"rust-stray";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const C_MODULE: &'static str = "none";
+    const NOWAIT: bool = true;
+    type PerBio = [u8; 0];
+    type Shared = Arc<Lost>;
+
+    fn ctr(
+        new: &mut New<'_>,
+        lost: &Arc<Lost>,
+        mut words: Words<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let (Some(path), Some(way)) = (words.next(), words.next()) else {
+            return Err(CtrError::new(c"A device and what to do are needed", EINVAL));
+        };
+        let way = match bytes(way) {
+            b"lend" => Way::Lend,
+            b"map" => Way::Map,
+            b"submit" => Way::Submit,
+            b"visit" => Way::Visit,
+            _ => return Err(CtrError::new(c"Unknown word", EINVAL)),
+        };
+        let device = new.open(path, Access::ReadWrite).text(c"No device")?;
+        let used = if way == Way::Lend {
+            *lost.lock() = Some(device.shared());
+            device.shared()
+        } else {
+            lost.lock()
+                .take()
+                .ok_or(ENODEV)
+                .text(c"Nobody has lent a device")?
+        };
+        let len = new.len();
+        Arc::new(
+            Stray {
+                device,
+                used,
+                way,
+                len,
+            },
+            GFP_KERNEL,
+        )
+        .text(c"Out of memory")
+    }
+
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, [u8; 0]>) -> Mapped<'a> {
+        if this.way != Way::Submit {
+            return bio.remap(&this.used);
+        }
+        let (bio, mapped) = bio.take();
+        bio.submit(&this.used);
+        mapped
+    }
+
+    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
+        if kind == StatusKind::Table {
+            out.emit(fmt!("{}", this.device))
+        }
+    }
+
+    fn iterate_devices(
+        this: ArcBorrow<'_, Self>,
+        visitor: &mut DeviceVisitor<'_>,
+    ) -> Result<(), Stop> {
+        let device = if this.way == Way::Visit {
+            &this.used
+        } else {
+            &this.device
+        };
+        visitor.visit(device, Sector(0), this.len)
+    }
+}
