@@ -239,6 +239,8 @@ impl<D: PerBio> Bio<D> {
     ///
     /// Process context; may sleep for a request of the device below, even if the bio asked not to wait. Not from within
     /// `map`: use [`MapBio::remap`].
+    ///
+    /// Whom the I/O is charged to is not the thread that does this, but who sent the bio to the mapped device.
     pub(crate) fn submit(self, device: &Device) {
         if !self.is_for(device) {
             stray();

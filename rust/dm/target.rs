@@ -448,6 +448,8 @@ impl<T: Target> Registration<T> {
                     let ti = unsafe { &mut *ti.as_ptr() };
                     // CAST: At most a few bytes.
                     ti.per_io_data_size = bio_data_size::<T::PerBio>() as c_uint;
+                    // `Bio::submit` starts the accounting of a bio that `map` has taken.
+                    ti.set_accounts_remapped_io(true);
                     ti.private = private.into_foreign();
                     Ok(0)
                 }

@@ -17,10 +17,11 @@ void dmr_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
+/* For a target that accounts_remapped_io: the cgroup is that of the bio which the mapped device got. */
 void dmr_bio_submit(struct bio *bio, struct block_device *bdev)
 {
 	bio_set_dev(bio, bdev);
-	submit_bio_noacct(bio);
+	dm_submit_bio_remap(bio, NULL);
 }
 
 void dmr_bio_end(struct bio *bio, blk_status_t status)

@@ -1,4 +1,4 @@
-"""The devices below: how they are opened, and that a table may open one twice."""
+"""The devices below: how they are opened, that a table may open one twice, and whom I/O on them is charged to."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lib import modules
+from lib import dm, modules, wait
 from lib.box import pattern
 
 MIB = 2048
 stock = pytest.mark.skipif(os.environ.get("DM_RUST_KERNEL", "stock") != "stock",
-                           reason="needs kprobes, which are in the stock kernel; make test runs it there")
+                           reason="needs kprobes and cgroups, which are in the stock kernel; make test runs it there")
 
 
 # One device, several times in a table
@@ -160,3 +160,102 @@ def test_modes(impl, box, same):
         ("era", False): ["meta", "origin"], ("era", True): ["meta", "origin"],
     }
     same(writes, "opened for writing")
+
+
+# Whom I/O is charged to
+
+WRITES = 24
+
+
+class Group:
+    """A cgroup whose I/O is counted."""
+
+    ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self):
+        if not (self.ROOT / "cgroup.controllers").exists():
+            modules.run("mount", "-t", "cgroup2", "cgroup2", self.ROOT)
+        (self.ROOT / "cgroup.subtree_control").write_text("+io +memory")
+        self._folder = self.ROOT / "dm_rust_test"
+        self._folder.mkdir()
+
+    def remove(self):
+        wait.until(lambda: not (self._folder / "cgroup.procs").read_text(), "its processes have ended")
+        self._folder.rmdir()
+
+    def run(self, script):
+        """Runs Python in the group. `write(path, sectors, flags)` writes 4 KiB at each of these sectors."""
+        text = f"open('{self._folder}/cgroup.procs', 'w').write('0')\n{_WRITER}\n{script}"
+        modules.run("python3", "-c", text)
+
+    def written(self, disk):
+        """Bytes that the group has written to a disk."""
+        for line in (self._folder / "io.stat").read_text().splitlines():
+            number, *words = line.split()
+            if number == disk.dev:
+                return int(dict(word.split("=") for word in words)["wbytes"])
+        return 0
+
+
+_WRITER = """
+import mmap, os
+def write(path, sectors, flags):
+    fd = os.open(path, os.O_RDWR | flags)
+    data = mmap.mmap(-1, 4096)
+    data[:] = b"charged!" * 512
+    for sector in sectors:
+        assert os.pwrite(fd, data, sector * 512) == 4096
+    return fd
+"""
+
+
+@pytest.fixture
+def group():
+    it = Group()
+    yield it
+    it.remove()
+
+
+def _origin_and_snapshot(box):
+    origin, store = box.ram(4), box.ram(4)
+    snap = box.mapped(f"0 {4 * MIB} snapshot {origin.dev} {store.dev} N 16")
+    return box.mapped(f"0 {4 * MIB} snapshot-origin {origin.dev}"), snap, origin, store
+
+
+@stock
+def test_first_writes_are_charged_to_the_writer(impl, box, group):
+    """What a target keeps back for a while is charged to who has written it, not to the thread that sends it on."""
+    front, snap, origin, store = _origin_and_snapshot(box)
+    pair = box.ram(1), box.ram(4)
+    era = box.mapped(f"0 {4 * MIB} era {pair[0].dev} {pair[1].dev} 16")
+    meta, dest, source = box.ram(1), box.ram(4), box.ram(4)
+    clone = box.mapped(f"0 {4 * MIB} clone {meta.dev} {dest.dev} {source.dev} 16 1 no_hydration")
+    # Each to a chunk, block or region of its own, and to a part of it.
+    sectors = [16 * n for n in range(WRITES)]
+    apart = [16 * n for n in range(WRITES, 2 * WRITES)]
+    charged = {}
+    for name, device, disk, where in (("origin", front, origin, sectors), ("snapshot", snap, store, apart),
+                                      ("era", era, pair[1], sectors), ("clone", clone, dest, sectors)):
+        device.close()
+        group.run(f"write('{device.path}', {where}, os.O_DIRECT)")
+        charged[name] = group.written(disk) // 4096
+    if impl == "c":
+        # C's clone gives the device to a bio only when it sends it on.
+        del charged["clone"]
+    assert charged == dict.fromkeys(charged, WRITES)
+
+
+@stock
+@pytest.mark.only("rust")
+def test_writeback_is_charged_to_the_writer(impl, box, group):
+    """Who writes to a file or to the cache of a device, which others write back."""
+    front, _, origin, _ = _origin_and_snapshot(box)
+    front.close()
+    fd = os.open(front.path, os.O_RDWR)  # the last to close it would write all back
+    try:
+        group.run(f"write('{front.path}', {[16 * n for n in range(WRITES)]}, 0)")
+        assert not group.written(origin)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    assert group.written(origin) == WRITES * 4096

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from lib import dm, eras, modules
+from lib import dm, eras, modules, wait
 from lib.box import pattern
+from lib.disk import in_flight
 
 
 @pytest.fixture
@@ -132,8 +133,7 @@ def test_writes_at_a_time_share_a_commit(pair):
     era = pair.era()
     pair.meta.hold()
     writers = [pair.box.background(era.write, 8 * n, pattern("w", 8)) for n in range(12)]
-    from lib import wait
-    wait.until(lambda: sum(map(int, open(f"/sys/dev/block/{era.dev}/inflight").read().split())) == 12, "12 in flight")
+    wait.until(lambda: in_flight(era) == 12, "12 in flight")
     before = pair.meta_disk.stats()
     pair.meta.release()
     for writer in writers:

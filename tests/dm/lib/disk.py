@@ -6,10 +6,12 @@ import fcntl
 import itertools
 import mmap
 import os
+import re
 import stat
 import struct
 import threading
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import wait
@@ -33,6 +35,21 @@ class Block:
         self.path = path
         self._fds = {}
         self._lock = threading.Lock()
+        self._callers = []
+
+    @contextmanager
+    def _calling(self):
+        """While this thread is in a system call for I/O."""
+        caller = threading.get_native_id()
+        self._callers.append(caller)
+        try:
+            yield
+        finally:
+            self._callers.remove(caller)
+
+    def blocked(self):
+        """Threads of this process that are asleep in I/O on the device."""
+        return sum(map(_is_blocked, list(self._callers)))
 
     def _fd(self, mode=os.O_RDWR):
         with self._lock:
@@ -72,14 +89,16 @@ class Block:
 
     def read(self, sector, count):
         buffer = mmap.mmap(-1, count * SECTOR)
-        got = os.preadv(self._fd(os.O_RDONLY), [buffer], sector * SECTOR)
+        with self._calling():
+            got = os.preadv(self._fd(os.O_RDONLY), [buffer], sector * SECTOR)
         assert got == count * SECTOR, f"short read at {sector}: {got} bytes"
         return buffer[:]
 
     def write(self, sector, data, fua=False):
         buffer = mmap.mmap(-1, len(data))
         buffer[:] = data
-        put = os.pwritev(self._fd(), [buffer], sector * SECTOR, os.RWF_DSYNC if fua else 0)
+        with self._calling():
+            put = os.pwritev(self._fd(), [buffer], sector * SECTOR, os.RWF_DSYNC if fua else 0)
         assert put == len(data), f"short write at {sector}: {put} bytes"
 
     def content(self, sectors=None, step=8192):
@@ -92,20 +111,25 @@ class Block:
 
     def flush(self):
         """fsync: the kernel sends a flush to the device."""
-        os.fsync(self._fd())
+        with self._calling():
+            os.fsync(self._fd())
 
     def discard(self, sector, count):
-        fcntl.ioctl(self._fd(), _BLKDISCARD, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+        with self._calling():
+            fcntl.ioctl(self._fd(), _BLKDISCARD, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
 
     def zero(self, sector, count):
         """What `blkdiscard -z` does."""
-        fcntl.ioctl(self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+        with self._calling():
+            fcntl.ioctl(self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
 
     def punch(self, sector, count):
         """The same by one large request, if the device has such; it may let the space go."""
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
-        if fallocate(self._fd(), _PUNCH_HOLE, sector * SECTOR, count * SECTOR):
+        with self._calling():
+            failed = fallocate(self._fd(), _PUNCH_HOLE, sector * SECTOR, count * SECTOR)
+        if failed:
             raise OSError(ctypes.get_errno(), "fallocate", self.path)
 
     @property
@@ -119,9 +143,28 @@ class Block:
         return Stats(Path(f"/sys/dev/block/{self.dev}/stat").read_text())
 
 
+def _is_blocked(thread):
+    """Whether a thread is in an uninterruptible sleep, the same one in two looks."""
+
+    def look():
+        text = Path(f"/proc/self/task/{thread}/status").read_text()
+        return re.search(r"^State:\tD", text, re.M) and re.search(r"^voluntary_ctxt_switches:.*", text, re.M).group()
+
+    try:
+        first = look()
+        time.sleep(0.001)
+        return bool(first) and first == look()
+    except FileNotFoundError:  # it has ended
+        return False
+
+
 def in_flight(device):
-    """Requests that have been sent to a device and have not ended."""
-    return sum(map(int, Path(f"/sys/dev/block/{device.dev}/inflight").read_text().split()))
+    """Requests that have been sent to a device and have not ended.
+
+    What a target of ours keeps back is counted by the kernel when it goes on; until then it is known by who waits for it.
+    """
+    counted = sum(map(int, Path(f"/sys/dev/block/{device.dev}/inflight").read_text().split()))
+    return max(counted, device.blocked())
 
 
 class Stats:
