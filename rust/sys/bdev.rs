@@ -5,7 +5,10 @@
 use core::ptr::NonNull;
 use kernel::{
     bindings as kb,
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*, //
 };
 
@@ -32,6 +35,12 @@ impl BlockDevice {
     pub(crate) fn as_ptr(&self) -> *mut kb::block_device {
         // SAFETY: The file is that of a block device, and open.
         unsafe { kb::file_bdev(self.0.as_ptr()) }
+    }
+
+    /// Makes everything that the device acknowledged so far durable. Sleeps for I/O.
+    pub(crate) fn flush(&self) -> Result {
+        // SAFETY: The device is open.
+        to_result(unsafe { kb::blkdev_issue_flush(self.as_ptr()) })
     }
 
     /// Present size in sectors. Any context.

@@ -4,7 +4,13 @@
 
 use crate::{
     bindings,
-    sys::bdev::BlockDevice, //
+    sys::{
+        bdev::BlockDevice,
+        log::{
+            allowed,
+            err, //
+        }, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -166,8 +172,34 @@ unsafe impl Send for BlockManager {}
 unsafe impl Sync for BlockManager {}
 
 impl BlockManager {
-    /// Makes the cache of a device. A thread may hold `max_held` blocks.
+    /// Makes the cache of a device that will be written. A thread may hold `max_held` blocks. Sleeps for I/O.
+    ///
+    /// The device is flushed first: whatever is read is durable. After a failed commit the device may have the new
+    /// superblock in its volatile cache only. A transaction upon that would write over the blocks of the commit before,
+    /// which is the one that a power cut leaves.
     pub(crate) fn new(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
+        device.flush().inspect_err(|error| {
+            if allowed() {
+                err!(
+                    "block manager",
+                    "the metadata device cannot be flushed: error {}",
+                    error.to_errno()
+                );
+            }
+        })?;
+        Self::create(device, max_held)
+    }
+
+    /// Makes the cache of a device that is only read. What is read may not be durable, but nothing is built upon it: there
+    /// are no writes.
+    pub(crate) fn read_only(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
+        let manager = Self::create(device, max_held)?;
+        // SAFETY: The manager is live.
+        unsafe { bindings::dm_bm_set_read_only(manager.as_ptr()) };
+        Ok(manager)
+    }
+
+    fn create(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         // SAFETY: The device is open, and stays so with the manager. CAST: A constant.
         let raw = from_err_ptr(unsafe {
             bindings::dm_block_manager_create(device.as_ptr(), BLOCK_SIZE as u32, max_held)
@@ -215,12 +247,6 @@ impl BlockManager {
             raw: NonNull::new(raw).ok_or(EIO)?,
             _manager: PhantomData,
         }))
-    }
-
-    /// Refuses all writes from now on.
-    pub(crate) fn set_read_only(&self) {
-        // SAFETY: The manager is live.
-        unsafe { bindings::dm_bm_set_read_only(self.as_ptr()) }
     }
 }
 

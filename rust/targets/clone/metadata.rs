@@ -158,8 +158,11 @@ impl Disk {
     /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for I/O.
     fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
         let device_blocks = device.sectors() / METADATA_BLOCK;
-        let blocks = BlockManager::new(device, MAX_HELD_BLOCKS)
-            .map_err(failed("Failed to create block manager"))?;
+        let blocks = match format {
+            Format::ReadOnly => BlockManager::read_only(device, MAX_HELD_BLOCKS),
+            Format::IfBlank | Format::Never => BlockManager::new(device, MAX_HELD_BLOCKS),
+        };
+        let blocks = blocks.map_err(failed("Failed to create block manager"))?;
         let blank = {
             let block = blocks
                 .read(Block(LOCATION), None)
@@ -168,7 +171,7 @@ impl Disk {
         };
         match (blank, format) {
             (true, Format::IfBlank) => Self::format(blocks, geometry),
-            (true, Format::Never) => Err(EPERM),
+            (true, Format::Never | Format::ReadOnly) => Err(EPERM),
             (false, _) => Self::load(blocks, geometry, device_blocks),
         }
     }
@@ -296,6 +299,8 @@ impl Disk {
 enum Format {
     IfBlank,
     Never,
+    /// Nor anything else be written.
+    ReadOnly,
 }
 
 /// How much of a metadata device is in use.
@@ -593,9 +598,8 @@ impl Metadata {
         }
         // The old blocks must be gone before the device is read again.
         *disk = None;
-        let mode = match Disk::open(self.device.clone(), &self.geometry, Format::Never) {
+        let mode = match Disk::open(self.device.clone(), &self.geometry, Format::ReadOnly) {
             Ok(reopened) => {
-                reopened.tm.blocks().set_read_only();
                 self.state.lock().usage = reopened.usage().ok();
                 *disk = Some(reopened);
                 Mode::ReadOnly

@@ -76,6 +76,8 @@ const GROW_STEP: u32 = 1024 * ENTRIES;
 const ENTRIES: u32 = 1018;
 /// Words in a block of a bitset.
 const WORDS: u32 = 509;
+/// What is logged when there is no cache for the metadata.
+const NO_MANAGER: &str = "could not create block manager";
 /// Blocks of metadata that one bitmap of the space map stands for.
 const PER_BITMAP: u64 = 16_320;
 
@@ -161,13 +163,30 @@ pub(super) struct Disk {
     word: Option<Word>,
     /// The transaction has changes.
     dirty: bool,
+    /// A commit has succeeded since the metadata was opened.
+    proven: bool,
     digest: Option<Digest>,
 }
 
 impl Disk {
-    /// Opens metadata for blocks of a size; none if the device is blank. Writes nothing. Sleeps for I/O.
+    /// What the status line would say of metadata for blocks of a size; none if the device is blank. Refuses what is wrong
+    /// with it. Writes nothing, and keeps nothing. Sleeps for I/O.
+    pub(super) fn look(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Info>> {
+        let blocks = BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))?;
+        let disk = Self::load(blocks, device, size)?;
+        disk.map(|disk| disk.info()).transpose()
+    }
+
+    /// Opens metadata for blocks of a size, as it is durably; none if the device is blank. Writes nothing. Sleeps for I/O.
     pub(super) fn open(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Self>> {
-        let blocks = Self::manager(device)?;
+        Self::load(Self::manager(device)?, device, size)
+    }
+
+    fn load(
+        blocks: BlockManager,
+        device: &Arc<BlockDevice>,
+        size: BlockSize,
+    ) -> Result<Option<Self>> {
         let blank = {
             let block = blocks.read(Block(LOCATION), None)?;
             is_blank(&block)
@@ -193,6 +212,7 @@ impl Disk {
             now,
             word: None,
             dirty: false,
+            proven: false,
             digest: None,
         }))
     }
@@ -247,6 +267,7 @@ impl Disk {
             now,
             word: None,
             dirty: true,
+            proven: false,
             digest: None,
         };
         disk.commit()?;
@@ -254,8 +275,7 @@ impl Disk {
     }
 
     fn manager(device: &Arc<BlockDevice>) -> Result<BlockManager> {
-        BlockManager::new(device.clone(), MAX_HELD_BLOCKS)
-            .map_err(failed("could not create block manager"))
+        BlockManager::new(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))
     }
 
     /// The present era.
@@ -273,14 +293,14 @@ impl Disk {
         self.now.snapshot != 0
     }
 
-    /// Has the next commit write something in any case: after a failed one, what is read may not be durable.
-    pub(super) fn distrust(&mut self) {
-        self.dirty = true;
-    }
-
     /// Whether the transaction has changes that a commit would make durable.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
+    }
+
+    /// Whether a commit has shown that the metadata works.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// What the status line says.
@@ -310,6 +330,7 @@ impl Disk {
             })
             .map_err(failed("commit failed"))?;
         self.dirty = false;
+        self.proven = true;
         Ok(())
     }
 

@@ -122,6 +122,7 @@ impl Era {
             return (ready, refused);
         }
         let mut marked = BioQueue::new();
+        let failed = core.is_failed();
         let result = self.attempt(&mut core, Weight::Vital, |disk| {
             // Those of a try before.
             batch.append(&mut marked);
@@ -130,7 +131,8 @@ impl Era {
                 marked.push(bio);
                 disk.mark(blocks)?;
             }
-            if disk.is_dirty() {
+            // After a failure only a commit shows that it works again.
+            if disk.is_dirty() || failed {
                 disk.commit()?;
             }
             Ok(())

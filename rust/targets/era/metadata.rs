@@ -99,17 +99,14 @@ impl registry::Metadata for Metadata {
     /// table may go live much later; and nothing is written, as it may never.
     fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
-        let disk = Disk::open(&device, size)?;
-        let formatted = disk.is_some();
-        let info = match disk {
-            Some(disk) => disk.info()?,
-            None => Info {
-                used: 0,
-                total: device_blocks(&device),
-                era: Era::NONE,
-                snapshot: 0,
-            },
-        };
+        let found = Disk::look(&device, size)?;
+        let formatted = found.is_some();
+        let info = found.unwrap_or_else(|| Info {
+            used: 0,
+            total: device_blocks(&device),
+            era: Era::NONE,
+            snapshot: 0,
+        });
         let core = Core {
             disk: None,
             failed: false,
@@ -175,7 +172,7 @@ impl Metadata {
     }
 
     /// Carries out a step, which ends with a commit if it has changed something. If it fails, the metadata is opened again,
-    /// as of the last commit that reached the device, which may be the one that failed; then the step is tried once more.
+    /// as of the last commit that is durable, which may be the one that failed; then the step is tried once more.
     ///
     /// `opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
     pub(super) fn attempt<R>(
@@ -187,9 +184,7 @@ impl Metadata {
     ) -> Result<R> {
         let reopen = |core: &mut Core| -> Result {
             if core.disk.is_none() {
-                let mut disk = Disk::open(&self.device, self.size)?.ok_or(EIO)?;
-                // What is read may not be durable, so nothing is built on it before the next commit.
-                disk.distrust();
+                let disk = Disk::open(&self.device, self.size)?.ok_or(EIO)?;
                 opened(disk.era());
                 core.disk = Some(disk);
             }
@@ -203,7 +198,7 @@ impl Metadata {
             };
             let Err(error) = result else {
                 // After a failure only a commit shows that the metadata works.
-                core.failed &= core.disk.as_ref().is_none_or(|disk| disk.is_dirty());
+                core.failed &= core.disk.as_ref().is_none_or(|disk| !disk.is_proven());
                 break result;
             };
             core.disk = None;

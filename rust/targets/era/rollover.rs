@@ -193,9 +193,10 @@ impl Era {
         let mut core = self.metadata.lock();
         // Suspended, its era has ended already, unless that failed; and resuming begins a new one.
         if !self.live.load(Relaxed) {
+            let failed = core.is_failed();
             self.attempt(&mut core, Weight::Light, |disk| {
                 disk.archive()?;
-                if disk.is_dirty() {
+                if disk.is_dirty() || failed {
                     disk.commit()?;
                 }
                 Ok(())

@@ -399,6 +399,9 @@ fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
 }
 
 /// Reads the header of a COW device, with the size of its chunks. Sleeps for I/O.
+///
+/// The device is flushed first. Records that only its volatile cache has, since their write was reported as failed, let
+/// writes to the origin pass; a power cut would then take the records back, and leave those writes.
 fn read_header(
     cow: &Device,
     io: &IoClient,
@@ -409,6 +412,7 @@ fn read_header(
     if cow.sectors() < size.len() {
         return Err(EIO);
     }
+    cow.flush()?;
     let mut buffer = Buffer::new(sectors(blocks.cow))?;
     io.transfer(Transfer::Read, cow, Sector(0), &mut buffer)?;
     if let Some(table) = options.chunk_size {
