@@ -50,7 +50,7 @@ impl WorkItem<2> for Era {
         let _noio = NoIo::enter();
         let digested = {
             let mut core = this.metadata.lock();
-            if !this.live.load(Relaxed) {
+            if !this.is_live(&core) {
                 return;
             }
             this.digest_slice(&mut core)

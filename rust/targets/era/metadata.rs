@@ -9,7 +9,10 @@ use super::disk::{
     Disk, //
 };
 use crate::{
-    dm::device::Device,
+    dm::device::{
+        Device,
+        TableId, //
+    },
     env::eilseq,
     logic::era::{
         geometry::BlockSize,
@@ -54,6 +57,9 @@ pub(super) struct Core {
     disk: Option<Disk>,
     /// A step failed for good, and none has succeeded since.
     failed: bool,
+    /// The table that is live. A table that others have replaced without a suspend, since it could not go live as a whole,
+    /// may not know that yet.
+    live: Option<TableId>,
 }
 
 impl Core {
@@ -70,6 +76,16 @@ impl Core {
     /// Closes the metadata; the next step opens it anew.
     pub(super) fn close(&mut self) {
         self.disk = None;
+    }
+
+    /// The table that is live, or was the last one.
+    pub(super) fn live(&self) -> Option<TableId> {
+        self.live
+    }
+
+    /// Makes a table the live one.
+    pub(super) fn set_live(&mut self, table: TableId) {
+        self.live = Some(table);
     }
 
     /// Whether the metadata does not work.
@@ -110,6 +126,7 @@ impl registry::Metadata for Metadata {
         let core = Core {
             disk: None,
             failed: false,
+            live: None,
         };
         Arc::pin_init(
             pin_init!(Metadata {

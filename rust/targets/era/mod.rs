@@ -147,7 +147,7 @@ pub(crate) struct Era {
     marked: Atomic<u32>,
     /// Something may be in flight in the epoch that is not the present one, or its bits are not clear. Under the turn.
     undrained: Atomic<bool>,
-    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock.
+    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock. See [`is_live`](Self::is_live).
     live: Atomic<bool>,
     /// Whether a thread rolls over, and those who wait for it.
     turn: Atomic<u32>,
@@ -284,7 +284,7 @@ impl Target for Era {
         let _noio = NoIo::enter();
         {
             let mut core = this.metadata.lock();
-            if this.live.load(Relaxed) {
+            if this.is_live(&core) {
                 this.live.store(false, Relaxed);
                 let archived = this.attempt(&mut core, Weight::Light, |disk| {
                     disk.archive()?;
@@ -302,7 +302,7 @@ impl Target for Era {
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         let _noio = NoIo::enter();
         let mut core = this.metadata.lock();
-        if this.live.load(Relaxed) {
+        if this.is_live(&core) {
             return Ok(());
         }
         let result = this.begin(&mut core);
@@ -310,6 +310,7 @@ impl Target for Era {
         if result.is_ok() {
             this.marked.store(core.era().0, Relaxed);
             this.live.store(true, Relaxed);
+            core.set_live(this.handle.table_id());
         }
         result
     }
@@ -375,6 +376,12 @@ impl Target for Era {
 }
 
 impl Era {
+    /// Whether this table is the one that is live. It may have gone live in a device of which another target did not; then
+    /// it is replaced without having been suspended.
+    fn is_live(&self, core: &Core) -> bool {
+        self.live.load(Relaxed) && core.live() == Some(self.handle.table_id())
+    }
+
     /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and begins an era.
     fn begin(&self, core: &mut Core) -> Result {
         let blocks = self.geometry.blocks();

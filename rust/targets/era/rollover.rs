@@ -192,7 +192,7 @@ impl Era {
         let _noio = NoIo::enter();
         let mut core = self.metadata.lock();
         // Suspended, its era has ended already, unless that failed; and resuming begins a new one.
-        if !self.live.load(Relaxed) {
+        if !self.is_live(&core) {
             let failed = core.is_failed();
             self.attempt(&mut core, Weight::Light, |disk| {
                 disk.archive()?;
