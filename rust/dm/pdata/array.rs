@@ -180,13 +180,15 @@ impl<V: Entry> Array<V> {
     }
 
     /// Whether an array has `len` entries: its last block, and the block that would be the last one of `other` entries,
-    /// are as full as that. Only for an array of which the library has not read or written a block yet.
+    /// are as full as that; and so are the blocks that come to be the last one if it is cut down by `step` blocks at a time.
+    /// Only for an array of which the library has not read or written a block yet.
     pub(crate) fn has_len(
         &self,
         tm: &Transactions,
         root: Block,
         len: u32,
         other: u32,
+        step: u64,
     ) -> Result<bool> {
         let blocks = len.div_ceil(V::PER_BLOCK);
         let last = |entries: u32| u64::from(entries.div_ceil(V::PER_BLOCK).saturating_sub(1));
@@ -206,7 +208,8 @@ impl<V: Entry> Array<V> {
             let expected = u64::from(len)
                 .saturating_sub(before)
                 .min(V::PER_BLOCK.into());
-            if key == last(len) || key == last(other) {
+            let is_cut = last(len).saturating_sub(key).checked_rem(step) == Some(0);
+            if key == last(len) || key == last(other) || is_cut {
                 let block = tm.blocks().read(location, None)?;
                 if entries::<V>(&block, location) != u32::try_from(expected).ok() {
                     return Ok(false);

@@ -70,8 +70,10 @@ const MAX_HELD_BLOCKS: u32 = 5;
 const METADATA_BLOCK: u64 = 8;
 /// Metadata blocks that the space map can manage.
 const MAX_METADATA_BLOCKS: u64 = 255 * 16_320;
-/// Entries of the array that are added between two commits: 4 MiB of them.
-const GROW_STEP: u32 = 1024 * ENTRIES;
+/// Blocks of the array that are added or cut off between two commits: 4 MiB.
+const STEP_BLOCKS: u32 = 1024;
+/// The entries of so many.
+const STEP: u32 = STEP_BLOCKS * ENTRIES;
 /// Entries in a block of the array.
 const ENTRIES: u32 = 1018;
 /// Words in a block of a bitset.
@@ -120,9 +122,23 @@ fn bitset_blocks(bits: u32) -> u64 {
     leaves.saturating_add(leaves / 126).saturating_add(2)
 }
 
+/// Blocks of a bitset on disk in which nothing is marked yet, with its nodes.
+fn sparse_blocks(bits: u32) -> u64 {
+    let leaves = u64::from(words(bits).div_ceil(WORDS));
+    leaves.min(3).saturating_add(leaves / 126).saturating_add(1)
+}
+
 /// Size of a metadata device in blocks, as far as it can be used.
 pub(super) fn device_blocks(device: &BlockDevice) -> u64 {
     (device.sectors() / METADATA_BLOCK).min(MAX_METADATA_BLOCKS)
+}
+
+/// Whether there is room for a step. If not nothing is wrong: what was done before it is still good, and can be committed.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    None,
 }
 
 /// What has become of a slice of digestion.
@@ -172,7 +188,8 @@ impl Disk {
     /// What the status line would say of metadata for blocks of a size; none if the device is blank. Refuses what is wrong
     /// with it. Writes nothing, and keeps nothing. Sleeps for I/O.
     pub(super) fn look(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Info>> {
-        let blocks = BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))?;
+        let blocks =
+            BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))?;
         let disk = Self::load(blocks, device, size)?;
         disk.map(|disk| disk.info()).transpose()
     }
@@ -353,18 +370,26 @@ impl Disk {
         Ok(bitmaps.saturating_mul(3).saturating_add(7).min(100))
     }
 
-    /// Makes sure that there is room for a small step, if need be by a commit, which sets free what the last one replaced.
-    /// The library must not run out of space in the midst of a change: it would keep a block locked for ever.
-    fn make_room(&mut self) -> Result {
+    /// Looks whether there is room for a small step, if need be after a commit, which sets free what was replaced since the
+    /// last one. The library must not run out of space in the midst of a change: it would keep a block locked for ever.
+    fn make_room(&mut self) -> Result<Room> {
         let margin = self.margin()?;
-        if self.tm.free_blocks()? >= margin {
-            return Ok(());
+        if self.dirty && self.tm.free_blocks()? < margin {
+            self.commit()?;
         }
-        self.commit()?;
-        if self.tm.free_blocks()? >= margin {
-            return Ok(());
+        Ok(if self.tm.free_blocks()? >= margin {
+            Room::Enough
+        } else {
+            Room::None
+        })
+    }
+
+    /// Refuses a step that takes so many blocks, and a small one, if there are not so many. Where nothing has been changed.
+    fn require(&self, blocks: u64) -> Result {
+        if self.tm.free_blocks()? < blocks.saturating_add(self.margin()?) {
+            return Err(ENOSPC);
         }
-        Err(ENOSPC)
+        Ok(())
     }
 
     fn load_word(&mut self, index: u32) -> Result<Word> {
@@ -395,13 +420,15 @@ impl Disk {
         Ok(true)
     }
 
-    /// Marks the blocks of a range in the present era. If space is short, what was marked so far is committed first.
-    pub(super) fn mark(&mut self, blocks: Blocks) -> Result {
+    /// Marks the blocks of a range in the present era. If space is short, what was marked so far is committed first. If that
+    /// is not enough, some blocks of the range may be marked, and others not.
+    pub(super) fn mark(&mut self, blocks: Blocks) -> Result<Room> {
         for part in by_words(blocks) {
             let mut word = self.load_word(part.word)?;
             if word.value & part.mask != part.mask {
-                if !word.changed {
-                    self.make_room()?;
+                if !word.changed && self.make_room()? == Room::None {
+                    self.word = Some(word);
+                    return Ok(Room::None);
                 }
                 word.value |= part.mask;
                 word.changed = true;
@@ -409,7 +436,7 @@ impl Disk {
             }
             self.word = Some(word);
         }
-        Ok(())
+        Ok(Room::Enough)
     }
 
     // Eras
@@ -491,7 +518,8 @@ impl Disk {
         if self.now.bits != wanted {
             let (old, new) = (words(self.now.bits), words(wanted));
             let (root, bits) = (Block(self.now.bitset_root), self.tree.words());
-            if !bits.has_len(&self.tm, root, old, new)? {
+            self.require(bitset_blocks(wanted.saturating_sub(self.now.bits)))?;
+            if !bits.has_len(&self.tm, root, old, new, 0)? {
                 return Err(log_invalid(Invalid::Impossible));
             }
             self.now.bitset_root = bits.resize(&mut self.tm, root, old, new, 0)?.0;
@@ -520,35 +548,50 @@ impl Disk {
     }
 
     /// Changes the number of blocks, in slices with a commit each: a power cut in between is no harm. Only for metadata
-    /// that has just been opened.
+    /// that has just been opened. `ENOSPC` if there is no room for the blocks and the era that follows; then nothing has
+    /// been changed, and with the old number the device goes live as before.
     pub(super) fn resize(&mut self, blocks: u32) -> Result {
         let old = self.now.blocks;
         if old == blocks {
             return Ok(());
         }
         let root = Block(self.now.array_root);
-        if !self.eras.has_len(&self.tm, root, old, blocks)? {
+        let step = u64::from(STEP_BLOCKS);
+        if !self.eras.has_len(&self.tm, root, old, blocks, step)? {
             return Err(log_invalid(Invalid::Impossible));
         }
+        let array = |blocks: u32| u64::from(blocks.div_ceil(ENTRIES));
+        let added = array(blocks).saturating_sub(array(old));
+        let needed = match added {
+            0 => 0,
+            _ => (added / 126).saturating_add(sparse_blocks(blocks)),
+        };
+        self.require(added.saturating_add(needed))?;
         while self.now.blocks < blocks {
-            let step = blocks.min(self.now.blocks.saturating_add(GROW_STEP));
+            let step = blocks.min(self.now.blocks.saturating_add(STEP));
             self.resize_array(step, 0)?;
             self.commit()?;
         }
-        if self.now.blocks > blocks {
-            if blocks % ENTRIES == 0 && blocks > 0 {
-                // The library forgets to drop a last block that is cut down to nothing, so it never is.
-                let last = blocks.saturating_sub(1);
-                let root = Block(self.now.array_root);
-                let value = self.eras.get(&self.tm, root, last)?;
-                self.resize_array(last, 0)?;
-                self.resize_array(blocks, value)?;
-            } else {
-                self.resize_array(blocks, 0)?;
-            }
+        while self.now.blocks > blocks {
+            let step = blocks.max(self.now.blocks.saturating_sub(STEP));
+            // Nodes that lose entries are replaced, and so are their neighbours.
+            self.require(array(self.now.blocks).saturating_sub(array(step)) / 40)?;
+            self.shrink(step)?;
             self.commit()?;
         }
         Ok(())
+    }
+
+    fn shrink(&mut self, blocks: u32) -> Result {
+        if blocks % ENTRIES != 0 || blocks == 0 {
+            return self.resize_array(blocks, 0);
+        }
+        // The library forgets to drop a last block that is cut down to nothing, so it never is.
+        let last = blocks.saturating_sub(1);
+        let root = Block(self.now.array_root);
+        let value = self.eras.get(&self.tm, root, last)?;
+        self.resize_array(last, 0)?;
+        self.resize_array(blocks, value)
     }
 
     fn resize_array(&mut self, blocks: u32, value: u32) -> Result {
@@ -566,10 +609,12 @@ impl Disk {
     // Metadata snapshots
 
     /// Keeps what is archived now for user space to read.
-    pub(super) fn take_snapshot(&mut self) -> Result {
+    pub(super) fn take_snapshot(&mut self) -> Result<Room> {
         // The copy is one of the superblock on disk.
         self.commit()?;
-        self.make_room()?;
+        if self.make_room()? == Room::None {
+            return Ok(Room::None);
+        }
         let copy = self
             .tm
             .copy_block(Block(LOCATION), &SUPERBLOCK)
@@ -578,7 +623,7 @@ impl Disk {
         self.tm.try_inc(Block(self.now.array_root))?;
         self.now.snapshot = copy.0;
         self.dirty = true;
-        Ok(())
+        Ok(Room::Enough)
     }
 
     /// Lets the metadata snapshot go.
@@ -621,7 +666,10 @@ impl Disk {
             }
             let done = digest.transcript.word().is_none();
             if done {
-                self.make_room()?;
+                if self.make_room()? == Room::None {
+                    self.digest = Some(digest);
+                    return Ok(Digested::NoRoom);
+                }
                 let (root, key) = (Block(self.now.tree_root), digest.transcript.era.key());
                 self.now.tree_root = self
                     .tree

@@ -12,7 +12,10 @@
 //! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good for.
 
 use super::{
-    disk::Disk,
+    disk::{
+        Disk,
+        Room, //
+    },
     metadata::{
         Core,
         Weight, //
@@ -115,21 +118,25 @@ impl Era {
     /// Returns those that may go on, counted, and those whose blocks could not be marked. Sleeps for I/O.
     fn mark(self: &Arc<Self>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
+        let mut marked = BioQueue::new();
         let mut core = self.metadata.lock();
         // Under the lock: until then whoever has it sees that they wait.
         let mut batch = self.deferred.lock().take();
         if batch.is_empty() {
             return (ready, refused);
         }
-        let mut marked = BioQueue::new();
         let failed = core.is_failed();
         let result = self.attempt(&mut core, Weight::Vital, |disk| {
             // Those of a try before.
             batch.append(&mut marked);
+            batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
-                let blocks = self.blocks_of(&bio);
-                marked.push(bio);
-                disk.mark(blocks)?;
+                let room = disk.mark(self.blocks_of(&bio));
+                match room {
+                    Ok(Room::Enough) => marked.push(bio),
+                    Ok(Room::None) | Err(_) => refused.push(bio),
+                }
+                let _: Room = room?;
             }
             // After a failure only a commit shows that it works again.
             if disk.is_dirty() || failed {
@@ -137,21 +144,21 @@ impl Era {
             }
             Ok(())
         });
-        batch.append(&mut marked);
-        // If not all at once, then one by one: some may be marked already, some may find room.
-        let mut hope = result == Err(ENOSPC);
-        while let Some(bio) = batch.pop() {
-            let blocks = self.blocks_of(&bio);
-            let marked = result.is_ok() || self.is_marked(&mut core, blocks) || {
-                let mark = |disk: &mut Disk| disk.mark(blocks).and_then(|()| disk.commit());
-                hope = hope && self.attempt(&mut core, Weight::Vital, mark).is_ok();
-                hope
-            };
-            if marked {
-                ready.push(self.pass(bio, blocks));
-            } else {
-                refused.push(bio);
+        if result.is_err() {
+            // Of this transaction nothing may be on disk, but some were marked before it.
+            batch.append(&mut marked);
+            batch.append(&mut refused);
+            while let Some(bio) = batch.pop() {
+                if self.is_marked(&mut core, self.blocks_of(&bio)) {
+                    marked.push(bio);
+                } else {
+                    refused.push(bio);
+                }
             }
+        }
+        while let Some(bio) = marked.pop() {
+            let blocks = self.blocks_of(&bio);
+            ready.push(self.pass(bio, blocks));
         }
         (ready, refused)
     }

@@ -22,7 +22,10 @@
 
 use super::{
     digest::Digester,
-    disk::Digested,
+    disk::{
+        Digested,
+        Room, //
+    },
     metadata::Weight,
     Era, //
 };
@@ -129,13 +132,20 @@ impl Era {
         self.roll_over(&turn)?;
         let _noio = NoIo::enter();
         let mut core = self.metadata.lock();
-        self.attempt(&mut core, Weight::Light, |disk| {
+        let room = self.attempt(&mut core, Weight::Light, |disk| {
             // A commit that was said to have failed may have done it.
-            if !disk.has_snapshot() {
-                disk.take_snapshot()?;
-            }
-            disk.commit()
-        })
+            let room = if disk.has_snapshot() {
+                Room::Enough
+            } else {
+                disk.take_snapshot()?
+            };
+            disk.commit()?;
+            Ok(room)
+        })?;
+        match room {
+            Room::Enough => Ok(()),
+            Room::None => Err(ENOSPC),
+        }
     }
 
     /// Lets the kept state go.
