@@ -17,7 +17,14 @@ use crate::{
         Sector,
         Sectors, //
     },
-    sys::pool::PoolBox, //
+    sys::{
+        kept::{
+            Keeper,
+            Kept,
+            Service, //
+        },
+        pool::PoolBox, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -115,28 +122,45 @@ impl Copied {
 }
 
 /// A client of kcopyd, with a reserve of memory so that one copy can always go on.
-pub(crate) struct CopyClient {
+pub(crate) struct Client {
     raw: NonNull<bindings::dm_kcopyd_client>,
     flying: Arc<Flying>,
 }
 
 // SAFETY: Clients may be used from any thread.
-unsafe impl Send for CopyClient {}
+unsafe impl Send for Client {}
 // SAFETY: As above; a client has locks of its own.
-unsafe impl Sync for CopyClient {}
+unsafe impl Sync for Client {}
+
+impl Service for Client {
+    unsafe fn destroy(&self) {
+        self.flying.drain();
+        // SAFETY: The client is ours, nobody uses it any more, and none of its jobs is in flight.
+        unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
+    }
+}
+
+/// A use of a client. Copies that have not ended keep the client, but not its uses.
+pub(crate) type CopyClient = Kept<Client>;
 
 impl CopyClient {
     /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all others. Sleeps.
-    pub(crate) fn new() -> Result<Self> {
-        let flying = Flying::new()?;
-        // SAFETY: The throttle is a variable of the module.
-        let raw = from_err_ptr(unsafe {
-            bindings::dm_kcopyd_client_create(bindings::dmr_param_snapshot_throttle())
-        })?;
-        Ok(CopyClient {
-            raw: NonNull::new(raw).ok_or(ENOMEM)?,
-            flying,
-        })
+    ///
+    /// # Safety
+    ///
+    /// As [`Kept::new`].
+    pub(super) unsafe fn make() -> Result<(Self, Keeper<Client>)> {
+        let make = || {
+            let flying = Flying::new()?;
+            // SAFETY: The throttle is a variable of the module.
+            let raw = from_err_ptr(unsafe {
+                bindings::dm_kcopyd_client_create(bindings::dmr_param_snapshot_throttle())
+            })?;
+            let raw = NonNull::new(raw).ok_or(ENOMEM)?;
+            Ok(Client { raw, flying })
+        };
+        // SAFETY: By the contract.
+        unsafe { Kept::new(make) }
     }
 
     /// Starts a copy. Process context, sleeps at most for memory of the client's reserve.
@@ -207,14 +231,5 @@ impl CopyClient {
     /// Waits until all callbacks have returned. Sleeps.
     pub(crate) fn drain(&self) {
         self.flying.drain();
-    }
-}
-
-impl Drop for CopyClient {
-    /// Not from a callback: it waits for them.
-    fn drop(&mut self) {
-        self.drain();
-        // SAFETY: The client is ours, and none of its jobs is in flight.
-        unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
     }
 }

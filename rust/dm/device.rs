@@ -16,7 +16,13 @@ use crate::{
         Sectors, //
     },
     sys::{
+        kept::{
+            Keep,
+            Keeper,
+            Service, //
+        },
         log::err,
+        queue, //
         string::{
             bytes,
             c_string, //
@@ -46,6 +52,12 @@ use kernel::{
         },
         Arc,
         Mutex, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
     }, //
 };
 
@@ -65,6 +77,25 @@ pub(super) struct Anchor {
     unused: WaitQueue,
     #[pin]
     opened: Mutex<Option<KBox<Opened>>>,
+    /// What runs code of the target: workqueues, clients of kcopyd.
+    #[pin]
+    services: Mutex<KVec<KBox<dyn Keep>>>,
+    #[pin]
+    event: Work<Anchor>,
+}
+
+impl_has_work! {
+    impl HasWork<Anchor> for Anchor { self.event }
+}
+
+impl WorkItem for Anchor {
+    type Pointer = Arc<Anchor>;
+
+    /// Raises an event.
+    fn run(this: Arc<Anchor>) {
+        // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as long, and does not change.
+        unsafe { bindings::dm_table_event((*this.ti.as_ptr()).table) }
+    }
 }
 
 /// A device to be closed, in the list of all of a target.
@@ -91,6 +122,8 @@ impl Anchor {
             users: Atomic::new(0),
             unused <- new_wait_queue!("dm_rust_anchor"),
             opened <- new_mutex!(None, "dm_rust_opened"),
+            services <- new_mutex!(KVec::new(), "dm_rust_services"),
+            event <- new_work!("dm_rust_event"),
         });
         Arc::pin_init(new, GFP_KERNEL)
     }
@@ -100,11 +133,34 @@ impl Anchor {
         AnchorUser(self.clone())
     }
 
-    /// Waits until nothing points into the target any more, then closes its devices. Sleeps.
+    /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which drops the keeper. Sleeps.
+    pub(super) fn keep<R, S: Service>(
+        &self,
+        make: impl FnOnce() -> Result<(R, Keeper<S>)>,
+    ) -> Result<R> {
+        let mut services = self.services.lock();
+        services.reserve(1, GFP_KERNEL)?;
+        let place = KBox::<Keeper<S>>::new_uninit(GFP_KERNEL)?;
+        let (made, keeper) = make()?;
+        let keeper = KBox::write(place, keeper);
+        services.push_within_capacity(keeper)?;
+        Ok(made)
+    }
+
+    /// Waits until nothing points into the target any more, and nothing runs that it has started; then closes its devices.
+    /// Sleeps.
     ///
     /// For the constructor that fails, or the destructor.
-    pub(super) fn close(&self) {
+    pub(super) fn close(self: &Arc<Self>) {
+        let mut services = core::mem::take(&mut *self.services.lock());
+        // What goes on by itself would be a user for ever.
+        for service in services.iter_mut() {
+            service.resign();
+        }
         self.unused.wait_until(|| self.users.load(Acquire) == 0);
+        drop(services);
+        // Nobody has a handle any more, so none comes after it.
+        queue::cancel::<Anchor, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
             let Opened { file, next: rest } = KBox::into_inner(opened);
@@ -150,10 +206,13 @@ impl Handle {
         unsafe { (*self.0.ti()).table }
     }
 
-    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Sleeps.
+    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Any context.
+    ///
+    /// By a work item, for raising one takes a lock of all mapped devices, under which others allocate memory. Not on a queue
+    /// with a rescuer: that one may have to write back what the allocation waits for.
     pub(crate) fn event(&self) {
-        // SAFETY: The table lives as long as the target.
-        unsafe { bindings::dm_table_event(self.table()) }
+        // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the module.
+        unsafe { queue::enqueue_on_system::<Anchor, 0>(self.0 .0.clone()) }
     }
 
     /// The identity of the mapped device: equal for all tables of one device. Any context.

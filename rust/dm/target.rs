@@ -19,6 +19,7 @@ use crate::{
             Mapped,
             PerBio, //
         },
+        copy::CopyClient,
         device::{
             Access,
             Anchor,
@@ -39,7 +40,15 @@ use crate::{
     },
     sys::{
         delay::delay_point,
-        log::err, //
+        kept::{
+            Kept,
+            Service, //
+        },
+        log::err,
+        queue::{
+            Place,
+            WorkQueue, //
+        }, //
     }, //
 };
 use core::{
@@ -149,6 +158,26 @@ impl New<'_> {
     /// Makes a dm-io client for the target's devices. Sleeps.
     pub(crate) fn io_client(&self) -> Result<IoClient> {
         IoClient::new(self.anchor.user())
+    }
+
+    /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper waits for them. Sleeps.
+    pub(crate) fn queue(&self, name: &CStr, place: Place) -> Result<WorkQueue> {
+        // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has failed: in a system call or a work
+        // item of device-mapper, and the module stays loaded as long as it has targets.
+        self.anchor.keep(|| unsafe { WorkQueue::make(name, place) })
+    }
+
+    /// Makes a client of kcopyd, in the same way. Sleeps.
+    pub(crate) fn copy_client(&self) -> Result<CopyClient> {
+        // SAFETY: As above.
+        self.anchor.keep(|| unsafe { CopyClient::make() })
+    }
+
+    /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is destroyed with the last of
+    /// them. Each target that has a use of one must be one of them: else the last one waits for it in its destructor.
+    pub(crate) fn share<S: Service>(&self, service: &Kept<S>) -> Result {
+        // SAFETY: As above.
+        self.anchor.keep(|| Ok(((), unsafe { service.keeper() }?)))
     }
 
     /// The handle that the target keeps for its later life.
@@ -264,9 +293,10 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
         words: Words<'_>,
     ) -> Result<Arc<Self>, CtrError>;
 
-    /// The target is about to go: stop what runs on its own (work items, copies) and wait for it. Sleeps.
+    /// The target is about to go: stop what runs on its own (work items, copies). Sleeps.
     ///
-    /// After it no reference to the target may stay for long: device-mapper waits for the last one.
+    /// After it nothing can be enqueued any more, and device-mapper waits for what is pending, and for whoever has a device, the
+    /// handle or a queue of the target. So what is forgotten here makes the destructor slow, and nothing worse.
     fn dtr(_this: &Arc<Self>) {}
 
     /// Decides on a bio. Process context, may sleep if that is certain to end without this target's help.

@@ -89,6 +89,5 @@ int dmr_sm_copy_root(struct dm_space_map *sm, void *root, size_t size);
 
 /* work.c */
 struct workqueue_struct *dmr_alloc_workqueue(const char *name, unsigned int flags, int max_active);
-struct workqueue_struct *dmr_alloc_ordered_workqueue(const char *name, unsigned int flags);
 
 #endif

@@ -8,8 +8,3 @@ struct workqueue_struct *dmr_alloc_workqueue(const char *name, unsigned int flag
 {
 	return alloc_workqueue("%s", flags, max_active, name);
 }
-
-struct workqueue_struct *dmr_alloc_ordered_workqueue(const char *name, unsigned int flags)
-{
-	return alloc_ordered_workqueue("%s", flags, name);
-}

@@ -8,6 +8,7 @@ pub(crate) mod bdev;
 pub(crate) mod delay;
 pub(crate) mod epochs;
 pub(crate) mod irq_lock;
+pub(crate) mod kept;
 pub(crate) mod log;
 pub(crate) mod noio;
 pub(crate) mod params;

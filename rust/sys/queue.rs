@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Owned workqueues.
+//! Workqueues, and the work items on them.
 
 use crate::{
     bindings,
-    sys::time::Millis, //
+    sys::{
+        kept::{
+            Keeper,
+            Kept,
+            Service, //
+        },
+        time::Millis, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -22,94 +29,130 @@ use kernel::{
 };
 
 /// A workqueue of our own with `WQ_MEM_RECLAIM`: its work makes progress even when memory is short.
-///
-/// A pending item holds a reference to its container but does not keep the module loaded, and an item may hold the
-/// last reference to the structure that owns the queue. So a target cancels its items in its destructor, before it
-/// lets the queue go.
-pub(crate) struct OwnedQueue {
-    raw: NonNull<kb::workqueue_struct>,
+pub(crate) struct Raw {
+    wq: NonNull<kb::workqueue_struct>,
 }
 
 // SAFETY: Workqueues may be used from any thread.
-unsafe impl Send for OwnedQueue {}
+unsafe impl Send for Raw {}
 // SAFETY: As above; all operations are thread-safe.
-unsafe impl Sync for OwnedQueue {}
+unsafe impl Sync for Raw {}
 
-impl OwnedQueue {
-    /// Makes a queue that runs several items at once. May sleep.
-    pub(crate) fn new(name: &CStr) -> Result<Self> {
-        let flags = bindings::DMR_WQ_MEM_RECLAIM | bindings::DMR_WQ_PERCPU;
-        // SAFETY: `name` is nul-terminated; the kernel copies it.
-        Self::own(unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) })
+impl Service for Raw {
+    unsafe fn destroy(&self) {
+        // SAFETY: The queue is ours, and nobody uses it any more. What is pending runs first.
+        unsafe { kb::destroy_workqueue(self.wq.as_ptr()) }
     }
+}
 
-    /// The same, but the items run on whatever CPU is idle, not on that which enqueued them. May sleep.
-    pub(crate) fn unbound(name: &CStr) -> Result<Self> {
-        let flags = bindings::DMR_WQ_MEM_RECLAIM | bindings::DMR_WQ_UNBOUND;
-        // SAFETY: `name` is nul-terminated; the kernel copies it.
-        Self::own(unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) })
-    }
+/// On which CPU the items of a queue run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On that which enqueued them.
+    SameCpu,
+    /// On whichever is idle.
+    AnyCpu,
+}
 
-    /// Makes a queue that runs one item at a time, in the order of enqueueing. May sleep.
-    pub(crate) fn ordered(name: &CStr) -> Result<Self> {
-        // SAFETY: `name` is nul-terminated; the kernel copies it.
-        Self::own(unsafe {
-            bindings::dmr_alloc_ordered_workqueue(name.as_char_ptr(), bindings::DMR_WQ_MEM_RECLAIM)
-        })
-    }
+/// A use of a workqueue. A target gets it from its constructor (`New::queue`), may clone and drop it anywhere, and forgets
+/// nothing by that: its destructor waits until all uses are gone, then for the items that are pending, and destroys the queue.
+///
+/// An item that waits for a delay keeps its queue, since its container has a use of it: see [`OnQueue`].
+pub(crate) type WorkQueue = Kept<Raw>;
 
-    fn own(raw: *mut kb::workqueue_struct) -> Result<Self> {
-        Ok(OwnedQueue {
-            raw: NonNull::new(raw).ok_or(ENOMEM)?,
-        })
+/// A container of work items that has the queue of those which wait for a delay.
+pub(crate) trait OnQueue {
+    /// The queue.
+    fn queue(&self) -> &WorkQueue;
+}
+
+impl WorkQueue {
+    /// Makes a queue that runs several items at once. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// As [`Kept::new`].
+    pub(crate) unsafe fn make(name: &CStr, place: Place) -> Result<(Self, Keeper<Raw>)> {
+        let place = match place {
+            Place::SameCpu => bindings::DMR_WQ_PERCPU,
+            Place::AnyCpu => bindings::DMR_WQ_UNBOUND,
+        };
+        let flags = bindings::DMR_WQ_MEM_RECLAIM | place;
+        let make = || {
+            // SAFETY: `name` is nul-terminated; the kernel copies it.
+            let wq = unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) };
+            let wq = NonNull::new(wq).ok_or(ENOMEM)?;
+            Ok(Raw { wq })
+        };
+        // SAFETY: By the contract.
+        unsafe { Kept::new(make) }
     }
 
     fn as_queue(&self) -> &Queue {
         // SAFETY: The queue lives as long as `self`.
-        unsafe { Queue::from_raw(self.raw.as_ptr()) }
+        unsafe { Queue::from_raw(self.wq.as_ptr()) }
     }
 
     /// Makes an item run soon. Does nothing if it is pending already, or just being cancelled. Any context.
+    ///
+    /// When the last target that has the queue is past its destructor, the item is dropped instead.
     pub(crate) fn enqueue<T, const ID: u64>(&self, item: Arc<T>)
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
     {
+        if self.is_closing() {
+            return;
+        }
         // An error gives the reference back because the item is pending: it will run, which is what was asked for.
         let _ = self.as_queue().enqueue::<Arc<T>, ID>(item);
     }
+}
 
-    /// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled. Any context.
-    pub(crate) fn enqueue_delayed<T, const ID: u64>(&self, item: Arc<T>, delay: Millis)
-    where
-        T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
-    {
-        let _ = self
-            .as_queue()
-            .enqueue_delayed::<Arc<T>, ID>(item, delay.to_jiffies());
-    }
+/// Makes an item run soon, on a queue of the kernel without a rescuer, for what may take long and nobody waits for. Does
+/// nothing if it is pending already, or just being cancelled. Any context.
+///
+/// # Safety
+///
+/// Before the module can go, the item has run, or is cancelled.
+pub(crate) unsafe fn enqueue_on_system<T, const ID: u64>(item: Arc<T>)
+where
+    T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
+{
+    // Not by the kernel crate's functions: of the queues that those give, the kernel says that they are deprecated.
+    // SAFETY: The kernel makes the queue when it starts, and keeps it.
+    let queue = unsafe { Queue::from_raw(kb::system_dfl_wq) };
+    let _ = queue.enqueue::<Arc<T>, ID>(item);
+}
 
-    /// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
-    pub(crate) fn rearm<T, const ID: u64>(&self, item: Arc<T>, delay: Millis)
-    where
-        T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
-    {
-        // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not queue it, and says
-        // neither.
-        let container = Arc::as_ptr(&item);
-        // SAFETY: The item was initialised with its container, which `item` keeps alive.
-        if unsafe { kb::cancel_delayed_work(delayed_work::<T, ID>(container)) } {
-            // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
-            drop(unsafe { Arc::from_raw(container) });
-        }
-        self.enqueue_delayed(item, delay);
+/// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled. Any context.
+///
+/// When the last target that has the queue is past its destructor, the item is dropped instead.
+pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Millis)
+where
+    T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+{
+    // A queue is not destroyed while it has users, but its destruction does not wait for timers. So whoever waits for one must
+    // be a user. It is: the item keeps its container, and for as long as anybody has that, it has the queue that it lends here.
+    let queue = item.queue().clone();
+    if !queue.is_closing() {
+        let delay = delay.to_jiffies();
+        let _ = queue.as_queue().enqueue_delayed::<Arc<T>, ID>(item, delay);
     }
 }
 
-impl Drop for OwnedQueue {
-    fn drop(&mut self) {
-        // SAFETY: The queue is ours; destroying it first runs what is pending. Sleeps.
-        unsafe { kb::destroy_workqueue(self.raw.as_ptr()) }
+/// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
+pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Millis)
+where
+    T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+{
+    // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not queue it, and says neither.
+    let container = Arc::as_ptr(&item);
+    // SAFETY: The item was initialised with its container, which `item` keeps alive.
+    if unsafe { kb::cancel_delayed_work(delayed_work::<T, ID>(container)) } {
+        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
+        drop(unsafe { Arc::from_raw(container) });
     }
+    enqueue_delayed::<T, ID>(item, delay);
 }
 
 /// The work of a live container.

@@ -9,19 +9,49 @@ use crate::dm::device::{Access, Device};
 use crate::dm::io::{Buffer, IoClient, Transfer};
 use crate::dm::status::{StatusBuf, StatusKind};
 use crate::dm::table::Words;
-use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text};
+use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text as _};
 use crate::logic::args::parse_decimal_u64;
 use crate::logic::units::{Sector, Sectors};
+use crate::sys::log::Text;
+use crate::sys::queue::{enqueue_delayed, OnQueue, Place, WorkQueue};
 use crate::sys::string::bytes;
+use crate::sys::time::Millis;
 use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, ArcBorrow};
+use kernel::workqueue::{impl_has_delayed_work, new_delayed_work, DelayedWork, WorkItem};
 
 /// One line of a table.
+#[pin_data]
 pub(crate) struct Example {
     device: Device,
     offset: Sector,
     len: Sectors,
     io: IoClient,
+    queue: WorkQueue,
+    ticks: Atomic<u32>,
+    #[pin]
+    clock: DelayedWork<Example, 1>,
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Example, 1> for Example { self.clock }
+}
+
+impl OnQueue for Example {
+    fn queue(&self) -> &WorkQueue {
+        &self.queue
+    }
+}
+
+/// A clock that nothing stops: not even the destructor, which therefore waits for one more tick.
+impl WorkItem<1> for Example {
+    type Pointer = Arc<Example>;
+
+    fn run(this: Arc<Example>) {
+        this.ticks.fetch_add(1, Relaxed);
+        enqueue_delayed::<Example, 1>(this, Millis(10));
+    }
 }
 
 impl Example {
@@ -50,14 +80,18 @@ impl Target for Example {
             .open(path, Access::ReadWrite)
             .text(c"Device lookup failed")?;
         let (len, io) = (new.len(), new.io_client()?);
+        let queue = new.queue(c"rust-linear", Place::AnyCpu)?;
         new.want_flushes();
-        Arc::new(
-            Example {
+        Arc::pin_init(
+            pin_init!(Example {
                 device,
                 offset,
                 len,
                 io,
-            },
+                queue,
+                ticks: Atomic::new(0),
+                clock <- new_delayed_work!("rust_linear_clock"),
+            }),
             GFP_KERNEL,
         )
         .text(c"Out of memory")
@@ -72,15 +106,28 @@ impl Target for Example {
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
-        if kind == StatusKind::Table {
-            out.emit(fmt!("{} {}", this.device, this.offset))
+        match kind {
+            StatusKind::Table => out.emit(fmt!("{} {}", this.device, this.offset)),
+            StatusKind::Info => out.emit(fmt!("{}", this.ticks.load(Relaxed))),
+            StatusKind::Ima => {}
         }
     }
 
-    /// `peek <sector>` answers with the first bytes of a sector.
-    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
-        let sector = words.last().and_then(|w| parse_decimal_u64(bytes(w)));
-        let sector = this.locate(Sector(sector.ok_or(EINVAL)?)).ok_or(EINVAL)?;
+    /// `peek <sector>` answers with the first bytes of a sector, `tick` starts the clock, `repeat <n> <word>` says a word.
+    fn message(this: ArcBorrow<'_, Self>, mut words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
+        let (name, number) = (words.next().ok_or(EINVAL)?, words.next());
+        if bytes(name) == b"tick" {
+            enqueue_delayed::<Example, 1>(this.into(), Millis(1));
+            return Ok(());
+        }
+        let number = number.and_then(|word| parse_decimal_u64(bytes(word)));
+        let number = number.ok_or(EINVAL)?;
+        if bytes(name) == b"repeat" {
+            let word = Text(words.next().ok_or(EINVAL)?);
+            (0..number).for_each(|_| out.emit(fmt!("{}", word)));
+            return Ok(());
+        }
+        let sector = this.locate(Sector(number)).ok_or(EINVAL)?;
         let mut buffer = Buffer::new(1)?;
         this.io
             .transfer(Transfer::Read, &this.device, sector, &mut buffer)?;

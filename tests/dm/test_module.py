@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import delay, dm, modules
+from lib import delay, dm, modules, wait
 from lib.box import pattern
 
 pytestmark = pytest.mark.only("rust")
@@ -176,6 +176,9 @@ def test_example(impl, example, box):
     for line in ("", disk.dev, f"{disk.dev} x", "/dev/none 0", f"{disk.dev} 4000"):
         with pytest.raises(OSError):
             box.mapped(f"0 1024 rust-linear {line}")
+    # Nothing in the example stops its clock, whose last user is a work item: the destructor does.
+    device.message("tick")
+    wait.until(lambda: int(device.status()) > 3, "the clock ticks")
     device.remove()
 
 

@@ -55,6 +55,7 @@ use crate::{
         noio::NoIo,
         plug::plugged,
         pool::PoolBox,
+        queue::enqueue_delayed,
         time::{
             self,
             Millis, //
@@ -207,8 +208,7 @@ impl Clone {
     /// There is no memory for another piece. All of the reserve is on its way, and its return wakes the reader; but the source
     /// may have it, and keep it, so the reader tries again after a while as well.
     fn read_later(self: ArcBorrow<'_, Self>) {
-        self.queue
-            .enqueue_delayed::<Clone, { ReadTimer::ID }>(self.into(), READ_AGAIN);
+        enqueue_delayed::<Clone, { ReadTimer::ID }>(self.into(), READ_AGAIN);
     }
 
     /// Takes a piece on. Copier only.

@@ -18,6 +18,7 @@ use crate::{
     sys::{
         noio::NoIo,
         params,
+        queue::rearm,
         time::{
             self,
             Millis, //
@@ -80,8 +81,7 @@ impl Clone {
             self.wake_reader();
         }
         if let Step::Wait(ms) = step {
-            self.queue
-                .rearm::<Clone, { SweepTimer::ID }>(self.into(), Millis(ms));
+            rearm::<Clone, { SweepTimer::ID }>(self.into(), Millis(ms));
         }
     }
 

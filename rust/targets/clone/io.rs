@@ -59,7 +59,10 @@ use crate::{
             RegionRange, //
         }, //
     },
-    sys::irq_lock::IrqGuard, //
+    sys::{
+        irq_lock::IrqGuard,
+        queue::enqueue_delayed, //
+    }, //
 };
 use kernel::{
     sync::{
@@ -573,8 +576,7 @@ impl Clone {
         if half_full || self.metadata.is_done() {
             self.wake_committer();
         } else if !was_dirty {
-            self.queue
-                .enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+            enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
         }
     }
 

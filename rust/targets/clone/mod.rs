@@ -102,8 +102,11 @@ use crate::{
         queue::{
             cancel,
             cancel_delayed,
+            enqueue_delayed,
             flush,
-            OwnedQueue, //
+            OnQueue,
+            Place,
+            WorkQueue, //
         },
         string::bytes,
         time::Millis,
@@ -203,11 +206,11 @@ pub(crate) struct Clone {
     zeros: Mutex<Buffer>,
     /// For what waits for the destination at most. Each queue has a rescuer of its own: when no other thread can be made, it
     /// runs one item after the other, and one that waits for a device that does not answer holds up those of its queue.
-    queue: OwnedQueue,
+    queue: WorkQueue,
     /// For the reader, which may wait for the source.
-    read_queue: OwnedQueue,
+    read_queue: WorkQueue,
     /// For the committer, which waits for the metadata device too.
-    commit_queue: OwnedQueue,
+    commit_queue: WorkQueue,
     metadata: Member<Metadata>,
     metadata_device: Device,
     destination: Device,
@@ -278,6 +281,12 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
     impl HasDelayedWork<Clone, 5> for Clone { self.sweep_timer }
     impl HasDelayedWork<Clone, 9> for Clone { self.read_timer }
+}
+
+impl OnQueue for Clone {
+    fn queue(&self) -> &WorkQueue {
+        &self.queue
+    }
 }
 
 #[vtable]
@@ -363,7 +372,10 @@ impl Target for Clone {
                 geometry,
             )
             .text(c"Failed to load metadata")?;
-        let queue = |name| OwnedQueue::new(name).text(c"Failed to allocate workqueue");
+        let queue = |name| {
+            new.queue(name, Place::SameCpu)
+                .text(c"Failed to allocate workqueue")
+        };
         let (read_queue, commit_queue) = (queue(c"dm-clone-read")?, queue(c"dm-clone-commit")?);
         let queue = queue(c"dm-clone")?;
         let (reader, writer) = (new.io_client()?, new.io_client()?);
@@ -509,8 +521,7 @@ impl Target for Clone {
         this.suspended.store(false, Relaxed);
         this.sweep.lock().kick();
         if this.metadata.is_dirty() {
-            this.queue
-                .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
+            enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
         }
         this.wake_sweep();
     }

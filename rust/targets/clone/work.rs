@@ -16,6 +16,7 @@ use crate::{
     logic::clone::status::Mode,
     sys::{
         noio::NoIo,
+        queue::enqueue_delayed,
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -105,8 +106,7 @@ impl WorkItem<2> for Clone {
                 }
                 // Suspending commits by itself, and resuming starts the timer again.
                 if this.metadata.is_dirty() && !this.is_suspended() {
-                    this.queue
-                        .enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
+                    enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
                 }
             }
             Err(_) => {

@@ -81,7 +81,8 @@ use crate::{
         queue::{
             cancel,
             flush,
-            OwnedQueue, //
+            Place,
+            WorkQueue, //
         },
         string::bytes,
         wait::{
@@ -113,8 +114,7 @@ use kernel::{
     workqueue::{
         impl_has_work,
         new_work,
-        Work,
-        WorkItem, //
+        Work, //
     }, //
 };
 use metadata::{
@@ -132,7 +132,7 @@ use rollover::{
 /// Fields drop in order: what uses the devices goes before them.
 #[pin_data]
 pub(crate) struct Era {
-    queue: OwnedQueue,
+    queue: WorkQueue,
     metadata: Member<Metadata>,
     metadata_device: Device,
     origin: Device,
@@ -166,15 +166,12 @@ pub(crate) struct Era {
     digester: Work<Era, { Digester::ID }>,
     #[pin]
     flusher: Work<Era, { Flusher::ID }>,
-    #[pin]
-    teller: Work<Era, { Teller::ID }>,
 }
 
 impl_has_work! {
     impl HasWork<Era, { Writer::ID }> for Era { self.writer }
     impl HasWork<Era, { Digester::ID }> for Era { self.digester }
     impl HasWork<Era, { Flusher::ID }> for Era { self.flusher }
-    impl HasWork<Era, { Teller::ID }> for Era { self.teller }
 }
 
 #[vtable]
@@ -221,7 +218,8 @@ impl Target for Era {
         let metadata = registry
             .join(&metadata_device, device, table, size)
             .text(c"Error reading metadata")?;
-        let queue = OwnedQueue::unbound(c"dm-era")
+        let queue = new
+            .queue(c"dm-era", Place::AnyCpu)
             .text(c"could not create workqueue for metadata object")?;
         let memory = c"Error allocating era structure";
         let epochs = Epochs::new().text(memory)?;
@@ -255,7 +253,6 @@ impl Target for Era {
                 writer <- new_work!("dm_era_writer"),
                 digester <- new_work!("dm_era_digester"),
                 flusher <- new_work!("dm_era_flusher"),
-                teller <- new_work!("dm_era_teller"),
             }),
             GFP_KERNEL,
         )
@@ -267,7 +264,6 @@ impl Target for Era {
         cancel::<Era, { Writer::ID }>(this);
         cancel::<Era, { Digester::ID }>(this);
         cancel::<Era, { Flusher::ID }>(this);
-        cancel::<Era, { Teller::ID }>(this);
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
@@ -424,28 +420,8 @@ impl Era {
                 "failed: writes to blocks that are not marked yet will fail"
             };
             info!("era", "{}: the metadata {}", self.handle, what);
-            self.tell();
+            self.handle.event();
         }
         result
-    }
-
-    /// Has those woken who wait for an event of the device. Any context.
-    fn tell(self: &Arc<Self>) {
-        self.queue.enqueue::<Era, { Teller::ID }>(self.clone());
-    }
-}
-
-/// Raises an event. On its own, as that takes a lock of all mapped devices, which others may hold for long.
-struct Teller;
-
-impl Teller {
-    const ID: u64 = 3;
-}
-
-impl WorkItem<3> for Era {
-    type Pointer = Arc<Era>;
-
-    fn run(this: Arc<Era>) {
-        this.handle.event();
     }
 }

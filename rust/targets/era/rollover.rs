@@ -218,7 +218,7 @@ impl Era {
         })?;
         if last {
             warning!("era", "{}: there is no era behind this one", self.handle);
-            self.tell();
+            self.handle.event();
             return Err(EOVERFLOW);
         }
         if !room {

@@ -55,6 +55,7 @@ use crate::{
         },
         target::{
             CtrError,
+            New,
             Text, //
         }, //
     },
@@ -91,8 +92,11 @@ use crate::{
         },
         queue::{
             cancel_delayed,
+            enqueue_delayed,
             flush,
-            OwnedQueue, //
+            OnQueue,
+            Place,
+            WorkQueue, //
         },
         rw_sem::{
             new_rw_sem,
@@ -157,16 +161,19 @@ impl World {
     }
 
     /// The family of an origin, for another of its targets. Sleeps.
-    pub(super) fn family(self: &Arc<Self>, number: u32) -> Result<Arc<Family>> {
+    pub(super) fn family(self: &Arc<Self>, new: &New<'_>, number: u32) -> Result<Arc<Family>> {
         // Who waits for the list may be about to resume a device that this memory would be written to.
         let _noio = NoIo::enter();
         let mut families = self.families.lock();
         let known = families.iter_mut().find(|it| it.family.number == number);
         if let Some(entry) = known {
+            new.share(&entry.family.queue)?;
+            new.share(&entry.family.commits)?;
+            entry.family.copies.share(new)?;
             entry.users.add();
             return Ok(entry.family.clone());
         }
-        let family = Family::new(self, number)?;
+        let family = Family::new(new, self, number)?;
         let entry = Entry {
             family: family.clone(),
             users: Count::one(),
@@ -343,8 +350,8 @@ pub(crate) struct Family {
     number: u32,
     world: Arc<World>,
     /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is above.
-    queue: OwnedQueue,
-    commits: OwnedQueue,
+    queue: WorkQueue,
+    commits: WorkQueue,
     /// Copies to several snapshots. Others are their table's.
     copies: Arc<Copies>,
     jobs: Arc<Pool<Request<Job>>>,
@@ -371,11 +378,17 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Family, { Retry::ID }> for Family { self.retry }
 }
 
+impl OnQueue for Family {
+    fn queue(&self) -> &WorkQueue {
+        &self.queue
+    }
+}
+
 impl Family {
-    fn new(world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
-        let queue = OwnedQueue::new(c"dm-snap")?;
-        let commits = OwnedQueue::new(c"dm-snap-commit")?;
-        let copies = Copies::new()?;
+    fn new(new: &New<'_>, world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
+        let queue = new.queue(c"dm-snap", Place::SameCpu)?;
+        let commits = new.queue(c"dm-snap-commit", Place::SameCpu)?;
+        let copies = Copies::new(new)?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(
             pin_init!(Family {
@@ -414,7 +427,7 @@ impl Family {
     }
 
     /// The queue for the work items of its targets, which wait for I/O.
-    pub(super) fn commits(&self) -> &OwnedQueue {
+    pub(super) fn commits(&self) -> &WorkQueue {
         &self.commits
     }
 
@@ -425,8 +438,7 @@ impl Family {
 
     /// Lets the worker look after a while, when there may be memory again. Any context.
     pub(super) fn wake_later(self: &Arc<Self>) {
-        self.queue
-            .enqueue_delayed::<Family, { Retry::ID }>(self.clone(), AGAIN);
+        enqueue_delayed::<Family, { Retry::ID }>(self.clone(), AGAIN);
     }
 
     /// Puts a table on the list for `map`, which then has so many. Sleeps.
@@ -492,7 +504,7 @@ impl Family {
 
     /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.
     ///
-    /// The last reference must not be dropped by them: the callback of a copy cannot wait for itself.
+    /// Nothing of it is to be on its way when its last target leaves: another family may be made for the origin.
     pub(super) fn settle(self: &Arc<Self>) {
         let is_last = self.roster.lock().tables.is_empty();
         if is_last {

@@ -453,7 +453,7 @@ impl Merge {
         drop(progress);
         self.rest.wake_all();
         if ended && !told {
-            self.table.tell();
+            self.table.handle.event();
         }
     }
 

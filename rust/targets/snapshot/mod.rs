@@ -166,9 +166,9 @@ struct Membership {
 
 impl Membership {
     /// Sleeps.
-    fn new(world: &Arc<World>, origin: u32) -> Result<Self> {
+    fn new(new: &New<'_>, world: &Arc<World>, origin: u32) -> Result<Self> {
         Ok(Membership {
-            family: world.family(origin)?,
+            family: world.family(new, origin)?,
             kept: false,
         })
     }
@@ -232,13 +232,10 @@ pub(crate) struct Snapshot {
     direct: IrqLock<BioQueue<Stamp>>,
     #[pin]
     committer: Work<Snapshot, { Committer::ID }>,
-    #[pin]
-    teller: Work<Snapshot, { Teller::ID }>,
 }
 
 impl_has_work! {
     impl HasWork<Snapshot, { Committer::ID }> for Snapshot { self.committer }
-    impl HasWork<Snapshot, { Teller::ID }> for Snapshot { self.teller }
 }
 
 const NO_MERGE: &CStr = c"Snapshot exception store does not support snapshot-merge.";
@@ -285,7 +282,6 @@ impl Target for Snapshot {
         this.outlet.settle();
         this.copies.drain();
         flush::<Snapshot, { Committer::ID }>(this);
-        flush::<Snapshot, { Teller::ID }>(this);
         family.settle();
         family.leave();
     }
@@ -496,7 +492,7 @@ impl Snapshot {
         }
 
         let memory = c"Cannot allocate private snapshot structure";
-        let membership = Membership::new(world, origin.number())
+        let membership = Membership::new(new, world, origin.number())
             .text(c"Snapshot origin struct allocation failed")?;
         let family = membership.family().clone();
         let (source, claim) = world.claim(&family, cow.number(), is_merged)?;
@@ -517,7 +513,7 @@ impl Snapshot {
         };
 
         let outlet = Outlet::new(cow.shared()).text(memory)?;
-        let copies = Copies::new().text(memory)?;
+        let copies = Copies::new(new).text(memory)?;
         new.pass_flushes(if is_merged { 2 } else { 1 });
         match (
             features.discard_zeroes_cow,
@@ -546,7 +542,6 @@ impl Snapshot {
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
                 direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
                 committer <- new_work!("dm_snap_committer"),
-                teller <- new_work!("dm_snap_teller"),
             }),
             GFP_KERNEL,
         )
@@ -789,7 +784,7 @@ impl Snapshot {
             self.live().wake_committer();
         } else {
             self.store.set_state(State::Invalid);
-            self.live().tell();
+            self.live().handle.event();
         }
     }
 
@@ -807,7 +802,7 @@ impl Snapshot {
                     "snapshots",
                     "Snapshot overflowed: Unable to allocate exception."
                 );
-                self.live().tell();
+                self.live().handle.event();
             }
         } else {
             self.fail(ENOSPC);
@@ -856,13 +851,6 @@ impl Snapshot {
             .commits()
             .enqueue::<Snapshot, { Committer::ID }>(self.clone());
     }
-
-    /// Has those woken who wait for an event of the device. Any context.
-    fn tell(self: &Arc<Self>) {
-        self.family
-            .commits()
-            .enqueue::<Snapshot, { Teller::ID }>(self.clone());
-    }
 }
 
 /// Writes records, batch after batch, and the header when the snapshot is lost.
@@ -882,27 +870,12 @@ impl WorkItem<1> for Snapshot {
             this.family.work_now();
         }
         if store.invalidate(&this.cow, &this.io) {
-            this.live().tell();
+            this.live().handle.event();
             this.family.work_now();
         }
         if !this.is_committing() {
             // Another table has taken over meanwhile: its committer goes on.
             this.family.wake();
         }
-    }
-}
-
-/// Raises an event. On its own, as that takes a lock of all mapped devices, which others may hold for long.
-struct Teller;
-
-impl Teller {
-    const ID: u64 = 2;
-}
-
-impl WorkItem<2> for Snapshot {
-    type Pointer = Arc<Snapshot>;
-
-    fn run(this: Arc<Snapshot>) {
-        this.handle.event();
     }
 }

@@ -98,7 +98,7 @@ impl Target for Origin {
         let device = new
             .open(path, new.access())
             .text(c"Cannot get target device")?;
-        let membership = Membership::new(world, device.number()).text(memory)?;
+        let membership = Membership::new(new, world, device.number()).text(memory)?;
         let family = membership.family().clone();
         new.pass_flushes(1);
         let this = Self::enter(family, device, new.begin(), new.len()).text(memory)?;

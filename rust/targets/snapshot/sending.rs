@@ -21,7 +21,8 @@ use crate::{
         io::{
             Request,
             RequestList, //
-        }, //
+        },
+        target::New, //
     },
     sys::{
         irq_lock::{
@@ -33,7 +34,7 @@ use crate::{
         pool::PoolBox,
         queue::{
             flush,
-            OwnedQueue, //
+            WorkQueue, //
         }, //
     }, //
 };
@@ -74,13 +75,13 @@ impl Outlet {
     }
 
     /// Sends a bio soon. Any context.
-    pub(super) fn send(self: &Arc<Self>, bio: Bio<Stamp>, queue: &OwnedQueue) {
+    pub(super) fn send(self: &Arc<Self>, bio: Bio<Stamp>, queue: &WorkQueue) {
         self.bios.lock().push(bio);
         queue.enqueue::<Outlet, 1>(self.clone());
     }
 
     /// Sends bios soon: those of its own target. Leaves others where they are. Any context.
-    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<Stamp>, queue: &OwnedQueue) {
+    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<Stamp>, queue: &WorkQueue) {
         let mut own = bios.take_for(&self.device);
         if !own.is_empty() {
             self.bios.lock().append(&mut own);
@@ -125,8 +126,8 @@ impl_has_work! {
 
 impl Copies {
     /// Sleeps.
-    pub(super) fn new() -> Result<Arc<Self>> {
-        let client = CopyClient::new()?;
+    pub(super) fn new(new: &New<'_>) -> Result<Arc<Self>> {
+        let client = new.copy_client()?;
         let new = pin_init!(Copies {
             client,
             jobs <- new_irq_lock!(RequestList::default(), "dm_snap_copies"),
@@ -135,8 +136,13 @@ impl Copies {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
+    /// Makes another target one of those that it belongs to. Sleeps.
+    pub(super) fn share(&self, new: &New<'_>) -> Result {
+        new.share(&self.client)
+    }
+
     /// Starts a copy soon. Any context.
-    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<Job>>, queue: &OwnedQueue) {
+    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<Job>>, queue: &WorkQueue) {
         self.jobs.lock().push(job);
         queue.enqueue::<Copies, 1>(self.clone());
     }
