@@ -39,6 +39,7 @@ use kernel::{
     bindings as kb,
     error::Error, //
 };
+use zerocopy::FromZeros;
 
 /// What a bio asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,7 +93,8 @@ pub(super) const fn bio_data_size<D: PerBio>() -> usize {
 ///
 /// # Invariants
 ///
-/// - The pointer is to a live bio that nobody else will submit, end or queue, with room of [`bio_data_size`] in front of it.
+/// - The pointer is to a live bio that nobody else will submit, end or queue, with room of
+///   [`bio_data_size`] in front of it, in which a `D` stands as soon as [`MapBio::new`] has run.
 /// - Outside of [`MapBio`] and [`EndBio`], the target that device-mapper made the bio for stands in that room.
 #[must_use = "a bio must be submitted, ended or queued"]
 pub(crate) struct Bio<D: PerBio> {
@@ -204,9 +206,9 @@ impl<D: PerBio> Bio<D> {
         unsafe { bindings::dm_per_bio_data(self.raw.as_ptr(), size_of::<D>()) }.cast()
     }
 
-    /// The target's own data of this bio, as it was last set.
+    /// The target's own data of this bio, as it was last set since it came to `map`; zeros if it was not.
     pub(crate) fn per_bio(&self) -> D {
-        // SAFETY: By the invariant there is room for a `D`, ours while we have the bio; any bytes are a valid `D`.
+        // SAFETY: By the invariant there is a `D`, ours while we have the bio.
         unsafe { self.data().read_unaligned() }
     }
 
@@ -281,14 +283,10 @@ fn stray() {
 
 /// Plain data that a target keeps with each bio that it maps.
 ///
-/// The memory is not cleared between bios: a target writes the value in `map` before it reads it in `end_io`. That is
-/// a rule of logic, not of safety, hence the supertraits.
-pub(crate) trait PerBio:
-    zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static
-{
-}
+/// Each time a bio comes to `map`, it is zeros.
+pub(crate) trait PerBio: FromZeros + Copy + Send + 'static {}
 
-impl<D: zerocopy::FromBytes + zerocopy::IntoBytes + Copy + Send + 'static> PerBio for D {}
+impl<D: FromZeros + Copy + Send + 'static> PerBio for D {}
 
 /// What `map` tells device-mapper. Made only by consuming the call's [`MapBio`]; `'a` ties it to that call.
 #[must_use = "the map hook returns it"]
@@ -343,6 +341,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         if let Some(offset) = bio.sector().0.checked_sub(begin) {
             bio.set_sector(Sector(offset));
         }
+        // Memory of a pool, never written yet perhaps: from here on it has a value.
+        bio.set_per_bio(D::new_zeroed());
         let is_copy = discards > 1 && bio.op() == Op::Discard;
         MapBio {
             bio,

@@ -4,8 +4,21 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h), `struct queue_limits`
 
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr::addr_of, //
+};
 use kernel::bindings as kb;
+
+/// Reads a field of limits that may change at any time: never through a reference.
+macro_rules! read {
+    ($limits:expr, $field:ident) => {{
+        // SAFETY: By the contract of `StackedLimits::new` the limits exist.
+        let field = unsafe { addr_of!((*$limits.limits).$field) };
+        // SAFETY: As above. The field is an aligned word, of which every value is valid.
+        unsafe { field.read_volatile() }
+    }};
+}
 
 /// The limits of the mapped device within `io_hints`, stacked from the devices below.
 pub(crate) struct Limits<'a>(&'a mut kb::queue_limits);
@@ -35,10 +48,10 @@ impl<'a> Limits<'a> {
 
     /// Takes the discard limits over from a device below.
     pub(crate) fn copy_discard(&mut self, from: &StackedLimits<'_>) {
-        self.0.max_hw_discard_sectors = from.get(|l| l.max_hw_discard_sectors);
-        self.0.discard_granularity = from.get(|l| l.discard_granularity);
-        self.0.discard_alignment = from.get(|l| l.discard_alignment);
-        self.0.max_discard_segments = from.get(|l| l.max_discard_segments);
+        self.0.max_hw_discard_sectors = read!(from, max_hw_discard_sectors);
+        self.0.discard_granularity = read!(from, discard_granularity);
+        self.0.discard_alignment = read!(from, discard_alignment);
+        self.0.max_discard_segments = read!(from, max_discard_segments);
     }
 }
 
@@ -57,10 +70,5 @@ impl StackedLimits<'_> {
             limits,
             _device: PhantomData,
         }
-    }
-
-    fn get<V: Copy>(&self, field: impl FnOnce(&kb::queue_limits) -> V) -> V {
-        // SAFETY: By the contract of `new` the limits exist. They may change at any time, as C readers accept too.
-        field(unsafe { &*self.limits })
     }
 }

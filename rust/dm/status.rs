@@ -2,7 +2,11 @@
 
 //! The text buffer of `status` and `message`.
 
-use kernel::fmt;
+use crate::sys::noio::NoIo;
+use kernel::{
+    fmt,
+    prelude::*, //
+};
 
 /// Which text `status` is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,35 +19,45 @@ pub(crate) enum StatusKind {
     Ima,
 }
 
-/// A C string buffer that is filled by `write!`. What does not fit is cut off: device-mapper sees a full buffer and asks
-/// user space for a larger one, so writing never fails.
-pub(crate) struct StatusBuf<'a> {
+/// Where the text of a hook goes. What does not fit is cut off: device-mapper sees a full buffer, and user space asks again with
+/// a larger one. So writing never fails for the hook.
+pub(crate) struct StatusBuf<'a>(&'a mut dyn fmt::Write);
+
+impl<'a> StatusBuf<'a> {
+    pub(super) fn new(sink: &'a mut dyn fmt::Write) -> Self {
+        StatusBuf(sink)
+    }
+
+    /// Appends formatted text.
+    pub(crate) fn emit(&mut self, args: fmt::Arguments<'_>) {
+        // The sinks below keep their errors to themselves.
+        let _ = self.0.write_fmt(args);
+    }
+}
+
+/// The longest part of a text, from its start, that has room. In bytes, as C cuts it.
+fn part(text: &str, room: usize) -> &[u8] {
+    let bytes = text.as_bytes();
+    bytes.get(..room).unwrap_or(bytes)
+}
+
+/// A C string buffer of device-mapper.
+pub(super) struct Lent<'a> {
     buffer: &'a mut [u8],
     used: usize,
 }
 
-impl<'a> StatusBuf<'a> {
+impl<'a> Lent<'a> {
     /// Starts with an empty string.
     pub(super) fn new(buffer: &'a mut [u8]) -> Self {
         if let Some(first) = buffer.first_mut() {
             *first = 0;
         }
-        StatusBuf { buffer, used: 0 }
-    }
-
-    /// Whether anything was written.
-    pub(super) fn is_empty(&self) -> bool {
-        self.used == 0
-    }
-
-    /// Appends formatted text.
-    pub(crate) fn emit(&mut self, args: fmt::Arguments<'_>) {
-        // `write_str` below never fails.
-        let _ = fmt::Write::write_fmt(self, args);
+        Lent { buffer, used: 0 }
     }
 }
 
-impl fmt::Write for StatusBuf<'_> {
+impl fmt::Write for Lent<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // One byte stays for the final nul.
         let room = self
@@ -51,17 +65,51 @@ impl fmt::Write for StatusBuf<'_> {
             .len()
             .saturating_sub(self.used)
             .saturating_sub(1);
-        let taken = text.len().min(room);
-        let end = self.used.saturating_add(taken);
-        if let (Some(to), Some(from)) = (
-            self.buffer.get_mut(self.used..end),
-            text.as_bytes().get(..taken),
-        ) {
-            to.copy_from_slice(from);
-            self.used = end;
+        let text = part(text, room);
+        if let Some(rest) = self.buffer.get_mut(self.used..) {
+            for (to, from) in rest.iter_mut().zip(text) {
+                *to = *from;
+            }
+            self.used = self.used.saturating_add(text.len());
         }
         if let Some(nul) = self.buffer.get_mut(self.used) {
             *nul = 0;
+        }
+        Ok(())
+    }
+}
+
+/// The answer to a message, which must not be where the words still are.
+pub(super) struct Answer {
+    text: KVVec<u8>,
+    most: usize,
+    result: Result,
+}
+
+impl Answer {
+    /// None so far, and at most so many bytes.
+    pub(super) fn new(most: usize) -> Self {
+        Answer {
+            text: KVVec::new(),
+            most,
+            result: Ok(()),
+        }
+    }
+
+    /// The whole text; `ENOMEM` if there was no memory for some of it.
+    pub(super) fn finish(&self) -> Result<&[u8]> {
+        self.result.map(|()| &*self.text)
+    }
+}
+
+impl fmt::Write for Answer {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // The device may be suspended, and the hook may have locks that its I/O needs.
+        let _noio = NoIo::enter();
+        let text = part(text, self.most.saturating_sub(self.text.len()));
+        if self.result.is_ok() {
+            let grown = self.text.extend_from_slice(text, GFP_KERNEL);
+            self.result = grown.map_err(Error::from);
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ use crate::{
         io::IoClient,
         limits::Limits,
         status::{
+            Answer,
+            Lent,
             StatusBuf,
             StatusKind, //
         },
@@ -327,7 +329,7 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things alone.
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
 
-    /// Executes a message; what is written to `out` is its answer, which may overwrite the words. Process context, sleeps.
+    /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
     fn message(_this: ArcBorrow<'_, Self>, _words: Words<'_>, _out: &mut StatusBuf<'_>) -> Result {
         Err(EINVAL)
     }
@@ -619,7 +621,7 @@ impl<T: Target> Registration<T> {
             target,
             kind,
             flags & bindings::DMR_STATUS_NOFLUSH != 0,
-            &mut StatusBuf::new(buffer),
+            &mut StatusBuf::new(&mut Lent::new(buffer)),
         )
     }
 
@@ -636,15 +638,23 @@ impl<T: Target> Registration<T> {
         from_result(|| {
             // SAFETY: Device-mapper keeps the words until the hook returns.
             let words = unsafe { Words::new(argc, argv) };
-            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes that only this call uses. It may lie over the words, so
-            // a target reads them before it writes an answer.
-            // CAST: 32 bits fit into usize.
-            let buffer = unsafe { core::slice::from_raw_parts_mut(result, maxlen as usize) };
-            let mut out = StatusBuf::new(buffer);
+            // One byte stays for the final nul. CAST: 32 bits fit into usize.
+            let mut answer = Answer::new(maxlen.saturating_sub(1) as usize);
             // SAFETY: In a hook.
-            T::message(unsafe { Self::target(ti) }, words, &mut out)?;
-            // The answer 1 tells device-mapper that there is text.
-            Ok(c_int::from(!out.is_empty()))
+            let target = unsafe { Self::target(ti) };
+            T::message(target, words, &mut StatusBuf::new(&mut answer))?;
+            let text = answer.finish()?;
+            if text.is_empty() {
+                return Ok(0);
+            }
+            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes, and the text is shorter. It may lie over the words, but
+            // nobody has those any more.
+            unsafe {
+                result.copy_from_nonoverlapping(text.as_ptr(), text.len());
+                result.add(text.len()).write(0);
+            }
+            // There is text.
+            Ok(1)
         })
     }
 

@@ -151,9 +151,8 @@ def test_delay_points(impl, box):
 @pytest.fixture
 def example(request, unloaded):
     """Loads the module that also has the target of the documentation, and the one that breaks rules; only these."""
+    module = Path(request.config.getoption("--example-module") or os.environ["DM_RUST_EXAMPLE_KO"])
     kernel = os.environ.get("DM_RUST_KERNEL", "stock")
-    folder = "example" if kernel == "stock" else f"{kernel}-example"
-    module = modules.PROJECT / (request.config.getoption("--example-module") or f".build/{folder}/rust/dm_rust.ko")
     assert module.is_file(), f"build it: scripts/build --kernel {kernel} --copy example modules DM_RUST_EXAMPLE=1"
     modules.insmod(module, "targets=rust-linear,rust-stray")
     yield
@@ -176,7 +175,20 @@ def test_example(impl, example, box):
     for line in ("", disk.dev, f"{disk.dev} x", "/dev/none 0", f"{disk.dev} 4000"):
         with pytest.raises(OSError):
             box.mapped(f"0 1024 rust-linear {line}")
-    # Nothing in the example stops its clock, whose last user is a work item: the destructor does.
+
+
+def test_example_answers(impl, example, box):
+    """An answer is put where the words of the message are, and may be longer than the first buffer."""
+    device = box.mapped(f"0 1024 rust-linear {box.ram(2).dev} 0")
+    for count in (1, 9, 1000):
+        assert device.ask("repeat", str(count), "word") == "word" * count
+    cut = device.ask("repeat", "100000", "word")
+    assert len(cut) > 16000 and ("word" * 5000).startswith(cut)
+
+
+def test_example_forgets(impl, example, box):
+    """Nothing in the example stops its clock, whose last user is a work item: the destructor does."""
+    device = box.mapped(f"0 1024 rust-linear {box.ram(2).dev} 0")
     device.message("tick")
     wait.until(lambda: int(device.status()) > 3, "the clock ticks")
     device.remove()
