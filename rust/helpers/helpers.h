@@ -78,6 +78,7 @@ unsigned int dmr_param_snapshot_threshold(void);
 const char *dmr_param_targets(void);
 
 /* persistent.c */
+void dmr_warn_held(void);
 void dmr_sm_destroy(struct dm_space_map *sm);
 int dmr_sm_nr_blocks(struct dm_space_map *sm, dm_block_t *count);
 int dmr_sm_nr_free(struct dm_space_map *sm, dm_block_t *count);

@@ -2,6 +2,11 @@
 /* Space maps of dm-persistent-data: inline wrappers of a table of functions. */
 #include "helpers/helpers.h"
 
+void dmr_warn_held(void)
+{
+	WARN_ONCE(1, "dm_rust: more blocks of metadata are held than were announced\n");
+}
+
 void dmr_sm_destroy(struct dm_space_map *sm)
 {
 	dm_sm_destroy(sm);

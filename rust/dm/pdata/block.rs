@@ -13,7 +13,6 @@ use crate::{
     }, //
 };
 use core::{
-    marker::PhantomData,
     ops::{
         Deref,
         DerefMut, //
@@ -28,7 +27,13 @@ use kernel::{
     },
     ffi::c_int,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 /// Size of a metadata block in bytes. All targets use the same.
@@ -109,7 +114,28 @@ impl Validator {
 /// A block that is locked for reading.
 pub(crate) struct ReadBlock<'a> {
     raw: NonNull<bindings::dm_block>,
-    _manager: PhantomData<&'a BlockManager>,
+    held: Held<'a>,
+}
+
+/// One of the blocks that the users of a manager hold, counted.
+struct Held<'a>(&'a BlockManager);
+
+impl<'a> Held<'a> {
+    /// Counts one more. More than were announced wait for each other's memory when there is little, so that is a bug.
+    fn new(manager: &'a BlockManager) -> Self {
+        let held = manager.held.fetch_add(1, Relaxed).wrapping_add(1);
+        if held > manager.max_held {
+            // SAFETY: No preconditions.
+            unsafe { bindings::dmr_warn_held() };
+        }
+        Held(manager)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Deref for ReadBlock<'_> {
@@ -139,7 +165,9 @@ pub(crate) struct WriteBlock<'a>(ReadBlock<'a>);
 impl WriteBlock<'_> {
     /// Gives the lock up, for a commit that releases it.
     pub(super) fn into_raw(self) -> *mut bindings::dm_block {
-        core::mem::ManuallyDrop::new(self).0.raw.as_ptr()
+        let block = core::mem::ManuallyDrop::new(self);
+        block.0.held.0.held.fetch_sub(1, Relaxed);
+        block.0.raw.as_ptr()
     }
 }
 
@@ -162,6 +190,9 @@ impl DerefMut for WriteBlock<'_> {
 /// The cache of a metadata device's blocks.
 pub(crate) struct BlockManager {
     raw: NonNull<bindings::dm_block_manager>,
+    max_held: u32,
+    /// Blocks that safe code holds. All are locked under one lock of the target, so by one thread at a time.
+    held: Atomic<u32>,
     // Dropped last: the manager uses it.
     _device: Arc<BlockDevice>,
 }
@@ -206,6 +237,8 @@ impl BlockManager {
         })?;
         Ok(BlockManager {
             raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            max_held,
+            held: Atomic::new(0),
             _device: device,
         })
     }
@@ -221,6 +254,7 @@ impl BlockManager {
         validator: Option<&'static Validator>,
     ) -> Result<ReadBlock<'_>> {
         let validator = validator.map_or(core::ptr::null(), |v| core::ptr::from_ref(&v.0));
+        let held = Held::new(self);
         let mut raw = core::ptr::null_mut();
         // SAFETY: The manager is live, the validator static, `raw` can be written.
         to_result(unsafe {
@@ -228,7 +262,7 @@ impl BlockManager {
         })?;
         Ok(ReadBlock {
             raw: NonNull::new(raw).ok_or(EIO)?,
-            _manager: PhantomData,
+            held,
         })
     }
 
@@ -238,6 +272,7 @@ impl BlockManager {
         block: Block,
         validator: &'static Validator,
     ) -> Result<WriteBlock<'_>> {
+        let held = Held::new(self);
         let mut raw = core::ptr::null_mut();
         // SAFETY: The manager is live, the validator static, `raw` can be written.
         to_result(unsafe {
@@ -245,7 +280,7 @@ impl BlockManager {
         })?;
         Ok(WriteBlock(ReadBlock {
             raw: NonNull::new(raw).ok_or(EIO)?,
-            _manager: PhantomData,
+            held,
         }))
     }
 }

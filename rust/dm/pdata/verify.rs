@@ -32,6 +32,85 @@ use kernel::prelude::*;
 /// All keys there can be.
 const ALL: Range<u64> = 0..u64::MAX;
 
+/// A node on the way from the root to where the walk is.
+#[derive(Default)]
+struct Step {
+    at: u64,
+    /// The keys that it may have. Those of no two children overlap and each node has one, so none is met twice.
+    range: Range<u64>,
+    /// The next entry.
+    next: usize,
+}
+
+/// The nodes from the root to where the walk is.
+#[derive(Default)]
+struct Way {
+    steps: [Step; MAX_DEPTH as usize],
+    depth: usize,
+}
+
+impl Way {
+    fn last(&mut self) -> Option<&mut Step> {
+        self.steps.get_mut(self.depth.checked_sub(1)?)
+    }
+
+    /// Goes down to a child. Refuses what is deeper than the library goes.
+    fn descend(&mut self, at: u64, range: Range<u64>) -> Result {
+        let step = self.steps.get_mut(self.depth).ok_or(EINVAL)?;
+        *step = Step { at, range, next: 0 };
+        self.depth = self.depth.saturating_add(1);
+        Ok(())
+    }
+
+    fn ascend(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+    }
+}
+
+/// The largest value of a tree, in bytes.
+const LARGEST: usize = 12;
+
+/// Some entries of a leaf, copied, so that its block need not be held while they are looked at.
+struct Batch {
+    entries: [(u64, [u8; LARGEST]); 16],
+    len: usize,
+    value_size: usize,
+}
+
+impl Batch {
+    /// Copies entries from the one numbered `next` on, and counts that up. Says whether there are more.
+    fn read(node: &Node<'_>, next: &mut usize) -> Result<(Self, bool)> {
+        let mut batch = Batch {
+            entries: Default::default(),
+            len: 0,
+            value_size: 0,
+        };
+        for to in batch.entries.iter_mut() {
+            let Some((key, value)) = node.entry(*next) else {
+                break;
+            };
+            to.0 = key;
+            for (to, from) in to.1.iter_mut().zip(value) {
+                *to = *from;
+            }
+            batch.value_size = value.len();
+            batch.len = batch.len.saturating_add(1);
+            *next = next.saturating_add(1);
+        }
+        let more = *next < node.len();
+        // A value that cannot be read, or does not fit.
+        if (batch.len == 0 && more) || batch.value_size > LARGEST {
+            return Err(EINVAL);
+        }
+        Ok((batch, more))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Option<(u64, &[u8])>> {
+        let entries = self.entries.iter().take(self.len);
+        entries.map(|(key, value)| Some((*key, value.get(..self.value_size)?)))
+    }
+}
+
 /// A space map that has been looked at, and with its help the trees.
 pub(crate) struct Verifier<'a> {
     blocks: &'a BlockManager,
@@ -103,33 +182,37 @@ impl<'a> Verifier<'a> {
         value_size: u32,
         visit: &mut dyn FnMut(u64, &[u8]) -> Result,
     ) -> Result {
-        self.node(root, value_size, &ALL, MAX_DEPTH, visit)
-    }
-
-    /// A node and what is below it. The keys of no two children overlap and each node has one, so none is met twice.
-    fn node(
-        &self,
-        at: Block,
-        value_size: u32,
-        range: &Range<u64>,
-        depth: u32,
-        visit: &mut dyn FnMut(u64, &[u8]) -> Result,
-    ) -> Result {
-        let depth = depth.checked_sub(1).ok_or(EINVAL)?;
-        self.used(at.0)?;
-        let block = self.blocks.read(at, None)?;
-        let node = Node::parse(&block, at.0, value_size, range).ok_or(EINVAL)?;
-        for index in 0..node.len() {
+        let mut way = Way::default();
+        self.used(root.0)?;
+        way.descend(root.0, ALL)?;
+        // A block is held only while it is looked at, not while what is below it is: it is locked again for each child. So two
+        // blocks at most are held here, with the index, however deep trees are and whatever is visited from within.
+        while let Some(step) = way.last() {
+            let block = self.blocks.read(Block(step.at), None)?;
+            let node = Node::parse(&block, step.at, value_size, &step.range).ok_or(EINVAL)?;
             if node.is_leaf() {
-                let (key, value) = node.entry(index).ok_or(EINVAL)?;
-                visit(key, value)?;
+                let (batch, more) = Batch::read(&node, &mut step.next)?;
+                let is_empty = node.len() == 0;
+                drop(block);
+                for entry in batch.entries() {
+                    let (key, value) = entry.ok_or(EINVAL)?;
+                    visit(key, value)?;
+                }
+                if !more {
+                    way.ascend();
+                    if is_empty && way.last().is_some() {
+                        return Err(EINVAL);
+                    }
+                }
+            } else if step.next < node.len() {
+                let (child, range) = node.child(step.next, &step.range).ok_or(EINVAL)?;
+                step.next = step.next.saturating_add(1);
+                drop(block);
+                self.used(child)?;
+                way.descend(child, range)?;
             } else {
-                let (child, range) = node.child(index, range).ok_or(EINVAL)?;
-                self.node(Block(child), value_size, &range, depth, visit)?;
+                way.ascend();
             }
-        }
-        if node.len() == 0 && depth.checked_add(1) != Some(MAX_DEPTH) {
-            return Err(EINVAL);
         }
         Ok(())
     }

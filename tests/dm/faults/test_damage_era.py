@@ -211,3 +211,60 @@ def test_count_without_a_number(pair, log):
     with pytest.raises(OSError):
         device.load(device.line)
     assert any("the metadata is damaged" in line for line in log.lines())
+
+
+class Grown:
+    """Metadata whose trees are made deeper, by nodes with one child each, in blocks that the space map then has as used."""
+
+    def __init__(self, image):
+        self.image = bytearray(image)
+        self.free = len(image) // BLOCK
+        index = struct.unpack_from("<Q", image, eras.FIELDS["bitmap_root"][0])[0]
+        self.bitmap = struct.unpack_from("<Q", image, index * BLOCK + 16)[0] * BLOCK
+
+    def seal(self, at, kind):
+        struct.pack_into("<I", self.image, at, metadata.checksum(bytes(self.image[at:at + BLOCK]), kind))
+
+    def above(self, root, levels):
+        """So many nodes above a tree; gives the topmost."""
+        key = struct.unpack_from("<Q", self.image, root * BLOCK + 32)[0]
+        for _ in range(levels):
+            self.free -= 1
+            assert not self.image[self.bitmap + 16 + self.free // 4] >> self.free % 4 * 2 & 3, "out of free blocks"
+            self.image[self.bitmap + 16 + self.free // 4] |= 1 << self.free % 4 * 2 + 1
+            self.image[self.free * BLOCK:(self.free + 1) * BLOCK] = node(1, 1, 8, [key], [struct.pack("<Q", root)], self.free)
+            root = self.free
+        self.seal(self.bitmap, "bitmap")
+        return root
+
+
+@pytest.mark.parametrize("levels, accepted", [(2, True), (14, True), (15, False)])
+def test_deep_trees(pair, log, levels, accepted):
+    """As deep as the library goes, a tree of eras and its bitsets: few blocks are held at a time, which the kernel watches."""
+    era = pair.era()
+    era.write(0, pattern("a", 8))
+    era.suspend()
+    grown = Grown(pair.meta.content())
+    era.resume()
+    era.remove()
+    at = eras.FIELDS["tree_root"][0]
+    tree = struct.unpack_from("<Q", grown.image, at)[0]
+    flags, _, entries, most, size = struct.unpack_from("<IQIII", grown.image, tree * BLOCK + 4)
+    assert (flags, size) == (2, 12) and entries, "no era is archived"
+    value = tree * BLOCK + 32 + most * 8 + 4
+    bits = struct.unpack_from("<Q", grown.image, value)[0]
+    struct.pack_into("<Q", grown.image, value, grown.above(bits, levels))
+    grown.seal(tree * BLOCK, "btree")
+    struct.pack_into("<Q", grown.image, at, grown.above(tree, min(levels, 14)))
+    grown.seal(0, "era superblock")
+    pair.meta.fill(bytes(grown.image))
+    pair.meta.close()
+    device = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
+    if accepted:
+        device.load(device.line)
+    else:
+        with pytest.raises(OSError):
+            device.load(device.line)
+    assert any("the metadata is damaged" in line for line in log.lines()) != accepted
+    assert not any("WARNING" in line for line in log.lines())
+    device.remove()
