@@ -63,6 +63,13 @@ impl Buffer {
         Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
     }
 
+    /// Copies another buffer, as far as both go.
+    pub(crate) fn copy_from(&mut self, other: &Buffer) {
+        for (to, from) in self.0.iter_mut().zip(other.0.iter()) {
+            *to = *from;
+        }
+    }
+
     /// Some sectors. Refuses what the buffer does not have.
     pub(super) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
         let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);

@@ -304,7 +304,7 @@ impl Disk {
         let Some(mut cleared) = self.cleared.take() else {
             return Records::Kept;
         };
-        cleared.copy_from_slice(&self.window);
+        cleared.copy_from(&self.window);
         for slot in tail.from.saturating_sub(base)..self.per_window().get() {
             // All of them are in the window.
             let _ = Record::default().put(&mut cleared, slot);
@@ -312,7 +312,7 @@ impl Disk {
         let result = self.write_slots(cow, io, &mut cleared, (tail.from, to));
         if result.is_ok() {
             self.records = tail.from;
-            self.window.copy_from_slice(&cleared);
+            self.window.copy_from(&cleared);
             self.base = Some(base);
             self.in_doubt = None;
         } else {
