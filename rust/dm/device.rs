@@ -79,7 +79,7 @@ pub(super) struct Anchor {
     opened: Mutex<Option<KBox<Opened>>>,
     /// What runs code of the target: workqueues, clients of kcopyd.
     #[pin]
-    services: Mutex<KVec<KBox<dyn Keep>>>,
+    services: Mutex<Option<KBox<Owned>>>,
     #[pin]
     event: Work<Anchor>,
 }
@@ -105,6 +105,12 @@ struct Opened {
     next: Option<KBox<Opened>>,
 }
 
+/// The keeper of a service, in the list of all of a target.
+struct Owned {
+    keeper: KBox<dyn Keep>,
+    next: Option<KBox<Owned>>,
+}
+
 // SAFETY: Pointers that are used as `Anchor` says; the counters and lists have their own synchronisation.
 unsafe impl Send for Anchor {}
 // SAFETY: As above.
@@ -122,7 +128,7 @@ impl Anchor {
             users: Atomic::new(0),
             unused <- new_wait_queue!("dm_rust_anchor"),
             opened <- new_mutex!(None, "dm_rust_opened"),
-            services <- new_mutex!(KVec::new(), "dm_rust_services"),
+            services <- new_mutex!(None, "dm_rust_services"),
             event <- new_work!("dm_rust_event"),
         });
         Arc::pin_init(new, GFP_KERNEL)
@@ -139,11 +145,12 @@ impl Anchor {
         make: impl FnOnce() -> Result<(R, Keeper<S>)>,
     ) -> Result<R> {
         let mut services = self.services.lock();
-        services.reserve(1, GFP_KERNEL)?;
+        let entry = KBox::new_uninit(GFP_KERNEL)?;
         let place = KBox::<Keeper<S>>::new_uninit(GFP_KERNEL)?;
         let (made, keeper) = make()?;
-        let keeper = KBox::write(place, keeper);
-        services.push_within_capacity(keeper)?;
+        let keeper: KBox<Keeper<S>> = KBox::write(place, keeper);
+        let next = services.take();
+        *services = Some(KBox::write(entry, Owned { keeper, next }));
         Ok(made)
     }
 
@@ -152,13 +159,19 @@ impl Anchor {
     ///
     /// For the constructor that fails, or the destructor.
     pub(super) fn close(self: &Arc<Self>) {
-        let mut services = core::mem::take(&mut *self.services.lock());
+        let mut services = self.services.lock().take();
         // What goes on by itself would be a user for ever.
-        for service in services.iter_mut() {
-            service.resign();
+        let mut next = services.as_mut();
+        while let Some(owned) = next {
+            owned.keeper.resign();
+            next = owned.next.as_mut();
         }
         self.unused.wait_until(|| self.users.load(Acquire) == 0);
-        drop(services);
+        while let Some(owned) = services {
+            let Owned { keeper, next } = KBox::into_inner(owned);
+            drop(keeper);
+            services = next;
+        }
         // Nobody has a handle any more, so none comes after it.
         queue::cancel::<Anchor, 0>(self);
         let mut next = self.opened.lock().take();

@@ -96,6 +96,23 @@ impl Answer {
         }
     }
 
+    fn append(&mut self, text: &[u8]) -> Result {
+        let len = self.text.len().saturating_add(text.len());
+        if len > self.text.capacity() {
+            // Not `reserve`, which can panic.
+            let room = self.text.capacity().saturating_mul(2).max(len);
+            let mut grown = KVVec::with_capacity(room, GFP_KERNEL)?;
+            for byte in self.text.iter() {
+                grown.push_within_capacity(*byte)?;
+            }
+            self.text = grown;
+        }
+        for byte in text {
+            self.text.push_within_capacity(*byte)?;
+        }
+        Ok(())
+    }
+
     /// The whole text; `ENOMEM` if there was no memory for some of it.
     pub(super) fn finish(&self) -> Result<&[u8]> {
         self.result.map(|()| &*self.text)
@@ -108,8 +125,7 @@ impl fmt::Write for Answer {
         let _noio = NoIo::enter();
         let text = part(text, self.most.saturating_sub(self.text.len()));
         if self.result.is_ok() {
-            let grown = self.text.extend_from_slice(text, GFP_KERNEL);
-            self.result = grown.map_err(Error::from);
+            self.result = self.append(text);
         }
         Ok(())
     }

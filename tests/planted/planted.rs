@@ -65,6 +65,11 @@ impl Planted {
     }
 }
 
+/// A parameter's value is a reference in some kernels.
+fn is_set(value: impl core::borrow::Borrow<u8>) -> bool {
+    *value.borrow() != 0
+}
+
 fn use_after_free() -> Result {
     let pointer = KBox::into_raw(KBox::new([0x5au8; 192], GFP_KERNEL)?);
     // SAFETY: `pointer` comes from `into_raw`, and nobody else has it.
@@ -94,16 +99,16 @@ impl kernel::InPlaceModule for Planted {
                 // SAFETY: All fields of `this` are initialised by now, and nobody changes them while we look.
                 let planted = unsafe { this.as_ref() };
                 // First, since any other report turns lockdep off.
-                if *module_parameters::lock_inversion.value() != 0 {
+                if is_set(module_parameters::lock_inversion.value()) {
                     planted.lock_inversion();
                 }
-                if *module_parameters::sleep_in_atomic.value() != 0 {
+                if is_set(module_parameters::sleep_in_atomic.value()) {
                     planted.sleep_in_atomic();
                 }
-                if *module_parameters::use_after_free.value() != 0 {
+                if is_set(module_parameters::use_after_free.value()) {
                     use_after_free()?;
                 }
-                if *module_parameters::leak.value() != 0 {
+                if is_set(module_parameters::leak.value()) {
                     leak()?;
                 }
             },
