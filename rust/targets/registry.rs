@@ -152,10 +152,7 @@ impl<M: Metadata> Registry<M> {
             .as_ref()
             .is_some_and(|other| other.number != place.number || other.table != place.table)
         {
-            match link {
-                Some(other) => link = &mut other.next,
-                None => return None,
-            }
+            link = &mut link.as_mut()?.next;
         }
         let gone = KBox::into_inner(link.take()?);
         *link = gone.next;

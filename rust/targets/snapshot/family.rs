@@ -204,7 +204,7 @@ impl World {
         let _noio = NoIo::enter();
         let mut roster = family.roster.lock();
         let sharing = roster.sharing(cow);
-        let claimed = roster.claims.iter().any(|other| *other == cow);
+        let claimed = roster.claims.contains(&cow);
         if sharing.all > 1 || sharing.waiting.is_some() || claimed {
             return Err(CtrError::new(PAIRING, EINVAL));
         }
@@ -299,7 +299,7 @@ impl Roster {
 
     /// Whether any table has a COW device, or will.
     fn has(&self, cow: u32) -> bool {
-        self.sharing(cow).all != 0 || self.claims.iter().any(|other| *other == cow)
+        self.sharing(cow).all != 0 || self.claims.contains(&cow)
     }
 
     /// A name for an origin.
@@ -924,6 +924,7 @@ impl Family {
     }
 
     /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
+    #[allow(clippy::result_large_err)] // The job itself comes back: a box would need the memory that there is none of.
     fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
         self.jobs.try_boxed(job).or_else(|job| {
             // Once more: the last of them may have ended just before it could know.
