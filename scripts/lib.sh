@@ -11,19 +11,22 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
 #   KERNEL_SERIES   of the backports of trixie; the default is the newest of which image, headers and source are there
 #   KERNEL_VERSION  one version (7.2.12) instead of the newest of the series
 #   KERNEL_SUITE    sid instead of trixie: its newest kernel, unless KERNEL_SERIES is given, and its compilers
-#   KERNEL_FLAVOUR  cloud or rt
+#   KERNEL_FLAVOUR  cloud, rt, or 16k (the pages of arm64)
+#   ARCH            arm64 instead of amd64: compiled here, run in an emulated guest
 default_series=7.3
-suite=${KERNEL_SUITE:-trixie} flavour=${KERNEL_FLAVOUR:-}
+suite=${KERNEL_SUITE:-trixie} flavour=${KERNEL_FLAVOUR:-} arch=${ARCH:-amd64}
 series=${KERNEL_SERIES:-}
 [[ $series || ! ${KERNEL_VERSION:-} ]] || series=${KERNEL_VERSION%.*}
 [[ $series || $suite == sid ]] || series=$default_series
-# What it is called in names of files: 7.3, 7.2-rt, 7.2.6, sid, sid-7.2.
-label=${suite#trixie}-${KERNEL_VERSION:-$series}-$flavour
+# What it is called in names of files: 7.3, 7.2-rt, 7.2.6, sid, sid-7.2, 7.3-arm64.
+label=${suite#trixie}-${KERNEL_VERSION:-$series}-${arch#amd64}-$flavour
 label=$(sed 's/--*/-/g; s/^-//; s/-$//' <<<"$label")
 
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 [[ $suite == trixie || $suite == sid ]] || die "no suite '$suite': trixie or sid"
+[[ $arch == amd64 || $arch == arm64 ]] || die "no architecture '$arch': amd64 or arm64"
+[[ $arch != amd64 ]] || unset ARCH    # Kbuild has another name for it
 
 # The start of a command line that runs the rest of it as root in a mount namespace of its own: with real root rights,
 # or with those of a user namespace. No process of its own stands between, so that signals arrive.
@@ -112,8 +115,9 @@ toolchain() {
 # kernel_make NAME: the arguments of make that belong to a kernel (stock, debug or uml), one a line.
 # clang would put the data of User Mode Linux into sections that its linker script does not know, where kmemleak does not look.
 kernel_make() {
+    [[ $arch == amd64 || $1 == stock ]] || die "the debug kernels are of amd64"
     case $1 in
-    stock) ;;
+    stock) [[ $arch == amd64 ]] || printf '%s\n' "ARCH=$arch" CROSS_COMPILE=aarch64-linux-gnu- ;;
     debug) echo LLVM=1 ;;
     uml) printf '%s\n' ARCH=um LLVM=1 'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
     *) die "no kernel '$1': stock, debug or uml" ;;

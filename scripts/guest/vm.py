@@ -13,6 +13,7 @@ is written to it is forgotten afterwards. TERM is that of the caller if standard
   --kernel uml        User Mode Linux with the same except lockdep: one CPU, but at the speed of the host
                       Both are built when they are first asked for (make debug-kernel), and the module for them each time.
                       They refuse to run COMMAND with a sanitizer off, and look for leaks after it, for five seconds
+  --arch arm64        the stock kernel of another architecture, emulated; the same as ARCH=arm64 in the environment
   --no-leak-check     do not look for leaks, and run with kmemleak off, which is faster
   --expect REPORT     turns the verdict round: the run succeeds if the kernel reports REPORT; may be repeated
   --cpus N            virtual CPUs (2; always 1 in User Mode Linux)
@@ -41,6 +42,7 @@ A foreign suite, for example LVM2's own tests, built in the root that the guest 
   scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot-rename
 """
 import argparse
+import collections
 import contextlib
 import ctypes
 import glob
@@ -60,7 +62,12 @@ TIMED_OUT, KERNEL_FAILED = 124, 125
 REPORT = re.compile(
     r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault|kmemleak: [1-9]"
     r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
-    r"|unable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
+    r"|[Uu]nable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
+Machine = collections.namedtuple("Machine", "program name cpu kernel")
+MACHINES = {
+    "amd64": Machine("qemu-system-x86_64", "pc", "max,la57=off", "console=ttyS0,115200 no_timer_check tsc=reliable 8250.nr_uarts=1"),
+    "arm64": Machine("qemu-system-aarch64", "virt", "max,pauth-impdef=on", "console=ttyAMA0"),
+}
 KVM_TRIAL_SECONDS = 20
 KEEP_SECONDS = 3 * 24 * 3600
 
@@ -69,6 +76,7 @@ def arguments():
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="scripts/vm [OPTION]... [-- COMMAND...]; see --help")
     parser.add_argument("--guest", help=argparse.SUPPRESS)
     parser.add_argument("--tree", help=argparse.SUPPRESS)
+    parser.add_argument("--arch", choices=MACHINES, default="amd64")
     parser.add_argument("--kernel", choices=["stock", "debug", "uml"], default="stock")
     parser.add_argument("--no-leak-check", action="store_true")
     parser.add_argument("--expect", action="append", default=[])
@@ -157,13 +165,14 @@ class Run:
         options = self.options
         guest = options.guest
         kernel, initrd = (options.tree, "initrd-bare") if options.tree else (guest, "initrd")
+        machine = MACHINES[options.arch]
         command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc",
-            "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else "max,la57=off",
+            machine.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", machine.name,
+            "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else machine.cpu,
             "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{kernel}/vmlinux", "-initrd", f"{guest}/{initrd}",
-            "-append", " ".join(["console=ttyS0,115200 ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on "
-                                 "no_timer_check tsc=reliable 8250.nr_uarts=1"] + self.kmemleak()),
-            "-chardev", f"file,id=console,path=/dev/fd/{console}", "-device", "isa-serial,chardev=console",
+            "-append", " ".join(["ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on", machine.kernel]
+                                + self.kmemleak()),
+            "-chardev", f"file,id=console,path=/dev/fd/{console}", "-serial", "chardev:console",
             "-device", "virtio-serial-pci",
             "-chardev", f"file,id=stdout,path=/dev/fd/{stdout}", "-device", "virtserialport,chardev=stdout,name=stdout,nr=2",
             "-chardev", f"file,id=stderr,path=/dev/fd/{stderr}", "-device", "virtserialport,chardev=stderr,name=stderr,nr=3",
@@ -261,7 +270,7 @@ class Run:
 
 def accelerator(options):
     """KVM only if a guest ran under it, once per boot of this machine; the answer is kept in the cache."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if options.arch != "amd64" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     with open("/proc/sys/kernel/random/boot_id") as file:
         note = f"{os.environ['XDG_CACHE_HOME']}/dm-rust/kvm-{file.read().strip()}"

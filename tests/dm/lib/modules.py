@@ -54,7 +54,7 @@ def c_file(target="clone"):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_INIT_MODULE, _DELETE_MODULE = 175, 176  # x86-64
+_INIT_MODULE, _DELETE_MODULE = (175, 176) if os.uname().machine == "x86_64" else (105, 106)
 
 
 class Swift:
