@@ -10,15 +10,10 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
 ifdef KDIR
-modules clean-modules: check-kdir
 modules:
-	$(MAKE) -C $(KDIR) M=$(CURDIR) $(kbuild) modules
+	tree=$$(scripts/check-kdir '$(KDIR)') && $(MAKE) -C "$$tree" M=$(CURDIR) $(kbuild) modules
 clean-modules:
-	$(MAKE) -C $(KDIR) M=$(CURDIR) clean
-
-.PHONY: check-kdir
-check-kdir:
-	@scripts/check-kdir '$(KDIR)'
+	tree=$$(scripts/check-kdir '$(KDIR)') && $(MAKE) -C "$$tree" M=$(CURDIR) clean
 else
 modules:
 	@scripts/build modules $(kbuild)
@@ -72,7 +67,7 @@ distclean: clean
 
 help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
-	@echo 'make KDIR=TREE   ... for a kernel tree prepared with Rust, with the tools of this machine'
+	@echo 'make KDIR=TREE   ... for the headers of Debian or a kernel tree prepared with Rust, with the tools of this machine'
 	@echo 'make demo        show all targets at work in a guest, on the stock kernel'
 	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, test-kernels, faults, power, soak'
 	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
