@@ -107,6 +107,8 @@ class Entry:
 class Recorder:
     """The devices under a target, each a slice of one disk, with a log of what reaches them."""
 
+    FLUSHES_APART_MS = None  # flushes go through devices of their own (`flushes`), and take so long before that
+
     def __init__(self, box, flush_ms, mib=1, meta_sectors=128, **more):
         """`more` are further slices: their names, and how many sectors they have."""
         self.box, self._flush_ms = box, flush_ms
@@ -132,7 +134,13 @@ class Recorder:
                        for name, (first, sectors) in self.slices.items()}
         self.devices = {name: self.box.mapped(f"0 {sectors} log-writes {self._parts[name].dev} {self._own[name].dev}")
                         for name, (_, sectors) in self.slices.items()}
-        self.meta, self.dest = self.devices["meta"], self.devices["dest"]
+        self.tops, self.flushes = dict(self.devices), {}
+        if self.FLUSHES_APART_MS is not None:
+            for name, below in self.devices.items():
+                through = self.flushes[name] = self.box.mapped(f"0 {below.sectors} flakey {below.dev} 0 1 0")
+                self.tops[name] = self.box.mapped(f"0 {below.sectors} delay {below.dev} 0 0 {below.dev} 0 0 "
+                                                  f"{through.dev} 0 {self.FLUSHES_APART_MS}")
+        self.meta, self.dest = self.tops["meta"], self.tops["dest"]
 
     def mark(self, text):
         self.log.message("mark", text)
@@ -149,7 +157,8 @@ class Recorder:
     def entries(self):
         """Ends the recording and gives its entries."""
         self.logged()
-        for device in (*self.devices.values(), *self._parts.values(), self.log, self._slow):
+        tops = [device for name, device in self.tops.items() if device is not self.devices[name]]
+        for device in (*tops, *self.flushes.values(), *self.devices.values(), *self._parts.values(), self.log, self._slow):
             device.remove()
         own = {name: [Entry(flags, name, zip(range(at, at + len(data)), data)) for flags, at, data in read(disk)]
                for name, disk in self._own.items()}
@@ -373,6 +382,11 @@ class Replay:
                 yield made(f"all but write {n}", writes[:n] + writes[n + 1:])
             n = rng.randrange(len(writes))
             yield made(f"only write {n}", [writes[n]])
+        # The first place of a slice has what leads to everything else; it may have been written to several times.
+        for where in present:
+            rest = [(on, sectors) for on, sectors in writes if on != where or sectors[0][0]]
+            if 0 < len(rest) < len(writes):
+                yield made(f"all but the first place of {where}", rest)
         n = rng.randrange(len(writes))
         torn, (where, sectors) = list(writes), writes[n]
         torn[n] = where, [pair for pair in sectors if rng.random() < 0.5]

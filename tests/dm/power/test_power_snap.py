@@ -114,7 +114,7 @@ class Work:
 
     @property
     def cows(self):
-        return [self.rec.devices[name] for name in COWS[:len(self.sizes)]]
+        return [self.rec.tops[name] for name in COWS[:len(self.sizes)]]
 
     @property
     def devices(self):
