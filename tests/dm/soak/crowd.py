@@ -1,7 +1,8 @@
 """Rounds in which several threads load, suspend, resume and remove the same devices at the same time, with I/O.
 
 A round has a cast: players, each a list of calls in a thread of its own, which a seed chooses. All begin at once, while threads
-sleep at the delay points of the module. Whatever order comes of it, some things hold; what these are the scenarios of the
+sleep at the delay points of the module, and one is held there while others go on by some steps: a race that needs them to come so
+far in a small window is not left to luck. In a duet that is the first one, and the other begins when he is held. Whatever order comes of it, some things hold; what these are the scenarios of the
 targets say, each in a class of its own. A call may be refused, with the errors that its player names; that is counted.
 """
 
@@ -12,10 +13,12 @@ import sys
 import threading
 import time
 
-from lib import dm, wait
+from lib import delay, dm, wait
 from lib.disk import split
 
 DEADLINE = 60
+STEPS = 1, 2, 3, 5, 8, 8  # while one is held, the others go on by so many
+STILL = 0.1  # or until none has gone on for so long (s): they wait for him
 
 
 class Writer:
@@ -26,7 +29,7 @@ class Writer:
         self.crowd, self.device, self.sectors, self.name = crowd, device, list(sectors), name
         self.may = {}
         self.serial = itertools.count(1)
-        self.current = None  # the sector of the write on its way
+        self.current = None  # (sector, data) of the write on its way
         self.bears_errors = False
         self.before = lambda sector: None  # called in front of each write
         self.also = lambda sector: ()  # what a sector may hold as well
@@ -53,7 +56,7 @@ class Writer:
         data = (b"%s %d/%d " % (self.name.encode(), next(self.serial), sector)).ljust(512, b".")
         self.before(sector)
         self.may[sector] = self.may.get(sector, frozenset((None,))) | {data}
-        self.current = sector
+        self.current = sector, data
         self.device.write(sector, data)
         self.current = None
         self.may[sector] = frozenset((data,))
@@ -92,20 +95,59 @@ class Crowd:
 
     NAME = None
     LEAST = {}  # what must have happened, and how often
+    HOLDS = ()  # delay points at which somebody is held
+    duet = None  # (who begins, the delay point at which he is held first, until so many steps)
 
     def __init__(self, make_box, tally=None):
         self.make_box = make_box
         self.tally = collections.Counter() if tally is None else tally
         self.lock = threading.Lock()
-        self.rounds = 0
+        self.rounds = self.steps = 0
 
     def count(self, what):
         with self.lock:
             self.tally[what] += 1
 
+    def carry_out(self, *calls):
+        """Steps of a player."""
+        for call, *args in calls:
+            call(*args)
+            self.steps += 1
+
+    def hold(self, rng, start, over):
+        """Holds one after the other until the players have done."""
+        is_first = True
+        while not over.is_set():
+            name, count = rng.choice(self.HOLDS), rng.choice(STEPS)
+            if is_first and self.duet:
+                _, name, count = self.duet
+            with delay.held(name) as point:
+                if is_first:
+                    start.wait(DEADLINE)
+                is_first = False
+                while not point.is_taken() and not over.is_set():
+                    time.sleep(0.001)
+                self.count(f"held at {name}" if not over.is_set() else "nobody held")
+                self.may_begin.set()
+                last, end, since = self.steps, self.steps + count, time.monotonic()
+                while self.steps < end and time.monotonic() < since + STILL and not over.is_set():
+                    if self.steps > last:
+                        last, since = self.steps, time.monotonic()
+                    time.sleep(0.001)
+
     def perform(self, name, calls, start):
         """One player's calls."""
         start.wait(DEADLINE)
+        is_first = self.duet and name == self.duet[0]
+        if self.duet and not is_first:
+            self.may_begin.wait(DEADLINE)
+        try:
+            self.play(name, calls)
+        finally:
+            if is_first:
+                self.may_begin.set()
+
+    def play(self, name, calls):
         for call, errors in calls:
             what = f"{name}: {call.__name__}"
             try:
@@ -115,6 +157,7 @@ class Crowd:
                 self.count(f"{what}, refused")
             else:
                 self.count(what)
+            self.steps += 1
 
     def round(self, rng):
         self.rounds += 1
@@ -122,9 +165,10 @@ class Crowd:
         # Words if the kernel does not return.
         faulthandler.dump_traceback_later(3 * DEADLINE, file=sys.__stderr__)
         try:
-            self.writers = []
+            self.writers, self.duet, self.may_begin = [], None, threading.Event()
             cast = self.begin(rng)
-            start, stop = threading.Barrier(len(cast) + len(self.writers)), threading.Event()
+            start = threading.Barrier(len(cast) + len(self.writers) + bool(self.HOLDS))
+            stop, over = threading.Event(), threading.Event()
 
             def write(writer, rng):
                 start.wait(DEADLINE)
@@ -132,8 +176,14 @@ class Crowd:
 
             jobs = [self.box.background(self.perform, name, calls, start) for name, calls in cast.items()]
             io = [self.box.background(write, writer, type(rng)(rng.random())) for writer in self.writers]
+            holding = [self.box.background(self.hold, type(rng)(rng.random()), start, over)] if self.HOLDS else []
             try:
-                for job in jobs:
+                try:
+                    for job in jobs:
+                        job.result(DEADLINE)
+                finally:
+                    over.set()
+                for job in holding:
                     job.result(DEADLINE)
                 self.settle()
             finally:

@@ -15,7 +15,9 @@ class Clone(Crowd):
 
     NAME = "clone"
     LEAST = {"first: resume": 3, "first: suspend": 3, "second: load": 3, "second: swap": 1, "other: take over, refused": 3,
-             "write": 100, "read": 20}
+             "write": 100, "read": 20, "held at between preresume and resume": 1}
+    HOLDS = ("registry: entered, not yet accepted", "registry: opened, not yet shared", "registry: left, not yet closed",
+             "between preresume and resume")
 
     def begin(self, rng):
         self.trio = self.box.trio(mib=1)

@@ -15,7 +15,9 @@ class Era(Crowd):
 
     NAME = "era"
     LEAST = {"first: resume": 3, "first: suspend": 3, "second: load": 3, "second: swap": 1, "first: checkpoint": 3,
-             "other: take over, refused": 3, "write": 100, "read": 20}
+             "other: take over, refused": 3, "write": 100, "read": 20, "held at between preresume and resume": 1}
+    HOLDS = ("registry: entered, not yet accepted", "registry: opened, not yet shared", "registry: left, not yet closed",
+             "between preresume and resume")
 
     def begin(self, rng):
         self.pair = eras.Pair(self.box, mib=1)

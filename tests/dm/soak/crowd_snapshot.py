@@ -1,6 +1,7 @@
 """An origin and its snapshots in a crowd: a snapshot is taken, merged, taken over and given back while others do the same."""
 
 import errno
+import time
 
 from crowd import Crowd, Writer, named, no_table, until_quiet
 from lib import cow, dm
@@ -8,11 +9,18 @@ from lib.box import pattern
 from lib.disk import split
 from lib.snaps import Origin, Snapshot, merge_end, merge_line
 
+CALM, BETWEEN = "snapshot: merge paused, not yet live", "between preresume and resume"
+# Who begins, where he is held, for how many steps, and who else plays: what most races need, and nobody in their way.
+FEW, MANY = (1, 1, 2, 3), (4, 5, 6, 8)
+DUETS = (("taker", CALM, MANY, "merger"), ("taker", CALM, MANY, "merger"), ("owner", BETWEEN, FEW, "heir"),
+         ("merger", BETWEEN, FEW, "heir"))
+DUETS_WITH_MERGE = (("front", BETWEEN, FEW, "heir"), ("front", BETWEEN, FEW, "heir"), ("front", BETWEEN, MANY, "taker"),
+                    ("heir", CALM, FEW, "front"))
 SECTORS = 2048
 SIZE = 8
 CHUNKS = SECTORS // SIZE
 REFUSED = {errno.EINVAL, errno.ENXIO, errno.EBUSY}
-SLOW_MS = 10  # what a write to the origin's disk takes in half of the rounds: copies of a merge are on their way for long
+SLOW_MS = 0, 20, 150, 150  # what a write to the origin's disk takes: copies of a merge are on their way for long
 
 
 class Family(Crowd):
@@ -22,21 +30,24 @@ class Family(Crowd):
     - What was written to the origin is there, unless a merge puts the contents of `old` in its place.
     - What was written to `old` is in whoever has its COW device in the end: a snapshot, or a merge.
     - A snapshot has as many exceptions in memory as its COW device.
-    - A merge comes to its end, and changes nothing that its device shows.
+    - A merge comes to its end, and changes nothing that its device shows. It changes nothing at all, not even the origin, when
+      another device has taken its COW device over.
     """
 
     NAME = "snapshot"
     LEAST = {"taker: take": 4, "owner: suspend": 1, "front: resume": 4, "merger: merge": 2, "heir: take over": 1,
-             "heir: take over, refused": 1, "write to an owner": 50, "snapshot live": 4, "merge live": 2, "merged": 2, "write": 100, "read": 20}
+             "heir: take over, refused": 1, "write to an owner": 50, "snapshot live": 4, "merge live": 2, "merged": 2, "write": 100, "read": 20,
+             "held at between preresume and resume": 2, "held at snapshot: merge paused, not yet live": 2,
+             "origin unchanged behind a takeover": 1}
+    HOLDS = (CALM, BETWEEN) * 4 + (
+        "snapshot: leaving, not yet idle", "snapshot: idle, not yet off the roster")
 
     def begin(self, rng):
         box = self.box
         self.disk = box.ram(1)
         self.data = pattern("origin", SECTORS)
         self.disk.fill(self.data)
-        delay = rng.choice((0, SLOW_MS))
-        self.real = box.mapped(f"0 {SECTORS} delay {self.disk.dev} 0 0 {self.disk.dev} 0 {delay}" if delay else
-                               f"0 {SECTORS} linear {self.disk.dev} 0")
+        self.real = box.mapped(self.fast())
         self.cows = {name: box.ram(2) for name in ("old", "new", "calm")}
         self.origin = box.own(Origin(self.real))
         self.old, self.calm = self.snapshot("old"), self.snapshot("calm")
@@ -51,13 +62,16 @@ class Family(Crowd):
         self.seen = {"calm": self.content(self.calm, SECTORS)}
         self.before_merge = self.content(self.old, SECTORS)
         self.new = self.heir = None
-        self.is_new = False
+        self.on_its_way, self.taken_over = {}, None
         on_old = Writer(self, self.old, (chunk * SIZE + 3 for chunk in range(2, CHUNKS, 4)), "old")
         on_origin = Writer(self, self.origin, (chunk * SIZE + 5 for chunk in range(3, CHUNKS, 4)), "origin")
         on_origin.also = self.reverted
         on_calm = Writer(self, self.calm, (chunk * SIZE + 1 for chunk in range(3, CHUNKS, 8)), "calm")
         self.writers = [on_old, on_origin, on_calm]
         self.was_merging = rng.random() < 0.5
+        delay = rng.choice(SLOW_MS)
+        if delay:
+            self.real.swap(f"0 {SECTORS} delay {self.disk.dev} 0 0 {self.disk.dev} 0 {delay}")
         if self.was_merging:
             self.hand_over()
             self.writers.remove(on_old)
@@ -66,16 +80,22 @@ class Family(Crowd):
                  "front": self.controls(lambda: self.origin)[:2] * 6 if self.was_merging and rng.random() < 0.7 else
                  self.one_of(rng, 7, *self.controls(lambda: self.origin)),
                  "merger": [(named("merge", self.hand_over), REFUSED)],
-                 "heir": [(named("take over", self.take_over), REFUSED)] * 8}
+                 "heir": [(named("take over", lambda: self.take_over(rng.random)), REFUSED)] * 12}
         names = ["taker"] * (rng.random() < 0.7) + ["front"]
         names += ["heir"] * (rng.random() < 0.7) if self.was_merging else ["merger"] * (rng.random() < 0.8) + rng.choice(
-            ([], ["owner"], ["heir"]))
+            ([], ["owner"], ["heir"], ["owner", "heir"]))
         if rng.random() < 0.4 and {"merger", "taker"} <= set(names):
             names.remove("front")  # whom it stands in the way of
+        if rng.random() < 0.6:
+            first, point, steps, other = rng.choice(DUETS_WITH_MERGE if self.was_merging else DUETS)
+            names, self.duet = [first, other], (first, point, rng.choice(steps))
         self.names = names
         # An I/O to what was handed over fails.
         on_old.bears_errors = on_origin.bears_errors = {"merger", "heir"} & set(names) or self.was_merging
         return {name: casts[name] for name in names}
+
+    def fast(self):
+        return f"0 {SECTORS} linear {self.disk.dev} 0"
 
     def snapshot(self, name):
         device = self.box.own(Snapshot(self.real, self.cows[name], "P", SIZE, length=SECTORS, start=False))
@@ -96,29 +116,32 @@ class Family(Crowd):
     def take(self):
         """A snapshot of what the origin's disk holds, without a pause of the origin."""
         device = self.snapshot("new")
-        device.load(device.line)
-        device.resume()
-        # What is on its way to the origin began before, and may be seen or not.
-        self.on_its_way = {writer.current for writer in self.writers if writer.name == "origin"}
+        self.carry_out((device.load, device.line), (device.resume,))
+        # What is on its way to the origin now may have begun before the snapshot went live. Then it comes to be seen some time.
+        self.on_its_way = dict(writer.current for writer in self.writers if writer.name == "origin" and writer.current)
         self.seen["new"] = self.content(device, SECTORS)
         self.new = device
 
     def hand_over(self):
         """What is merged stops being a snapshot, in LVM's order."""
-        self.origin.load(merge_line(self.old))
-        self.old.load(f"0 {SECTORS} error")
-        self.old.suspend()
-        self.origin.suspend()
-        self.origin.resume()
-        self.old.resume()
+        self.carry_out((self.origin.load, merge_line(self.old)), (self.old.load, f"0 {SECTORS} error"), (self.old.suspend,),
+                       (self.origin.suspend,), (self.origin.resume,), (self.old.resume,))
 
-    def take_over(self):
-        """Another device gets the COW device of `old`."""
+    def take_over(self, chance):
+        """Another device gets the COW device of `old`. While that waits, nobody else goes on; so it may give up, for a while."""
         if self.heir is None:
             self.heir = self.snapshot("old")
         if not self.heir.info().flags & dm._INACTIVE:
-            self.heir.load(self.heir.line)
-        self.heir.resume()
+            self.carry_out((self.heir.load, self.heir.line))
+        try:
+            self.heir.resume()
+        except OSError:
+            if chance() < 0.7:
+                self.heir.clear()
+                time.sleep(chance() * 0.05)
+            raise
+        if not self.taken_over and self.heir.info().flags & dm._ACTIVE:
+            self.taken_over = self.disk.content(SECTORS)
 
     # The end
 
@@ -127,6 +150,7 @@ class Family(Crowd):
 
     def settle(self):
         """Whoever waits for another to be suspended, or to be gone, gets an error table."""
+        self.real.swap(self.fast(), noflush=True)
         for device in self.devices():
             if not no_table(device):
                 self.awake(device)
@@ -145,6 +169,12 @@ class Family(Crowd):
         return True
 
     def check(self):
+        if self.taken_over:
+            # Nobody writes to other chunks of the origin.
+            bad = [sector for sector, (before, now) in enumerate(zip(split(self.taken_over), split(self.disk.content(SECTORS))))
+                   if before != now and sector // SIZE % 4 != 3]
+            assert not bad, f"somebody merged what another device had taken over: {len(bad)} sectors, first {bad[:6]}"
+            self.count("origin unchanged behind a takeover")
         on_old, on_origin, on_calm = (next((it for it in self.writers if it.name == name), None)
                                       for name in ("old", "origin", "calm"))
         self.steady("calm", self.calm)
@@ -217,8 +247,9 @@ class Family(Crowd):
         assert self.live[device] == "snapshot", f"{name}: {self.live[device]}"
         got = self.content(device, SECTORS)
         written = set(next((writer.may for writer in self.writers if writer.name == name), ()))
-        written |= self.on_its_way if name == "new" else set()
-        bad = [sector for sector, data in enumerate(got) if data != self.seen[name][sector] and sector not in written]
+        late = self.on_its_way if name == "new" else {}
+        bad = [sector for sector, data in enumerate(got) if sector not in written and
+               data not in (self.seen[name][sector], late.get(sector))]
         assert not bad, (f"snapshot {name}: {len(bad)} sectors have changed, first {bad[:6]}; cast {self.names}, merging from "
                          f"the start: {self.was_merging}")
         for writer in self.writers:
