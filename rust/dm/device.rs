@@ -172,8 +172,9 @@ impl Anchor {
             drop(keeper);
             services = next;
         }
-        // Nobody has a handle any more, so none comes after it.
-        queue::cancel::<Anchor, 0>(self);
+        // Nobody has a handle any more, so none comes after it. An event that is pending is still raised: the mapped device may
+        // have another table by now, and users wait for it.
+        queue::flush::<Anchor, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
             let Opened { file, next: rest } = KBox::into_inner(opened);

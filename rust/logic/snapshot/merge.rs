@@ -341,7 +341,7 @@ impl Merge {
     pub(crate) fn restored(&mut self, ok: bool) {
         if let State::Restoring { failed } = self.state {
             let fate = if ok { Fate::Kept } else { Fate::InDoubt };
-            self.let_go_with(fate, failed || !ok && !self.goes());
+            self.let_go_with(fate, failed || !ok && !self.wanted);
         }
     }
 

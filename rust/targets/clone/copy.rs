@@ -121,6 +121,9 @@ impl State {
         };
         let (start, len) = geometry.extent(range);
         if let Some(filling) = self.inflight.waiters(slot) {
+            if filling.copy.is_none() {
+                self.copies = self.copies.saturating_add(1);
+            }
             let copy = filling.copy.insert(Copy::new(start, len, whose));
             lanes.lock().push(slot, copy);
         }

@@ -4,7 +4,10 @@
 //!
 //! What to copy next, and when, is decided by [`Sweep`](crate::logic::clone::sweep::Sweep). Here it is carried out.
 
-use super::Clone;
+use super::{
+    metadata::SLOTS,
+    Clone, //
+};
 use crate::{
     logic::clone::{
         copying::For,
@@ -46,7 +49,10 @@ const MOST_COPIES: u32 = 512;
 pub(super) const SURE_COPIES: u32 = 16;
 /// Slots that nobody may have who waits for the source, the above aside: what writes to whole regions need is the destination
 /// alone.
-pub(super) const SPARE_SLOTS: usize = 128 + 16;
+const SPARE_SLOTS: usize = 128 + 16;
+/// Copies in flight at most, for writes and of the sweep.
+// CAST: A small number.
+pub(super) const MAX_COPIES: u64 = (SLOTS - SPARE_SLOTS) as u64;
 
 impl Clone {
     /// Whether the sweep has something to do at all.

@@ -21,10 +21,13 @@
 use super::{
     copy::Piece,
     hydrate::{
-        SPARE_SLOTS,
+        MAX_COPIES,
         SURE_COPIES, //
     },
-    metadata::State,
+    metadata::{
+        Filling,
+        State, //
+    },
     work::{
         CommitTimer,
         Committer,
@@ -54,6 +57,7 @@ use crate::{
             status::Mode,
             sweep::Wishes, //
         },
+        count::minus,
         regions::{
             Region,
             RegionRange, //
@@ -136,7 +140,9 @@ pub(super) struct Lists {
     pub(super) ready: Queue,
     /// To be looked at again: their copy failed with others, a discard's range became free, or there was no room.
     pub(super) again: Queue,
-    /// No slot or no room in the log: to be looked at again when there may be.
+    /// Writes that need a copy for which there is no slot, or no room in the log.
+    pub(super) stalled_copies: Queue,
+    /// Overwrites for which there is no slot or no room in the log, and discards that lack the latter.
     pub(super) stalled: Queue,
     /// Flushes and FUA writes: to be submitted or ended after a commit.
     pub(super) flush: Queue,
@@ -160,16 +166,6 @@ enum Claimant {
 }
 
 impl Claimant {
-    /// Slots that are left to others. The sweep would find none for as long as there are enough writes, and those that need
-    /// no copy would find none while the source does not answer.
-    fn leaves(self) -> usize {
-        match self {
-            Claimant::Copy => SPARE_SLOTS,
-            // CAST: A small number.
-            Claimant::Overwrite => SURE_COPIES as usize,
-        }
-    }
-
     /// What a write is that covers its regions, or does not.
     fn of(overwrite: bool) -> Self {
         if overwrite {
@@ -203,20 +199,39 @@ impl State {
         }
         let range = range.first(clear);
         let range = range.first(self.inflight.clear_prefix(range));
-        if self.inflight.free_slots() <= claimant.leaves() {
+        if !self.has_slot(claimant) {
             return Claim::NoRoom;
         }
         self.claim_free(range)
             .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
     }
 
-    /// Whether any claim would find a slot and room in the log.
-    pub(super) fn has_room(&mut self) -> bool {
+    /// Whether a claim may have a slot.
+    ///
+    /// The number of copies is limited, so that overwrites find slots while the source does not answer. A few slots are left
+    /// to the sweep, which would find none for as long as there are enough writes.
+    fn has_slot(&self, claimant: Claimant) -> bool {
+        // CAST: A small number.
+        self.inflight.free_slots() > SURE_COPIES as usize
+            && (claimant == Claimant::Overwrite || self.copies < MAX_COPIES)
+    }
+
+    /// Whether a claim would find a slot and room in the log.
+    fn has_room(&mut self, claimant: Claimant) -> bool {
         let room = self.logs.reserve(1);
         if room {
             self.logs.unreserve(1);
         }
-        room && self.inflight.free_slots() > Claimant::Copy.leaves()
+        room && self.has_slot(claimant)
+    }
+
+    /// Takes a range out of flight.
+    fn take_out(&mut self, slot: Slot) -> Option<(RegionRange, Filling)> {
+        let (range, filling) = self.inflight.remove(slot)?;
+        if filling.copy.is_some() {
+            self.copies = minus(self.copies, 1);
+        }
+        Some((range, filling))
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
@@ -233,7 +248,7 @@ impl State {
 
     /// Gives back what `claim_free` took, unused.
     fn release(&mut self, slot: Slot) {
-        if self.inflight.remove(slot).is_some() {
+        if self.take_out(slot).is_some() {
             self.logs.unreserve(1);
         }
     }
@@ -503,7 +518,7 @@ impl Clone {
     ) -> Option<(RegionRange, bool)> {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
-        let (range, filling) = state.inflight.remove(slot)?;
+        let (range, filling) = state.take_out(slot)?;
         let mut waiters = filling.waiters;
         let marked =
             matches!(filled, Filled::Yes | Filled::Zeroes) && metadata.mode() == Mode::ReadWrite;
@@ -538,7 +553,7 @@ impl Clone {
         if marked {
             self.schedule_commit(was_dirty, half_full);
         }
-        self.wake_stalled(Self::STALLED_STEP);
+        self.wake_stalled(Self::STALLED_STEP, Self::STALLED_STEP);
         self.wake_sweep();
         if idle && self.is_suspended() {
             self.idle.wake_all();
@@ -639,7 +654,14 @@ impl Clone {
     /// The end of a slot makes room, and so does a commit. If there is no slot to end, or the log is what is full, a
     /// commit is asked for; it looks at stalled bios even if there is nothing to commit by then.
     fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
-        self.lists.lock().stalled.push(bio);
+        let needs_copy = bio.op() != Op::Discard && !self.covers(&bio);
+        let mut lists = self.lists.lock();
+        if needs_copy {
+            lists.stalled_copies.push(bio);
+        } else {
+            lists.stalled.push(bio);
+        }
+        drop(lists);
         let state = self.metadata.state().lock();
         let commit = state.inflight.is_empty() || state.logs.half_full();
         drop(state);
@@ -648,23 +670,46 @@ impl Clone {
         }
     }
 
-    /// Stalled bios that are looked at again when one slot has ended.
-    pub(super) const STALLED_STEP: usize = 4;
+    /// Stalled bios of each kind that are looked at again when one slot has ended.
+    const STALLED_STEP: usize = 4;
 
-    /// Lets the worker look at some stalled bios again. Any context.
-    pub(super) fn wake_stalled(self: ArcBorrow<'_, Self>, count: usize) {
-        let mut lists = self.lists.lock();
-        if lists.stalled.is_empty() {
-            return;
+    /// Lets the worker look at all stalled bios again. Any context.
+    pub(super) fn wake_all_stalled(self: ArcBorrow<'_, Self>) {
+        self.wake_stalled(usize::MAX, usize::MAX);
+    }
+
+    /// Lets the worker look at some of those stalled bios for which there is room. Any context.
+    pub(super) fn wake_stalled_with_room(self: ArcBorrow<'_, Self>) {
+        let mut state = self.metadata.state().lock();
+        let mut step = |claimant| match state.has_room(claimant) {
+            true => Self::STALLED_STEP,
+            false => 0,
+        };
+        let (copies, others) = (step(Claimant::Copy), step(Claimant::Overwrite));
+        drop(state);
+        self.wake_stalled(copies, others);
+    }
+
+    fn wake_stalled(self: ArcBorrow<'_, Self>, copies: usize, others: usize) {
+        let mut guard = self.lists.lock();
+        let lists = &mut *guard;
+        let mut woken = false;
+        for (stalled, most) in [
+            (&mut lists.stalled_copies, copies),
+            (&mut lists.stalled, others),
+        ] {
+            for _ in 0..most {
+                let Some(bio) = stalled.pop() else {
+                    break;
+                };
+                lists.again.push(bio);
+                woken = true;
+            }
         }
-        for _ in 0..count {
-            let Some(bio) = lists.stalled.pop() else {
-                break;
-            };
-            lists.again.push(bio);
+        drop(guard);
+        if woken {
+            self.wake_worker();
         }
-        drop(lists);
-        self.wake_worker();
     }
 
     pub(super) fn wake_worker(self: ArcBorrow<'_, Self>) {

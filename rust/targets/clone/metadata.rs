@@ -320,6 +320,8 @@ pub(super) struct State {
     pub(super) logs: DirtyLogs,
     /// Regions that are being copied or overwritten.
     pub(super) inflight: InFlight<Filling>,
+    /// How many of them are being copied.
+    pub(super) copies: u64,
     /// What has been done.
     pub(super) statistics: Statistics,
     /// How full the metadata device was after the last commit, or when it was opened.
@@ -405,6 +407,7 @@ impl registry::Metadata for Metadata {
             writer,
             logs: DirtyLogs::new(LOG_ENTRIES)?,
             inflight: InFlight::new(SLOTS)?,
+            copies: 0,
             statistics: Statistics::default(),
             usage,
         };
@@ -594,8 +597,9 @@ impl Metadata {
         err!("clone", "{}: Aborting current metadata transaction", name);
         if step == Step::Flush {
             self.flush_failed.store(true, Relaxed);
-            self.untold.store(false, Relaxed);
         }
+        // The mode that this ends in is what users are told of.
+        self.untold.store(false, Relaxed);
         // The old blocks must be gone before the device is read again.
         *disk = None;
         let mode = match Disk::open(self.device.clone(), &self.geometry, Format::ReadOnly) {

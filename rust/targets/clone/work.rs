@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     dm::bio::{
+        BioQueue,
         Op,
         Status, //
     },
@@ -66,8 +67,8 @@ impl WorkItem<1> for Clone {
             }
         }
         // Those may have needed less room than there was; the next ones then need not wait for a slot to end.
-        if looked && this.metadata.state().lock().has_room() {
-            this.as_arc_borrow().wake_stalled(Clone::STALLED_STEP);
+        if looked {
+            this.as_arc_borrow().wake_stalled_with_room();
         }
     }
 }
@@ -91,6 +92,7 @@ impl WorkItem<2> for Clone {
             let mut lists = this.lists.lock();
             (lists.flush.take(), lists.written.take())
         };
+        let mut ready = BioQueue::new();
         match this.commit() {
             Ok(committed) => {
                 written.end_all(Status::OK);
@@ -102,7 +104,7 @@ impl WorkItem<2> for Clone {
                     if bio.is_flush() {
                         bio.set_per_bio(IoState::FLUSH);
                     }
-                    bio.submit(&this.destination);
+                    ready.push(bio);
                 }
                 // Suspending commits by itself, and resuming starts the timer again.
                 if this.metadata.is_dirty() && !this.is_suspended() {
@@ -114,9 +116,13 @@ impl WorkItem<2> for Clone {
                 flush.end_all(Status::IO_ERROR);
             }
         }
-        this.as_arc_borrow().wake_stalled(usize::MAX);
+        this.as_arc_borrow().wake_all_stalled();
         this.as_arc_borrow().wake_sweep();
         this.runs.end(run);
+        // Last, since this may have to wait: for a request of the destination, or for the budget of a cgroup.
+        while let Some(bio) = ready.pop() {
+            bio.submit(&this.destination);
+        }
     }
 }
 

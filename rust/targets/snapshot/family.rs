@@ -512,6 +512,8 @@ impl Family {
             // Without tables the worker does not ask for it again.
             flush::<Family, 1>(self);
             cancel_delayed::<Family, { Retry::ID }>(self);
+            // A table that came meanwhile may have asked for it.
+            self.wake();
         }
         flush::<Family, 1>(self);
     }
@@ -1030,7 +1032,7 @@ impl Family {
             let store = table.store();
             let chunks = table.chunks(start, len);
             match store.state() {
-                State::Valid if table.is_active() => {}
+                State::Valid if table.is_guarded() => {}
                 State::Failing if table.is_guarded() => {
                     later |= !chunks.is_empty();
                     continue;
@@ -1047,6 +1049,8 @@ impl Family {
                         last = Some((table, seq));
                         len
                     }
+                    // It is being destroyed, and begins nothing any more; what it has begun is for the table after it.
+                    Look::Hole(len) if !table.is_active() => len,
                     Look::Hole(len) => {
                         let tables = roster.tables.get(number..).unwrap_or_default();
                         match self.cover(tables, chunk, len) {

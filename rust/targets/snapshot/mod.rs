@@ -263,6 +263,7 @@ impl Target for Snapshot {
         drop(roster);
         if was_live {
             delay_point!(c"snapshot: leaving, not yet idle");
+            family.wake();
             // What a former table has begun, the one that took over ends; that may be now.
             this.store.wait_idle(|| this.role() == Role::Former);
         }
@@ -585,7 +586,7 @@ impl Snapshot {
         self.role().is_live() && !self.is_merged
     }
 
-    /// Whether origin writes wait until the header says that the snapshot is lost.
+    /// Whether origin writes wait for the exceptions that it has begun; or, if it is lost, until the header says so.
     fn is_guarded(&self) -> bool {
         self.is_committing() && !self.is_merged
     }
@@ -593,8 +594,8 @@ impl Snapshot {
     /// Whether origin writes have to look at the snapshot at all.
     fn is_watched(&self) -> bool {
         match self.store.state() {
-            State::Failing => self.is_guarded(),
-            State::Valid | State::Invalid => self.is_active(),
+            State::Valid | State::Failing => self.is_guarded(),
+            State::Invalid => self.is_active(),
         }
     }
 
