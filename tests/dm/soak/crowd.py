@@ -18,7 +18,7 @@ from lib.disk import split
 
 DEADLINE = 60
 STEPS = 1, 2, 3, 5, 8, 8  # while one is held, the others go on by so many
-STILL = 0.1  # or until none has gone on for so long (s): they wait for him
+STILL = 0.1  # or until none has gone on for so long (s) beside what their devices take: they wait for him
 
 
 class Writer:
@@ -97,6 +97,7 @@ class Crowd:
     LEAST = {}  # what must have happened, and how often
     HOLDS = ()  # delay points at which somebody is held
     duet = None  # (who begins, the delay point at which he is held first, until so many steps)
+    slow = 0.0  # how long an I/O may take (s)
 
     def __init__(self, make_box, tally=None):
         self.make_box = make_box
@@ -130,7 +131,8 @@ class Crowd:
                 self.count(f"held at {name}" if not over.is_set() else "nobody held")
                 self.may_begin.set()
                 last, end, since = self.steps, self.steps + count, time.monotonic()
-                while self.steps < end and time.monotonic() < since + STILL and not over.is_set():
+                still = STILL + 3 * self.slow
+                while self.steps < end and time.monotonic() < since + still and not over.is_set():
                     if self.steps > last:
                         last, since = self.steps, time.monotonic()
                     time.sleep(0.001)

@@ -11,7 +11,8 @@ from lib.snaps import Origin, Snapshot, merge_end, merge_line
 
 CALM, BETWEEN = "snapshot: merge paused, not yet live", "between preresume and resume"
 # Who begins, where he is held, for how many steps, and who else plays: what most races need, and nobody in their way.
-FEW, MANY = (1, 1, 2, 3), (4, 5, 6, 8)
+# A merge has begun after five steps of the one who hands over to it, and its first batch is not over yet.
+FEW, MANY = (1, 1, 2, 3), (4, 5, 5, 6)
 DUETS = (("taker", CALM, MANY, "merger"), ("taker", CALM, MANY, "merger"), ("owner", BETWEEN, FEW, "heir"),
          ("merger", BETWEEN, FEW, "heir"))
 DUETS_WITH_MERGE = (("front", BETWEEN, FEW, "heir"), ("front", BETWEEN, FEW, "heir"), ("front", BETWEEN, MANY, "taker"),
@@ -70,6 +71,7 @@ class Family(Crowd):
         self.writers = [on_old, on_origin, on_calm]
         self.was_merging = rng.random() < 0.5
         delay = rng.choice(SLOW_MS)
+        self.slow = delay / 1000
         if delay:
             self.real.swap(f"0 {SECTORS} delay {self.disk.dev} 0 0 {self.disk.dev} 0 {delay}")
         if self.was_merging:
