@@ -72,11 +72,17 @@ class Family(Crowd):
         self.was_merging = rng.random() < 0.5
         delay = rng.choice(SLOW_MS)
         self.slow = delay / 1000
+        if self.was_merging:
+            fails = rng.random() < 0.7  # then there is something left to be merged when the table is resumed
+            if fails:
+                self.real.swap(f"0 {SECTORS} flakey {self.disk.dev} 0 0 1 1 error_writes")
+            self.hand_over()
+            if fails:
+                until_quiet(lambda: merge_end(self.origin.status()), "the merge has failed")
+                self.real.swap(self.fast(), noflush=True)
+            self.writers.remove(on_old)
         if delay:
             self.real.swap(f"0 {SECTORS} delay {self.disk.dev} 0 0 {self.disk.dev} 0 {delay}")
-        if self.was_merging:
-            self.hand_over()
-            self.writers.remove(on_old)
         casts = {"taker": [(named("take", self.take), set()), *self.one_of(rng, 3, *self.controls(lambda: self.new))],
                  "owner": self.one_of(rng, 5, *self.controls(lambda: self.old)),
                  "front": self.controls(lambda: self.origin)[:2] * 6 if self.was_merging and rng.random() < 0.7 else
@@ -194,6 +200,9 @@ class Family(Crowd):
         for owner in owners:
             self.owns(owner, on_old)
         if merging:
+            if merge_end(self.origin.status()) == "Merge failed":
+                self.origin.suspend()
+                self.origin.resume()
             content = self.content(self.origin, SECTORS)
             if on_old:
                 on_old.check(content, "merge")
