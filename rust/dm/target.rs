@@ -171,14 +171,16 @@ impl New<'_> {
 
     /// Makes a client of kcopyd, in the same way. Sleeps.
     pub(crate) fn copy_client(&self) -> Result<CopyClient> {
-        // SAFETY: As above.
+        // SAFETY: The anchor drops the keeper in process context, in the destructor or after a failed
+        // constructor, never from a callback of kcopyd; the module stays while it has targets.
         self.anchor.keep(|| unsafe { CopyClient::make() })
     }
 
     /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is destroyed with the last of
     /// them. Each target that has a use of one must be one of them: else the last one waits for it in its destructor.
     pub(crate) fn share<S: Service>(&self, service: &Kept<S>) -> Result {
-        // SAFETY: As above.
+        // SAFETY: This anchor drops its keeper like that of a service of its own: in process context,
+        // not from a callback of the service, and while the module cannot go.
         self.anchor.keep(|| Ok(((), unsafe { service.keeper() }?)))
     }
 
