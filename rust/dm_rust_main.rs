@@ -2,8 +2,9 @@
 
 //! Device-mapper targets in Rust, in place of the C ones.
 //!
-//! Layers, from below: `bindings` (raw), `sys` and `dm` (safe wrappers, all unsafe code), `logic` (pure decisions and
-//! formats, also compiled and tested on the host), `targets` (what connects them). See `Documentation/design.md`.
+//! Layers, from below: `bindings` (raw), `sys` and `dm` (safe wrappers, all unsafe code), `logic`
+//! (pure decisions and formats, also compiled and tested on the host), `targets` (what connects
+//! them). See `Documentation/design.md`.
 
 #![crate_name = "dm_rust"]
 #![deny(unsafe_code)]

@@ -2,7 +2,8 @@
 
 //! Raw bindings: what `bindgen` made of `bindings_helper.h`.
 //!
-//! Types that the kernel crate binds too are the kernel crate's own. Only `sys` and `dm` may use this module.
+//! Types that the kernel crate binds too are the kernel crate's own. Only `sys` and `dm` may use
+//! this module.
 
 #![allow(
     clippy::all,

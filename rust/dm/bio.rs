@@ -2,14 +2,17 @@
 
 //! Owned bios.
 //!
-//! A [`Bio`] is a value: whoever has it must pass it on exactly once, by submitting, ending or queueing it. If one is
-//! dropped all the same, it ends with an I/O error instead of hanging its submitter for ever.
+//! A [`Bio`] is a value: whoever has it must pass it on exactly once, by submitting, ending or
+//! queueing it. If one is dropped all the same, it ends with an I/O error instead of hanging its
+//! submitter for ever.
 //!
-//! Within `map` and `end_io` a bio comes as [`MapBio`] or [`EndBio`]. Each consuming method returns the token that the
-//! hook must return, so that "what became of the bio" and "what device-mapper is told" cannot differ.
+//! Within `map` and `end_io` a bio comes as [`MapBio`] or [`EndBio`]. Each consuming method returns
+//! the token that the hook must return, so that "what became of the bio" and "what device-mapper is
+//! told" cannot differ.
 //!
-//! A bio goes to devices of its own target only. Those stay open until it has ended: device-mapper destroys no target of
-//! which a bio is under way. A device of another target is refused, for that one may be gone first.
+//! A bio goes to devices of its own target only. Those stay open until it has ended: device-mapper
+//! destroys no target of which a bio is under way. A device of another target is refused, for that
+//! one may be gone first.
 //!
 //! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
 
@@ -68,7 +71,8 @@ impl Status {
     /// The I/O failed (`EIO`).
     pub(crate) const IO_ERROR: Status = Status(bindings::BLK_STS_IOERR);
 
-    /// Goes back to device-mapper, which maps the bio again after the next resume: see [`MapBio::requeue`].
+    /// Goes back to device-mapper, which maps the bio again after the next resume: see
+    /// [`MapBio::requeue`].
     pub(crate) const REQUEUE: Status = Status(bindings::BLK_STS_DM_REQUEUE);
 
     /// Whether this is success.
@@ -84,7 +88,8 @@ impl From<Error> for Status {
     }
 }
 
-/// The memory that a target asks for with each bio: a `D`, and in front of that the target of a bio that was taken.
+/// The memory that a target asks for with each bio: a `D`, and in front of that the target of a bio
+/// that was taken.
 pub(super) const fn bio_data_size<D: PerBio>() -> usize {
     size_of::<D>() + size_of::<NonNull<bindings::dm_target>>()
 }
@@ -95,7 +100,8 @@ pub(super) const fn bio_data_size<D: PerBio>() -> usize {
 ///
 /// - The pointer is to a live bio that nobody else will submit, end or queue, with room of
 ///   [`bio_data_size`] in front of it, in which a `D` stands as soon as [`MapBio::new`] has run.
-/// - Outside of [`MapBio`] and [`EndBio`], the target that device-mapper made the bio for stands in that room.
+/// - Outside of [`MapBio`] and [`EndBio`], the target that device-mapper made the bio for stands in
+///   that room.
 #[must_use = "a bio must be submitted, ended or queued"]
 pub(crate) struct Bio<D: PerBio> {
     raw: NonNull<kb::bio>,
@@ -110,9 +116,11 @@ impl<D: PerBio> Bio<D> {
     ///
     /// # Safety
     ///
-    /// - The bio is live, and one that device-mapper made for a target that asked for [`bio_data_size`] with each.
+    /// - The bio is live, and one that device-mapper made for a target that asked for
+    ///   [`bio_data_size`] with each.
     /// - The caller owns it, and gives that ownership up.
-    /// - Unless the result becomes a part of `MapBio` or `EndBio`, the bio comes from [`into_raw`](Self::into_raw).
+    /// - Unless the result becomes a part of `MapBio` or `EndBio`, the bio comes from
+    ///   [`into_raw`](Self::into_raw).
     unsafe fn from_raw(raw: NonNull<kb::bio>) -> Self {
         // INVARIANT: By the contract.
         Bio {
@@ -147,7 +155,8 @@ impl<D: PerBio> Bio<D> {
         }
     }
 
-    /// Whether this is a flush of the volatile cache. Device-mapper sends flushes as writes without data.
+    /// Whether this is a flush of the volatile cache. Device-mapper sends flushes as writes without
+    /// data.
     pub(crate) fn is_flush(&self) -> bool {
         self.flags() & bindings::REQ_PREFLUSH != 0
     }
@@ -178,8 +187,8 @@ impl<D: PerBio> Bio<D> {
         unsafe { addr_of_mut!((*self.raw.as_ptr()).bi_iter.bi_sector).write_unaligned(sector.0) }
     }
 
-    /// Narrows a bio without data (a discard) to a part of itself. Returns false, and does nothing, for any other bio
-    /// and for a range outside.
+    /// Narrows a bio without data (a discard) to a part of itself. Returns false, and does nothing,
+    /// for any other bio and for a range outside.
     pub(crate) fn narrow(&mut self, start: Sector, len: Sectors) -> bool {
         let (old_start, old_len) = (self.sector(), self.sectors());
         let inside = match (
@@ -202,11 +211,13 @@ impl<D: PerBio> Bio<D> {
     }
 
     fn data(&self) -> *mut D {
-        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for this size.
+        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for
+        // this size.
         unsafe { bindings::dm_per_bio_data(self.raw.as_ptr(), size_of::<D>()) }.cast()
     }
 
-    /// The target's own data of this bio, as it was last set since it came to `map`; zeros if it was not.
+    /// The target's own data of this bio, as it was last set since it came to `map`; zeros if it
+    /// was not.
     pub(crate) fn per_bio(&self) -> D {
         // SAFETY: By the invariant there is a `D`, ours while we have the bio.
         unsafe { self.data().read_unaligned() }
@@ -219,7 +230,8 @@ impl<D: PerBio> Bio<D> {
     }
 
     fn owner(&self) -> *mut NonNull<bindings::dm_target> {
-        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for this size.
+        // SAFETY: By the invariant the bio is one of device-mapper's, for a target that asked for
+        // this size.
         unsafe { bindings::dm_per_bio_data(self.raw.as_ptr(), bio_data_size::<D>()) }.cast()
     }
 
@@ -232,17 +244,19 @@ impl<D: PerBio> Bio<D> {
 
     /// Whether a device is one of the bio's own target. Not within a hook.
     fn is_for(&self, device: &Device) -> bool {
-        // SAFETY: By the invariant the target of the bio stands there: hooks give bios away only by `owned_by`.
+        // SAFETY: By the invariant the target of the bio stands there: hooks give bios away only by
+        // `owned_by`.
         unsafe { self.owner().read_unaligned() == device.target() }
     }
 
-    /// Sends the bio to a device; its end comes to the target's `end_io` hook. A device of another target is refused: then the
-    /// bio ends with an I/O error.
+    /// Sends the bio to a device; its end comes to the target's `end_io` hook. A device of another
+    /// target is refused: then the bio ends with an I/O error.
     ///
-    /// Process context; may sleep for a request of the device below, even if the bio asked not to wait. Not from within
-    /// `map`: use [`MapBio::remap`].
+    /// Process context; may sleep for a request of the device below, even if the bio asked not to
+    /// wait. Not from within `map`: use [`MapBio::remap`].
     ///
-    /// Whom the I/O is charged to is not the thread that does this, but who sent the bio to the mapped device.
+    /// Whom the I/O is charged to is not the thread that does this, but who sent the bio to the
+    /// mapped device.
     pub(crate) fn submit(self, device: &Device) {
         if !self.is_for(device) {
             stray();
@@ -250,8 +264,8 @@ impl<D: PerBio> Bio<D> {
         }
         // SAFETY: By the invariant the bio is live and ours alone.
         unsafe { (*self.raw.as_ptr()).bi_opf &= !bindings::REQ_NOWAIT };
-        // SAFETY: The bio is live, was taken from device-mapper, and passes to the block layer. The device stays open until it
-        // has ended: both are the same target's.
+        // SAFETY: The bio is live, was taken from device-mapper, and passes to the block layer. The
+        // device stays open until it has ended: both are the same target's.
         unsafe { bindings::dmr_bio_submit(self.into_raw().as_ptr(), device.raw_bdev()) }
     }
 
@@ -288,7 +302,8 @@ pub(crate) trait PerBio: FromZeros + Copy + Send + 'static {}
 
 impl<D: FromZeros + Copy + Send + 'static> PerBio for D {}
 
-/// What `map` tells device-mapper. Made only by consuming the call's [`MapBio`]; `'a` ties it to that call.
+/// What `map` tells device-mapper. Made only by consuming the call's [`MapBio`]; `'a` ties it to
+/// that call.
 #[must_use = "the map hook returns it"]
 pub(crate) struct Mapped<'a> {
     code: kernel::ffi::c_int,
@@ -325,10 +340,12 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     ///
     /// # Safety
     ///
-    /// - `raw` and `target` are the arguments of a `map` callback; the target asked for [`bio_data_size`].
+    /// - `raw` and `target` are the arguments of a `map` callback; the target asked for
+    ///   [`bio_data_size`].
     /// - The token made from it becomes the callback's result.
     pub(super) unsafe fn new(raw: NonNull<kb::bio>, target: NonNull<bindings::dm_target>) -> Self {
-        // SAFETY: Device-mapper lends a live target to the callback; start and numbers of a live one do not change.
+        // SAFETY: Device-mapper lends a live target to the callback; start and numbers of a live
+        // one do not change.
         let (begin, discards) = unsafe {
             (
                 (*target.as_ptr()).begin,
@@ -352,10 +369,11 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         }
     }
 
-    /// Keeps only the first `sectors`, and at least one; device-mapper sends the rest as another bio.
+    /// Keeps only the first `sectors`, and at least one; device-mapper sends the rest as another
+    /// bio.
     ///
-    /// For reads, writes and discards. More than there is changes nothing; and so it is for a bio that is one of several of
-    /// a request, which cannot be cut.
+    /// For reads, writes and discards. More than there is changes nothing; and so it is for a bio
+    /// that is one of several of a request, which cannot be cut.
     pub(crate) fn accept(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
         let sectors = sectors.max(Sectors(1));
@@ -364,8 +382,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         }
         // CAST: Less than the bio's own length, which is below 2^23 sectors.
         let kept = sectors.0 as kernel::ffi::c_uint;
-        // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares that), not zoned, and not
-        // one of several of a request; `kept` is less than its length.
+        // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares
+        // that), not zoned, and not one of several of a request; `kept` is less than its length.
         unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
     }
 
@@ -374,7 +392,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         self.bio.set_sector(sector)
     }
 
-    /// Which of the bios it is that device-mapper made of one request, for targets that ask for several.
+    /// Which of the bios it is that device-mapper made of one request, for targets that ask for
+    /// several.
     pub(crate) fn copy_number(&self) -> u32 {
         // SAFETY: The bio is one of device-mapper's.
         unsafe { bindings::dm_bio_get_target_bio_nr(self.bio.raw.as_ptr()) }
@@ -385,15 +404,15 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         self.bio.set_per_bio(value)
     }
 
-    /// Passes the bio on to a device at its present sector. The way of nearly every bio: one crossing into C. A device of
-    /// another target is refused, as by [`Bio::submit`].
+    /// Passes the bio on to a device at its present sector. The way of nearly every bio: one
+    /// crossing into C. A device of another target is refused, as by [`Bio::submit`].
     pub(crate) fn remap(self, device: &Device) -> Mapped<'a> {
         if self.target != device.target() {
             stray();
             return self.end(Status::IO_ERROR);
         }
-        // SAFETY: The bio is live. Device-mapper submits it when the callback returns. The device stays open until it has
-        // ended: both are the same target's.
+        // SAFETY: The bio is live. Device-mapper submits it when the callback returns. The device
+        // stays open until it has ended: both are the same target's.
         unsafe { bindings::dmr_bio_set_dev(self.bio.into_raw().as_ptr(), device.raw_bdev()) };
         Mapped::new(bindings::DM_MAPIO_REMAPPED)
     }
@@ -410,8 +429,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         Mapped::new(bindings::DM_MAPIO_KILL)
     }
 
-    /// Hands the bio back to device-mapper, which maps it again after the next resume. Only while the device is being
-    /// suspended without flushing; otherwise device-mapper fails it.
+    /// Hands the bio back to device-mapper, which maps it again after the next resume. Only while
+    /// the device is being suspended without flushing; otherwise device-mapper fails it.
     pub(crate) fn requeue(self) -> Mapped<'a> {
         let _ = self.bio.into_raw();
         Mapped::new(bindings::DM_MAPIO_REQUEUE)
@@ -424,7 +443,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     }
 }
 
-// No `DerefMut`: it would let a target swap the bio of the call for another one, behind device-mapper's back.
+// No `DerefMut`: it would let a target swap the bio of the call for another one, behind
+// device-mapper's back.
 impl<D: PerBio> Deref for MapBio<'_, D> {
     type Target = Bio<D>;
 
@@ -471,7 +491,8 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     ///
     /// # Safety
     ///
-    /// - `raw` and `target` are the arguments of an `end_io` callback; the target asked for [`bio_data_size`].
+    /// - `raw` and `target` are the arguments of an `end_io` callback; the target asked for
+    ///   [`bio_data_size`].
     /// - The token made from it becomes the callback's result.
     pub(super) unsafe fn new(
         raw: NonNull<kb::bio>,
@@ -498,8 +519,8 @@ impl<'a, D: PerBio> EndBio<'a, D> {
         self.bio.is_fua()
     }
 
-    /// Whether the bio asked for a flush. The block layer takes that off one that a device without a volatile cache has had
-    /// nothing to do for.
+    /// Whether the bio asked for a flush. The block layer takes that off one that a device without
+    /// a volatile cache has had nothing to do for.
     pub(crate) fn is_flush(&self) -> bool {
         self.bio.is_flush()
     }

@@ -85,7 +85,8 @@ impl Copied {
         let known = writes_failed & all;
         Copied {
             read_failed,
-            // An error without a destination is one of all of them, so a copy with an unknown end has a failed one too.
+            // An error without a destination is one of all of them, so a copy with an unknown end
+            // has a failed one too.
             writes_failed: if writes_failed != 0 && known == 0 {
                 all
             } else {
@@ -144,7 +145,8 @@ impl Service for Client {
 pub(crate) type CopyClient = Kept<Client>;
 
 impl CopyClient {
-    /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all others. Sleeps.
+    /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all
+    /// others. Sleeps.
     ///
     /// # Safety
     ///
@@ -205,13 +207,14 @@ impl CopyClient {
             *to = region(destination, len);
             count = count.saturating_add(1);
         }
-        // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would go on for the other destinations, but after an error of
-        // the source too: then it writes pages that nobody has filled.
+        // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would go on for the other
+        // destinations, but after an error of the source too: then it writes pages that nobody has
+        // filled.
         let flags = 0;
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
         let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
-        // SAFETY: The client is live. The devices are open until the callback: the job owns what keeps them so, and nobody
-        // else has it. kcopyd copies the regions.
+        // SAFETY: The client is live. The devices are open until the callback: the job owns what
+        // keeps them so, and nobody else has it. kcopyd copies the regions.
         unsafe {
             match from {
                 Some(mut from) => bindings::dm_kcopyd_copy(

@@ -2,8 +2,9 @@
 
 //! Devices that a target uses, and the target's own handle.
 //!
-//! Both point into structures of device-mapper that die when the target's destructor returns. A shared [`Anchor`] counts
-//! them, and the destructor waits for the count to drop to zero: a handle can never outlive what it points to.
+//! Both point into structures of device-mapper that die when the target's destructor returns. A
+//! shared [`Anchor`] counts them, and the destructor waits for the count to drop to zero: a handle
+//! can never outlive what it points to.
 
 use crate::{
     bindings,
@@ -61,14 +62,17 @@ use kernel::{
     }, //
 };
 
-/// What keeps a `struct dm_target` in place while safe code has pointers into it, and closes its devices at the end.
+/// What keeps a `struct dm_target` in place while safe code has pointers into it, and closes its
+/// devices at the end.
 ///
-/// Device-mapper's list of a table's devices has no lock: it counts on constructors and destructors, which it runs one at
-/// a time. So devices are opened only in the constructor ([`New`](super::target::New) cannot leave it), and closed only by
-/// [`close`](Self::close), in the destructor, whichever thread drops a [`Device`].
+/// Device-mapper's list of a table's devices has no lock: it counts on constructors and
+/// destructors, which it runs one at a time. So devices are opened only in the constructor
+/// ([`New`](super::target::New) cannot leave it), and closed only by [`close`](Self::close), in the
+/// destructor, whichever thread drops a [`Device`].
 ///
-/// Of a device the file is kept, never its `dm_dev`: if another line of the table wants more of the device than reading,
-/// device-mapper opens the device again and frees the `dm_dev` that all lines have. Whoever needs one gets it anew.
+/// Of a device the file is kept, never its `dm_dev`: if another line of the table wants more of the
+/// device than reading, device-mapper opens the device again and frees the `dm_dev` that all lines
+/// have. Whoever needs one gets it anew.
 #[pin_data]
 pub(super) struct Anchor {
     ti: NonNull<bindings::dm_target>,
@@ -93,7 +97,8 @@ impl WorkItem for Anchor {
 
     /// Raises an event.
     fn run(this: Arc<Anchor>) {
-        // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as long, and does not change.
+        // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as
+        // long, and does not change.
         unsafe { bindings::dm_table_event((*this.ti.as_ptr()).table) }
     }
 }
@@ -111,7 +116,8 @@ struct Owned {
     next: Option<KBox<Owned>>,
 }
 
-// SAFETY: Pointers that are used as `Anchor` says; the counters and lists have their own synchronisation.
+// SAFETY: Pointers that are used as `Anchor` says; the counters and lists have their own
+// synchronisation.
 unsafe impl Send for Anchor {}
 // SAFETY: As above.
 unsafe impl Sync for Anchor {}
@@ -121,7 +127,8 @@ impl Anchor {
     ///
     /// # Safety
     ///
-    /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is called.
+    /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is
+    /// called.
     pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
         let new = pin_init!(Anchor {
             ti,
@@ -139,7 +146,8 @@ impl Anchor {
         AnchorUser(self.clone())
     }
 
-    /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which drops the keeper. Sleeps.
+    /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which
+    /// drops the keeper. Sleeps.
     pub(super) fn keep<R, S: Service>(
         &self,
         make: impl FnOnce() -> Result<(R, Keeper<S>)>,
@@ -154,8 +162,8 @@ impl Anchor {
         Ok(made)
     }
 
-    /// Waits until nothing points into the target any more, and nothing runs that it has started; then closes its devices.
-    /// Sleeps.
+    /// Waits until nothing points into the target any more, and nothing runs that it has started;
+    /// then closes its devices. Sleeps.
     ///
     /// For the constructor that fails, or the destructor.
     pub(super) fn close(self: &Arc<Self>) {
@@ -172,20 +180,22 @@ impl Anchor {
             drop(keeper);
             services = next;
         }
-        // Nobody has a handle any more, so none comes after it. An event that is pending is still raised: the mapped device may
-        // have another table by now, and users wait for it.
+        // Nobody has a handle any more, so none comes after it. An event that is pending is still
+        // raised: the mapped device may have another table by now, and users wait for it.
         queue::flush::<Anchor, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
             let Opened { file, next: rest } = KBox::into_inner(opened);
-            // SAFETY: Opened for this target by `Device::open`, not closed yet, and nobody uses it any more.
+            // SAFETY: Opened for this target by `Device::open`, not closed yet, and nobody uses it
+            // any more.
             unsafe { bindings::dmr_device_close(self.ti.as_ptr(), file.as_ptr()) };
             next = rest;
         }
     }
 }
 
-/// One counted pointer into the target: while it lives, the target stays, and its devices stay open.
+/// One counted pointer into the target: while it lives, the target stays, and its devices stay
+/// open.
 pub(super) struct AnchorUser(Arc<Anchor>);
 
 impl AnchorUser {
@@ -220,18 +230,22 @@ impl Handle {
         unsafe { (*self.0.ti()).table }
     }
 
-    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Any context.
+    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Any
+    /// context.
     ///
-    /// By a work item, for raising one takes a lock of all mapped devices, under which others allocate memory. Not on a queue
-    /// with a rescuer: that one may have to write back what the allocation waits for.
+    /// By a work item, for raising one takes a lock of all mapped devices, under which others
+    /// allocate memory. Not on a queue with a rescuer: that one may have to write back what the
+    /// allocation waits for.
     pub(crate) fn event(&self) {
-        // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the module.
+        // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the
+        // module.
         unsafe { queue::enqueue_on_system::<Anchor, 0>(self.0 .0.clone()) }
     }
 
     /// The identity of the mapped device: equal for all tables of one device. Any context.
     pub(crate) fn mapped_device(&self) -> MappedDevice {
-        // SAFETY: The table lives as long as the target; it belongs to one mapped device from its making on.
+        // SAFETY: The table lives as long as the target; it belongs to one mapped device from its
+        // making on.
         MappedDevice(unsafe { bindings::dm_table_get_md(self.table()) } as usize)
     }
 
@@ -385,7 +399,8 @@ impl Device {
         to_result(unsafe { kb::blkdev_issue_flush(self.raw_bdev()) })
     }
 
-    /// Makes a range read as zeros, as the device does it best. Not durable by itself. Sleeps for I/O.
+    /// Makes a range read as zeros, as the device does it best. Not durable by itself. Sleeps for
+    /// I/O.
     pub(crate) fn zero(&self, start: Sector, len: Sectors) -> Result {
         let flags = bindings::DMR_GFP_NOIO;
         // SAFETY: The block device is open.

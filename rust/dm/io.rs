@@ -125,7 +125,8 @@ impl Transfer {
     }
 }
 
-/// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the transfer has ended.
+/// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the
+/// transfer has ended.
 pub(crate) trait IoDone: Send + Sized + 'static {
     /// The memory of the transfer.
     fn pages(&mut self) -> &mut Pages;
@@ -304,7 +305,8 @@ impl IoClient {
         self.transfer_bytes(what, device, start, &mut buffer.0)
     }
 
-    /// Transfers some sectors of a buffer and waits for it. Sleeps for I/O. Refuses what the buffer does not have.
+    /// Transfers some sectors of a buffer and waits for it. Sleeps for I/O. Refuses what the buffer
+    /// does not have.
     pub(crate) fn transfer_part(
         &self,
         what: Transfer,
@@ -316,8 +318,8 @@ impl IoClient {
         self.transfer_bytes(what, device, start, buffer.part(part)?)
     }
 
-    /// Makes a range read as zeros, as the device does it best; `zeros` is what to write if it cannot by itself. Not durable.
-    /// Sleeps for I/O, and needs no memory but the client's reserve.
+    /// Makes a range read as zeros, as the device does it best; `zeros` is what to write if it
+    /// cannot by itself. Not durable. Sleeps for I/O, and needs no memory but the client's reserve.
     pub(crate) fn zero(
         &self,
         device: &Device,
@@ -368,7 +370,8 @@ impl IoClient {
     ///
     /// # Safety
     ///
-    /// The memory is at least as large as the extent, unless the request has no data, and stays until this returns.
+    /// The memory is at least as large as the extent, unless the request has no data, and stays
+    /// until this returns.
     unsafe fn wait(
         &self,
         what: Transfer,
@@ -390,12 +393,14 @@ impl IoClient {
         }
     }
 
-    /// Starts to read some sectors of a buffer; [`drain_reads`](Self::drain_reads) tells how it went. Process context, sleeps
-    /// at most for memory of the client's reserve. Refuses what the buffer does not have.
+    /// Starts to read some sectors of a buffer; [`drain_reads`](Self::drain_reads) tells how it
+    /// went. Process context, sleeps at most for memory of the client's reserve. Refuses what the
+    /// buffer does not have.
     ///
     /// # Safety
     ///
-    /// The memory of the buffer stays, and nobody uses these sectors, until the client is drained or dropped.
+    /// The memory of the buffer stays, and nobody uses these sectors, until the client is drained
+    /// or dropped.
     pub(super) unsafe fn read(
         &self,
         device: &Device,
@@ -431,8 +436,8 @@ impl IoClient {
         })
     }
 
-    /// Waits until all requests have ended, and tells whether all that were made by [`read`](Self::read) went well since it
-    /// was called last. Sleeps.
+    /// Waits until all requests have ended, and tells whether all that were made by
+    /// [`read`](Self::read) went well since it was called last. Sleeps.
     pub(super) fn drain_reads(&self) -> Result {
         self.flying.drain();
         if self.flying.failed.xchg(false, Relaxed) {
@@ -441,7 +446,8 @@ impl IoClient {
         Ok(())
     }
 
-    /// Starts to transfer the context's pages. Process context, sleeps at most for memory of the client's reserve.
+    /// Starts to transfer the context's pages. Process context, sleeps at most for memory of the
+    /// client's reserve.
     ///
     /// Devices of another target than the client's are refused, with an error.
     pub(crate) fn submit<C: IoDone>(
@@ -501,8 +507,8 @@ impl IoClient {
 
     /// # Safety
     ///
-    /// The memory is at least as large as the extent. It stays, and nobody else uses it, until the I/O has ended: when
-    /// this returns if there is no callback, else when the callback is called.
+    /// The memory is at least as large as the extent. It stays, and nobody else uses it, until the
+    /// I/O has ended: when this returns if there is no callback, else when the callback is called.
     unsafe fn start(
         &self,
         what: Transfer,
@@ -527,8 +533,8 @@ impl IoClient {
             client: self.raw.as_ptr(),
         };
         let unsupported = core::ptr::null_mut();
-        // SAFETY: The client is live, the device open, request and region are copied; the memory is by this function's
-        // contract.
+        // SAFETY: The client is live, the device open, request and region are copied; the memory is
+        // by this function's contract.
         to_result(unsafe { bindings::dm_io(&mut request, 1, &mut region, failed, unsupported, 0) })
     }
 }

@@ -15,8 +15,8 @@ macro_rules! read {
     ($limits:expr, $field:ident) => {{
         // SAFETY: By the contract of `StackedLimits::new` the limits exist.
         let field = unsafe { addr_of!((*$limits.limits).$field) };
-        // SAFETY: The pointer is to a field of live limits: an aligned word, every value of which is
-        // valid.
+        // SAFETY: The pointer is to a field of live limits: an aligned word, every value of which
+        // is valid.
         unsafe { field.read_volatile() }
     }};
 }

@@ -101,7 +101,8 @@ pub(crate) struct PagePool {
 }
 
 impl PagePool {
-    /// Makes a pool that always has room for `reserve` of data in all, and for up to `most` if there is memory. Sleeps.
+    /// Makes a pool that always has room for `reserve` of data in all, and for up to `most` if
+    /// there is memory. Sleeps.
     pub(crate) fn new(reserve: Sectors, most: Sectors) -> Result<Arc<Self>> {
         let size = Self::pages(reserve)?;
         let most = Self::pages(most)?.max(size);
@@ -127,9 +128,11 @@ impl PagePool {
         Ok(usize::try_from(bytes)?.div_ceil(PAGE_SIZE))
     }
 
-    /// Takes pages for so much data: all, or none if there is no memory just now, or too much has been taken.
+    /// Takes pages for so much data: all, or none if there is no memory just now, or too much has
+    /// been taken.
     ///
-    /// If nobody else has any, it succeeds for as much as the reserve is for. Any context; never waits.
+    /// If nobody else has any, it succeeds for as much as the reserve is for. Any context; never
+    /// waits.
     pub(crate) fn take(self: &Arc<Self>, sectors: Sectors) -> Option<Pages> {
         let wanted = Self::pages(sectors).ok()?;
         let mut stack = Stack::default();

@@ -36,10 +36,11 @@ impl Batch {
     }
 }
 
-/// Reads pieces of a device, which may lie anywhere, in their order; `place` says where the n-th is, `None` behind the last.
+/// Reads pieces of a device, which may lie anywhere, in their order; `place` says where the n-th
+/// is, `None` behind the last.
 ///
-/// While the pieces of one batch are looked at, the next batch is read, which has twice as many. A piece that cannot be read
-/// is an error only when it is its turn.
+/// While the pieces of one batch are looked at, the next batch is read, which has twice as many. A
+/// piece that cannot be read is an error only when it is its turn.
 pub(crate) struct Reader<'a, F> {
     // Dropped first: it waits for what is being read.
     io: IoClient,
@@ -124,7 +125,8 @@ impl<'a, F: Fn(u64) -> Option<Sector>> Reader<'a, F> {
             let numbers = first..first.saturating_add(most.into());
             for start in numbers.map_while(&self.place) {
                 let part = self.part(batch.pieces);
-                // SAFETY: The buffer stays in `coming` until the client is drained, by `turn` or when it is dropped.
+                // SAFETY: The buffer stays in `coming` until the client is drained, by `turn` or
+                // when it is dropped.
                 result = unsafe { self.io.read(self.device, start, &mut batch.buffer, part) };
                 if result.is_err() {
                     break;

@@ -19,8 +19,8 @@ pub(crate) enum StatusKind {
     Ima,
 }
 
-/// Where the text of a hook goes. What does not fit is cut off: device-mapper sees a full buffer, and user space asks again with
-/// a larger one. So writing never fails for the hook.
+/// Where the text of a hook goes. What does not fit is cut off: device-mapper sees a full buffer,
+/// and user space asks again with a larger one. So writing never fails for the hook.
 pub(crate) struct StatusBuf<'a>(&'a mut dyn fmt::Write);
 
 impl<'a> StatusBuf<'a> {

@@ -2,11 +2,12 @@
 
 //! Targets: the hooks of device-mapper as a Rust trait, and their registration.
 //!
-//! A target has two lives. While its constructor runs it is a [`New`]: exclusive, in process context, free to sleep and to
-//! fail. What the constructor returns is shared: every hook gets `&self` and may run at any time, on any CPU, together with
-//! the others.
+//! A target has two lives. While its constructor runs it is a [`New`]: exclusive, in process
+//! context, free to sleep and to fail. What the constructor returns is shared: every hook gets
+//! `&self` and may run at any time, on any CPU, together with the others.
 //!
-//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h), `struct target_type`
+//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h), `struct
+//! target_type`
 
 use crate::{
     bindings,
@@ -121,7 +122,8 @@ impl<T, E: Into<Error>> Text<T> for Result<T, E> {
 ///
 /// # Invariants
 ///
-/// The constructor of the target is running, in this thread: device-mapper lends the target to nobody else.
+/// The constructor of the target is running, in this thread: device-mapper lends the target to
+/// nobody else.
 pub(crate) struct New<'a> {
     ti: NonNull<bindings::dm_target>,
     anchor: Arc<Anchor>,
@@ -162,25 +164,29 @@ impl New<'_> {
         IoClient::new(self.anchor.user())
     }
 
-    /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper waits for them. Sleeps.
+    /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper
+    /// waits for them. Sleeps.
     pub(crate) fn queue(&self, name: &CStr, place: Place) -> Result<WorkQueue> {
-        // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has failed: in a system call or a work
-        // item of device-mapper, and the module stays loaded as long as it has targets.
+        // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has
+        // failed: in a system call or a work item of device-mapper, and the module stays loaded as
+        // long as it has targets.
         self.anchor.keep(|| unsafe { WorkQueue::make(name, place) })
     }
 
     /// Makes a client of kcopyd, in the same way. Sleeps.
     pub(crate) fn copy_client(&self) -> Result<CopyClient> {
-        // SAFETY: The anchor drops the keeper in process context, in the destructor or after a failed
-        // constructor, never from a callback of kcopyd; the module stays while it has targets.
+        // SAFETY: The anchor drops the keeper in process context, in the destructor or after a
+        // failed constructor, never from a callback of kcopyd; the module stays while it has
+        // targets.
         self.anchor.keep(|| unsafe { CopyClient::make() })
     }
 
-    /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is destroyed with the last of
-    /// them. Each target that has a use of one must be one of them: else the last one waits for it in its destructor.
+    /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is
+    /// destroyed with the last of them. Each target that has a use of one must be one of them: else
+    /// the last one waits for it in its destructor.
     pub(crate) fn share<S: Service>(&self, service: &Kept<S>) -> Result {
-        // SAFETY: This anchor drops its keeper like that of a service of its own: in process context,
-        // not from a callback of the service, and while the module cannot go.
+        // SAFETY: This anchor drops its keeper like that of a service of its own: in process
+        // context, not from a callback of the service, and while the module cannot go.
         self.anchor.keep(|| Ok(((), unsafe { service.keeper() }?)))
     }
 
@@ -221,8 +227,8 @@ impl New<'_> {
         unsafe { (*self.ti.as_ptr()).num_discard_bios = 1 };
     }
 
-    /// Asks for discards, `copies` per request, none crossing a multiple of the largest discard of `io_hints`, if the
-    /// devices below support them.
+    /// Asks for discards, `copies` per request, none crossing a multiple of the largest discard of
+    /// `io_hints`, if the devices below support them.
     pub(crate) fn split_discards(&mut self, copies: u32) {
         // SAFETY: By the invariant the target is live and lent to us.
         let ti = unsafe { self.ti.as_mut() };
@@ -290,7 +296,8 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// What all targets of this type share, perhaps with those of other types.
     type Shared: Send + Sync + 'static;
 
-    /// Makes a target of a table line. Process context, sleeps; the device may be live with another table meanwhile.
+    /// Makes a target of a table line. Process context, sleeps; the device may be live with another
+    /// table meanwhile.
     fn ctr(
         new: &mut New<'_>,
         shared: &Self::Shared,
@@ -299,11 +306,13 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
 
     /// The target is about to go: stop what runs on its own (work items, copies). Sleeps.
     ///
-    /// After it nothing can be enqueued any more, and device-mapper waits for what is pending, and for whoever has a device, the
-    /// handle or a queue of the target. So what is forgotten here makes the destructor slow, and nothing worse.
+    /// After it nothing can be enqueued any more, and device-mapper waits for what is pending, and
+    /// for whoever has a device, the handle or a queue of the target. So what is forgotten here
+    /// makes the destructor slow, and nothing worse.
     fn dtr(_this: &Arc<Self>) {}
 
-    /// Decides on a bio. Process context, may sleep if that is certain to end without this target's help.
+    /// Decides on a bio. Process context, may sleep if that is certain to end without this target's
+    /// help.
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Self::PerBio>) -> Mapped<'a>;
 
     /// A mapped or submitted bio has ended. Any context, hard interrupts included.
@@ -328,7 +337,8 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// I/O starts. Sleeps.
     fn resume(_this: ArcBorrow<'_, Self>) {}
 
-    /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things alone.
+    /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things
+    /// alone.
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
 
     /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
@@ -360,7 +370,8 @@ pub(crate) struct Registration<T: Target> {
     shared: T::Shared,
 }
 
-// SAFETY: The registration is only touched when it is made and dropped; device-mapper has its own lock for the list.
+// SAFETY: The registration is only touched when it is made and dropped; device-mapper has its own
+// lock for the list.
 unsafe impl<T: Target> Send for Registration<T> {}
 // SAFETY: As above.
 unsafe impl<T: Target> Sync for Registration<T> {}
@@ -374,7 +385,8 @@ impl<T: Target> Registration<T> {
         try_pin_init!(Self {
             shared,
             inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
-                // SAFETY: The slot can be written and stays where it is until `drop` unregisters it.
+                // SAFETY: The slot can be written and stays where it is until `drop` unregisters
+                // it.
                 unsafe { slot.write(Self::table(module)) };
                 // SAFETY: The type is complete and pinned.
                 let result = to_result(unsafe { bindings::dm_register_target(slot) });
@@ -465,7 +477,8 @@ impl<T: Target> Registration<T> {
             let anchor = unsafe { Anchor::new(ti) }?;
             // SAFETY: The type of a target is set before its constructor runs.
             let kind = unsafe { (*ti.as_ptr()).type_ };
-            // SAFETY: The type is the `inner` of a registration of this `T`, which outlives its tables.
+            // SAFETY: The type is the `inner` of a registration of this `T`, which outlives its
+            // tables.
             let this = unsafe { &*container_of!(Opaque::cast_from(kind), Self, inner) };
             // SAFETY: Device-mapper keeps the words until the constructor returns.
             let words = unsafe { Words::new(argc, argv) };
@@ -515,7 +528,8 @@ impl<T: Target> Registration<T> {
     ///
     /// # Safety
     ///
-    /// `ti` is the argument of a hook other than the constructor, and `'a` ends before the hook returns.
+    /// `ti` is the argument of a hook other than the constructor, and `'a` ends before the hook
+    /// returns.
     unsafe fn target<'a>(ti: *mut bindings::dm_target) -> ArcBorrow<'a, T> {
         // SAFETY: The constructor stored a `Private<T>`, which stays until the destructor.
         let private: &'a Private<T> = unsafe { <KBox<Private<T>>>::borrow((*ti).private) };
@@ -530,7 +544,8 @@ impl<T: Target> Registration<T> {
         let raw = unsafe { NonNull::new_unchecked(bio) };
         // SAFETY: Device-mapper passes a live target, never null.
         let target = unsafe { NonNull::new_unchecked(ti) };
-        // SAFETY: The arguments of this `map`; its token is the result, and the constructor asked for that size.
+        // SAFETY: The arguments of this `map`; its token is the result, and the constructor asked
+        // for that size.
         let bio = unsafe { MapBio::<T::PerBio>::new(raw, target) };
         // SAFETY: In a hook.
         T::map(unsafe { Self::target(ti) }, bio).code()
@@ -548,7 +563,8 @@ impl<T: Target> Registration<T> {
         let raw = unsafe { NonNull::new_unchecked(bio) };
         // SAFETY: Device-mapper passes a live target, never null.
         let target = unsafe { NonNull::new_unchecked(ti) };
-        // SAFETY: The arguments of this `end_io`; its token is the result, and the constructor asked for that size.
+        // SAFETY: The arguments of this `end_io`; its token is the result, and the constructor
+        // asked for that size.
         let bio = unsafe { EndBio::<T::PerBio>::new(raw, target, *status) };
         // SAFETY: In a hook.
         let (code, new) = T::end_io(unsafe { Self::target(ti) }, bio).into_parts();
@@ -649,8 +665,8 @@ impl<T: Target> Registration<T> {
             if text.is_empty() {
                 return Ok(0);
             }
-            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes, and the text is shorter. It may lie over the words, but
-            // nobody has those any more.
+            // SAFETY: Device-mapper passes a buffer of `maxlen` bytes, and the text is shorter. It
+            // may lie over the words, but nobody has those any more.
             unsafe {
                 result.copy_from_nonoverlapping(text.as_ptr(), text.len());
                 result.add(text.len()).write(0);

@@ -2,8 +2,8 @@
 
 //! Counters of what comes and goes.
 //!
-//! None of them can fall below zero unless there is a bug. Then the kernel warns, once, which fails a run of the debug
-//! kernels; and the counter stays where it is.
+//! None of them can fall below zero unless there is a bug. Then the kernel warns, once, which fails
+//! a run of the debug kernels; and the counter stays where it is.
 
 use crate::env::miscounted;
 

@@ -12,7 +12,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// An open block device, without an exclusive claim: device-mapper's own claim stays in force beside it.
+/// An open block device, without an exclusive claim: device-mapper's own claim stays in force
+/// beside it.
 pub(crate) struct BlockDevice(NonNull<kb::file>);
 
 // SAFETY: An open block device file may be used and closed from any thread.

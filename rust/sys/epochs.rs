@@ -2,17 +2,18 @@
 
 //! Counting what is in flight by epoch, without a shared cache line.
 //!
-//! There are two epochs; one is the present one. What enters is counted in it, on this CPU's counter, and leaves the
-//! same epoch later, on whatever CPU. To wait until all is over that began before a moment, make the other epoch the
-//! present one and [drain](Epochs::drain) the old:
+//! There are two epochs; one is the present one. What enters is counted in it, on this CPU's
+//! counter, and leaves the same epoch later, on whatever CPU. To wait until all is over that began
+//! before a moment, make the other epoch the present one and [drain](Epochs::drain) the old:
 //!
 //! ```text
 //!  enter:  [ read the epoch, count ]          (one step: preemption is off)
 //!  drain:    switch ... grace period ... wait until the old sum is zero
 //! ```
 //!
-//! After the grace period whoever read the old epoch has counted itself, so the old sum can only fall. Reading the
-//! counters of the CPUs one by one is then exact: a sum of zero was true when the last one was read.
+//! After the grace period whoever read the old epoch has counted itself, so the old sum can only
+//! fall. Reading the counters of the CPUs one by one is then exact: a sum of zero was true when the
+//! last one was read.
 
 use crate::bindings;
 use core::ptr::NonNull;
@@ -99,8 +100,8 @@ impl Epochs {
         unsafe { bindings::dmr_epochs_set(self.0.as_ptr(), epoch.0) }
     }
 
-    /// Waits until nothing of an epoch, which is not the present one, is in flight. `EINTR` if the thread is killed.
-    /// One caller at a time. Sleeps.
+    /// Waits until nothing of an epoch, which is not the present one, is in flight. `EINTR` if the
+    /// thread is killed. One caller at a time. Sleeps.
     pub(crate) fn drain(&self, epoch: Epoch) -> Result {
         // SAFETY: The counters live as long as `self`; an epoch is 0 or 1.
         to_result(unsafe { bindings::dmr_epochs_drain(self.0.as_ptr(), epoch.0) })

@@ -21,21 +21,23 @@ pub(crate) struct IrqSave;
 
 /// Data behind a spinlock that can be taken in any context, hard interrupts included.
 ///
-/// While a guard lives, interrupts are off on this CPU: hold it shortly, never sleep, allocate or free `KVVec`s.
-/// Guards restore the interrupt state by value, so nested guards must drop in the reverse order of taking.
+/// While a guard lives, interrupts are off on this CPU: hold it shortly, never sleep, allocate or
+/// free `KVVec`s. Guards restore the interrupt state by value, so nested guards must drop in the
+/// reverse order of taking.
 pub(crate) type IrqLock<T> = Lock<T, IrqSave>;
 
 /// A held [`IrqLock`].
 pub(crate) type IrqGuard<'a, T> = Guard<'a, T, IrqSave>;
 
-// SAFETY: `spin_lock_irqsave` gives exclusive ownership until `spin_unlock_irqrestore`, and the default `relock` locks
-// with the same function again and stores the new flags.
+// SAFETY: `spin_lock_irqsave` gives exclusive ownership until `spin_unlock_irqrestore`, and the
+// default `relock` locks with the same function again and stores the new flags.
 unsafe impl Backend for IrqSave {
     type State = kb::spinlock_t;
     type GuardState = kernel::ffi::c_ulong;
 
     unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut kb::lock_class_key) {
-        // SAFETY: By this function's contract `ptr` can be written, and `name` and `key` live for ever.
+        // SAFETY: By this function's contract `ptr` can be written, and `name` and `key` live for
+        // ever.
         unsafe { kb::__spin_lock_init(ptr, name, key) }
     }
 
@@ -58,7 +60,8 @@ unsafe impl Backend for IrqSave {
 
     #[inline]
     unsafe fn unlock(ptr: *mut Self::State, guard_state: &Self::GuardState) {
-        // SAFETY: By this function's contract the caller owns the lock, and the state is what `lock` returned.
+        // SAFETY: By this function's contract the caller owns the lock, and the state is what
+        // `lock` returned.
         unsafe { bindings::dmr_spin_unlock_irqrestore(ptr, *guard_state) }
     }
 

@@ -2,10 +2,11 @@
 
 //! Services of the kernel that run code of the module: workqueues, clients of kcopyd.
 //!
-//! Such a service must be destroyed before the module can go, and not by code that it runs itself: that would wait for its
-//! own end. With counted references alone, whoever drops the last one decides when and where. So a service has two kinds of
-//! owners. A [`Kept`] uses it, may be cloned and dropped anywhere, and destroys nothing. A [`Keeper`] is held by what has a
-//! destructor in process context; the last one waits there until no user is left, then destroys the service.
+//! Such a service must be destroyed before the module can go, and not by code that it runs itself:
+//! that would wait for its own end. With counted references alone, whoever drops the last one
+//! decides when and where. So a service has two kinds of owners. A [`Kept`] uses it, may be cloned
+//! and dropped anywhere, and destroys nothing. A [`Keeper`] is held by what has a destructor in
+//! process context; the last one waits there until no user is left, then destroys the service.
 
 use crate::sys::wait::{
     new_wait_queue,
@@ -31,7 +32,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// Called once, not from one of its own callbacks; nobody uses the service at the same time, or after it.
+    /// Called once, not from one of its own callbacks; nobody uses the service at the same time, or
+    /// after it.
     unsafe fn destroy(&self);
 }
 
@@ -63,7 +65,8 @@ impl<S: Service> Kept<S> {
     ///
     /// # Safety
     ///
-    /// The keeper is dropped before the module can go, in process context, and not by a callback of the service.
+    /// The keeper is dropped before the module can go, in process context, and not by a callback of
+    /// the service.
     pub(crate) unsafe fn new(make: impl FnOnce() -> Result<S>) -> Result<(Self, Keeper<S>)> {
         let inner = Arc::pin_init(
             try_pin_init!(Inner {
@@ -138,8 +141,8 @@ impl<S: Service> Keeper<S> {
 
 /// A [`Keeper`] of any service.
 pub(crate) trait Keep: Send {
-    /// Counts the keeper out. If it was the last one, nothing new begins, so that users which go on by themselves come to an
-    /// end. Dropping it does so too, and then waits for them.
+    /// Counts the keeper out. If it was the last one, nothing new begins, so that users which go on
+    /// by themselves come to an end. Dropping it does so too, and then waits for them.
     fn resign(&mut self);
 }
 
@@ -162,8 +165,8 @@ impl<S: Service> Drop for Keeper<S> {
         }
         let users = &self.inner.users;
         self.inner.unused.wait_until(|| users.load(Acquire) == 0);
-        // SAFETY: By the contract of whoever made it, not in a callback. No use is left, hence none is made either; and there
-        // is but one last keeper.
+        // SAFETY: By the contract of whoever made it, not in a callback. No use is left, hence none
+        // is made either; and there is but one last keeper.
         unsafe { self.inner.service.destroy() }
     }
 }

@@ -23,7 +23,8 @@ pub(crate) enum Level {
     Info,
 }
 
-/// Prints one line; the end of the line is added here. `prefix` ends in a nul byte; use the macros [`err!`], [`warn!`] and [`info!`]. Any context.
+/// Prints one line; the end of the line is added here. `prefix` ends in a nul byte; use the macros
+/// [`err!`], [`warn!`] and [`info!`]. Any context.
 pub(crate) fn write(level: Level, prefix: &'static core::ffi::CStr, args: fmt::Arguments<'_>) {
     let format = match level {
         Level::Error => &print::format_strings::ERR,

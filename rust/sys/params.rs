@@ -16,7 +16,8 @@ use kernel::prelude::*;
 
 /// The names in the parameter `targets`; none if the user named none.
 fn names() -> impl Iterator<Item = &'static [u8]> {
-    // SAFETY: The helper returns the parameter's string, never null, that lives as long as the module and is read-only.
+    // SAFETY: The helper returns the parameter's string, never null, that lives as long as the
+    // module and is read-only.
     let list = unsafe { c_string(bindings::dmr_param_targets()) };
     bytes(list)
         .split(|&c| c == b',')
@@ -45,14 +46,15 @@ pub(crate) fn check_targets(exists: impl Fn(&[u8]) -> bool) -> Result {
     Ok(())
 }
 
-/// The share of the time, in percent, that the hydration of a clone may use; more than 100 means the same as 100.
+/// The share of the time, in percent, that the hydration of a clone may use; more than 100 means
+/// the same as 100.
 pub(crate) fn hydration_throttle() -> u32 {
     // SAFETY: No preconditions.
     unsafe { bindings::dmr_param_clone_throttle() }
 }
 
-/// How many chunks a snapshot may be copying before writers have to wait: the parameter `snapshot_cow_threshold`. Any
-/// context.
+/// How many chunks a snapshot may be copying before writers have to wait: the parameter
+/// `snapshot_cow_threshold`. Any context.
 pub(crate) fn snapshot_threshold() -> u32 {
     // SAFETY: No preconditions.
     unsafe { bindings::dmr_param_snapshot_threshold() }

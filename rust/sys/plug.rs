@@ -5,7 +5,8 @@
 use crate::bindings;
 use kernel::ffi::c_void;
 
-/// Calls `body`; requests that it submits may be held back, and merged, until it returns or sleeps. Process context.
+/// Calls `body`; requests that it submits may be held back, and merged, until it returns or sleeps.
+/// Process context.
 pub(crate) fn plugged<F: FnOnce()>(body: F) {
     /// # Safety
     ///

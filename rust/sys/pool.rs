@@ -54,12 +54,14 @@ impl<T> Pool<T> {
 
     /// Allocates for `value`; waits for an element to be returned if need be, without starting I/O.
     ///
-    /// Process context, may sleep. The caller must not hold elements that only its own progress would return.
+    /// Process context, may sleep. The caller must not hold elements that only its own progress
+    /// would return.
     pub(crate) fn boxed(self: &Arc<Self>, value: T) -> PoolBox<T> {
         loop {
             // SAFETY: The pool is live.
             let raw = unsafe { bindings::dmr_mempool_alloc_noio(self.raw.as_ptr()) };
-            // With flags that allow sleeping a mempool never returns null; if it did, asking again is right too.
+            // With flags that allow sleeping a mempool never returns null; if it did, asking again
+            // is right too.
             if let Some(slot) = NonNull::new(raw.cast()) {
                 return PoolBox::init(self, slot, value);
             }
@@ -91,7 +93,8 @@ impl<T> Drop for Pool<T> {
 /// The pointer is to an initialised element of the pool it names, owned by this box.
 pub(crate) struct PoolBox<T>(NonNull<Element<T>>);
 
-// SAFETY: The box owns its value, so it moves between threads as the value does; the pool is thread-safe.
+// SAFETY: The box owns its value, so it moves between threads as the value does; the pool is
+// thread-safe.
 unsafe impl<T: Send> Send for PoolBox<T> {}
 
 impl<T> PoolBox<T> {
@@ -117,7 +120,8 @@ impl<T> PoolBox<T> {
         value
     }
 
-    /// Gives the box up as a pointer for a C callback's context; [`from_raw`](Self::from_raw) takes it back.
+    /// Gives the box up as a pointer for a C callback's context; [`from_raw`](Self::from_raw) takes
+    /// it back.
     pub(crate) fn into_raw(self) -> *mut c_void {
         ManuallyDrop::new(self).0.as_ptr().cast()
     }
@@ -130,7 +134,8 @@ impl<T> PoolBox<T> {
     /// - It is taken back once only.
     pub(crate) unsafe fn from_raw(raw: *mut c_void) -> Self {
         // SAFETY: By the contract the pointer is that of a box, which is never null.
-        // INVARIANT: By the contract the element is initialised and ownership comes with the pointer.
+        // INVARIANT: By the contract the element is initialised and ownership comes with the
+        // pointer.
         PoolBox(unsafe { NonNull::new_unchecked(raw.cast()) })
     }
 }
@@ -153,8 +158,8 @@ impl<T> DerefMut for PoolBox<T> {
 
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
-        // SAFETY: A second box of the same element, of which only one is ever dropped with effect: `self` ends here and
-        // has no other fields to drop.
+        // SAFETY: A second box of the same element, of which only one is ever dropped with effect:
+        // `self` ends here and has no other fields to drop.
         drop(unsafe { core::ptr::read(self) }.into_inner());
     }
 }

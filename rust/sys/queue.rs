@@ -54,10 +54,12 @@ pub(crate) enum Place {
     AnyCpu,
 }
 
-/// A use of a workqueue. A target gets it from its constructor (`New::queue`), may clone and drop it anywhere, and forgets
-/// nothing by that: its destructor waits until all uses are gone, then for the items that are pending, and destroys the queue.
+/// A use of a workqueue. A target gets it from its constructor (`New::queue`), may clone and drop
+/// it anywhere, and forgets nothing by that: its destructor waits until all uses are gone, then for
+/// the items that are pending, and destroys the queue.
 ///
-/// An item that waits for a delay keeps its queue, since its container has a use of it: see [`OnQueue`].
+/// An item that waits for a delay keeps its queue, since its container has a use of it: see
+/// [`OnQueue`].
 pub(crate) type WorkQueue = Kept<Raw>;
 
 /// A container of work items that has the queue of those which wait for a delay.
@@ -93,7 +95,8 @@ impl WorkQueue {
         unsafe { Queue::from_raw(self.wq.as_ptr()) }
     }
 
-    /// Makes an item run soon. Does nothing if it is pending already, or just being cancelled. Any context.
+    /// Makes an item run soon. Does nothing if it is pending already, or just being cancelled. Any
+    /// context.
     ///
     /// When the last target that has the queue is past its destructor, the item is dropped instead.
     pub(crate) fn enqueue<T, const ID: u64>(&self, item: Arc<T>)
@@ -103,13 +106,14 @@ impl WorkQueue {
         if self.is_closing() {
             return;
         }
-        // An error gives the reference back because the item is pending: it will run, which is what was asked for.
+        // An error gives the reference back because the item is pending: it will run, which is what
+        // was asked for.
         let _ = self.as_queue().enqueue::<Arc<T>, ID>(item);
     }
 }
 
-/// Makes an item run soon, on a queue of the kernel without a rescuer, for what may take long and nobody waits for. Does
-/// nothing if it is pending already, or just being cancelled. Any context.
+/// Makes an item run soon, on a queue of the kernel without a rescuer, for what may take long and
+/// nobody waits for. Does nothing if it is pending already, or just being cancelled. Any context.
 ///
 /// # Safety
 ///
@@ -118,21 +122,24 @@ pub(crate) unsafe fn enqueue_on_system<T, const ID: u64>(item: Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
 {
-    // Not by the kernel crate's functions: of the queues that those give, the kernel says that they are deprecated.
+    // Not by the kernel crate's functions: of the queues that those give, the kernel says that they
+    // are deprecated.
     // SAFETY: The kernel makes the queue when it starts, and keeps it.
     let queue = unsafe { Queue::from_raw(kb::system_dfl_wq) };
     let _ = queue.enqueue::<Arc<T>, ID>(item);
 }
 
-/// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled. Any context.
+/// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled.
+/// Any context.
 ///
 /// When the last target that has the queue is past its destructor, the item is dropped instead.
 pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Millis)
 where
     T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
-    // A queue is not destroyed while it has users, but its destruction does not wait for timers. So whoever waits for one must
-    // be a user. It is: the item keeps its container, and for as long as anybody has that, it has the queue that it lends here.
+    // A queue is not destroyed while it has users, but its destruction does not wait for timers. So
+    // whoever waits for one must be a user. It is: the item keeps its container, and for as long as
+    // anybody has that, it has the queue that it lends here.
     let queue = item.queue().clone();
     if !queue.is_closing() {
         let delay = delay.to_jiffies();
@@ -145,11 +152,13 @@ pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Millis)
 where
     T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
-    // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not queue it, and says neither.
+    // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not
+    // queue it, and says neither.
     let container = Arc::as_ptr(&item);
     // SAFETY: The item was initialised with its container, which `item` keeps alive.
     if unsafe { kb::cancel_delayed_work(delayed_work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
+        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
+        // ours to take back.
         drop(unsafe { Arc::from_raw(container) });
     }
     enqueue_delayed::<T, ID>(item, delay);
@@ -177,7 +186,8 @@ pub(crate) fn flush<T, const ID: u64>(item: &Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID>,
 {
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps
+    // alive.
     unsafe { kb::flush_work(work::<T, ID>(Arc::as_ptr(item))) };
 }
 
@@ -187,9 +197,11 @@ where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID>,
 {
     let container = Arc::as_ptr(item);
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps
+    // alive.
     if unsafe { kb::cancel_work_sync(work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
+        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
+        // ours to take back.
         drop(unsafe { Arc::from_raw(container) });
     }
 }
@@ -200,9 +212,11 @@ where
     T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID>,
 {
     let container = Arc::as_ptr(item);
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps
+    // alive.
     if unsafe { kb::cancel_delayed_work_sync(delayed_work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is ours to take back.
+        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
+        // ours to take back.
         drop(unsafe { Arc::from_raw(container) });
     }
 }

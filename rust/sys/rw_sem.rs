@@ -114,7 +114,8 @@ impl<T> Deref for WriteGuard<'_, T> {
 
 impl<T> DerefMut for WriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: While the semaphore is held for writing there is no other holder, and `self` is borrowed mutably.
+        // SAFETY: While the semaphore is held for writing there is no other holder, and `self` is
+        // borrowed mutably.
         unsafe { &mut *self.lock.data.get() }
     }
 }

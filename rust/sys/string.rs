@@ -8,7 +8,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Borrows a C string, as [`CStr::from_char_ptr`] does, but without arithmetic that could overflow and so panic.
+/// Borrows a C string, as [`CStr::from_char_ptr`] does, but without arithmetic that could overflow
+/// and so panic.
 ///
 /// # Safety
 ///
@@ -22,7 +23,8 @@ pub(crate) unsafe fn c_string<'a>(string: *const c_char) -> &'a CStr {
     unsafe { CStr::from_bytes_with_nul_unchecked(bytes) }
 }
 
-/// The bytes of a string without its nul byte, as [`CStr::to_bytes`], but without arithmetic that could panic.
+/// The bytes of a string without its nul byte, as [`CStr::to_bytes`], but without arithmetic that
+/// could panic.
 pub(crate) fn bytes(string: &CStr) -> &[u8] {
     string
         .to_bytes_with_nul()

@@ -42,13 +42,14 @@ impl WaitQueue {
         })
     }
 
-    /// Sleeps, uninterruptibly, until `condition` holds. It is called before sleeping and after every waking and
-    /// must neither sleep nor block.
+    /// Sleeps, uninterruptibly, until `condition` holds. It is called before sleeping and after
+    /// every waking and must neither sleep nor block.
     ///
     /// Whoever makes the condition true must do so before calling [`wake_all`](Self::wake_all).
     pub(crate) fn wait_until<F: Fn() -> bool>(&self, condition: F) {
         let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
-        // SAFETY: The head is initialised and pinned; `call` gets the closure it was instantiated for.
+        // SAFETY: The head is initialised and pinned; `call` gets the closure it was instantiated
+        // for.
         unsafe { bindings::dmr_wait_until(self.head.get(), Some(call::<F>), context) }
     }
 

@@ -2,7 +2,8 @@
 
 //! A worked example: `rust-linear <device> <offset>`, which maps a target to a part of a device.
 //!
-//! Built only on request (`make DM_RUST_EXAMPLE=1`). `Documentation/adding-a-target.md` goes through it.
+//! Built only on request (`make DM_RUST_EXAMPLE=1`). `Documentation/adding-a-target.md` goes
+//! through it.
 
 use crate::dm::bio::{MapBio, Mapped};
 use crate::dm::device::{Access, Device};
@@ -113,7 +114,8 @@ impl Target for Example {
         }
     }
 
-    /// `peek <sector>` answers with the first bytes of a sector, `tick` starts the clock, `repeat <n> <word>` says a word.
+    /// `peek <sector>` answers with the first bytes of a sector, `tick` starts the clock, `repeat
+    /// <n> <word>` says a word.
     fn message(this: ArcBorrow<'_, Self>, mut words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
         let (name, number) = (words.next().ok_or(EINVAL)?, words.next());
         if bytes(name) == b"tick" {

@@ -2,9 +2,9 @@
 
 //! Who uses which metadata device.
 //!
-//! All tables of one mapped device that name a metadata device share one [`Metadata`]. So a table that is loaded over a
-//! live one knows whatever the live one does until it goes live itself, and nothing is read twice. Another mapped device,
-//! or a second target of one table, is refused.
+//! All tables of one mapped device that name a metadata device share one [`Metadata`]. So a table
+//! that is loaded over a live one knows whatever the live one does until it goes live itself, and
+//! nothing is read twice. Another mapped device, or a second target of one table, is refused.
 
 use crate::{
     dm::device::{
@@ -62,8 +62,8 @@ impl<M: Metadata> Registry<M> {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
-    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not under a lock: a device
-    /// that hangs holds nobody else up.
+    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not
+    /// under a lock: a device that hangs holds nobody else up.
     pub(super) fn join(
         self: &Arc<Self>,
         device: &Device,
@@ -144,7 +144,8 @@ impl<M: Metadata> Registry<M> {
         }
     }
 
-    /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is for the caller to drop.
+    /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is
+    /// for the caller to drop.
     fn leave(&self, place: &Place<M>) -> Option<Arc<M>> {
         let mut uses = self.uses.lock();
         let mut link = &mut *uses;

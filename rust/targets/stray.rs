@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A target that does what no target may: `rust-stray <device> <lend|map|submit|visit>` uses a device of another table.
+//! A target that does what no target may: `rust-stray <device> <lend|map|submit|visit>` uses a
+//! device of another table.
 //!
-//! Built with the example (`make DM_RUST_EXAMPLE=1`), for the test that this cannot go wrong: the wrappers refuse it.
+//! Built with the example (`make DM_RUST_EXAMPLE=1`), for the test that this cannot go wrong: the
+//! wrappers refuse it.
 
 use crate::dm::bio::{MapBio, Mapped};
 use crate::dm::device::{Access, Device};

@@ -41,6 +41,7 @@ A foreign suite, for example LVM2's own tests, built in the root that the guest 
   scripts/in-root --bind ~/src/lvm2 -- sh -c "cd ~/src/lvm2 && ./configure && make"
   scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot-rename
 """
+
 import argparse
 import collections
 import contextlib
@@ -62,10 +63,16 @@ TIMED_OUT, KERNEL_FAILED = 124, 125
 REPORT = re.compile(
     r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault|kmemleak: [1-9]"
     r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
-    r"|[Uu]nable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: ")
+    r"|[Uu]nable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: "
+)
 Machine = collections.namedtuple("Machine", "program name cpu kernel")
 MACHINES = {
-    "amd64": Machine("qemu-system-x86_64", "pc", "max,la57=off", "console=ttyS0,115200 no_timer_check tsc=reliable 8250.nr_uarts=1"),
+    "amd64": Machine(
+        "qemu-system-x86_64",
+        "pc",
+        "max,la57=off",
+        "console=ttyS0,115200 no_timer_check tsc=reliable 8250.nr_uarts=1",
+    ),
     "arm64": Machine("qemu-system-aarch64", "virt", "max,pauth-impdef=on", "console=ttyAMA0"),
 }
 KVM_TRIAL_SECONDS = 20
@@ -73,7 +80,11 @@ KEEP_SECONDS = 3 * 24 * 3600
 
 
 def arguments():
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="scripts/vm [OPTION]... [-- COMMAND...]; see --help")
+    parser = argparse.ArgumentParser(
+        add_help=False,
+        allow_abbrev=False,
+        usage="scripts/vm [OPTION]... [-- COMMAND...]; see --help",
+    )
     parser.add_argument("--guest", help=argparse.SUPPRESS)
     parser.add_argument("--tree", help=argparse.SUPPRESS)
     parser.add_argument("--arch", choices=MACHINES, default="amd64")
@@ -102,11 +113,15 @@ def arguments():
 
 
 class Run:
-    """One boot: a folder .vm/NAME shared with the guest, a process that is the machine, and the verdict."""
+    """One boot: a folder .vm/NAME shared with the guest, a process that is the machine, and the
+    verdict.
+    """
 
     def __init__(self, options, accel):
         self.options, self.accel = options, accel
-        self.dir = f"{PROJECT}/.vm/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" + ("-" + accel if accel == "kvm" else "")
+        self.dir = f"{PROJECT}/.vm/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" + (
+            "-" + accel if accel == "kvm" else ""
+        )
         self.console = f"{self.dir}/console.log"
         self.machine = None
         self.shares = [PROJECT] + [os.path.realpath(path) for path in options.bind]
@@ -128,15 +143,25 @@ class Run:
                 print(f"share{number}", path, target, file=file)
         options = self.options
         with open(f"{self.dir}/config", "w") as file:
-            for name, value in [("project", PROJECT), ("kernel", options.kernel), ("module", options.module),
-                                ("ko", options.ko), ("example", os.environ["DM_RUST_EXAMPLE_KO"]), ("leaks", "" if options.no_leak_check else "1"),
-                                ("udev", "1" if options.udev else ""), ("interactive", "1" if options.interactive else "")]:
+            for name, value in [
+                ("project", PROJECT),
+                ("kernel", options.kernel),
+                ("module", options.module),
+                ("ko", options.ko),
+                ("example", os.environ["DM_RUST_EXAMPLE_KO"]),
+                ("leaks", "" if options.no_leak_check else "1"),
+                ("udev", "1" if options.udev else ""),
+                ("interactive", "1" if options.interactive else ""),
+            ]:
                 print(f"{name}={shlex.quote(value)}", file=file)
             print(f"shares=({shlex.join(self.shares)})", file=file)
             print(f"command=({shlex.join(options.command)})", file=file)
             terminal = sys.stdout.isatty()
             size = shutil.get_terminal_size()
-            print(f"export TERM={shlex.quote(os.environ.get('TERM', 'linux') if terminal else 'dumb')}", file=file)
+            print(
+                f"export TERM={shlex.quote(os.environ.get('TERM', 'linux') if terminal else 'dumb')}",
+                file=file,
+            )
             print(f"columns={size.columns} rows={size.lines}", file=file)
             for setting in options.env:
                 print(f"export {shlex.quote(setting)}", file=file)
@@ -152,14 +177,29 @@ class Run:
 
     def uml_command(self, stdout, stderr, console):
         options = self.options
-        # Its memory is a sparse file in /dev/shm; what it writes to the image goes to a file of its own.
-        command = [f"{options.tree}/vmlinux", f"mem={options.memory}", f"initrd={options.guest}/initrd-bare", f"run={self.dir}",
-                   f"uml_dir={self.dir}", "umid=uml", "ignore_loglevel", "con=null", "ssl=null", f"con0=null,fd:{console}",
-                   f"ssl1=null,fd:{stdout}", f"ssl2=null,fd:{stderr}", f"ubd0={self.dir}/root.cow,{options.guest}/root.img"]
+        # Its memory is a sparse file in /dev/shm; what it writes to the image goes to a file of its
+        # own.
+        command = [
+            f"{options.tree}/vmlinux",
+            f"mem={options.memory}",
+            f"initrd={options.guest}/initrd-bare",
+            f"run={self.dir}",
+            f"uml_dir={self.dir}",
+            "umid=uml",
+            "ignore_loglevel",
+            "con=null",
+            "ssl=null",
+            f"con0=null,fd:{console}",
+            f"ssl1=null,fd:{stdout}",
+            f"ssl2=null,fd:{stderr}",
+            f"ubd0={self.dir}/root.cow,{options.guest}/root.img",
+        ]
         if options.interactive:
             command.append("ssl0=fd:0,fd:1")
         command += self.kmemleak()
-        return command + [f"ubd{number}={path}" for number, path in enumerate(self.scratch_disks(), 1)]
+        return command + [
+            f"ubd{number}={path}" for number, path in enumerate(self.scratch_disks(), 1)
+        ]
 
     def qemu_command(self, stdout, stderr, console):
         options = self.options
@@ -167,30 +207,78 @@ class Run:
         kernel, initrd = (options.tree, "initrd-bare") if options.tree else (guest, "initrd")
         machine = MACHINES[options.arch]
         command = [
-            machine.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", machine.name,
-            "-accel", "kvm" if self.accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if self.accel == "kvm" else machine.cpu,
-            "-smp", str(options.cpus), "-m", options.memory, "-kernel", f"{kernel}/vmlinux", "-initrd", f"{guest}/{initrd}",
-            "-append", " ".join(["ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on", machine.kernel]
-                                + self.kmemleak()),
-            "-chardev", f"file,id=console,path=/dev/fd/{console}", "-serial", "chardev:console",
-            "-device", "virtio-serial-pci",
-            "-chardev", f"file,id=stdout,path=/dev/fd/{stdout}", "-device", "virtserialport,chardev=stdout,name=stdout,nr=2",
-            "-chardev", f"file,id=stderr,path=/dev/fd/{stderr}", "-device", "virtserialport,chardev=stderr,name=stderr,nr=3",
+            machine.program,
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-machine",
+            machine.name,
+            "-accel",
+            "kvm" if self.accel == "kvm" else "tcg,thread=multi",
+            "-cpu",
+            "host" if self.accel == "kvm" else machine.cpu,
+            "-smp",
+            str(options.cpus),
+            "-m",
+            options.memory,
+            "-kernel",
+            f"{kernel}/vmlinux",
+            "-initrd",
+            f"{guest}/{initrd}",
+            "-append",
+            " ".join(
+                [
+                    "ignore_loglevel panic=-1 oops=panic mitigations=off random.trust_cpu=on",
+                    machine.kernel,
+                ]
+                + self.kmemleak()
+            ),
+            "-chardev",
+            f"file,id=console,path=/dev/fd/{console}",
+            "-serial",
+            "chardev:console",
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            f"file,id=stdout,path=/dev/fd/{stdout}",
+            "-device",
+            "virtserialport,chardev=stdout,name=stdout,nr=2",
+            "-chardev",
+            f"file,id=stderr,path=/dev/fd/{stderr}",
+            "-device",
+            "virtserialport,chardev=stderr,name=stderr,nr=3",
         ]
         if options.interactive:
-            command += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal,nr=1"]
+            command += [
+                "-chardev",
+                "stdio,id=terminal,signal=off",
+                "-device",
+                "virtconsole,chardev=terminal,nr=1",
+            ]
         for number, path in enumerate(self.scratch_disks()):
             command += self.disk(f"scratch{number}", path, "cache=unsafe,discard=unmap")
         # Nobody writes to it; User Mode Linux holds a lock that QEMU would take for a sign of it.
         command += self.disk("root", f"{guest}/root.img", "snapshot=on,file.locking=off")
-        for tag, path in [("run", self.dir)] + [(f"share{n}", path) for n, (path, _) in enumerate(self.mounts)]:
-            command += ["-fsdev", f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
-                        "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        for tag, path in [("run", self.dir)] + [
+            (f"share{n}", path) for n, (path, _) in enumerate(self.mounts)
+        ]:
+            command += [
+                "-fsdev",
+                f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
+                "-device",
+                f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
+            ]
         return command
 
     def disk(self, serial, path, how):
-        return ["-drive", f"if=none,id={serial},format=raw,file={path.replace(',', ',,')},{how}",
-                "-device", f"virtio-blk-pci,drive={serial},serial={serial}"]
+        return [
+            "-drive",
+            f"if=none,id={serial},format=raw,file={path.replace(',', ',,')},{how}",
+            "-device",
+            f"virtio-blk-pci,drive={serial},serial={serial}",
+        ]
 
     def start(self, quiet=False):
         """Starts the machine, which dies with us; its outputs are passed on by threads."""
@@ -201,13 +289,18 @@ class Run:
         uml = self.options.kernel == "uml"
         console = os.open(self.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.machine = subprocess.Popen(
-            (self.uml_command if uml else self.qemu_command)(*writers), pass_fds=writers,
+            (self.uml_command if uml else self.qemu_command)(*writers),
+            pass_fds=writers,
             stdin=None if self.options.interactive else subprocess.DEVNULL,
             stdout=None if self.options.interactive else subprocess.DEVNULL,
-            stderr=console if uml else open(f"{self.dir}/qemu.log", "w"), start_new_session=not self.options.interactive,
-            preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))
+            stderr=console if uml else open(f"{self.dir}/qemu.log", "w"),
+            start_new_session=not self.options.interactive,
+            preexec_fn=lambda: libc.prctl(1, signal.SIGKILL),
+        )
         self.pumps = []
-        for (reader, writer), target in zip(pipes, (None if quiet else 1, None if quiet else 2, console)):
+        for (reader, writer), target in zip(
+            pipes, (None if quiet else 1, None if quiet else 2, console)
+        ):
             os.close(writer)
             pump = threading.Thread(target=self.pump, args=(reader, target), daemon=True)
             pump.start()
@@ -217,7 +310,7 @@ class Run:
     def pump(reader, target):
         while data := os.read(reader, 65536):
             while data and target is not None:
-                data = data[os.write(target, data):]
+                data = data[os.write(target, data) :]
 
     def wait(self, seconds):
         try:
@@ -255,7 +348,9 @@ class Run:
                 os.unlink(f"{self.dir}/{name}")
 
     def show(self, reason):
-        print(f"scripts/vm: {reason}; console log: {os.path.relpath(self.console)}", file=sys.stderr)
+        print(
+            f"scripts/vm: {reason}; console log: {os.path.relpath(self.console)}", file=sys.stderr
+        )
         for name in ("qemu.log", "console.log"):
             if not os.path.exists(f"{self.dir}/{name}"):
                 continue
@@ -263,20 +358,32 @@ class Run:
                 lines = file.readlines()
             first = next((n for n, line in enumerate(lines) if REPORT.search(line)), len(lines))
             start = max(0, min(first - 5, len(lines) - 40))
-            sys.stderr.writelines(f"  | {line.rstrip()}\n" for line in lines[start:start + 60])
+            sys.stderr.writelines(f"  | {line.rstrip()}\n" for line in lines[start : start + 60])
             if start + 60 < len(lines):
                 print(f"  | ... {len(lines) - start - 60} more lines", file=sys.stderr)
 
 
 def accelerator(options):
-    """KVM only if a guest ran under it, once per boot of this machine; the answer is kept in the cache."""
+    """KVM only if a guest ran under it, once per boot of this machine; the answer is kept in the
+    cache.
+    """
     if options.arch != "amd64" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     with open("/proc/sys/kernel/random/boot_id") as file:
         note = f"{os.environ['XDG_CACHE_HOME']}/dm-rust/kvm-{file.read().strip()}"
     if not os.path.exists(note):
-        trial = argparse.Namespace(**{**vars(options), "command": ["true"], "module": "none", "disk": [], "interactive": False,
-                                      "kernel": "stock", "tree": None, "bind": []})
+        trial = argparse.Namespace(
+            **{
+                **vars(options),
+                "command": ["true"],
+                "module": "none",
+                "disk": [],
+                "interactive": False,
+                "kernel": "stock",
+                "tree": None,
+                "bind": [],
+            }
+        )
         run = Run(trial, "kvm")
         try:
             run.start(quiet=True)
@@ -289,7 +396,10 @@ def accelerator(options):
         for old in glob.glob(f"{os.path.dirname(note)}/kvm-????????-*-????????????"):
             os.unlink(old)
         os.rename(file.name, note)
-        print(f"scripts/vm: KVM {'works' if works else 'does not work here, so emulation is used'}", file=sys.stderr)
+        print(
+            f"scripts/vm: KVM {'works' if works else 'does not work here, so emulation is used'}",
+            file=sys.stderr,
+        )
     with open(note) as file:
         return file.read()
 
@@ -306,11 +416,16 @@ def main():
         run.kill()
         run.clean()
     if options.expect:
-        missing = [text for text in options.expect if not any(text in report for report in run.reports())]
+        missing = [
+            text for text in options.expect if not any(text in report for report in run.reports())
+        ]
         if status == KERNEL_FAILED and not missing:
             print(f"scripts/vm: as expected, {reason}", file=sys.stderr)
             sys.exit(0)
-        status, reason = status or KERNEL_FAILED, reason or f"the kernel did not report: {', '.join(missing)}"
+        status, reason = (
+            status or KERNEL_FAILED,
+            reason or f"the kernel did not report: {', '.join(missing)}",
+        )
     if reason:
         run.show(reason)
     sys.exit(status)

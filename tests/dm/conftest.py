@@ -1,7 +1,9 @@
-"""The suite runs as root in a guest, each test once per implementation: on the C target first, then on ours.
+"""The suite runs as root in a guest, each test once per implementation: on the C target first, then
+on ours.
 
-Tests ask for `impl` (directly or through `box`); `only("c")` and `only("rust")` restrict them, and a test that asks for
-`same` compares what it recorded on ours with what the same test recorded on C. See pytest --help, "device-mapper".
+Tests ask for `impl` (directly or through `box`); `only("c")` and `only("rust")` restrict them, and
+a test that asks for `same` compares what it recorded on ours with what the same test recorded on C.
+See pytest --help, "device-mapper".
 """
 
 import collections
@@ -15,7 +17,8 @@ from lib import box as boxes
 from lib import delay, dm, eras, kmsg, modules, snaps
 
 SECONDS_PER_TEST = 300
-# Phases, in this order: one change of modules between them. The last one lets C open what ours wrote.
+# Phases, in this order: one change of modules between them. The last one lets C open what ours
+# wrote.
 PHASES = "c", "rust", "c-again"
 # Files whose tests take a fifth of the time of others.
 QUICK = "test_table.py", "test_era_table.py", "test_snap_table.py", "test_snap_format.py"
@@ -23,29 +26,65 @@ QUICK = "test_table.py", "test_era_table.py", "test_snap_table.py", "test_snap_f
 
 def pytest_addoption(parser):
     group = parser.getgroup("device-mapper")
-    group.addoption("--impl", choices=("c", "rust", "both"),
-                    help="implementation under test (default: both, or c where dm_rust.ko was not built)")
-    group.addoption("--rust-module", metavar="FILE", help="dm_rust.ko to test (default: the one in the project)")
-    group.addoption("--example-module", metavar="FILE", help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test")
-    group.addoption("--seed", type=int, help="seed of the random tests (default: a new one, which is printed)")
-    group.addoption("--share", metavar="K/N", default="1/1", help="run the K-th of N shares of the tests (another guest runs the others)")
+    group.addoption(
+        "--impl",
+        choices=("c", "rust", "both"),
+        help="implementation under test (default: both, or c where dm_rust.ko was not built)",
+    )
+    group.addoption(
+        "--rust-module", metavar="FILE", help="dm_rust.ko to test (default: the one in the project)"
+    )
+    group.addoption(
+        "--example-module",
+        metavar="FILE",
+        help="dm_rust.ko built with DM_RUST_EXAMPLE=1, for the example's test",
+    )
+    group.addoption(
+        "--seed", type=int, help="seed of the random tests (default: a new one, which is printed)"
+    )
+    group.addoption(
+        "--share",
+        metavar="K/N",
+        default="1/1",
+        help="run the K-th of N shares of the tests (another guest runs the others)",
+    )
     group.addoption("--few", action="store_true", help="take only the first of a test's parameters")
-    group.addoption("--compare", action="store_true", help="run on C only what ours is compared with")
-    group.addoption("--all-n", action="store_true", help="in series of faults try every n, however long it takes")
-    group.addoption("--leave", choices=("c", "rust"), help="implementation to leave loaded at the end")
+    group.addoption(
+        "--compare", action="store_true", help="run on C only what ours is compared with"
+    )
+    group.addoption(
+        "--all-n",
+        action="store_true",
+        help="in series of faults try every n, however long it takes",
+    )
+    group.addoption(
+        "--leave", choices=("c", "rust"), help="implementation to leave loaded at the end"
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "only(impl): the test makes sense for this implementation alone")
+    config.addinivalue_line(
+        "markers", "only(impl): the test makes sense for this implementation alone"
+    )
     config.addinivalue_line("markers", "both: the test needs a run with both implementations")
-    config.addinivalue_line("markers", "leaves: what it leaves on one implementation is for a test of the other")
-    config.addinivalue_line("markers", "crowd: several do something at a time; make test runs it in the debug kernel too")
-    config.addinivalue_line("markers", "delays: it needs the delay points of the module, which the stock kernel's has not")
+    config.addinivalue_line(
+        "markers", "leaves: what it leaves on one implementation is for a test of the other"
+    )
+    config.addinivalue_line(
+        "markers",
+        "crowd: several do something at a time; make test runs it in the debug kernel too",
+    )
+    config.addinivalue_line(
+        "markers",
+        "delays: it needs the delay points of the module, which the stock kernel's has not",
+    )
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))
     wanted = config.getoption("--impl") or ("both" if config.rust else "c")
     if wanted != "c" and not config.rust:
-        raise pytest.UsageError("dm_rust.ko was not found: build it with 'make', or name it with --rust-module")
+        raise pytest.UsageError(
+            "dm_rust.ko was not found: build it with 'make', or name it with --rust-module"
+        )
     config.impls = ("c", "rust") if wanted == "both" else (wanted,)
     config.seed = config.getoption("--seed")
     if config.seed is None:
@@ -54,8 +93,10 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config):
-    return [f"device-mapper: kernel {os.uname().release}, implementations {' and '.join(config.impls)}, "
-            f"seed {config.seed} (--seed {config.seed} repeats this run)"]
+    return [
+        f"device-mapper: kernel {os.uname().release}, implementations {' and '.join(config.impls)}, "
+        f"seed {config.seed} (--seed {config.seed} repeats this run)"
+    ]
 
 
 def pytest_generate_tests(metafunc):
@@ -75,7 +116,8 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(trylast=True)  # shares are made of what -m and -k leave
 def pytest_collection_modifyitems(config, items):
     _refuse_empty(items)
-    # A test without an implementation parameter that is left is one for the other implementation: not for this run.
+    # A test without an implementation parameter that is left is one for the other implementation:
+    # not for this run.
     left = sorted((i for i in items if _phase(i) is not None), key=_phase)
     if not delay.expected():
         left = [item for item in left if not item.get_closest_marker("delays")]
@@ -90,8 +132,13 @@ def pytest_collection_modifyitems(config, items):
 
 def _refuse_empty(items):
     """A list of parameters that has come out empty would be a test that passes without having run."""
-    empty = {item.nodeid for item in items for mark in item.iter_markers("skip")
-             if "empty parameter set" in mark.kwargs.get("reason", "") and "impl" not in mark.kwargs["reason"].split(",")[0]}
+    empty = {
+        item.nodeid
+        for item in items
+        for mark in item.iter_markers("skip")
+        if "empty parameter set" in mark.kwargs.get("reason", "")
+        and "impl" not in mark.kwargs["reason"].split(",")[0]
+    }
     if empty:
         raise pytest.UsageError(f"no parameters for {', '.join(sorted(empty))}")
 
@@ -104,12 +151,17 @@ def _few(items):
 
 
 def _compared(item):
-    return (_phase(item) != PHASES.index("c") or "same" in item.fixturenames
-            or any(map(item.get_closest_marker, ("both", "leaves", "phases"))))
+    return (
+        _phase(item) != PHASES.index("c")
+        or "same" in item.fixturenames
+        or any(map(item.get_closest_marker, ("both", "leaves", "phases")))
+    )
 
 
 def _share(items, which):
-    """The K-th of N shares: whole files, since tests of one file may build on each other; each share takes as long."""
+    """The K-th of N shares: whole files, since tests of one file may build on each other; each
+    share takes as long.
+    """
     share, shares = map(int, which.split("/"))
     sizes, files = collections.Counter(), [[] for _ in range(shares)]
     for item in items:
@@ -129,13 +181,16 @@ def _phase(item):
 @pytest.fixture(scope="session", autouse=True)
 def guest(request):
     """What every test needs of the guest, once."""
-    assert os.geteuid() == 0, "the suite needs root in a guest: scripts/vm -- python3 -m pytest tests/dm"
+    assert (
+        os.geteuid() == 0
+    ), "the suite needs root in a guest: scripts/vm -- python3 -m pytest tests/dm"
     os.environ["DM_DISABLE_UDEV"] = "1"
     modules.run("modprobe", "-a", "dm-mod", "configfs", "dm-flakey", "dm-delay", "dm-zero", "loop")
     modules.run("modprobe", "null_blk", "nr_devices=0")
     if not os.path.ismount("/sys/kernel/config"):
         modules.run("mount", "-t", "configfs", "none", "/sys/kernel/config")
-    # Making and removing hundreds of devices means waiting for RCU, most of the time; not without preemption on one CPU.
+    # Making and removing hundreds of devices means waiting for RCU, most of the time; not without
+    # preemption on one CPU.
     if os.path.exists("/sys/kernel/rcu_expedited"):
         with open("/sys/kernel/rcu_expedited", "w") as file:
             file.write("1")
@@ -149,7 +204,7 @@ def guest(request):
 
 @pytest.fixture(scope="session")
 def impl(request):
-    """"c" or "rust": the implementation that owns the name `clone` while the test runs."""
+    """ "c" or "rust": the implementation that owns the name `clone` while the test runs."""
     name = "c" if request.param.startswith("c") else "rust"
     modules.use(name, request.config.rust)
     return name
@@ -171,7 +226,9 @@ def log():
 
 @pytest.fixture(autouse=True)
 def watch(request, guest):
-    """Fails a test that takes too long, that leaves mapped devices behind, or during which the kernel complained."""
+    """Fails a test that takes too long, that leaves mapped devices behind, or during which the
+    kernel complained.
+    """
     global _log
     _log = kmsg.Log()
     taint = _taint()
@@ -187,7 +244,9 @@ def watch(request, guest):
     everything = "\n".join(_log.lines())
     _log.close()
     assert not bad, f"the kernel complained:\n{everything}"
-    assert not _taint() & ~taint & (1 << 5 | 1 << 7 | 1 << 9 | 1 << 14), "the kernel is tainted by a fault"
+    assert (
+        not _taint() & ~taint & (1 << 5 | 1 << 7 | 1 << 9 | 1 << 14)
+    ), "the kernel is tainted by a fault"
     assert not left, f"mapped devices left behind: {left}"
 
 
@@ -251,8 +310,9 @@ def rng(request):
 
 @pytest.fixture
 def probe(request, impl):
-    """probe(question, ask): what the C module of this kernel does, where kernels differ: asked once while it is loaded,
-    and remembered for ours. None if C was never asked."""
+    """probe(question, ask): what the C module of this kernel does, where kernels differ: asked once
+    while it is loaded, and remembered for ours. None if C was never asked.
+    """
     answers = request.config.probes
 
     def answer(question, ask):
@@ -265,16 +325,23 @@ def probe(request, impl):
 
 @pytest.fixture
 def same(request, impl):
-    """same(value, what): on C remembers the value, on ours demands that it equals C's, word for word."""
+    """same(value, what): on C remembers the value, on ours demands that it equals C's, word for
+    word.
+    """
     records = request.config.records
 
     def check(value, what=""):
-        key = request.node.nodeid.replace(f"[{request.node.callspec.id}]", ""), \
-            tuple(v for k, v in sorted(request.node.callspec.params.items()) if k != "impl"), what
+        key = (
+            request.node.nodeid.replace(f"[{request.node.callspec.id}]", ""),
+            tuple(v for k, v in sorted(request.node.callspec.params.items()) if k != "impl"),
+            what,
+        )
         if impl == "c":
             records[key] = value
         elif "c" in request.config.impls:
-            assert key in records, "C left no record to compare with (its test failed or was not selected)"
+            assert (
+                key in records
+            ), "C left no record to compare with (its test failed or was not selected)"
             assert value == records[key], f"{what or 'record'} differs from C's"
 
     return check
@@ -294,5 +361,7 @@ def pytest_terminal_summary(terminalreporter, config):
         by["implementation"][name] += seconds
         by["file"][os.path.basename(node.split("::")[0])] += seconds
     for what, sums in by.items():
-        terminalreporter.write_line(f"time by {what}: " + ", ".join(
-            f"{name} {seconds:.0f} s" for name, seconds in sums.most_common()))
+        terminalreporter.write_line(
+            f"time by {what}: "
+            + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sums.most_common())
+        )

@@ -1,5 +1,7 @@
-"""A device of a snapshot that does not answer: it holds up those who need it, and nobody else. One in each role, both a
-device that takes everything and ends nothing, and one that takes nothing more: then whoever sends something sleeps."""
+"""A device of a snapshot that does not answer: it holds up those who need it, and nobody else. One
+in each role, both a device that takes everything and ends nothing, and one that takes nothing more:
+then whoever sends something sleeps.
+"""
 
 import pytest
 
@@ -8,7 +10,10 @@ from lib.box import pattern
 from lib.disk import in_flight
 from lib.snaps import Family, Gate, Snapshot, fails, parameter
 
-pytestmark = [pytest.mark.crowd, pytest.mark.only("rust")]  # C writes headers, and waits for tags, in the threads of others
+pytestmark = [
+    pytest.mark.crowd,
+    pytest.mark.only("rust"),
+]  # C writes headers, and waits for tags, in the threads of others
 
 
 class JammedGate(Gate):
@@ -46,14 +51,18 @@ def neighbour(box):
 
 
 def nobody_waits_for(family, hung, *others):
-    """While a device of `hung` stands still: its status and table, everything of another origin, the making and removal of
-    another snapshot of this one, and whole chunks of others that it has. All of that ends."""
+    """While a device of `hung` stands still: its status and table, everything of another origin,
+    the making and removal of another snapshot of this one, and whole chunks of others that it has.
+    All of that ends.
+    """
     for device in hung:
         device.status()
         device.table()
     family.box.background(neighbour, family.box).result()
     if family.merging is None:  # else it is taken between two batches, as in C
-        another = family.box.background(lambda: family.box.own(Snapshot(family.real, family.cow(8), "P", 8))).result()
+        another = family.box.background(
+            lambda: family.box.own(Snapshot(family.real, family.cow(8), "P", 8))
+        ).result()
         family.box.background(another.remove).result()
     for snapshot in others:
         snapshot.look()
@@ -71,15 +80,18 @@ JAMS = pytest.mark.parametrize("jams", [True, False])
 @JAMS
 @pytest.mark.parametrize("others", [0, 1])
 def test_cow(family, jams, others):
-    """The worker has something for it. Writes to parts of another snapshot's chunks go on too, unless the origin is written:
-    what that copies to both snapshots is one copy."""
+    """The worker has something for it. Writes to parts of another snapshot's chunks go on too,
+    unless the origin is written: what that copies to both snapshots is one copy.
+    """
     cow = JammedGate(family.box, family.box.ram(4))
     hung, *rest = [family.snap("P", 8, cow=cow)] + [family.snap("P", 8) for _ in range(others)]
     stops(cow, jams)
     with modules.setting(parameter("rust", "snapshot_cow_threshold"), "1"):
         first = family.writer(hung, 800, pattern("first", 8))
         wait.until(lambda: in_flight(cow) == 1, "the first is on its way")
-        second = family.writer(hung, 1600, pattern("second", 8))  # there is no room for it: the worker's
+        second = family.writer(
+            hung, 1600, pattern("second", 8)
+        )  # there is no room for it: the worker's
         wait.until(lambda: in_flight(hung) == 2, "the second waits")
     # Whatever comes next, the worker looks at the second again.
     for snapshot in rest:
@@ -96,7 +108,9 @@ def test_cow(family, jams, others):
 
 @JAMS
 def test_origin(impl, box, jams):
-    """A write goes to it when both snapshots have what it overwrites. What needs nothing of the origin goes on."""
+    """A write goes to it when both snapshots have what it overwrites. What needs nothing of the
+    origin goes on.
+    """
     real = JammedGate(box, box.ram(2))
     family = Family(box, real=real)
     real.fill(family.data)
@@ -116,7 +130,9 @@ def test_origin(impl, box, jams):
 
 @JAMS
 def test_cow_of_a_merge(family, jams):
-    """Chunks are read from it. A snapshot of the same origin goes on, also with what it copies from the origin."""
+    """Chunks are read from it. A snapshot of the same origin goes on, also with what it copies from
+    the origin.
+    """
     cow = JammedGate(family.box, family.box.ram(4))
     merged, other = family.snap("P", 8, cow=cow), family.snap("P", 8)
     for n in range(4):
@@ -136,8 +152,13 @@ class Failing:
     def __init__(self, family, length=None):
         box = family.box
         self.header, self.rest = Gate(box, box.ram(1)), Gate(box, box.ram(4))
-        lines = f"0 8 linear {self.header.dev} 0", f"8 {self.rest.sectors - 8} linear {self.rest.dev} 8"
-        self.family, self.snapshot = family, family.snap("P", 8, cow=box.mapped(*lines), length=length)
+        lines = (
+            f"0 8 linear {self.header.dev} 0",
+            f"8 {self.rest.sectors - 8} linear {self.rest.dev} 8",
+        )
+        self.family, self.snapshot = family, family.snap(
+            "P", 8, cow=box.mapped(*lines), length=length
+        )
 
     def fail(self):
         self.rest.error_writes()
@@ -156,7 +177,9 @@ class Failing:
 
 
 def test_writes_that_fail_elsewhere_do_not_wait_for_a_header(family):
-    """A snapshot is full while the header of another one is on its way: writes to it fail, and it can be suspended."""
+    """A snapshot is full while the header of another one is on its way: writes to it fail, and it
+    can be suspended.
+    """
     failing, full = Failing(family), family.snap("PO", 8, room=3)
     family.write(full, 800, pattern("fills it", 8))
     failing.fail()
@@ -168,7 +191,9 @@ def test_writes_that_fail_elsewhere_do_not_wait_for_a_header(family):
 
 
 def test_writes_beyond_a_failing_snapshot_do_not_wait(family):
-    """It is shorter than the origin. Writes to what it has of the origin wait for its header, others do not."""
+    """It is shorter than the origin. Writes to what it has of the origin wait for its header,
+    others do not.
+    """
     failing, other = Failing(family, length=2048), family.snap("P", 8)
     failing.fail()
     family.writer(family.origin, 2048, pattern("beyond", 24)).result()

@@ -8,7 +8,9 @@ from lib import metadata, wait
 from lib.box import assert_same, pattern
 from lib.disk import in_flight
 
-pytestmark = pytest.mark.only("rust")  # C's suspend waits, uninterruptibly, for as long as the source takes
+pytestmark = pytest.mark.only(
+    "rust"
+)  # C's suspend waits, uninterruptibly, for as long as the source takes
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_late_answers_do_not_touch_the_next_table(trio):
     clone = hydrating(trio, region=64)
     clone.suspend()
     clone.load(f"0 {trio.sectors} linear {trio.dest.dev} 0")
-    swap = trio.box.background(clone.resume)  # ends when the old table is gone, and with it the reads
+    swap = trio.box.background(
+        clone.resume
+    )  # ends when the old table is gone, and with it the reads
     wait.until(lambda: not clone.suspended, "the new table is live")
     data = pattern("written past the clone", trio.sectors)
     clone.fill(data)
@@ -73,10 +77,19 @@ def test_loading_a_clone_anew_works_without_the_source(trio):
 
 
 def test_a_new_table_with_another_path_to_the_source(trio):
-    """The old path hangs; the new one copies everything, while the old table is still waiting for its answers, and after."""
+    """The old path hangs; the new one copies everything, while the old table is still waiting for
+    its answers, and after.
+    """
     clone = hydrating(trio)
-    other = trio.box.clone(trio.meta, trio.dest, trio.source_disk, 8, "0 4 hydration_threshold 2 hydration_batch_size 2",
-                           length=trio.sectors, start=False)
+    other = trio.box.clone(
+        trio.meta,
+        trio.dest,
+        trio.source_disk,
+        8,
+        "0 4 hydration_threshold 2 hydration_batch_size 2",
+        length=trio.sectors,
+        start=False,
+    )
     clone.suspend()
     clone.load(other.line)
     swap = trio.box.background(clone.resume)
@@ -99,7 +112,9 @@ def test_noflush_suspend_hands_writes_back(trio):
     for n in range(40):  # to regions that are being copied, to others, and several to one
         sector = (n % 30) * 24 + n % 7
         data = pattern(f"w{n % 30}", 1 + n % 2)
-        writers.append((sector, data, trio.box.background(clone.write, sector, data, fua=n % 5 == 0)))
+        writers.append(
+            (sector, data, trio.box.background(clone.write, sector, data, fua=n % 5 == 0))
+        )
     wait.until(lambda: in_flight(clone) == len(writers), "all are on their way")
     clone.suspend(noflush=True)
     assert not clone.look().hydrating
@@ -167,7 +182,9 @@ def hydrating_one(trio):
 
 
 def test_removal_waits_for_the_source(trio):
-    """The source cannot be closed with reads in flight: removal ends when it answers, and nothing is written then."""
+    """The source cannot be closed with reads in flight: removal ends when it answers, and nothing
+    is written then.
+    """
     clone = hydrating(trio)
     clone.suspend()  # after it the copies are given up; until then the source may still answer
     written = trio.dest.stats()

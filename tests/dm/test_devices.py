@@ -1,4 +1,6 @@
-"""The devices below: how they are opened, that a table may open one twice, and whom I/O on them is charged to."""
+"""The devices below: how they are opened, that a table may open one twice, and whom I/O on them is
+charged to.
+"""
 
 import errno
 import os
@@ -11,15 +13,24 @@ from lib import dm, modules, wait
 from lib.box import pattern
 
 MIB = 2048
-stock = pytest.mark.skipif(os.environ.get("DM_RUST_KERNEL", "stock") != "stock",
-                           reason="needs kprobes and cgroups, which are in the stock kernel; make test runs it there")
+stock = pytest.mark.skipif(
+    os.environ.get("DM_RUST_KERNEL", "stock") != "stock",
+    reason="needs kprobes and cgroups, which are in the stock kernel; make test runs it there",
+)
 
 
 # One device, several times in a table
 
+
 def _sound(log, *disks):
-    """device-mapper found every device that was put, and nobody has one that is not in use any more."""
-    found = [line for line in log.lines() if "not in table devices list" in line or "call missing" in line]
+    """device-mapper found every device that was put, and nobody has one that is not in use any
+    more.
+    """
+    found = [
+        line
+        for line in log.lines()
+        if "not in table devices list" in line or "call missing" in line
+    ]
     assert not found
     assert all(disk.is_free() for disk in disks)
 
@@ -53,7 +64,9 @@ def _era(box, x):
 @pytest.mark.parametrize("reader", [_snapshot, _clone])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_read_by_one_line_written_by_another(impl, box, log, read_only, reader, writer):
-    """device-mapper opens it again and frees what it has given to the first line; C goes on with that."""
+    """device-mapper opens it again and frees what it has given to the first line; C goes on with
+    that.
+    """
     x = box.ram(1)
     x.fill(pattern("x", MIB))
     (left, first), (right, second) = reader(box, x), writer(box, x)
@@ -62,14 +75,14 @@ def test_read_by_one_line_written_by_another(impl, box, log, read_only, reader, 
     table.load(*lines, read_only=read_only)
     assert x.dev in table.specs(table=True, inactive=True)[0][3]
     table.resume()
-    assert table.read(80, 8) == pattern("x", MIB)[80 * 512:88 * 512]
+    assert table.read(80, 8) == pattern("x", MIB)[80 * 512 : 88 * 512]
     if not read_only:
         table.write(MIB + 88, pattern("new", 8))
         assert x.read(88, 8) == pattern("new", 8)
     # Once more while this is live, and refused in the end.
     with pytest.raises(OSError):
         table.load(*lines, f"{2 * MIB} 8 nonsense", read_only=read_only)
-    assert table.read(80, 8) == pattern("x", MIB)[80 * 512:88 * 512]
+    assert table.read(80, 8) == pattern("x", MIB)[80 * 512 : 88 * 512]
     table.remove()
     _sound(log, x, *left, *right)
 
@@ -102,12 +115,17 @@ def _probe(root, line):
 
 @contextmanager
 def _openings():
-    """What device-mapper opens meanwhile: (number, mode) of each, in a list that is complete at the end."""
+    """What device-mapper opens meanwhile: (number, mode) of each, in a list that is complete at the
+    end.
+    """
     root = Path("/sys/kernel/tracing")
     if not (root / "kprobe_events").exists():
         modules.run("mount", "-t", "tracefs", "tracefs", root)
     event, found = root / "events/dm_rust_test/opens", []
-    _probe(root, "p:dm_rust_test/opens bdev_file_open_by_dev number=%di:u32 mode=%si:u32 holder=%dx:u64\n")
+    _probe(
+        root,
+        "p:dm_rust_test/opens bdev_file_open_by_dev number=%di:u32 mode=%si:u32 holder=%dx:u64\n",
+    )
     try:
         (root / "trace").write_text("")
         (event / "enable").write_text("1")
@@ -136,12 +154,18 @@ LINES = {
 
 @stock
 def test_modes(impl, box, same):
-    """A device that is only read is opened for reading: to open it for writing has effects on some drivers."""
+    """A device that is only read is opened for reading: to open it for writing has effects on some
+    drivers.
+    """
     disks = {name: box.ram(1) for name in ("origin", "cow", "meta", "dest", "source")}
     writes = {}
     for kind, (line, *roles) in LINES.items():
         names = {name: disk.dev for name, disk in disks.items()}
-        numbers = {os.major(n) << 20 | os.minor(n): name for name in roles for n in [os.stat(disks[name].path).st_rdev]}
+        numbers = {
+            os.major(n) << 20 | os.minor(n): name
+            for name in roles
+            for n in [os.stat(disks[name].path).st_rdev]
+        }
         for read_only in False, True:
             for disk in disks.values():
                 disk.discard(0, 8)
@@ -153,11 +177,16 @@ def test_modes(impl, box, same):
             writes[kind, read_only] = [numbers[number] for number, mode in opened if mode & WRITE]
             assert sorted(numbers[number] for number, _ in opened) == sorted(roles)
     assert writes == {
-        ("snapshot", False): ["cow"], ("snapshot", True): [],
-        ("snapshot-merge", False): ["origin", "cow"], ("snapshot-merge", True): ["origin"],
-        ("snapshot-origin", False): ["origin"], ("snapshot-origin", True): [],
-        ("clone", False): ["meta", "dest"], ("clone", True): ["meta", "dest"],
-        ("era", False): ["meta", "origin"], ("era", True): ["meta", "origin"],
+        ("snapshot", False): ["cow"],
+        ("snapshot", True): [],
+        ("snapshot-merge", False): ["origin", "cow"],
+        ("snapshot-merge", True): ["origin"],
+        ("snapshot-origin", False): ["origin"],
+        ("snapshot-origin", True): [],
+        ("clone", False): ["meta", "dest"],
+        ("clone", True): ["meta", "dest"],
+        ("era", False): ["meta", "origin"],
+        ("era", True): ["meta", "origin"],
     }
     same(writes, "opened for writing")
 
@@ -180,11 +209,15 @@ class Group:
         self._folder.mkdir()
 
     def remove(self):
-        wait.until(lambda: not (self._folder / "cgroup.procs").read_text(), "its processes have ended")
+        wait.until(
+            lambda: not (self._folder / "cgroup.procs").read_text(), "its processes have ended"
+        )
         self._folder.rmdir()
 
     def run(self, script):
-        """Runs Python in the group. `write(path, sectors, flags)` writes 4 KiB at each of these sectors."""
+        """Runs Python in the group. `write(path, sectors, flags)` writes 4 KiB at each of these
+        sectors.
+        """
         text = f"open('{self._folder}/cgroup.procs', 'w').write('0')\n{_WRITER}\n{script}"
         modules.run("python3", "-c", text)
 
@@ -224,7 +257,9 @@ def _origin_and_snapshot(box):
 
 @stock
 def test_first_writes_are_charged_to_the_writer(impl, box, group):
-    """What a target keeps back for a while is charged to who has written it, not to the thread that sends it on."""
+    """What a target keeps back for a while is charged to who has written it, not to the thread that
+    sends it on.
+    """
     front, snap, origin, store = _origin_and_snapshot(box)
     pair = box.ram(1), box.ram(4)
     era = box.mapped(f"0 {4 * MIB} era {pair[0].dev} {pair[1].dev} 16")
@@ -234,8 +269,12 @@ def test_first_writes_are_charged_to_the_writer(impl, box, group):
     sectors = [16 * n for n in range(WRITES)]
     apart = [16 * n for n in range(WRITES, 2 * WRITES)]
     charged = {}
-    for name, device, disk, where in (("origin", front, origin, sectors), ("snapshot", snap, store, apart),
-                                      ("era", era, pair[1], sectors), ("clone", clone, dest, sectors)):
+    for name, device, disk, where in (
+        ("origin", front, origin, sectors),
+        ("snapshot", snap, store, apart),
+        ("era", era, pair[1], sectors),
+        ("clone", clone, dest, sectors),
+    ):
         device.close()
         group.run(f"write('{device.path}', {where}, os.O_DIRECT)")
         charged[name] = group.written(disk) // 4096

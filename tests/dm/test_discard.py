@@ -1,4 +1,6 @@
-"""Discards: what they mark, what they pass on, what they must not destroy; limits of the queue; zeroing."""
+"""Discards: what they mark, what they pass on, what they must not destroy; limits of the queue;
+zeroing.
+"""
 
 from pathlib import Path
 
@@ -19,8 +21,10 @@ def test_less_than_a_region_is_nothing(impl, clone_box, start, count):
     trio.check(clone)
 
 
-@pytest.mark.parametrize("start, count, first, regions", [(3, 26, 1, 2), (8, 8, 1, 1), (0, 2048, 0, 256),
-                                                          (7, 10, 1, 1), (100, 1000, 13, 124)])
+@pytest.mark.parametrize(
+    "start, count, first, regions",
+    [(3, 26, 1, 2), (8, 8, 1, 1), (0, 2048, 0, 256), (7, 10, 1, 1), (100, 1000, 13, 124)],
+)
 def test_rounds_inwards(impl, clone_box, start, count, first, regions):
     """Whole regions inside the range are marked, and exactly those are passed on."""
     trio = clone_box.trio(mib=1)
@@ -42,7 +46,7 @@ def test_without_passdown(impl, clone_box):
     clone = trio.clone(extra="2 no_hydration no_discard_passdown")
     clone.discard(8, 80)
     assert clone.hydrated() == 10
-    trio.wrote(8, trio.stale[8 * 512:88 * 512])
+    trio.wrote(8, trio.stale[8 * 512 : 88 * 512])
     trio.check(clone)
 
 
@@ -88,7 +92,9 @@ def test_hydration_skips_what_was_discarded(impl, clone_box):
     trio.check(trio.dest)
 
 
-@pytest.mark.parametrize("why", ["discard unsupported", "max discard sectors smaller than a region"])
+@pytest.mark.parametrize(
+    "why", ["discard unsupported", "max discard sectors smaller than a region"]
+)
 def test_impossible_passdown(impl, clone_box, log, same, why):
     """Switched off with a warning, shown in INFO and not in TABLE; discards still mark regions."""
     trio = clone_box.trio(mib=1, discard=why != "discard unsupported")
@@ -99,24 +105,52 @@ def test_impossible_passdown(impl, clone_box, log, same, why):
     before = trio.dest.stats()
     clone = trio.clone(region=16)
     lines = [line.replace(trio.dest.kernel_name, "<dest>") for line in log.dm(mark)]
-    assert lines == [f"4 device-mapper: clone: Destination device (<dest>) {why}: Disabling discard passdown."]
+    assert lines == [
+        f"4 device-mapper: clone: Destination device (<dest>) {why}: Disabling discard passdown."
+    ]
     same(lines)
     assert clone.look().features == ["no_hydration", "no_discard_passdown"]
     assert clone.table().endswith(" 16 1 no_hydration")
     clone.discard(16, 160)
     assert clone.hydrated() == 10
     assert not (trio.dest.stats() - before).discards
-    trio.wrote(16, trio.stale[16 * 512:176 * 512])
+    trio.wrote(16, trio.stale[16 * 512 : 176 * 512])
     trio.check(clone)
 
 
-# A clone must look like C's to whoever asks sysfs. The rest of queue/ is the kernel's, not the target's.
-LIMITS = ("discard_granularity", "discard_max_bytes", "discard_max_hw_bytes", "write_zeroes_max_bytes",
-          "minimum_io_size", "optimal_io_size", "write_cache", "fua", "logical_block_size", "physical_block_size",
-          "max_sectors_kb", "max_hw_sectors_kb", "max_segments", "max_segment_size", "max_discard_segments",
-          "chunk_sectors", "dax", "zoned", "nr_zones", "rotational", "stable_writes", "virt_boundary_mask",
-          "write_same_max_bytes", "zone_write_granularity", "add_random", "io_poll", "max_integrity_segments",
-          "dma_alignment", "atomic_write_max_bytes")
+# A clone must look like C's to whoever asks sysfs. The rest of queue/ is the kernel's, not the
+# target's.
+LIMITS = (
+    "discard_granularity",
+    "discard_max_bytes",
+    "discard_max_hw_bytes",
+    "write_zeroes_max_bytes",
+    "minimum_io_size",
+    "optimal_io_size",
+    "write_cache",
+    "fua",
+    "logical_block_size",
+    "physical_block_size",
+    "max_sectors_kb",
+    "max_hw_sectors_kb",
+    "max_segments",
+    "max_segment_size",
+    "max_discard_segments",
+    "chunk_sectors",
+    "dax",
+    "zoned",
+    "nr_zones",
+    "rotational",
+    "stable_writes",
+    "virt_boundary_mask",
+    "write_same_max_bytes",
+    "zone_write_granularity",
+    "add_random",
+    "io_poll",
+    "max_integrity_segments",
+    "dma_alignment",
+    "atomic_write_max_bytes",
+)
 
 
 @pytest.mark.parametrize("region", [8, 2048, 2097152])
@@ -138,7 +172,7 @@ def test_limits(impl, clone_box, same, region, words, cache):
             assert found[name] == (dest / name).read_text().strip()
     else:
         assert found["discard_granularity"] == str(region * 512)
-        assert found["discard_max_hw_bytes"] == str((0xffffffff >> 9) // region * region * 512)
+        assert found["discard_max_hw_bytes"] == str((0xFFFFFFFF >> 9) // region * region * 512)
     same(found)
 
 
@@ -155,15 +189,20 @@ def test_zeroing(impl, clone_box):
     trio.check(trio.dest)
 
 
-# W1: a discard marks a region while a copy of it is in flight; the copy lands later, on what was written meanwhile.
+# W1: a discard marks a region while a copy of it is in flight; the copy lands later, on what was
+# written meanwhile.
 
 
 @pytest.mark.parametrize("words", ["passdown", "no_discard_passdown"])
 @pytest.mark.parametrize("copy", ["sweep, single", "sweep, batch", "for a write"])
 def test_discard_races_a_copy(impl, clone_box, copy, words):
-    """The source is held, so the copy of region 5 is in flight for as long as it takes. C loses the write: silently."""
+    """The source is held, so the copy of region 5 is in flight for as long as it takes. C loses the
+    write: silently.
+    """
     trio = clone_box.trio(mib=1).layered("source")
-    clone = trio.clone(extra="2 no_hydration no_discard_passdown" if words != "passdown" else "1 no_hydration")
+    clone = trio.clone(
+        extra="2 no_hydration no_discard_passdown" if words != "passdown" else "1 no_hydration"
+    )
     trio.source.hold()
     helper = None
     if copy == "for a write":
@@ -194,7 +233,9 @@ def test_discard_races_a_copy(impl, clone_box, copy, words):
     clone.wait_quiet()
     got = clone.read(40, 5)
     if impl == "c":
-        assert got == trio.data[40 * 512:45 * 512], "C did not lose the write: has W1 been fixed there?"
+        assert (
+            got == trio.data[40 * 512 : 45 * 512]
+        ), "C did not lose the write: has W1 been fixed there?"
     else:
         assert got == pattern("precious", 5), "an acknowledged write was lost under an old copy"
         clone.hydrate()
@@ -204,7 +245,9 @@ def test_discard_races_a_copy(impl, clone_box, copy, words):
 
 @pytest.mark.only("rust")
 def test_discard_and_write_at_full_hydration(impl, clone_box, rng):
-    """Discards of everything and writes, while the copy runs as fast as it can; C loses writes here (W1)."""
+    """Discards of everything and writes, while the copy runs as fast as it can; C loses writes here
+    (W1).
+    """
     for _ in range(6):
         trio = clone_box.trio(mib=2)
         clone = trio.clone()

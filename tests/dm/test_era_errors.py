@@ -18,6 +18,7 @@ def failing(call, *args):
 
 # Metadata that fails
 
+
 @pytest.fixture
 def era(pair):
     """A device with blocks 0 to 9 marked, over metadata that can be made to fail."""
@@ -28,7 +29,9 @@ def era(pair):
 
 @pytest.mark.parametrize("kind", ["error", "error_writes"])
 def test_failing_metadata(pair, era, log, kind):
-    """Marked blocks are written, others are not; messages fail; the status says so; then it works, and all is well again."""
+    """Marked blocks are written, others are not; messages fail; the status says so; then it works,
+    and all is well again.
+    """
     events, before = era.event, pair.origin.content()
     getattr(pair.meta, kind)()
     assert failing(era.write, 800, pattern("lost", 8)) == errno.EIO
@@ -37,7 +40,7 @@ def test_failing_metadata(pair, era, log, kind):
     assert any("the metadata failed" in line for line in log.lines())
     for n in range(10):
         era.write(n * 8, pattern("passes", 8))
-    assert pair.origin.read(800, 8) == before[800 * 512:808 * 512]
+    assert pair.origin.read(800, 8) == before[800 * 512 : 808 * 512]
     assert failing(era.message, "checkpoint") == errno.EIO
     assert failing(era.message, "take_metadata_snap") == errno.EIO
     era.content()
@@ -53,7 +56,9 @@ def test_failing_metadata(pair, era, log, kind):
 
 
 def test_writes_while_metadata_fails(pair, era):
-    """What was marked is recorded in the era in which it was; nothing that was let pass is missing afterwards."""
+    """What was marked is recorded in the era in which it was; nothing that was let pass is missing
+    afterwards.
+    """
     now = era.era
     pair.meta.error_writes()
     for n in range(10):
@@ -68,7 +73,9 @@ def test_writes_while_metadata_fails(pair, era):
 
 @pytest.mark.parametrize("n", range(1, 9))
 def test_one_failing_request(pair, n):
-    """One request of the metadata fails, whichever: the write succeeds all the same, by a second try."""
+    """One request of the metadata fails, whichever: the write succeeds all the same, by a second
+    try.
+    """
     era = pair.layered("meta").era()
     written = set()
     for block in range(0, 40, 4):
@@ -106,7 +113,9 @@ def test_suspend_with_failing_metadata(pair, era):
 
 
 def test_removal_with_failing_metadata(pair, era):
-    """Nothing is in the way of removal, and what was committed is there the next time: a crash does no more."""
+    """Nothing is in the way of removal, and what was committed is there the next time: a crash does
+    no more.
+    """
     pair.meta.error()
     assert failing(era.write, 800, pattern("lost", 8)) == errno.EIO
     era.remove()
@@ -118,14 +127,19 @@ def test_removal_with_failing_metadata(pair, era):
 
 
 def test_metadata_that_fails_at_once(pair, log):
-    """Creating a device: the error of the constructor, or of the resume; afterwards the metadata is as before."""
+    """Creating a device: the error of the constructor, or of the resume; afterwards the metadata is
+    as before.
+    """
     pair.layered("meta")
     pair.meta.error()
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     assert failing(empty.load, empty.line) == errno.EIO
     pair.meta.error_writes()
     empty.load(empty.line)
-    assert failing(empty.resume) in (errno.EIO, errno.ENOTBLK)  # of a block that was not written and is read again
+    assert failing(empty.resume) in (
+        errno.EIO,
+        errno.ENOTBLK,
+    )  # of a block that was not written and is read again
     assert not any(pair.meta_disk.read(0, 8)), "a format that failed must read as blank"
     pair.meta.heal()
     empty.resume()
@@ -133,6 +147,7 @@ def test_metadata_that_fails_at_once(pair, log):
 
 
 # Space
+
 
 @pytest.mark.parametrize("blocks", [*range(8, 40, 4), 14, 37, 64])
 def test_small_metadata(pair, blocks):
@@ -163,7 +178,9 @@ def test_small_metadata(pair, blocks):
 
 
 def test_no_space_for_an_era(pair):
-    """A snapshot keeps blocks until none is left: checkpoints are refused, writes are recorded; then all goes on."""
+    """A snapshot keeps blocks until none is left: checkpoints are refused, writes are recorded;
+    then all goes on.
+    """
     pair.meta = pair.box.mapped(f"0 {110 * 8} linear {pair.meta_disk.dev} 0")
     pair.origin_disk = pair.origin = pair.box.ram(256)
     era = pair.era()

@@ -28,7 +28,7 @@ def test_random_work(pair, rng, same):
             count = min(rng.choice((1, 2, 7, 24, 30, 200)), era.length - start)
             data = rng.randbytes(count * 512)
             era.write(start, data, fua=rng.random() < 0.2)
-            content[start * 512:(start + count) * 512] = data
+            content[start * 512 : (start + count) * 512] = data
             last |= dict.fromkeys(range(start // size, (start + count - 1) // size + 1), now)
         if rng.random() < 0.3:
             era.flush()
@@ -63,10 +63,14 @@ def test_reads_record_nothing(pair, era):
 
 
 def test_flush(pair):
-    """A flush goes to the origin, records nothing and waits for nothing; also of a target that does not start at 0."""
+    """A flush goes to the origin, records nothing and waits for nothing; also of a target that does
+    not start at 0.
+    """
     origin = pair.box.ram(4, cache=True)
     pair.origin = origin
-    era = pair.box.mapped(f"0 800 linear {pair.origin_disk.dev} 0\n800 8000 era {pair.meta.dev} {origin.dev} 8")
+    era = pair.box.mapped(
+        f"0 800 linear {pair.origin_disk.dev} 0\n800 8000 era {pair.meta.dev} {origin.dev} 8"
+    )
     before = origin.stats(), pair.meta.stats()
     era.flush()
     assert (origin.stats() - before[0]).flushes == 1
@@ -78,10 +82,14 @@ def test_flush(pair):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("kind", ["discard", "zero"])
-@pytest.mark.parametrize("start, count, blocks", [(0, 512, range(64)), (5, 100, range(14)), (8191, 1, [1023]),
-                                                  (0, 8192, range(1024))])
+@pytest.mark.parametrize(
+    "start, count, blocks",
+    [(0, 512, range(64)), (5, 100, range(14)), (8191, 1, [1023]), (0, 8192, range(1024))],
+)
 def test_whole_range(pair, era, kind, start, count, blocks):
-    """A discard, and a request to write zeros, records each block it touches. C records the first one alone."""
+    """A discard, and a request to write zeros, records each block it touches. C records the first
+    one alone.
+    """
     pair.origin.fill(pattern("old", 8192))
     getattr(era, kind)(start, count)
     assert not any(pair.origin.read(start, count))
@@ -96,7 +104,9 @@ def test_discard_first_block(pair, era, same):
 
 @pytest.mark.only("rust")
 def test_no_splitting(pair, era):
-    """Of a mebibyte over blocks of 4 KiB the origin sees as many requests as from a linear device: C makes 256."""
+    """Of a mebibyte over blocks of 4 KiB the origin sees as many requests as from a linear device:
+    C makes 256.
+    """
     linear = pair.box.mapped(f"0 {era.length} linear {pair.origin.dev} 0")
     data = pattern("large", 2048)
 
@@ -149,6 +159,7 @@ def test_nowait(pair, era):
     fd = os.open(era.path, os.O_RDWR | os.O_DIRECT)
     try:
         import mmap
+
         buffer = mmap.mmap(-1, 4096)
         assert os.preadv(fd, [buffer], 8192, os.RWF_NOWAIT) == 4096
         assert os.pwritev(fd, [buffer], 0, os.RWF_NOWAIT) == 4096
@@ -162,7 +173,9 @@ def test_nowait(pair, era):
 
 
 def test_read_only_table(pair, same):
-    era = pair.box.mapped(f"0 {pair.origin.sectors} era {pair.meta.dev} {pair.origin.dev} 8", read_only=True)
+    era = pair.box.mapped(
+        f"0 {pair.origin.sectors} era {pair.meta.dev} {pair.origin.dev} 8", read_only=True
+    )
     same((era.read_only, era.status()))
 
 
@@ -174,6 +187,7 @@ def test_many_writers(pair, era, rng):
 
     def write(mine, seed):
         import random
+
         numbers = random.Random(seed)
         while not stop.is_set():
             block = numbers.randrange(1024)
@@ -215,6 +229,10 @@ def test_file_system(pair, size):
         modules.run("umount", mount)
     modules.run("fsck.ext4", "-fn", era.path)
     after = pair.origin.content()
-    changed = {block for block in range(era.blocks)
-               if before[block * size * 512:(block + 1) * size * 512] != after[block * size * 512:(block + 1) * size * 512]}
+    changed = {
+        block
+        for block in range(era.blocks)
+        if before[block * size * 512 : (block + 1) * size * 512]
+        != after[block * size * 512 : (block + 1) * size * 512]
+    }
     assert changed and changed <= era.since(start)

@@ -22,8 +22,20 @@ def failing(call, *args):
 
 # Messages and status
 
-@pytest.mark.parametrize("words", ["CHECKPOINT", "checkpoint now", "nonsense", "drop_metadata_snap", "take_metadata_snap",
-                                   "Take_Metadata_Snap x", "checkpoints", "@cancel"])
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CHECKPOINT",
+        "checkpoint now",
+        "nonsense",
+        "drop_metadata_snap",
+        "take_metadata_snap",
+        "Take_Metadata_Snap x",
+        "checkpoints",
+        "@cancel",
+    ],
+)
 def test_messages(pair, era, same, log, words):
     mark = log.mark()
     try:
@@ -32,7 +44,14 @@ def test_messages(pair, era, same, log, words):
     except OSError as error:
         code = error.errno
     same(code, "errno")
-    same([line.split("device-mapper: ")[1] for line in log.lines(mark) if "device-mapper: era" in line], "texts")
+    same(
+        [
+            line.split("device-mapper: ")[1]
+            for line in log.lines(mark)
+            if "device-mapper: era" in line
+        ],
+        "texts",
+    )
     same(era.era, "era")
 
 
@@ -45,7 +64,9 @@ def test_snapshots(pair, era, same, log):
     assert status.era == 2 and status.snapshot
     mark = log.mark()
     same(failing(era.take), "taken already")
-    assert any("metadata_take_snap: metadata snapshot already exists" in line for line in log.lines(mark))
+    assert any(
+        "metadata_take_snap: metadata snapshot already exists" in line for line in log.lines(mark)
+    )
     assert era.era == 2
     assert eras.invalidate(pair.meta, 1, snapshot=True) == set(range(8))
     # It stays as it is while the device changes.
@@ -103,6 +124,7 @@ def test_suspended(pair, era):
 
 # Suspend and tables
 
+
 @pytest.mark.parametrize("how", [dict(), dict(noflush=True), dict(lockfs=True)])
 def test_suspend_and_resume(pair, era, how):
     for n in range(10):
@@ -118,7 +140,9 @@ def test_suspend_and_resume(pair, era, how):
 
 @pytest.mark.only("rust")
 def test_table_over_a_live_one(pair, era):
-    """Loaded early, resumed late: it knows what happened meanwhile. With C the era goes back, and writes vanish."""
+    """Loaded early, resumed late: it knows what happened meanwhile. With C the era goes back, and
+    writes vanish.
+    """
     era.write(0, pattern("a", 8))
     era.load(era.line)
     for n in range(1, 4):
@@ -144,6 +168,7 @@ def test_swaps_under_load(pair, era):
     """Tables come and go while others write; nothing is missing."""
     import random
     import threading
+
     stop, written = threading.Event(), set()
 
     def write():
@@ -173,8 +198,18 @@ def test_replaced_by_another_target(pair, era):
 
 # Sizes
 
-@pytest.mark.parametrize("sizes", [(1000, 1018, 1019), (1023, 1018), (1018, 1017, 1018), (100, 1000, 1), (64, 65, 63),
-                                   (1020, 3000, 2036)])
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1000, 1018, 1019),
+        (1023, 1018),
+        (1018, 1017, 1018),
+        (100, 1000, 1),
+        (64, 65, 63),
+        (1020, 3000, 2036),
+    ],
+)
 def test_resize(pair, impl, sizes):
     """Blocks are added, and cut off; what was written stays known as far as there are blocks."""
     pair.origin_disk = pair.origin = pair.box.ram(16)
@@ -252,8 +287,11 @@ def restored(pair, now):
     era.write(8, pattern("a", 8))
     era.remove()
     xml = eras.dump(pair.meta).replace('current_era="2"', f'current_era="{now}"')
-    xml = xml.replace('<writeset era="2"', f'<writeset era="{now}"').replace('<writeset era="1"', f'<writeset era="{now - 1}"')
+    xml = xml.replace('<writeset era="2"', f'<writeset era="{now}"').replace(
+        '<writeset era="1"', f'<writeset era="{now - 1}"'
+    )
     import pathlib
+
     file = pathlib.Path(pair.box.folder(), "era.xml")
     file.write_text(xml)
     pair.meta.fill(bytes(BLOCK))
@@ -263,7 +301,9 @@ def restored(pair, now):
 
 @pytest.mark.only("rust")
 def test_last_era(pair, log):
-    """The numbers end: no wrap, and blocks go on being recorded. C begins with 0 again, and forgets."""
+    """The numbers end: no wrap, and blocks go on being recorded. C begins with 0 again, and
+    forgets.
+    """
     restored(pair, LAST - 1)
     era = pair.era()
     assert era.era == LAST
@@ -290,7 +330,9 @@ def test_last_era(pair, log):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_opens_the_last_era(impl, box):
-    """C archives the last era when it is suspended: ours takes it out again. (Here C makes such metadata, in the end.)"""
+    """C archives the last era when it is suspended: ours takes it out again. (Here C makes such
+    metadata, in the end.)
+    """
     pair = eras.Pair(box)
     restored(pair, LAST - 1)
     era = pair.era()
@@ -302,7 +344,9 @@ def test_c_opens_the_last_era(impl, box):
 
 @pytest.mark.only("rust")
 def test_last_era_archived_by_c(pair):
-    """As the test above leaves it: the bitset of the last era is in the tree, and there is no present one."""
+    """As the test above leaves it: the bitset of the last era is in the tree, and there is no
+    present one.
+    """
     restored(pair, LAST)
     era = pair.era()
     assert era.era == LAST

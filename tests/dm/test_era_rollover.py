@@ -75,7 +75,9 @@ def test_writes_go_on_meanwhile(pair):
     half = pair.origin_disk.sectors // 2
     # The lower half stands still, the upper one does not.
     slow = pair.box.layered(pair.origin_disk, sectors=half)
-    pair.origin = pair.box.mapped(f"0 {half} linear {slow.dev} 0\n{half} {half} linear {pair.origin_disk.dev} {half}")
+    pair.origin = pair.box.mapped(
+        f"0 {half} linear {slow.dev} 0\n{half} {half} linear {pair.origin_disk.dev} {half}"
+    )
     era = pair.era()
     era.write(0, pattern("first", 8))
     slow.hold()
@@ -94,12 +96,16 @@ def test_writes_go_on_meanwhile(pair):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_killed(pair, era):
-    """Whoever waits can be killed; the era has ended, and the next message waits for the same write."""
+    """Whoever waits can be killed; the era has ended, and the next message waits for the same
+    write.
+    """
     era.write(0, pattern("first", 8))
     pair.origin.hold()
     late = pair.box.background(era.write, 0, pattern("late", 8))
     wait.until(lambda: in_flight(era) == 1, "the write is on its way")
-    first = [subprocess.Popen(["dmsetup", "message", era.name, "0", "checkpoint"]) for _ in range(2)]
+    first = [
+        subprocess.Popen(["dmsetup", "message", era.name, "0", "checkpoint"]) for _ in range(2)
+    ]
     wait.until(lambda: era.era == 2, "the new era has begun")
     for process in first:  # the second one waits for its turn
         process.send_signal(signal.SIGKILL)
@@ -165,7 +171,9 @@ def test_messages_from_many(pair, era):
             era.write(numbers.randrange(1024) * 8, pattern("w", 8))
 
     writers = [pair.box.background(write, n) for n in range(3)]
-    callers = [pair.box.background(lambda: [era.message("checkpoint") for _ in range(8)]) for _ in range(8)]
+    callers = [
+        pair.box.background(lambda: [era.message("checkpoint") for _ in range(8)]) for _ in range(8)
+    ]
     for caller in callers:
         caller.result()
     stop.set()
@@ -201,7 +209,9 @@ thinktime=5000
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("delay", [0, 2])
 def test_backup(pair, delay):
-    """Incremental backups of a device that is written to all the time: in the end the copy is the device."""
+    """Incremental backups of a device that is written to all the time: in the end the copy is the
+    device.
+    """
     blocks, size = 128, 8
     below = pair.origin_disk.dev
     pair.origin = pair.box.mapped(f"0 {blocks * size} delay {below} 0 0 {below} 0 {delay}")

@@ -1,4 +1,6 @@
-"""era: metadata with little space: what fits passes, what does not is refused, and neither costs the others anything."""
+"""era: metadata with little space: what fits passes, what does not is refused, and neither costs
+the others anything.
+"""
 
 import errno
 
@@ -15,7 +17,9 @@ LEAVES = 4
 
 
 class Small(eras.Pair):
-    """131072 blocks, in metadata of a given size. A mark in a leaf that none has used yet takes a block of metadata."""
+    """131072 blocks, in metadata of a given size. A mark in a leaf that none has used yet takes a
+    block of metadata.
+    """
 
     def __init__(self, box, blocks):
         super().__init__(box)
@@ -38,7 +42,9 @@ def mark(era, leaf, block=0):
 
 
 def edge(box):
-    """A size for which some writes, each to another leaf, fit one by one, and others do not; and how many fit."""
+    """A size for which some writes, each to another leaf, fit one by one, and others do not; and
+    how many fit.
+    """
     for blocks in range(140, 180):
         small = Small(box, blocks)
         try:
@@ -57,7 +63,9 @@ def edge(box):
 
 
 def test_batch_at_the_edge(impl, box):
-    """What fits when writes come one by one fits when they come together, and so do marks that need no space."""
+    """What fits when writes come one by one fits when they come together, and so do marks that need
+    no space.
+    """
     blocks, fit = edge(box)
     small = Small(box, blocks)
     era = small.era()
@@ -105,7 +113,9 @@ def test_refused_writes_cost_nothing(impl, box):
 
 
 def test_snapshot_without_room(impl, box):
-    """`take_metadata_snap` finds none, again and again: the era goes on, and nothing is written or opened anew."""
+    """`take_metadata_snap` finds none, again and again: the era goes on, and nothing is written or
+    opened anew.
+    """
     blocks, _ = edge(box)
     small = Small(box, blocks)
     era = small.era()
@@ -128,7 +138,9 @@ def smaller(box, blocks):
 
 
 def ended(box, blocks, length):
-    """A suspended era with a metadata snapshot, if there was room for it, and what is written in it."""
+    """A suspended era with a metadata snapshot, if there was room for it, and what is written in
+    it.
+    """
     pair = smaller(box, blocks)
     era = pair.era(length=length * 8)
     written = {0} if not outcome(era.write, 0, pattern("a", 8)) else set()
@@ -138,11 +150,23 @@ def ended(box, blocks, length):
 
 
 # In entries of the array: a new last block, a last block that grows, many; and the same backwards.
-@pytest.mark.parametrize("sizes", [(1000, 2000), (1000, 1018), (1018, 1019), (1000, 16000), (2000, 1000), (16000, 1000),
-                                   (16000, 15270), (1019, 1018)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1000, 2000),
+        (1000, 1018),
+        (1018, 1019),
+        (1000, 16000),
+        (2000, 1000),
+        (16000, 1000),
+        (16000, 15270),
+        (1019, 1018),
+    ],
+)
 def test_resize_with_little_room(impl, box, sizes):
-    """With each number of free blocks: it is resized, or refused; a size that does not fit is not begun. What is refused
-    leaves the old table as able to go on as it was."""
+    """With each number of free blocks: it is resized, or refused; a size that does not fit is not
+    begun. What is refused leaves the old table as able to go on as it was.
+    """
     old, new = sizes
     met = {True: [], False: []}
     for blocks in range(8, 52):
@@ -176,7 +200,9 @@ def test_resize_with_little_room(impl, box, sizes):
 
 
 def test_refused_growth(impl, box, log):
-    """Refused with a line in the log; the old table goes on, and so does the new one once there is room."""
+    """Refused with a line in the log; the old table goes on, and so does the new one once there is
+    room.
+    """
     pair = smaller(box, 40)
     era = pair.era(length=1000 * 8)
     era.write(0, pattern("a", 8))
@@ -207,7 +233,8 @@ def test_shrinks_in_slices(impl, box):
         era.write(block * 8, pattern("a", 8))
     before = pair.meta.stats()
     era.swap(f"0 {1018 * 8} era {pair.meta.dev} {pair.origin.dev} 8")
-    # Two for each commit, of the old era, four slices, and the new era; and one before it is opened with another size.
+    # Two for each commit, of the old era, four slices, and the new era; and one before it is opened
+    # with another size.
     assert (pair.meta.stats() - before).flushes == 2 * (1 + 4 + 1) + 1
     era.write(8, pattern("b", 8))
     era.remove()
@@ -220,11 +247,17 @@ def test_not_all_of_a_table_goes_live(impl, box):
     one, two = eras.Pair(box), eras.Pair(box)
     two.layered("meta")
     half = one.origin.sectors
-    lines = [f"0 {half} era {one.meta.dev} {one.origin.dev} 8", f"{half} {half} era {two.meta.dev} {two.origin.dev} 8"]
+    lines = [
+        f"0 {half} era {one.meta.dev} {one.origin.dev} 8",
+        f"{half} {half} era {two.meta.dev} {two.origin.dev} 8",
+    ]
     device = box.mapped()
     device.load(*lines)
     two.meta.error_writes()
-    assert outcome(device.resume) in (errno.EIO, errno.ENOTBLK)  # of a block that was not written and is read again
+    assert outcome(device.resume) in (
+        errno.EIO,
+        errno.ENOTBLK,
+    )  # of a block that was not written and is read again
     look = lambda: eras.Status(device.status())
     assert look().era == 1
     device.message("checkpoint")

@@ -50,9 +50,23 @@ def test_any_byte_makes_it_metadata(pair, rng, start):
     assert pair.meta.read(0, 8) == bytes(block)
 
 
-LINES = ["", "{meta}", "{meta} {origin}", "{meta} {origin} 8 9", "/dev/none {origin} 8", "{meta} /dev/none 8",
-         "{meta} {origin} abc", "{meta} {origin} 8x", "{meta} {origin} -8", "{meta} {origin} +8", "{meta} {origin} 0",
-         "{meta} {origin} 7", "{meta} {origin} 12", "{meta} {origin} 1", "nonsense {origin} 8"]
+LINES = [
+    "",
+    "{meta}",
+    "{meta} {origin}",
+    "{meta} {origin} 8 9",
+    "/dev/none {origin} 8",
+    "{meta} /dev/none 8",
+    "{meta} {origin} abc",
+    "{meta} {origin} 8x",
+    "{meta} {origin} -8",
+    "{meta} {origin} +8",
+    "{meta} {origin} 0",
+    "{meta} {origin} 7",
+    "{meta} {origin} 12",
+    "{meta} {origin} 1",
+    "nonsense {origin} 8",
+]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -63,8 +77,14 @@ def test_refused(pair, same, log, line):
     mark = log.mark()
     code = refused(empty, "0 8192 era " + line.format(meta=pair.meta.dev, origin=pair.origin.dev))
     same(code, "errno")
-    same([text.split("device-mapper: ")[1].replace(empty.dev, "<era>") for text in log.lines(mark)
-          if "device-mapper: table" in text], "texts")
+    same(
+        [
+            text.split("device-mapper: ")[1].replace(empty.dev, "<era>")
+            for text in log.lines(mark)
+            if "device-mapper: table" in text
+        ],
+        "texts",
+    )
     assert pair.meta.read(0, 8) == bytes(range(256)) * 16
 
 
@@ -78,7 +98,9 @@ def test_no_truncation(pair, log, size):
     assert any("era: Error parsing block size" in text for text in log.lines())
 
 
-@pytest.mark.parametrize("field, value", [("magic", 1), ("version", 2), ("version", 0), ("blocknr", 3), ("csum", 7)])
+@pytest.mark.parametrize(
+    "field, value", [("magic", 1), ("version", 2), ("version", 0), ("blocknr", 3), ("csum", 7)]
+)
 def test_bad_superblock(pair, same, log, field, value):
     pair.era().remove()
     image = eras.change(pair.meta.read(0, 8), **{field: value})
@@ -86,8 +108,11 @@ def test_bad_superblock(pair, same, log, field, value):
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     mark = log.mark()
     same(refused(empty, empty.line), "errno")
-    lines = [text.split("device-mapper: ")[1].replace(empty.dev, "<era>") for text in log.lines(mark)
-             if "device-mapper: era" in text or "device-mapper: table" in text]
+    lines = [
+        text.split("device-mapper: ")[1].replace(empty.dev, "<era>")
+        for text in log.lines(mark)
+        if "device-mapper: era" in text or "device-mapper: table" in text
+    ]
     same([line for line in lines if field != "csum" or "csum" not in line], "texts")
     assert pair.meta.read(0, 8) == image
 
@@ -98,7 +123,10 @@ def test_block_size_cannot_change(pair, same, log):
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, 64, start=False))
     mark = log.mark()
     same(refused(empty, empty.line), "errno")
-    assert any("changing the data block size (from 128 to 64) is not supported" in line for line in log.lines(mark))
+    assert any(
+        "changing the data block size (from 128 to 64) is not supported" in line
+        for line in log.lines(mark)
+    )
     assert pair.meta.content() == before
 
 
@@ -127,7 +155,17 @@ def test_too_many_blocks(pair, log):
 @pytest.mark.parametrize("size", [8, 24, 128, 1024])
 def test_limits(pair, same, size):
     era = pair.era(size)
-    same([era.queue(name) for name in ("minimum_io_size", "optimal_io_size", "discard_granularity", "discard_max_bytes")])
+    same(
+        [
+            era.queue(name)
+            for name in (
+                "minimum_io_size",
+                "optimal_io_size",
+                "discard_granularity",
+                "discard_max_bytes",
+            )
+        ]
+    )
 
 
 @pytest.mark.only("rust")
@@ -141,7 +179,9 @@ def test_beside_another_target(pair):
     """A table of two targets: sectors count from each one's start."""
     disk, other = pair.box.ram(4), pair.box.ram(4)
     pair.origin = disk
-    device = pair.box.mapped(f"0 1000 linear {other.dev} 0\n1000 4000 era {pair.meta.dev} {disk.dev} 24")
+    device = pair.box.mapped(
+        f"0 1000 linear {other.dev} 0\n1000 4000 era {pair.meta.dev} {disk.dev} 24"
+    )
     device.write(1000 + 24 * 3, pattern("a", 24))
     device.write(1000 + 24 * 7 - 1, pattern("b", 2))
     device.message("checkpoint", sector=1000)

@@ -21,10 +21,13 @@ def test_tools(impl, pair, rng):
     era.remove()
     image = eras.check(pair.meta, spare)
     assert {block: at for block, at in enumerate(image.eras()) if at} == written
-    # If all is digested C leaves a tree without eras; then era_invalidate does not look at the array.
+    # If all is digested C leaves a tree without eras; then era_invalidate does not look at the
+    # array.
     assert image.archived or impl == "c"
     for since in (1, 4, 7) if image.archived else ():
-        assert eras.invalidate(pair.meta, since) == {block for block, at in written.items() if at >= since}
+        assert eras.invalidate(pair.meta, since) == {
+            block for block, at in written.items() if at >= since
+        }
     eras.tool("pdata_tools", "era_repair", "-i", pair.meta.path, "-o", spare.path)
     pair.meta = spare
     era = pair.era()
@@ -44,7 +47,9 @@ def test_live_device(pair):
 
 @pytest.mark.only("rust")
 def test_snapshot_of_a_quiet_device(pair):
-    """Nothing written for long, all digested: old blocks are in the list all the same. The tree is never empty."""
+    """Nothing written for long, all digested: old blocks are in the list all the same. The tree is
+    never empty.
+    """
     era = pair.era()
     era.write(40, pattern("a", 8))
     for _ in range(6):
@@ -60,7 +65,9 @@ def test_snapshot_of_a_quiet_device(pair):
 
 @pytest.mark.only("rust")
 def test_digestion(pair, rng):
-    """Fifty eras, one after the other: nothing is forgotten on the way, and in the end all but the newest are digested."""
+    """Fifty eras, one after the other: nothing is forgotten on the way, and in the end all but the
+    newest are digested.
+    """
     era = pair.era()
     written = {}
     for _ in range(50):
@@ -113,12 +120,16 @@ HANDS = 100  # C and ours in turn
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_by_turns(impl, box, rng, rust_module):
-    """C and ours open the same metadata a hundred times in turn, each with some work; nothing is forgotten."""
+    """C and ours open the same metadata a hundred times in turn, each with some work; nothing is
+    forgotten.
+    """
     pair = eras.Pair(box)
     written, now = {}, 0
     modules.unload_c()
-    hands = (modules.Swift(modules.c_file("era"), modules.C_MODULES["era"]),
-             modules.Swift(rust_module, modules.RUST_MODULE, "targets=era"))
+    hands = (
+        modules.Swift(modules.c_file("era"), modules.C_MODULES["era"]),
+        modules.Swift(rust_module, modules.RUST_MODULE, "targets=era"),
+    )
     hands[1].load()
     try:
         for turn in range(HANDS):
@@ -150,7 +161,9 @@ def test_by_turns(impl, box, rng, rust_module):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_reads_sparse_bitsets(impl, box, rng, rust_module):
-    """Bitsets whose empty blocks are one and the same, which only ours makes: C writes to them, and digests them."""
+    """Bitsets whose empty blocks are one and the same, which only ours makes: C writes to them, and
+    digests them.
+    """
     pair = eras.Pair(box, mib=1024, meta_mib=8)
     modules.use("rust", rust_module)
     try:

@@ -1,4 +1,6 @@
-"""Devices that fail: each error reaches who must know of it and nobody else, and the device can always be removed."""
+"""Devices that fail: each error reaches who must know of it and nobody else, and the device can
+always be removed.
+"""
 
 import errno
 
@@ -18,20 +20,26 @@ def fails(call, *args, **how):
 
 
 def lines(log, clone, mark=0):
-    return [line.replace(clone.dev, "<clone>") for line in log.dm(mark) if "device-mapper: clone" in line]
+    return [
+        line.replace(clone.dev, "<clone>")
+        for line in log.dm(mark)
+        if "device-mapper: clone" in line
+    ]
 
 
 # Source
 
 
 def test_bad_source_sector(impl, clone_box, log):
-    """Reads of it fail, and only of it; a partial write fails; a write of the whole region repairs it."""
+    """Reads of it fail, and only of it; a partial write fails; a write of the whole region repairs
+    it.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.source.error((42, 43))
     fails(clone.read, 42, 1)
-    assert clone.read(40, 2) == trio.data[40 * 512:42 * 512]
-    assert clone.read(43, 5) == trio.data[43 * 512:48 * 512]
+    assert clone.read(40, 2) == trio.data[40 * 512 : 42 * 512]
+    assert clone.read(43, 5) == trio.data[43 * 512 : 48 * 512]
     fails(clone.write, 41, pattern("new", 1))
     wait.until(lambda: FAILED in lines(log, clone), "the failure is logged")
     status = clone.wait_quiet()
@@ -42,7 +50,9 @@ def test_bad_source_sector(impl, clone_box, log):
 
 
 def test_bad_source_sector_in_a_batch(impl, clone_box):
-    """W3: C leaves the whole batch behind for ever. Ours copies everything but the bad region, and that when it heals."""
+    """W3: C leaves the whole batch behind for ever. Ours copies everything but the bad region, and
+    that when it heals.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.source.error((330, 331))  # region 41
@@ -68,7 +78,9 @@ def test_write_beside_a_bad_source_sector(impl, clone_box):
     trio.source.hold()
     clone.hydrate(threshold=64, batch=64)
     clone.wait_hydrating(64)
-    writer = Background(clone.write, 80, pattern("new", 3))  # region 10, waits for the batch of regions 0 to 63
+    writer = Background(
+        clone.write, 80, pattern("new", 3)
+    )  # region 10, waits for the batch of regions 0 to 63
     wait.until(lambda: not writer.done, "the write waits")
     trio.source.error((330, 331))  # takes what is held with it
     if impl == "c":
@@ -84,7 +96,9 @@ def test_write_beside_a_bad_source_sector(impl, clone_box):
 
 
 def test_whole_region_write_behind_a_failing_copy(impl, clone_box):
-    """It needs nothing of the source, but came while the region was being copied. C fails it with the copy."""
+    """It needs nothing of the source, but came while the region was being copied. C fails it with
+    the copy.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.source.hold()
@@ -106,7 +120,9 @@ def test_whole_region_write_behind_a_failing_copy(impl, clone_box):
 
 
 def test_source_lost_and_back(impl, clone_box, log):
-    """Everything of the source fails for a while: hydrated regions still work, and the rest follows by itself later."""
+    """Everything of the source fails for a while: hydrated regions still work, and the rest follows
+    by itself later.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.write(clone, 0, pattern("new", 80))
@@ -115,7 +131,9 @@ def test_source_lost_and_back(impl, clone_box, log):
     wait.until(lambda: FAILED in lines(log, clone), "the failure is logged")
     assert clone.read(0, 80) == pattern("new", 80)
     trio.write(clone, 3, pattern("newer", 5))
-    clone.message("disable_hydration")  # a write that meets a failing copy of the sweep is another test's subject
+    clone.message(
+        "disable_hydration"
+    )  # a write that meets a failing copy of the sweep is another test's subject
     clone.wait_quiet()
     trio.write(clone, 800, pattern("whole", 8))
     clone.message("enable_hydration")
@@ -145,7 +163,9 @@ def test_removal_with_a_dead_source(impl, clone_box):
 
 @pytest.mark.parametrize("kind", ["copy", "whole region", "hydrated region"])
 def test_destination_write_error(impl, clone_box, kind):
-    """The write fails, what it would have changed does not count as hydrated, and it works when the disk does again."""
+    """The write fails, what it would have changed does not count as hydrated, and it works when the
+    disk does again.
+    """
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone()
     if kind == "hydrated region":
@@ -178,13 +198,15 @@ def test_destination_write_error_in_the_sweep(impl, clone_box, log):
 
 
 class Unflushable:
-    """A clone whose destination takes every write and fails every flush: behind the clone's end lies a bad piece."""
+    """A clone whose destination takes every write and fails every flush: behind the clone's end
+    lies a bad piece.
+    """
 
     def __init__(self, box):
         self.trio = box.trio(mib=1, cache=True)
         trio, disk = self.trio, self.trio.dest_disk
         trio.sectors = 2040
-        trio.expected = trio.expected[:2040 * 512]
+        trio.expected = trio.expected[: 2040 * 512]
         trio.dest = box.layered(disk)
         self.clone = trio.clone()
         assert self.clone.regions == 255
@@ -196,8 +218,10 @@ class Unflushable:
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_flush_fails_beside_a_copy(impl, clone_box, log, busy):
-    """A flush that no commit asked for. What the destination lost by it may be what fills a region just now: that is not
-    marked then. If nothing is in flight, and all is committed, the metadata says nothing that could be lost."""
+    """A flush that no commit asked for. What the destination lost by it may be what fills a region
+    just now: that is not marked then. If nothing is in flight, and all is committed, the metadata
+    says nothing that could be lost.
+    """
     trio = clone_box.trio(mib=1, cache=True).layered("source", "dest")
     clone = trio.clone()
     trio.write(clone, 0, pattern("safe", 8))
@@ -236,7 +260,9 @@ def test_a_flush_fails_beside_a_copy(impl, clone_box, log, busy):
 
 
 def test_destination_flush_error(impl, clone_box, log, same):
-    """C's words in the log, one event, read-only, EIO for the flush; the metadata does not name what was not flushed."""
+    """C's words in the log, one event, read-only, EIO for the flush; the metadata does not name
+    what was not flushed.
+    """
     it = Unflushable(clone_box)
     trio, clone = it.trio, it.clone
     trio.write(clone, 40, pattern("lost in the cache?", 8))
@@ -245,8 +271,10 @@ def test_destination_flush_error(impl, clone_box, log, same):
     assert clone.event == events + 1
     assert clone.look().mode == "ro"
     said = lines(log, clone, mark)
-    assert said[:2] == ["3 device-mapper: clone: <clone>: Metadata operation `flush destination device' failed: error = -5",
-                        "3 device-mapper: clone: <clone>: Aborting current metadata transaction"]
+    assert said[:2] == [
+        "3 device-mapper: clone: <clone>: Metadata operation `flush destination device' failed: error = -5",
+        "3 device-mapper: clone: <clone>: Aborting current metadata transaction",
+    ]
     assert "6 device-mapper: clone: <clone>: Switching to read-only mode" in said
     same([line for line in said if "Reloading" not in line])
     assert metadata.read(trio.meta_disk).hydrated() == {0}
@@ -258,10 +286,10 @@ def test_destination_flush_error(impl, clone_box, log, same):
     clone.discard(800, 80)  # ignored
     clone.message("hydration_threshold", "64")
     clone.message("enable_hydration")
-    assert clone.read(800, 80) == trio.data[800 * 512:880 * 512]
+    assert clone.read(800, 80) == trio.data[800 * 512 : 880 * 512]
     got = clone.read(40, 8)
     if impl == "c":  # W8: an acknowledged write is gone from reads
-        assert got == trio.data[40 * 512:48 * 512], "C kept the write: has W8 been fixed there?"
+        assert got == trio.data[40 * 512 : 48 * 512], "C kept the write: has W8 been fixed there?"
         trio.wrote(40, got)
     else:
         assert got == pattern("lost in the cache?", 8)
@@ -272,12 +300,14 @@ def test_destination_flush_error(impl, clone_box, log, same):
     trio.dest.heal()
     clone = trio.clone()
     assert (clone.look().mode, clone.hydrated()) == ("rw", 1)
-    trio.wrote(40, trio.data[40 * 512:48 * 512])  # it was never flushed, so it may be lost now
+    trio.wrote(40, trio.data[40 * 512 : 48 * 512])  # it was never flushed, so it may be lost now
     trio.check(clone)
 
 
 def test_periodic_commit_fails(impl, clone_box):
-    """Nobody asked for a flush: the mode changes all the same, by the periodic commit, with an event."""
+    """Nobody asked for a flush: the mode changes all the same, by the periodic commit, with an
+    event.
+    """
     it = Unflushable(clone_box)
     events = it.clone.event
     waiter = clone_box.background(it.clone.wait_event, events)
@@ -288,7 +318,9 @@ def test_periodic_commit_fails(impl, clone_box):
 
 @pytest.mark.only("rust")
 def test_reload_recovers_from_read_only(impl, clone_box):
-    """W9: after an error of the metadata a reloaded table tries again; what was not committed is committed then."""
+    """W9: after an error of the metadata a reloaded table tries again; what was not committed is
+    committed then.
+    """
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
     clone = trio.clone()
     trio.write(clone, 0, pattern("safe", 8))
@@ -322,7 +354,9 @@ def test_suspend_and_removal_in_read_only_mode(impl, clone_box):
 
 
 def test_metadata_write_error_at_each_block(impl, clone_box, log):
-    """Each block that a commit writes fails in turn: read-only, and the last good commit is what the next open finds."""
+    """Each block that a commit writes fails in turn: read-only, and the last good commit is what
+    the next open finds.
+    """
     trio = clone_box.trio(mib=1).layered("meta")
 
     def start():
@@ -341,7 +375,11 @@ def test_metadata_write_error_at_each_block(impl, clone_box, log):
     after = trio.meta_disk.content()
     clone.remove()
     step = metadata.BLOCK
-    written = [n for n in range(len(before) // step) if before[n * step:][:step] != after[n * step:][:step]]
+    written = [
+        n
+        for n in range(len(before) // step)
+        if before[n * step :][:step] != after[n * step :][:step]
+    ]
     assert written[0] == 0 and len(written) >= 4
 
     for bad in written:
@@ -352,13 +390,16 @@ def test_metadata_write_error_at_each_block(impl, clone_box, log):
         fails(clone.flush)
         assert clone.look().mode == "ro"
         said = lines(log, clone, mark)
-        assert any("Metadata operation `dm_clone_metadata_commit' failed: error = -5" in line for line in said), said
+        assert any(
+            "Metadata operation `dm_clone_metadata_commit' failed: error = -5" in line
+            for line in said
+        ), said
         fails(clone.flush)
         fails(clone.write, 1600, pattern("refused", 1))
         trio.write(clone, 40, pattern("allowed", 4))
         got = clone.read(800, 8)
         # W8: with C, an acknowledged write is gone from reads.
-        assert got == (trio.data[800 * 512:808 * 512] if impl == "c" else pattern("doubtful", 8))
+        assert got == (trio.data[800 * 512 : 808 * 512] if impl == "c" else pattern("doubtful", 8))
         clone.remove()
 
         trio.meta.heal()
@@ -366,7 +407,7 @@ def test_metadata_write_error_at_each_block(impl, clone_box, log):
         status = clone.look()
         assert (status.mode, status.hydrated) == ("rw", 1), f"block {bad}"
         assert metadata.read(trio.meta_disk).count == 1
-        trio.wrote(800, trio.data[800 * 512:808 * 512])
+        trio.wrote(800, trio.data[800 * 512 : 808 * 512])
         trio.check(clone)
         clone.hydrate()
         clone.wait_full()
@@ -385,7 +426,10 @@ def test_metadata_gone(impl, clone_box, log, same):
     events, mark = clone.event, log.mark()
     fails(clone.flush)
     said = lines(log, clone, mark)
-    assert "3 device-mapper: clone: <clone>: Metadata operation `dm_clone_metadata_commit' failed: error = -5" in said
+    assert (
+        "3 device-mapper: clone: <clone>: Metadata operation `dm_clone_metadata_commit' failed: error = -5"
+        in said
+    )
     assert "3 device-mapper: clone: <clone>: Aborting current metadata transaction" in said
     assert "3 device-mapper: clone: <clone>: Failed to abort metadata transaction" in said
     assert clone.status() == "Fail"
@@ -409,7 +453,9 @@ def test_metadata_gone(impl, clone_box, log, same):
 
 @pytest.mark.parametrize("bad", ["read", "write"])
 def test_metadata_error_at_open(impl, clone_box, log, same, bad):
-    """A format that cannot be written, an open that cannot be read: refused, and nothing stays claimed."""
+    """A format that cannot be written, an open that cannot be read: refused, and nothing stays
+    claimed.
+    """
     trio = clone_box.trio(mib=1).layered("meta")
     if bad == "read":
         trio.clone().remove()
@@ -430,7 +476,9 @@ def test_metadata_error_at_open(impl, clone_box, log, same, bad):
 
 @pytest.mark.crowd
 def test_errors_at_random(impl, clone_box, rng):
-    """Source and destination fail here and there, for a while, under random I/O: no lie, no hang, and all ends well."""
+    """Source and destination fail here and there, for a while, under random I/O: no lie, no hang,
+    and all ends well.
+    """
     trio = clone_box.trio(mib=2).layered("source", "dest")
     clone = trio.clone()
     unsure = set()
@@ -438,10 +486,25 @@ def test_errors_at_random(impl, clone_box, rng):
         if turn % 6 == 0:
             layer = rng.choice((trio.source, trio.dest))
             start = rng.randrange(4000)
-            {0: layer.heal, 1: lambda: layer.error_reads((start, start + 40)) if layer is trio.source
-             else layer.error_writes((start, start + 40)), 2: layer.heal}[rng.randrange(3)]()
-            clone.message(*rng.choice((["enable_hydration"], ["disable_hydration"], ["hydration_threshold", "20"],
-                                       ["hydration_batch_size", "5"])))
+            {
+                0: layer.heal,
+                1: lambda: (
+                    layer.error_reads((start, start + 40))
+                    if layer is trio.source
+                    else layer.error_writes((start, start + 40))
+                ),
+                2: layer.heal,
+            }[rng.randrange(3)]()
+            clone.message(
+                *rng.choice(
+                    (
+                        ["enable_hydration"],
+                        ["disable_hydration"],
+                        ["hydration_threshold", "20"],
+                        ["hydration_batch_size", "5"],
+                    )
+                )
+            )
         sector, count = rng.randrange(4096 - 40), rng.randrange(1, 40)
         data = rng.randbytes(count * 512)
         try:
@@ -456,8 +519,8 @@ def test_errors_at_random(impl, clone_box, rng):
             got = clone.read(start, 100)
             for n in range(100):
                 if start + n not in unsure:
-                    want = trio.expected[(start + n) * 512:(start + n + 1) * 512]
-                    assert got[n * 512:(n + 1) * 512] == want, f"turn {turn}: sector {start + n}"
+                    want = trio.expected[(start + n) * 512 : (start + n + 1) * 512]
+                    assert got[n * 512 : (n + 1) * 512] == want, f"turn {turn}: sector {start + n}"
         except OSError as error:
             assert error.errno == errno.EIO
     assert clone.look().mode == "rw"

@@ -1,4 +1,6 @@
-"""What C's clone does not have: opt-in words and messages, requests that write zeros, requests that do not wait."""
+"""What C's clone does not have: opt-in words and messages, requests that write zeros, requests that
+do not wait.
+"""
 
 import errno
 import mmap
@@ -27,19 +29,26 @@ def test_words_are_shown_and_kept(impl, clone_box):
     clone = trio.clone(extra=extra)
     assert clone.status().endswith(
         " 0 4 no_hydration no_discard_passdown hydrate_on_read zero_discards "
-        "6 hydration_threshold 2 hydration_batch_size 5 max_failures 3 rw")
+        "6 hydration_threshold 2 hydration_batch_size 5 max_failures 3 rw"
+    )
     assert clone.table().endswith(f" 8 {extra}")
     clone.message("max_failures", "0")
     assert clone.status().endswith(" 4 hydration_threshold 2 hydration_batch_size 5 rw")
 
 
-@pytest.mark.parametrize("extra, text", [
-    ("3 no_hydration no_hydration no_hydration", "Invalid number of feature arguments"),
-    ("3 no_hydration hydrate_on_read nonsense", "Invalid feature argument"),
-    ("0 6 hydration_threshold 1 hydration_threshold 1 hydration_threshold 1", "Invalid number of core arguments"),
-    ("0 5 max_failures 1 hydration_threshold 1 x", "Number of core arguments must be even"),
-    ("0 2 max_failures x", "Invalid value for argument `max_failures'"),
-])
+@pytest.mark.parametrize(
+    "extra, text",
+    [
+        ("3 no_hydration no_hydration no_hydration", "Invalid number of feature arguments"),
+        ("3 no_hydration hydrate_on_read nonsense", "Invalid feature argument"),
+        (
+            "0 6 hydration_threshold 1 hydration_threshold 1 hydration_threshold 1",
+            "Invalid number of core arguments",
+        ),
+        ("0 5 max_failures 1 hydration_threshold 1 x", "Number of core arguments must be even"),
+        ("0 2 max_failures x", "Invalid value for argument `max_failures'"),
+    ],
+)
 def test_refusals(impl, clone_box, log, extra, text):
     trio = clone_box.trio(mib=1)
     with pytest.raises(OSError) as refused:
@@ -54,15 +63,17 @@ def test_refusals(impl, clone_box, log, extra, text):
 def test_hydrate_on_read(impl, clone_box):
     """What was read is copied, whole regions of it, and nothing else, with hydration off."""
     trio = clone_box.trio(mib=2)
-    clone = trio.clone(extra="2 no_hydration hydrate_on_read 4 hydration_threshold 64 hydration_batch_size 8")
-    assert clone.read(801, 30) == trio.data[801 * 512:831 * 512]
+    clone = trio.clone(
+        extra="2 no_hydration hydrate_on_read 4 hydration_threshold 64 hydration_batch_size 8"
+    )
+    assert clone.read(801, 30) == trio.data[801 * 512 : 831 * 512]
     wait.until(lambda: clone.hydrated() == 4, "regions 100 to 103 have been copied")
     clone.wait_quiet()
     clone.flush()
     found = metadata.read(trio.meta)
     assert [region for region in range(512) if found.is_hydrated(region)] == [100, 101, 102, 103]
     reads = trio.source.stats()
-    assert clone.read(801, 30) == trio.data[801 * 512:831 * 512]
+    assert clone.read(801, 30) == trio.data[801 * 512 : 831 * 512]
     assert not (trio.source.stats() - reads).reads
     trio.check(clone)
     wait.until(lambda: clone.hydrated() > 60, "reading all of it copies what is remembered of it")
@@ -83,8 +94,19 @@ def test_hydrate_a_range_first(impl, clone_box):
     trio.check(trio.dest)
 
 
-@pytest.mark.parametrize("words", [("0",), ("0", "0"), ("0", "8193"), ("8192", "1"), ("18446744073709551614", "8"), ("x", "8"),
-                                   ("0", "8", "8"), ("-1", "8")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("0",),
+        ("0", "0"),
+        ("0", "8193"),
+        ("8192", "1"),
+        ("18446744073709551614", "8"),
+        ("x", "8"),
+        ("0", "8", "8"),
+        ("-1", "8"),
+    ],
+)
 def test_hydrate_range_refused(impl, clone_box, words):
     clone = clone_box.trio(mib=4).clone()
     with pytest.raises(OSError) as refused:
@@ -99,7 +121,9 @@ def test_hydration_stops_after_so_many_failures(impl, clone_box, log):
     """It is switched off, with an event; enabling it begins anew."""
     trio = clone_box.trio(mib=1).layered("source")
     trio.source.error((800, 880))
-    clone = trio.clone(extra="1 no_hydration 6 hydration_threshold 16 hydration_batch_size 4 max_failures 5")
+    clone = trio.clone(
+        extra="1 no_hydration 6 hydration_threshold 16 hydration_batch_size 4 max_failures 5"
+    )
     before = clone.event
     clone.message("enable_hydration")
     assert clone_box.background(clone.wait_event, before).result() > before
@@ -113,10 +137,14 @@ def test_hydration_stops_after_so_many_failures(impl, clone_box, log):
 
 
 def test_failures_of_writes_do_not_stop_hydration(impl, clone_box):
-    """Only what the background hydration fails at counts; a user may rewrite part of a bad region as often as he likes."""
+    """Only what the background hydration fails at counts; a user may rewrite part of a bad region
+    as often as he likes.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     trio.source.error((800, 808))
-    clone = trio.clone(extra="1 no_hydration 6 hydration_threshold 16 hydration_batch_size 4 max_failures 4")
+    clone = trio.clone(
+        extra="1 no_hydration 6 hydration_threshold 16 hydration_batch_size 4 max_failures 4"
+    )
     clone.message("hydration_threshold", "0")
     clone.message("enable_hydration")
     for _ in range(10):
@@ -131,7 +159,9 @@ def test_failures_of_writes_do_not_stop_hydration(impl, clone_box):
 
 
 def test_rw_after_a_metadata_error(impl, clone_box, log):
-    """The message `rw` gets a clone out of read-only mode in place, with all that had not been committed."""
+    """The message `rw` gets a clone out of read-only mode in place, with all that had not been
+    committed.
+    """
     trio = clone_box.trio(mib=1).layered("meta")
     clone = trio.clone()
     trio.write(clone, 0, pattern("one", 8))
@@ -175,8 +205,13 @@ def test_statistics(impl, clone_box):
     trio.write(clone, 80, pattern("whole", 24))
     trio.discard(clone, 800, 80)
     clone.flush()
-    assert statistics(clone) == {"copied_regions": 1, "overwritten_regions": 3, "discarded_regions": 10,
-                                 "failed_copies": 0, "commits": 1}
+    assert statistics(clone) == {
+        "copied_regions": 1,
+        "overwritten_regions": 3,
+        "discarded_regions": 10,
+        "failed_copies": 0,
+        "commits": 1,
+    }
     clone.hydrate()
     clone.wait_full()
     assert statistics(clone)["copied_regions"] == 256 - 13
@@ -187,7 +222,9 @@ def test_statistics(impl, clone_box):
 
 @pytest.mark.parametrize("discard", [True, False])
 def test_zero_discards(impl, clone_box, discard):
-    """Nothing of what the destination held before shows, whatever the destination makes of a discard."""
+    """Nothing of what the destination held before shows, whatever the destination makes of a
+    discard.
+    """
     trio = clone_box.trio(mib=2, discard=discard)
     clone = trio.clone(extra="2 no_hydration zero_discards")
     trio.write(clone, 400, pattern("kept", 8))
@@ -203,7 +240,9 @@ def test_zero_discards(impl, clone_box, discard):
 
 
 def test_zero_discards_wait_for_copies(impl, clone_box):
-    """W1 with zeros: a copy in flight does not land on them, nor they on what is written afterwards."""
+    """W1 with zeros: a copy in flight does not land on them, nor they on what is written
+    afterwards.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(extra="2 no_hydration zero_discards")
     trio.source.hold()
@@ -213,10 +252,12 @@ def test_zero_discards_wait_for_copies(impl, clone_box):
     wait.until(lambda: in_flight(clone) == 1, "the discard is on its way")
     trio.source.release()
     discard.result()
-    trio.wrote(0, clone.content())  # regions that arrived first keep their data, or were copied meanwhile
+    trio.wrote(
+        0, clone.content()
+    )  # regions that arrived first keep their data, or were copied meanwhile
     for region in range(256):
         at = region * 4096
-        assert trio.expected[at:at + 4096] in (bytes(4096), trio.data[at:at + 4096])
+        assert trio.expected[at : at + 4096] in (bytes(4096), trio.data[at : at + 4096])
     trio.write(clone, 40, pattern("after", 4))
     clone.wait_full()
     trio.check(clone)
@@ -233,8 +274,11 @@ def test_zero_discards_with_write_errors(impl, clone_box):
     trio.dest.heal()
     # What is not marked is read from the source.
     for region in range(50):
-        assert clone.read(region * 8, 8) in (bytes(4096), trio.data[region * 4096:region * 4096 + 4096])
-    assert clone.read(160, 8) == trio.data[160 * 512:168 * 512]
+        assert clone.read(region * 8, 8) in (
+            bytes(4096),
+            trio.data[region * 4096 : region * 4096 + 4096],
+        )
+    assert clone.read(160, 8) == trio.data[160 * 512 : 168 * 512]
     clone.discard(0, 400)
     assert clone.read(0, 400) == bytes(400 * 512)
 
@@ -260,7 +304,7 @@ def test_write_zeroes(loops, box, start, count):
     clone = box.clone(*devices, 8, "1 no_hydration")
     assert clone.queue("write_zeroes_max_bytes") > 0
     clone.zero(start, count)
-    data[start * 512:(start + count) * 512] = bytes(count * 512)
+    data[start * 512 : (start + count) * 512] = bytes(count * 512)
     assert_same(clone.content(), bytes(data))
     first, last = start // 8, -(-(start + count) // 8)
     assert clone.hydrated() == last - first
@@ -268,7 +312,7 @@ def test_write_zeroes(loops, box, start, count):
     clone.hydrate()
     clone.wait_full()
     clone.zero(0, 800)
-    data[:800 * 512] = bytes(800 * 512)
+    data[: 800 * 512] = bytes(800 * 512)
     assert_same(clone.content(), bytes(data))
     assert_same(devices[1].content(), bytes(data))
 
@@ -279,7 +323,7 @@ def test_zero_discards_by_requests_for_zeros(loops, box):
     clone = box.clone(meta, dest, source, 8, "2 no_hydration zero_discards")
     before = dest.stats()
     clone.discard(83, 3000)
-    data[88 * 512:3080 * 512] = bytes((3080 - 88) * 512)
+    data[88 * 512 : 3080 * 512] = bytes((3080 - 88) * 512)
     assert_same(clone.content(), bytes(data))
     assert clone.hydrated() == (3080 - 88) // 8
     written = dest.stats() - before
@@ -297,8 +341,13 @@ def test_large_requests_for_zeros(impl, box):
     source.write(8, pattern("not covered", 8))
     clone.punch(19, length - 19)
     assert clone.hydrated() == length // 8 - 2
-    assert statistics(clone) == {"copied_regions": 1, "overwritten_regions": length // 8 - 3, "discarded_regions": 0,
-                                 "failed_copies": 0, "commits": statistics(clone)["commits"]}
+    assert statistics(clone) == {
+        "copied_regions": 1,
+        "overwritten_regions": length // 8 - 3,
+        "discarded_regions": 0,
+        "failed_copies": 0,
+        "commits": statistics(clone)["commits"],
+    }
     assert clone.read(length - 8, 8) == bytes(4096)
     assert clone.read(8, 8) == pattern("not covered", 8)
 
@@ -307,7 +356,9 @@ def test_large_requests_for_zeros(impl, box):
 
 
 def test_nowait(impl, clone_box):
-    """io_uring's way: hydrated regions are served without a wait, all others as well, or said to need one."""
+    """io_uring's way: hydrated regions are served without a wait, all others as well, or said to
+    need one.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     trio.write(clone, 0, pattern("hydrated", 8))
@@ -316,11 +367,13 @@ def test_nowait(impl, clone_box):
     try:
         for sector in (0, 800):
             assert os.preadv(fd, [buffer], sector * 512, os.RWF_NOWAIT) == 4096
-            assert buffer[:] == bytes(trio.expected[sector * 512:sector * 512 + 4096])
-        for n, sector in enumerate((0, 3, 808, 1600)):  # hydrated, part of it, whole region, part of a region
+            assert buffer[:] == bytes(trio.expected[sector * 512 : sector * 512 + 4096])
+        for n, sector in enumerate(
+            (0, 3, 808, 1600)
+        ):  # hydrated, part of it, whole region, part of a region
             data = pattern(f"nowait {n}", 8 if sector % 8 == 0 and sector != 1600 else 1)
-            buffer[:len(data)] = data
-            view = memoryview(buffer)[:len(data)]
+            buffer[: len(data)] = data
+            view = memoryview(buffer)[: len(data)]
             assert os.pwritev(fd, [view], sector * 512, os.RWF_NOWAIT) == len(data)
             view.release()
             trio.wrote(sector, data)

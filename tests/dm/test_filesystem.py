@@ -10,8 +10,11 @@ from lib import modules
 
 
 def sums(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def drop_caches():
@@ -27,7 +30,9 @@ def populate(folder, rng, name, files, most):
 
 @pytest.mark.parametrize("region, trim", [(8, True), (256, False)])
 def test_ext4(impl, box, rng, folder, region, trim):
-    """Mounted at once, used while it hydrates and through a re-creation, at the end checked on the destination alone."""
+    """Mounted at once, used while it hydrates and through a re-creation, at the end checked on the
+    destination alone.
+    """
     trio = box.trio(mib=32)
     modules.run("mkfs.ext4", "-q", "-b", "4096", trio.source_disk.path)
     modules.run("mount", trio.source_disk.path, folder)

@@ -1,4 +1,6 @@
-"""One device of a clone does not answer: who does not need it goes on, the clone's own I/O as well as its neighbours."""
+"""One device of a clone does not answer: who does not need it goes on, the clone's own I/O as well
+as its neighbours.
+"""
 
 import errno
 import os
@@ -75,8 +77,12 @@ def test_the_source_hangs(neighbours, clone_box):
     trio.write(clone, 0, pattern("hydrated", 64))
     trio.source.hold()
     start = clone_box.background
-    jobs = on_their_way(clone, lambda: start(clone.write, 803, pattern("part", 2)), lambda: start(clone.read, 1600, 8),
-                        lambda: start(clone.discard, 800, 16))
+    jobs = on_their_way(
+        clone,
+        lambda: start(clone.write, 803, pattern("part", 2)),
+        lambda: start(clone.read, 1600, 8),
+        lambda: start(clone.discard, 800, 16),
+    )
     clone.hydrate(threshold=64, batch=4)
     clone.wait_hydrating(65)  # those of the sweep, and that of the write
 
@@ -84,7 +90,7 @@ def test_the_source_hangs(neighbours, clone_box):
         queries(clone)
         assert clone.look(noflush=False).mode == "rw"
         neighbours.go_on()
-        assert clone.read(0, 64) == bytes(trio.expected[:64 * 512])
+        assert clone.read(0, 64) == bytes(trio.expected[: 64 * 512])
         trio.write(clone, 3, pattern("part of hydrated", 5))
         trio.write(clone, 2048, pattern("whole", 128), fua=True)
         clone.flush()
@@ -109,8 +115,10 @@ def rescuers():
 
 
 def test_rescuers(impl, clone_box):
-    """One for what waits for the source, one for what waits for the metadata device, one for the rest: if no other thread can be
-    made, each runs one work item after the other, and one that hangs holds up those of its queue alone."""
+    """One for what waits for the source, one for what waits for the metadata device, one for the
+    rest: if no other thread can be made, each runs one work item after the other, and one that
+    hangs holds up those of its queue alone.
+    """
     before = rescuers()
     clone = clone_box.trio(mib=1).clone()
     assert rescuers() == before + 3
@@ -146,8 +154,12 @@ def test_the_destination_hangs(neighbours, clone_box):
     clone.flush()
     trio.dest.hold()
     start = clone_box.background
-    jobs = on_their_way(clone, lambda: start(clone.write, 803, pattern("part", 2)),
-                        lambda: start(clone.write, 1600, pattern("whole", 16)), lambda: start(clone.read, 0, 8))
+    jobs = on_their_way(
+        clone,
+        lambda: start(clone.write, 803, pattern("part", 2)),
+        lambda: start(clone.write, 1600, pattern("whole", 16)),
+        lambda: start(clone.read, 0, 8),
+    )
     clone.hydrate(threshold=64, batch=4)
     clone.wait_hydrating(67)  # those of the sweep, and those of the writes
 
@@ -155,7 +167,7 @@ def test_the_destination_hangs(neighbours, clone_box):
         queries(clone)
         neighbours.go_on()
         for sector in 800, 1600, 2048:
-            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512:(sector + 8) * 512])
+            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512 : (sector + 8) * 512])
         clone.discard(3200, 64)
         queries(clone)
 
@@ -167,7 +179,9 @@ def test_the_destination_hangs(neighbours, clone_box):
     trio.wrote(803, pattern("part", 2))
     trio.wrote(1600, pattern("whole", 16))
     clone.wait_full()
-    trio.wrote(3200, clone.read(3200, 64))  # what the destination held, or the copy if it came first
+    trio.wrote(
+        3200, clone.read(3200, 64)
+    )  # what the destination held, or the copy if it came first
     trio.check(clone)
 
 
@@ -182,15 +196,19 @@ def test_the_metadata_device_hangs(neighbours, clone_box):
     trio.meta.hold()
     trio.write(clone, 640, pattern("dirty", 8))
     start = clone_box.background
-    jobs = on_their_way(clone, lambda: start(clone.flush), lambda: start(clone.write, 0, pattern("fua", 8), fua=True),
-                        lambda: start(clone.write, 800, pattern("fua", 8), fua=True))
+    jobs = on_their_way(
+        clone,
+        lambda: start(clone.flush),
+        lambda: start(clone.write, 0, pattern("fua", 8), fua=True),
+        lambda: start(clone.write, 800, pattern("fua", 8), fua=True),
+    )
     wait.until(lambda: trio.dest.stats().flushes > flushes, "a commit has begun")
 
     def work():
         queries(clone)
         neighbours.go_on()
         for sector in 8, 640, 1600:
-            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512:(sector + 8) * 512])
+            assert clone.read(sector, 8) == bytes(trio.expected[sector * 512 : (sector + 8) * 512])
         trio.write(clone, 11, pattern("part of hydrated", 5))
         trio.write(clone, 1603, pattern("part", 2))
         trio.write(clone, 2048, pattern("whole", 128))
@@ -233,7 +251,9 @@ class Asker:
 
     def end(self):
         """Waits for its end; returns how it ended."""
-        found = wait.until(lambda: (it := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and it, "it ends")
+        found = wait.until(
+            lambda: (it := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and it, "it ends"
+        )
         return found[1]
 
     def kill(self):

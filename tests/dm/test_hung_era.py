@@ -91,7 +91,9 @@ def test_neighbours_go_on(box, case):
 
 @pytest.mark.crowd
 def test_killed_while_the_origin_hangs(box, impl):
-    """Whoever waits for the origin can be killed; then the next message does not wait for him, but for the origin."""
+    """Whoever waits for the origin can be killed; then the next message does not wait for him, but
+    for the origin.
+    """
     case = Case(box, "origin")
     write, message = case.hang()
     message.send_signal(signal.SIGKILL)

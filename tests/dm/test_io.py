@@ -1,4 +1,6 @@
-"""Reads, writes, flushes and FUA: what they return, what they cost, and in which order things reach the disks."""
+"""Reads, writes, flushes and FUA: what they return, what they cost, and in which order things reach
+the disks.
+"""
 
 import time
 
@@ -11,7 +13,9 @@ REGION = 8
 
 
 def test_reads(impl, clone_box):
-    """An unhydrated region is read from the source and stays unhydrated; a hydrated one is read from the destination."""
+    """An unhydrated region is read from the source and stays unhydrated; a hydrated one is read
+    from the destination.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     source, dest = trio.source.stats(), trio.dest.stats()
@@ -26,7 +30,10 @@ def test_reads(impl, clone_box):
     assert not (trio.source.stats() - source).reads
 
 
-@pytest.mark.parametrize("region, offset, sectors", [(8, 3, 2), (8, 0, 1), (8, 7, 1), (64, 5, 50), (64, 0, 63), (64, 1, 63)])
+@pytest.mark.parametrize(
+    "region, offset, sectors",
+    [(8, 3, 2), (8, 0, 1), (8, 7, 1), (64, 5, 50), (64, 0, 63), (64, 1, 63)],
+)
 def test_partial_write(impl, clone_box, region, offset, sectors):
     """The region becomes source data plus what was written; the neighbours stay as they were."""
     trio = clone_box.trio(mib=1)
@@ -36,9 +43,16 @@ def test_partial_write(impl, clone_box, region, offset, sectors):
     trio.write(clone, start + offset, pattern("new", sectors))
     assert (trio.source.stats() - source).read_sectors == region
     assert clone.hydrated() == 1
-    assert trio.dest.read(start, region) == bytes(trio.expected[start * 512:(start + region) * 512])
-    assert trio.dest.read(start - region, region) == trio.stale[(start - region) * 512:start * 512]
-    assert trio.dest.read(start + region, region) == trio.stale[(start + region) * 512:(start + 2 * region) * 512]
+    assert trio.dest.read(start, region) == bytes(
+        trio.expected[start * 512 : (start + region) * 512]
+    )
+    assert (
+        trio.dest.read(start - region, region) == trio.stale[(start - region) * 512 : start * 512]
+    )
+    assert (
+        trio.dest.read(start + region, region)
+        == trio.stale[(start + region) * 512 : (start + 2 * region) * 512]
+    )
     trio.check(clone)
 
 
@@ -70,8 +84,8 @@ def test_short_last_region(impl, clone_box, how):
         clone.hydrate(batch=1 if how == "copy" else 64)
         clone.wait_full()
     trio.check(clone)
-    assert trio.dest.read(last, 59) == bytes(trio.expected[last * 512:])
-    assert trio.dest.read(2048 - 5, 5) == trio.stale[(2048 - 5) * 512:], "wrote behind the end"
+    assert trio.dest.read(last, 59) == bytes(trio.expected[last * 512 :])
+    assert trio.dest.read(2048 - 5, 5) == trio.stale[(2048 - 5) * 512 :], "wrote behind the end"
 
 
 def test_io_across_hydrated_and_other_regions(impl, clone_box):
@@ -80,7 +94,7 @@ def test_io_across_hydrated_and_other_regions(impl, clone_box):
     clone = trio.clone()
     for region in range(0, 256, 2):
         trio.write(clone, region * REGION, pattern(f"board {region}", REGION))
-    assert_same(clone.read(3, 2000), bytes(trio.expected[3 * 512:2003 * 512]), trio)
+    assert_same(clone.read(3, 2000), bytes(trio.expected[3 * 512 : 2003 * 512]), trio)
     trio.write(clone, 1021, pattern("large", 2048))
     trio.check(clone)
     # Even regions below 256 and all from 127 (1021 / 8) to 383 (3068 / 8).
@@ -94,7 +108,9 @@ def test_many_writers_one_copy(impl, clone_box):
     clone = trio.clone(region=64)
     trio.source.hold()
     before = trio.source_disk.stats()
-    writers = [clone_box.background(clone.write, 64 + n, pattern(f"writer {n}", 1)) for n in range(64)]
+    writers = [
+        clone_box.background(clone.write, 64 + n, pattern(f"writer {n}", 1)) for n in range(64)
+    ]
     clone.wait_hydrating()
     assert not any(writer.done for writer in writers)
     trio.source.release()
@@ -108,7 +124,9 @@ def test_many_writers_one_copy(impl, clone_box):
 
 
 def test_whole_region_write_waits_behind_a_copy(impl, clone_box):
-    """A partial write starts a copy; a write of the whole region that comes meanwhile must not lose to it."""
+    """A partial write starts a copy; a write of the whole region that comes meanwhile must not lose
+    to it.
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(region=64)
     trio.source.hold()
@@ -121,13 +139,15 @@ def test_whole_region_write_waits_behind_a_copy(impl, clone_box):
     trio.wrote(64, pattern("whole", 64))
     got = clone.read(64, 64)
     # Either may come last, for both were in flight at once.
-    if got[3 * 512:8 * 512] == pattern("partial", 5):
+    if got[3 * 512 : 8 * 512] == pattern("partial", 5):
         trio.wrote(64 + 3, pattern("partial", 5))
     trio.check(clone)
 
 
 def test_partial_write_waits_behind_an_overwrite(impl, clone_box):
-    """A write of a whole region is in flight; a partial one that comes meanwhile is not lost under it."""
+    """A write of a whole region is in flight; a partial one that comes meanwhile is not lost under
+    it.
+    """
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone(region=64)
     trio.dest.hold()
@@ -135,13 +155,21 @@ def test_partial_write_waits_behind_an_overwrite(impl, clone_box):
     clone.wait_hydrating()
     second = clone_box.background(clone.write, 64 + 3, pattern("partial", 5))
     assert not first.done and not second.done
-    assert clone.read(64, 64) == trio.data[64 * 512:128 * 512], "not yet written, so still the source's"
+    assert (
+        clone.read(64, 64) == trio.data[64 * 512 : 128 * 512]
+    ), "not yet written, so still the source's"
     trio.dest.release()
     first.result()
     second.result()
     got = clone.read(64, 64)
-    assert got[:3 * 512] + got[8 * 512:] == pattern("whole", 64)[:3 * 512] + pattern("whole", 64)[8 * 512:]
-    assert got[3 * 512:8 * 512] in (pattern("partial", 5), pattern("whole", 64)[3 * 512:8 * 512])
+    assert (
+        got[: 3 * 512] + got[8 * 512 :]
+        == pattern("whole", 64)[: 3 * 512] + pattern("whole", 64)[8 * 512 :]
+    )
+    assert got[3 * 512 : 8 * 512] in (
+        pattern("partial", 5),
+        pattern("whole", 64)[3 * 512 : 8 * 512],
+    )
 
 
 def test_reads_go_on_during_a_copy(impl, clone_box):
@@ -151,7 +179,7 @@ def test_reads_go_on_during_a_copy(impl, clone_box):
     trio.dest.hold()
     writer = clone_box.background(clone.write, 64, pattern("new", 1))
     clone.wait_hydrating()
-    assert clone.read(64, 64) == trio.data[64 * 512:128 * 512]
+    assert clone.read(64, 64) == trio.data[64 * 512 : 128 * 512]
     assert not writer.done
     trio.dest.release()
     writer.result()
@@ -159,7 +187,8 @@ def test_reads_go_on_during_a_copy(impl, clone_box):
     trio.check(clone)
 
 
-# Order and cost of flushes: disks with a volatile write cache, so that flushes reach them and are counted.
+# Order and cost of flushes: disks with a volatile write cache, so that flushes reach them and are
+# counted.
 
 
 def on_disk(trio):
@@ -173,12 +202,18 @@ def test_flush_with_nothing_to_commit(impl, clone_box, same):
     clone.flush()
     meta, dest, source = trio.meta.stats(), trio.dest.stats(), trio.source.stats()
     clone.flush()
-    meta, dest, source = trio.meta.stats() - meta, trio.dest.stats() - dest, trio.source.stats() - source
+    meta, dest, source = (
+        trio.meta.stats() - meta,
+        trio.dest.stats() - dest,
+        trio.source.stats() - source,
+    )
     assert (meta.writes, meta.flushes, dest.flushes, source.flushes) == (0, 0, 1, 0)
 
 
 def test_flush_commits_and_flushes_once(impl, clone_box):
-    """After a write, one flush is: the destination's cache once, the metadata's twice, then the superblock says so."""
+    """After a write, one flush is: the destination's cache once, the metadata's twice, then the
+    superblock says so.
+    """
     trio = clone_box.trio(mib=1, cache=True)
     clone = trio.clone()
     clone.flush()
@@ -224,7 +259,9 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
     else:
         request = clone_box.background(clone.write, 40, new, fua=True)
     if kind == "FUA, partial":  # copied, then waits for the commit before the data itself goes out
-        wait.until(lambda: trio.dest_disk.read(40, 8) == trio.data[40 * 512:48 * 512], "region copied")
+        wait.until(
+            lambda: trio.dest_disk.read(40, 8) == trio.data[40 * 512 : 48 * 512], "region copied"
+        )
     else:
         wait.until(lambda: trio.dest_disk.read(40, 8) == new, "data written")
     _tick()
@@ -241,15 +278,18 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
 def test_region_finished_during_a_commit_belongs_to_the_next(impl, clone_box):
     """The corruption that exact tracking prevents (clone.md section 4).
 
-    Region 5 is being committed: its data has left the destination's cache. Before the commit looks at what to write,
-    region 3 of the same word finishes, and while the metadata is being written, region 7; both have their data in the
-    cache. The commit must write the bit of region 5 alone. The destination has a second half on another disk, which is
-    held to stop the flush in the middle, and again to keep the next commit away.
+    Region 5 is being committed: its data has left the destination's cache. Before the commit looks
+    at what to write, region 3 of the same word finishes, and while the metadata is being written,
+    region 7; both have their data in the cache. The commit must write the bit of region 5 alone.
+    The destination has a second half on another disk, which is held to stop the flush in the
+    middle, and again to keep the next commit away.
     """
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
     half = clone_box.ram(1, cache=True)
     gate = clone_box.layered(half)
-    trio.dest = clone_box.mapped(f"0 1024 linear {trio.dest_disk.dev} 0", f"1024 1024 linear {gate.dev} 1024")
+    trio.dest = clone_box.mapped(
+        f"0 1024 linear {trio.dest_disk.dev} 0", f"1024 1024 linear {gate.dev} 1024"
+    )
     clone = trio.clone()
     clone.flush()
     trio.write(clone, 40, pattern("five", 8))
@@ -257,10 +297,16 @@ def test_region_finished_during_a_commit_belongs_to_the_next(impl, clone_box):
     trio.meta.hold()
     gate.hold()
     request = clone_box.background(clone.flush)
-    wait.until(lambda: (trio.dest_disk.stats() - before).flushes == 1, "the first half is flushed for the commit")
+    wait.until(
+        lambda: (trio.dest_disk.stats() - before).flushes == 1,
+        "the first half is flushed for the commit",
+    )
     trio.write(clone, 24, pattern("three", 8))
     gate.release()
-    wait.until(lambda: (half.stats() - before_half).flushes == 1, "the second half is flushed for the commit")
+    wait.until(
+        lambda: (half.stats() - before_half).flushes == 1,
+        "the second half is flushed for the commit",
+    )
     gate.hold()
     trio.write(clone, 56, pattern("seven", 8))
     trio.meta.release()
@@ -291,7 +337,10 @@ def test_flush_during_a_commit_is_not_early(impl, clone_box):
     trio.meta.hold()
     flushes = trio.dest_disk.stats()
     first = clone_box.background(clone.flush)
-    wait.until(lambda: (trio.dest_disk.stats() - flushes).flushes == 1, "destination flushed for the commit")
+    wait.until(
+        lambda: (trio.dest_disk.stats() - flushes).flushes == 1,
+        "destination flushed for the commit",
+    )
     trio.write(clone, 24, pattern("three", 8))
     second = clone_box.background(clone.flush)
     _tick()
@@ -329,7 +378,9 @@ def test_large_io_stays_whole_when_hydrated(impl, clone_box):
     clone = trio.clone()
     clone.hydrate()
     clone.wait_full()
-    pieces = (256, 256) if impl == "c" else (1, 4)  # 1 MiB of scattered pages may exceed the disk's 128 segments
+    pieces = (
+        (256, 256) if impl == "c" else (1, 4)
+    )  # 1 MiB of scattered pages may exceed the disk's 128 segments
     before = trio.dest.stats()
     trio.write(clone, 1024, pattern("new", 2048))
     write = trio.dest.stats() - before
@@ -349,7 +400,7 @@ def test_large_io_is_cut_only_where_regions_differ(impl, clone_box):
     clone = trio.clone()
     trio.write(clone, 0, pattern("new", 1024))
     source, dest = trio.source.stats(), trio.dest.stats()
-    assert clone.read(0, 2048) == pattern("new", 1024) + trio.data[1024 * 512:2048 * 512]
+    assert clone.read(0, 2048) == pattern("new", 1024) + trio.data[1024 * 512 : 2048 * 512]
     source, dest = trio.source.stats() - source, trio.dest.stats() - dest
     assert (source.read_sectors, dest.read_sectors) == (1024, 1024)
     assert source.reads <= 3 and dest.reads <= 3

@@ -34,7 +34,9 @@ def test_suspend_waits_for_copies(impl, clone_box):
     clone = trio.clone()
     trio.dest.hold()
     clone.hydrate(threshold=32, batch=8)
-    wait.until(lambda: clone.look().hydrating >= 32 and not in_flight(trio.source), "copies have been read")
+    wait.until(
+        lambda: clone.look().hydrating >= 32 and not in_flight(trio.source), "copies have been read"
+    )
     suspend = clone_box.background(clone.suspend)
     trio.dest.release()
     suspend.result()
@@ -45,7 +47,7 @@ def test_suspend_waits_for_copies(impl, clone_box):
     assert found.count == status.hydrated
     for region in range(status.regions):
         if found.is_hydrated(region):
-            assert trio.dest.read(region * 8, 8) == trio.data[region * 4096:region * 4096 + 4096]
+            assert trio.dest.read(region * 8, 8) == trio.data[region * 4096 : region * 4096 + 4096]
     clone.resume()
     clone.wait_full()
 
@@ -69,7 +71,9 @@ def test_suspend_waits_for_writes_behind_a_copy(impl, clone_box):
 
 @pytest.mark.parametrize("flush", [True, False])
 def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
-    """Every removal in the middle is continued by the next creation; nothing is copied twice that was done."""
+    """Every removal in the middle is continued by the next creation; nothing is copied twice that
+    was done.
+    """
     trio = clone_box.trio(mib=4)
     before, rounds = 0, 0
     while True:
@@ -82,7 +86,9 @@ def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
         trio.write(clone, sector, pattern(f"round {rounds}", 9))
         if flush:
             clone.flush()
-        wait.until(lambda: clone.hydrated() >= min(status.hydrated + 60, status.regions), "some progress")
+        wait.until(
+            lambda: clone.hydrated() >= min(status.hydrated + 60, status.regions), "some progress"
+        )
         rounds += not clone.look().full
         clone.remove()
         found = metadata.read(trio.meta)
@@ -128,7 +134,9 @@ def test_module_is_pinned(impl, clone_box):
 
 @pytest.mark.crowd
 def test_swap_to_linear_under_load(impl, clone_box):
-    """The table is swapped while a writer and a reader are at work; no I/O fails and nothing is lost."""
+    """The table is swapped while a writer and a reader are at work; no I/O fails and nothing is
+    lost.
+    """
     trio = clone_box.trio(mib=2)
     clone = trio.clone()
     clone.hydrate()
@@ -169,7 +177,9 @@ def test_abandoned_reload(impl, clone_box):
 
 
 def test_reload_suspended_first(impl, clone_box):
-    """Suspend, load, resume: the order that C needs. Settings of the new line apply, what is hydrated stays."""
+    """Suspend, load, resume: the order that C needs. Settings of the new line apply, what is
+    hydrated stays.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     for region in range(0, 24, 2):
@@ -186,7 +196,9 @@ def test_reload_suspended_first(impl, clone_box):
 
 
 def test_reload_over_a_live_clone(impl, clone_box):
-    """W2: twelve regions are written and flushed between `load` and `resume`. C forgets them for good."""
+    """W2: twelve regions are written and flushed between `load` and `resume`. C forgets them for
+    good.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     trio.write(clone, 800, pattern("before", 8))
@@ -200,7 +212,7 @@ def test_reload_over_a_live_clone(impl, clone_box):
     clone.resume()
     got = clone.read(0, 8)
     if impl == "c":
-        assert got == trio.data[:8 * 512], "C did not lose the region: has W2 been fixed there?"
+        assert got == trio.data[: 8 * 512], "C did not lose the region: has W2 been fixed there?"
         assert clone.hydrated() == 1
         return
     trio.check(clone)
@@ -235,7 +247,9 @@ def test_reload_while_hydrating(impl, clone_box):
 
 
 def test_two_devices_on_one_metadata(impl, clone_box, log):
-    """Certain corruption, which C accepts. Ours refuses, and takes the metadata again when it is free."""
+    """Certain corruption, which C accepts. Ours refuses, and takes the metadata again when it is
+    free.
+    """
     trio = clone_box.trio(mib=1)
     first = trio.clone()
     second = clone_box.clone(trio.meta, trio.dest, trio.source, 8, "1 no_hydration", start=False)
@@ -246,7 +260,10 @@ def test_two_devices_on_one_metadata(impl, clone_box, log):
     with pytest.raises(OSError) as refused:
         second.load(second.line)
     assert refused.value.errno == errno.EBUSY
-    assert f"3 device-mapper: table: {second.dev}: clone: Failed to load metadata (-EBUSY)" in log.dm(mark)
+    assert (
+        f"3 device-mapper: table: {second.dev}: clone: Failed to load metadata (-EBUSY)"
+        in log.dm(mark)
+    )
     trio.write(first, 8, pattern("new", 8))
     first.remove()
     second.load(second.line)
@@ -266,7 +283,9 @@ def test_two_targets_of_one_table_on_one_metadata(impl, clone_box):
 
 
 def test_many_loads_leave_nothing(impl, clone_box):
-    """Loading, replacing and dropping tables, good and bad ones, holds nothing back: the disks can be claimed again."""
+    """Loading, replacing and dropping tables, good and bad ones, holds nothing back: the disks can
+    be claimed again.
+    """
     trio = clone_box.trio(mib=1)
     clone = clone_box.clone(trio.meta, trio.dest, trio.source, 8, "1 no_hydration", start=False)
     for n in range(30):
@@ -292,7 +311,12 @@ def test_messages_never_block_on_a_held_source(impl, clone_box):
     trio.source.hold()
     clone.hydrate(threshold=64, batch=16)
     clone.wait_hydrating(64)
-    for words in ("hydration_threshold 1", "disable_hydration", "enable_hydration", "hydration_batch_size 2"):
+    for words in (
+        "hydration_threshold 1",
+        "disable_hydration",
+        "enable_hydration",
+        "hydration_batch_size 2",
+    ):
         clone_box.background(clone.message, *words.split()).result(20)
     assert clone_box.background(clone.look).result(20).hydrating == 64
     assert clone_box.background(clone.read, 0, 8).result(20) == pattern("new", 8)

@@ -20,7 +20,9 @@ def dmsetup_clone(box, impl):
     def create(trio, *words):
         line = f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} {' '.join(words)}"
         dmsetup("create", "suite-clone", "--table", line)
-        info = dmsetup("info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", "suite-clone")
+        info = dmsetup(
+            "info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", "suite-clone"
+        )
         device = object.__new__(dm.Clone)
         Block.__init__(device, f"/dev/dm-{info.split(':')[1]}")
         device.name, device.gone = "suite-clone", False
@@ -35,9 +37,11 @@ def test_from_blank_metadata_to_linear(impl, box, dmsetup_clone):
     trio = box.trio(mib=16)
     clone = dmsetup_clone(trio, "8", "1", "no_hydration")
     assert dmsetup("status", "suite-clone") == (
-        f"0 {trio.sectors} clone 8 6/256 8 0/4096 0 1 no_hydration 4 hydration_threshold 1 hydration_batch_size 1 rw")
+        f"0 {trio.sectors} clone 8 6/256 8 0/4096 0 1 no_hydration 4 hydration_threshold 1 hydration_batch_size 1 rw"
+    )
     assert dmsetup("table", "suite-clone") == (
-        f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} 8 1 no_hydration")
+        f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} 8 1 no_hydration"
+    )
 
     trio.check(clone, "the clone at once")
     trio.write(clone, 13, pattern("partial", 3))
@@ -82,14 +86,16 @@ def test_autoload_name(impl):
 
 @pytest.mark.parametrize("region", [8, 64, 4096])
 def test_hydrates_and_stays_in_bounds(impl, box, region):
-    """Every region size, a short last region, a destination that is larger: it must not be touched behind the end."""
+    """Every region size, a short last region, a destination that is larger: it must not be touched
+    behind the end.
+    """
     trio = box.trio(mib=8, sectors=8 * 2048 - 13)
     clone = trio.clone(region=region, extra="0 4 hydration_threshold 1000 hydration_batch_size 100")
     clone.wait_full()
     trio.check(clone)
     trio.check(trio.dest)
     behind = trio.dest.read(trio.sectors, 13)
-    assert behind == trio.stale[trio.sectors * 512:], "wrote behind the end of the target"
+    assert behind == trio.stale[trio.sectors * 512 :], "wrote behind the end of the target"
     trio.check_source()
 
 
@@ -105,10 +111,14 @@ def test_zero_source(impl, box):
     """dm-zero as a source, the use of clone for fresh encrypted or integrity-protected disks."""
     trio = box.trio(mib=2)
     zero = box.mapped(f"0 {trio.sectors} zero")
-    clone = box.clone(trio.meta, trio.dest, zero, 8, "0 4 hydration_threshold 64 hydration_batch_size 32")
+    clone = box.clone(
+        trio.meta, trio.dest, zero, 8, "0 4 hydration_threshold 64 hydration_batch_size 32"
+    )
     clone.write(64, pattern("new", 4))
     clone.wait_full()
-    assert trio.dest.content() == bytes(64 * 512) + pattern("new", 4) + bytes((trio.sectors - 68) * 512)
+    assert trio.dest.content() == bytes(64 * 512) + pattern("new", 4) + bytes(
+        (trio.sectors - 68) * 512
+    )
 
 
 def test_source_takes_no_writes(impl, box):

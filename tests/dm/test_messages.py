@@ -82,15 +82,25 @@ def test_messages(impl, clone, log, same):
 def test_messages_show_in_status_not_in_table(impl, clone, same):
     clone.message("hydration_threshold", "0")
     table, seen = clone.table(), []
-    for words in ("enable_hydration", "hydration_batch_size 9", "disable_hydration", "enable_hydration",
-                  "hydration_batch_size 10", "disable_hydration", "hydration_threshold 77"):
+    for words in (
+        "enable_hydration",
+        "hydration_batch_size 9",
+        "disable_hydration",
+        "enable_hydration",
+        "hydration_batch_size 10",
+        "disable_hydration",
+        "hydration_threshold 77",
+    ):
         clone.message(*words.split())
         status = clone.look()
         seen.append((words, clone.status()))
-        assert ("no_hydration" in status.features) == (words != "enable_hydration"
-                                                       and seen[-2:][0][0] != "enable_hydration"), seen
+        assert ("no_hydration" in status.features) == (
+            words != "enable_hydration" and seen[-2:][0][0] != "enable_hydration"
+        ), seen
         assert clone.table() == table
-    assert clone.status().endswith("1 no_hydration 4 hydration_threshold 77 hydration_batch_size 10 rw")
+    assert clone.status().endswith(
+        "1 no_hydration 4 hydration_threshold 77 hydration_batch_size 10 rw"
+    )
     same(seen)
 
 
@@ -111,9 +121,14 @@ def test_messages_while_suspended(impl, clone, log):
 def test_status_line(impl, clone_box, same):
     """Every field of the INFO status while regions are written one by one."""
     trio = clone_box.trio(mib=1, meta_mib=2, sectors=2000)  # 125 regions of 16 sectors
-    clone = trio.clone(region=16, extra="2 no_hydration no_discard_passdown 4 hydration_batch_size 3 hydration_threshold 2")
-    assert clone.status() == ("8 6/512 16 0/125 0 2 no_hydration no_discard_passdown "
-                              "4 hydration_threshold 2 hydration_batch_size 3 rw")
+    clone = trio.clone(
+        region=16,
+        extra="2 no_hydration no_discard_passdown 4 hydration_batch_size 3 hydration_threshold 2",
+    )
+    assert clone.status() == (
+        "8 6/512 16 0/125 0 2 no_hydration no_discard_passdown "
+        "4 hydration_threshold 2 hydration_batch_size 3 rw"
+    )
     seen = []
     for count, sector in enumerate((0, 1600, 17, 1984, 640), 1):
         trio.write(clone, sector, boxes.pattern("new", 16)[:512])
@@ -134,7 +149,9 @@ def test_flushing_status_commits_and_noflush_does_not(impl, clone_box):
         meta, dest = trio.meta.stats() - meta, trio.dest.stats() - dest
         if not noflush:
             assert meta.writes and dest.flushes == 1, (meta, dest)
-        elif meta.writes:  # only the periodic commit may have come in between: then the window was missed
+        elif (
+            meta.writes
+        ):  # only the periodic commit may have come in between: then the window was missed
             pytest.fail(f"a status without flush wrote metadata: {meta}")
         clone.flush()
 
@@ -150,7 +167,9 @@ def test_status_while_suspended_does_not_commit(impl, clone_box):
 
 
 def test_status_of_both_tables(impl, clone_box):
-    """TABLE of the live and of the loaded table; a short buffer is not our concern, dm core asks again."""
+    """TABLE of the live and of the loaded table; a short buffer is not our concern, dm core asks
+    again.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone(extra="1 no_hydration 2 hydration_threshold 3")
     clone.suspend()
@@ -193,10 +212,22 @@ def test_threshold_zero_stops_and_goes_on(impl, clone):
     clone.wait_full()
 
 
-@pytest.mark.parametrize("threshold, batch, most, copy", [
-    (1, 1, 1, 1), (1, 64, 1, 1), (10, 64, 10, 10), (10, 1, 10, 1), (8, 4, 8, 4), (4, 0, 4, 1), (64, 16, 64, 16)])
+@pytest.mark.parametrize(
+    "threshold, batch, most, copy",
+    [
+        (1, 1, 1, 1),
+        (1, 64, 1, 1),
+        (10, 64, 10, 10),
+        (10, 1, 10, 1),
+        (8, 4, 8, 4),
+        (4, 0, 4, 1),
+        (64, 16, 64, 16),
+    ],
+)
 def test_threshold_and_batch(impl, clone_box, same, threshold, batch, most, copy):
-    """The threshold caps the regions in flight, the batch the size of a copy (and the threshold that, too)."""
+    """The threshold caps the regions in flight, the batch the size of a copy (and the threshold
+    that, too).
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.source.hold()

@@ -1,4 +1,6 @@
-"""The metadata device: format, refusals, and the exchange of half hydrated images between C and ours."""
+"""The metadata device: format, refusals, and the exchange of half hydrated images between C and
+ours.
+"""
 
 import errno
 import re
@@ -19,21 +21,33 @@ def refusal(box, log, meta, length=2048, region=8, disks=[]):
     mark = log.mark()
     error = 0
     try:
-        device.load(f"0 {length} clone {meta.dev} {disks[1].dev} {disks[2].dev} {region} 1 no_hydration")
+        device.load(
+            f"0 {length} clone {meta.dev} {disks[1].dev} {disks[2].dev} {region} 1 no_hydration"
+        )
     except OSError as refused:
         error = refused.errno
     # The library limits the rate of its own lines.
-    said = [line.replace(device.dev, "<clone>") for line in log.dm(mark) if "device-mapper: block manager: " not in line]
+    said = [
+        line.replace(device.dev, "<clone>")
+        for line in log.dm(mark)
+        if "device-mapper: block manager: " not in line
+    ]
     return error, said, device
 
 
-@pytest.mark.parametrize("region, sectors", [(8, 2048), (8, 8), (16, 2043), (2048, 8192), (8, 40000 * 8)])
+@pytest.mark.parametrize(
+    "region, sectors", [(8, 2048), (8, 8), (16, 2043), (2048, 8192), (8, 40000 * 8)]
+)
 def test_format(impl, clone_box, same, region, sectors):
-    """A blank device is formatted; an independent reader finds every field, checksum and reference as it must be."""
+    """A blank device is formatted; an independent reader finds every field, checksum and reference
+    as it must be.
+    """
     disk = clone_box.mapped(f"0 {sectors} zero")
     meta = clone_box.ram(1)
     meta.fill(bytes(BLOCK) + pattern("garbage behind the first block", 255 * 8))
-    clone = clone_box.clone(meta, clone_box.mapped(f"0 {sectors} zero"), disk, region, "1 no_hydration")
+    clone = clone_box.clone(
+        meta, clone_box.mapped(f"0 {sectors} zero"), disk, region, "1 no_hydration"
+    )
     assert clone.hydrated() == 0
     used = int(clone.status().split()[1].split("/")[0])
     clone.remove()
@@ -43,7 +57,7 @@ def test_format(impl, clone_box, same, region, sectors):
     assert found.count == 0
     assert found.nr_allocated == used == metadata.needed(found.regions, 256)[0]
     # Byte for byte what C writes, as far as the format uses the blocks.
-    same([found.image[n * BLOCK:(n + 1) * BLOCK] for n in sorted(found._reached)])
+    same([found.image[n * BLOCK : (n + 1) * BLOCK] for n in sorted(found._reached)])
 
 
 def test_format_then_open(impl, clone_box):
@@ -70,7 +84,9 @@ def test_not_blank_is_not_formatted(impl, clone_box, log, same, offset):
     assert "3 device-mapper: table: <clone>: clone: Failed to load metadata (-EILSEQ)" in lines
     assert any("Superblock check failed: magic" in line for line in lines)
     same(lines)
-    assert meta.content() == bytes(block) + bytes(meta.sectors * 512 - BLOCK), "refused metadata was changed"
+    assert meta.content() == bytes(block) + bytes(
+        meta.sectors * 512 - BLOCK
+    ), "refused metadata was changed"
 
 
 @pytest.fixture
@@ -86,20 +102,53 @@ def image(clone_box):
 DAMAGE = {  # name: (fields to change, errno, log)
     "block number": (dict(blocknr=7), "ENOTBLK", "Superblock check failed: blocknr 7, expected 0"),
     "magic": (dict(magic=5), "EILSEQ", "Superblock check failed: magic 5, expected 2331148132"),
-    "magic, upper half": (dict(magic=metadata.MAGIC | 1 << 32), "EILSEQ",
-                          f"Superblock check failed: magic {metadata.MAGIC | 1 << 32}, expected 2331148132"),
+    "magic, upper half": (
+        dict(magic=metadata.MAGIC | 1 << 32),
+        "EILSEQ",
+        f"Superblock check failed: magic {metadata.MAGIC | 1 << 32}, expected 2331148132",
+    ),
     "checksum": (dict(csum=1), "EILSEQ", r"Superblock check failed: checksum \d+, expected 1"),
-    "version 0": (dict(version=0), "EINVAL",
-                  "Clone metadata version 0 found, but only versions between 1 and 1 supported."),
-    "version 2": (dict(version=2), "EINVAL",
-                  "Clone metadata version 2 found, but only versions between 1 and 1 supported."),
-    "region size": (dict(region_size=16), "EINVAL", "Region and/or target size don't match the ones in metadata"),
-    "target size": (dict(target_size=2047), "EINVAL", "Region and/or target size don't match the ones in metadata"),
+    "version 0": (
+        dict(version=0),
+        "EINVAL",
+        "Clone metadata version 0 found, but only versions between 1 and 1 supported.",
+    ),
+    "version 2": (
+        dict(version=2),
+        "EINVAL",
+        "Clone metadata version 2 found, but only versions between 1 and 1 supported.",
+    ),
+    "region size": (
+        dict(region_size=16),
+        "EINVAL",
+        "Region and/or target size don't match the ones in metadata",
+    ),
+    "target size": (
+        dict(target_size=2047),
+        "EINVAL",
+        "Region and/or target size don't match the ones in metadata",
+    ),
     # Several at once: block number, magic, checksum, version, sizes, in this order.
-    "block number and magic": (dict(blocknr=7, magic=5, csum=1), "ENOTBLK", "Superblock check failed: blocknr 7"),
-    "magic and checksum": (dict(magic=5, csum=1, version=9), "EILSEQ", "Superblock check failed: magic 5"),
-    "checksum and version": (dict(version=9, csum=1), "EILSEQ", "Superblock check failed: checksum"),
-    "version and sizes": (dict(version=9, region_size=16), "EINVAL", "Clone metadata version 9 found"),
+    "block number and magic": (
+        dict(blocknr=7, magic=5, csum=1),
+        "ENOTBLK",
+        "Superblock check failed: blocknr 7",
+    ),
+    "magic and checksum": (
+        dict(magic=5, csum=1, version=9),
+        "EILSEQ",
+        "Superblock check failed: magic 5",
+    ),
+    "checksum and version": (
+        dict(version=9, csum=1),
+        "EILSEQ",
+        "Superblock check failed: checksum",
+    ),
+    "version and sizes": (
+        dict(version=9, region_size=16),
+        "EINVAL",
+        "Clone metadata version 9 found",
+    ),
 }
 
 
@@ -117,7 +166,7 @@ def test_damaged_superblock(impl, clone_box, log, same, image, name):
     assert meta.content() == damaged, "refused metadata was changed"
 
 
-@pytest.mark.parametrize("fields", [dict(flags=0xffffffff), dict(uuid=b"0123456789abcdef")])
+@pytest.mark.parametrize("fields", [dict(flags=0xFFFFFFFF), dict(uuid=b"0123456789abcdef")])
 def test_ignored_fields(impl, clone_box, log, image, fields):
     """Flags and uuid mean nothing to version 1."""
     meta = clone_box.ram(1)
@@ -132,7 +181,9 @@ def test_other_sizes_are_refused(impl, clone_box, log, same, image, length, regi
     """Opening with another region or target size changes nothing."""
     meta = clone_box.ram(1)
     meta.fill(image)
-    error, lines, _ = refusal(clone_box, log, meta, min(length, 2048) if length != 2056 else 2056, region)
+    error, lines, _ = refusal(
+        clone_box, log, meta, min(length, 2048) if length != 2056 else 2056, region
+    )
     assert error == errno.EINVAL
     assert any("don't match the ones in metadata" in line for line in lines)
     same(lines)
@@ -142,14 +193,23 @@ def test_other_sizes_are_refused(impl, clone_box, log, same, image, length, regi
 def blocks_of(image):
     """{kind: block number} of the blocks that an image uses."""
     found = metadata.Metadata(image)
-    array = (found._reached - {0, found.bitmap_root, found.ref_count_root, found.bitset_root, 3}).pop()
-    return {"index": found.bitmap_root, "reference counts": found.ref_count_root, "bitmap": 3,
-            "bitset": found.bitset_root, "array": array}
+    array = (
+        found._reached - {0, found.bitmap_root, found.ref_count_root, found.bitset_root, 3}
+    ).pop()
+    return {
+        "index": found.bitmap_root,
+        "reference counts": found.ref_count_root,
+        "bitmap": 3,
+        "bitset": found.bitset_root,
+        "array": array,
+    }
 
 
 @pytest.mark.parametrize("kind", ["index", "reference counts", "bitmap", "bitset", "array"])
 def test_damaged_block(impl, clone_box, log, image, kind):
-    """A flipped bit in any block: refused, or found at the first commit, but never believed and never a crash."""
+    """A flipped bit in any block: refused, or found at the first commit, but never believed and
+    never a crash.
+    """
     trio = clone_box.trio(mib=1)
     damaged = bytearray(image)
     damaged[blocks_of(image)[kind] * BLOCK + 1000] ^= 4
@@ -168,7 +228,9 @@ def test_damaged_block(impl, clone_box, log, image, kind):
 
 
 def test_random_damage(impl, clone_box, log, image, rng):
-    """Bits, bytes and whole blocks gone wrong anywhere, also with mended checksums of the superblock: no crash."""
+    """Bits, bytes and whole blocks gone wrong anywhere, also with mended checksums of the
+    superblock: no crash.
+    """
     meta = clone_box.ram(1)
     used = max(blocks_of(image).values()) + 1
     opened = 0
@@ -179,11 +241,11 @@ def test_random_damage(impl, clone_box, log, image, rng):
             damaged[at] = rng.randrange(256)
         if rng.random() < 0.2:
             block = rng.randrange(used)
-            damaged[block * BLOCK:(block + 1) * BLOCK] = bytes(BLOCK)
+            damaged[block * BLOCK : (block + 1) * BLOCK] = bytes(BLOCK)
         result = bytes(damaged)
         if rng.random() < 0.4 and any(result[:BLOCK]):
             result = metadata.change(result)
-        meta.fill(result[:64 * BLOCK])
+        meta.fill(result[: 64 * BLOCK])
         error, lines, device = refusal(clone_box, log, meta)
         if error:
             assert any("Failed to load metadata" in line for line in lines), (round_, lines)
@@ -194,10 +256,14 @@ def test_random_damage(impl, clone_box, log, image, rng):
     assert opened < 50
 
 
-@pytest.mark.parametrize("blocks, formats, commits", [(5, False, False), (6, True, False), (9, True, False),
-                                                      (10, True, True)])
+@pytest.mark.parametrize(
+    "blocks, formats, commits",
+    [(5, False, False), (6, True, False), (9, True, False), (10, True, True)],
+)
 def test_smallest_metadata(impl, clone_box, log, blocks, formats, commits):
-    """U - 1 blocks cannot be formatted, U format and are full at the first commit, 2U - 2 are always enough."""
+    """U - 1 blocks cannot be formatted, U format and are full at the first commit, 2U - 2 are
+    always enough.
+    """
     trio = clone_box.trio(mib=1, cache=True)
     assert metadata.needed(256, blocks) == (6, 10)
     trio.meta = clone_box.mapped(f"0 {blocks * 8} linear {trio.meta_disk.dev} 0")
@@ -205,7 +271,9 @@ def test_smallest_metadata(impl, clone_box, log, blocks, formats, commits):
         error, lines, _ = refusal(clone_box, log, trio.meta)
         assert error == errno.ENOSPC
         assert "3 device-mapper: table: <clone>: clone: Failed to load metadata (-ENOSPC)" in lines
-        assert not any(trio.meta_disk.read(0, 8)), "a superblock was written by a format that failed"
+        assert not any(
+            trio.meta_disk.read(0, 8)
+        ), "a superblock was written by a format that failed"
         return
     clone = trio.clone()
     assert clone.status().split()[1] == f"6/{blocks}"
@@ -231,7 +299,7 @@ def test_smallest_metadata(impl, clone_box, log, blocks, formats, commits):
     assert any("Switching to read-only mode" in line for line in log.dm())
     clone.remove()
     # The last commit is intact: the image opens, and what it says is on the destination is there.
-    metadata.Metadata(trio.meta_disk.content()[:blocks * BLOCK])
+    metadata.Metadata(trio.meta_disk.content()[: blocks * BLOCK])
     again = trio.clone()
     assert again.look().mode == "rw"
 
@@ -243,8 +311,10 @@ def test_warning_above_16_gib(impl, clone_box, log, same):
     mark = log.mark()
     clone = clone_box.clone(big, *disks, 8, "1 no_hydration")
     lines = [line.replace(big.kernel_name, "<meta>") for line in log.dm(mark)]
-    assert lines == ["4 device-mapper: clone: Metadata device <meta> is larger than 33292800 sectors: excess space will "
-                     "not be used."]
+    assert lines == [
+        "4 device-mapper: clone: Metadata device <meta> is larger than 33292800 sectors: excess space will "
+        "not be used."
+    ]
     same(lines)
     assert clone.status().split()[1].endswith("/4161600")
     same(clone.status().split()[1], "usage")
@@ -254,8 +324,10 @@ def test_warning_above_16_gib(impl, clone_box, log, same):
 @pytest.mark.parametrize("arrays, touched", [(1, 1), (5, 1), (5, 5)])
 @pytest.mark.parametrize("free", range(8))
 def test_small_metadata(impl, clone_box, log, free, arrays, touched):
-    """A commit takes four free blocks, however many blocks of the bitset it changes: with more than there is room for, it
-    is done in parts. A device with fewer is announced, and a full one is an error, not a loss, and no bug in the kernel."""
+    """A commit takes four free blocks, however many blocks of the bitset it changes: with more than
+    there is room for, it is done in parts. A device with fewer is announced, and a full one is an
+    error, not a loss, and no bug in the kernel.
+    """
     regions = arrays * metadata.WORDS * 64 - 5
     length = regions * 8
     used, blocks = 5 + arrays, 5 + arrays + free
@@ -266,8 +338,14 @@ def test_small_metadata(impl, clone_box, log, free, arrays, touched):
     assert clone.status().split()[1] == f"{used}/{blocks}"
     lines = [line.replace(meta.kernel_name, "<meta>") for line in log.dm(mark)]
     enough = free >= 4
-    assert lines == ([] if enough else ["4 device-mapper: clone: Metadata device <meta> is too small to be sure: it has "
-                                        f"{blocks} blocks, {used + 4} may be needed."])
+    assert lines == (
+        []
+        if enough
+        else [
+            "4 device-mapper: clone: Metadata device <meta> is too small to be sure: it has "
+            f"{blocks} blocks, {used + 4} may be needed."
+        ]
+    )
     written = {}
     for turn in range(4):
         for part in range(touched):
@@ -293,7 +371,8 @@ def test_small_metadata(impl, clone_box, log, free, arrays, touched):
         assert again.hydrated() == len(written)
 
 
-# Exchange. An image is made by one implementation and opened by each, in the next phases of the run.
+# Exchange. An image is made by one implementation and opened by each, in the next phases of the
+# run.
 
 SHELF = {}
 
@@ -316,7 +395,12 @@ def make_half_hydrated(box):
     hydrated = clone.hydrated()
     trio.check(clone)
     clone.remove()
-    return dict(meta=trio.meta.content(), dest=trio.dest.content(), expected=bytes(trio.expected), hydrated=hydrated)
+    return dict(
+        meta=trio.meta.content(),
+        dest=trio.dest.content(),
+        expected=bytes(trio.expected),
+        hydrated=hydrated,
+    )
 
 
 @pytest.mark.leaves

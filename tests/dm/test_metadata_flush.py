@@ -1,7 +1,8 @@
 """clone, era and snapshot: the flush of a commit fails, and then the power goes.
 
-The superblock of the failed commit may be in a volatile cache of the device only. Whoever opens the metadata again reads it
-all the same, but a power cut goes back to the commit before: the blocks of that one must not have been written over.
+The superblock of the failed commit may be in a volatile cache of the device only. Whoever opens the
+metadata again reads it all the same, but a power cut goes back to the commit before: the blocks of
+that one must not have been written over.
 """
 
 import errno
@@ -18,8 +19,9 @@ SUPERBLOCK = BLOCK // 512
 
 
 class Meta:
-    """A metadata device with a volatile cache. Its superblock and the rest are on devices of their own, so that the one can
-    be held while the other works, and fails while the other does not."""
+    """A metadata device with a volatile cache. Its superblock and the rest are on devices of their
+    own, so that the one can be held while the other works, and fails while the other does not.
+    """
 
     def __init__(self, box):
         self.box = box
@@ -27,20 +29,26 @@ class Meta:
         rest = self.disk.sectors - SUPERBLOCK
         self.head = box.layered(self.disk, sectors=SUPERBLOCK)
         self.tail = box.layered(box.mapped(f"0 {rest} linear {self.disk.dev} {SUPERBLOCK}"))
-        self.device = box.mapped(f"0 {SUPERBLOCK} linear {self.head.dev} 0",
-                                 f"{SUPERBLOCK} {rest} linear {self.tail.dev} 0")
+        self.device = box.mapped(
+            f"0 {SUPERBLOCK} linear {self.head.dev} 0",
+            f"{SUPERBLOCK} {rest} linear {self.tail.dev} 0",
+        )
 
     def image(self):
         self.disk.close()
         return self.disk.content()
 
     def without_flush(self, call, *args):
-        """Carries out something that commits. The superblock reaches the disk; the flush behind it fails, and so do all
-        flushes from then on. Writes do not, but to the last blocks, which are not in use."""
+        """Carries out something that commits. The superblock reaches the disk; the flush behind it
+        fails, and so do all flushes from then on. Writes do not, but to the last blocks, which are
+        not in use.
+        """
         before = self.disk.stats().flushes
         self.head.hold()
         work = self.box.background(call, *args)
-        wait.until(lambda: self.disk.stats().flushes > before, "everything but the superblock is durable")
+        wait.until(
+            lambda: self.disk.stats().flushes > before, "everything but the superblock is durable"
+        )
         self.tail.error_writes((self.tail.length - 64, self.tail.length))
         self.head.release()
         return work
@@ -53,12 +61,16 @@ def failing(call, *args):
 
 
 def cut(before, now):
-    """What a power cut may leave: the superblock of the last commit that is durable, and all other blocks written since."""
+    """What a power cut may leave: the superblock of the last commit that is durable, and all other
+    blocks written since.
+    """
     return before[:BLOCK] + now[BLOCK:]
 
 
 def test_era(impl, box):
-    """Writes to new blocks fail for as long as the flush does, and are recorded as soon as it works again."""
+    """Writes to new blocks fail for as long as the flush does, and are recorded as soon as it works
+    again.
+    """
     pair, meta = eras.Pair(box, mib=64), Meta(box)
     pair.meta = meta.device
     era = pair.era()
@@ -86,7 +98,8 @@ def test_era(impl, box):
     meta.tail.heal()
     era.write(12000 * 8, pattern("c", 8))
     assert era.look().era == 2
-    # The mark of the commit that was reported as failed is durable by now: this passes without another one.
+    # The mark of the commit that was reported as failed is durable by now: this passes without
+    # another one.
     assert era.marked() == {9000, 12000}
     cost = meta.disk.stats()
     era.write(72000, pattern("b", 8))
@@ -97,7 +110,9 @@ def test_era(impl, box):
 
 
 def test_era_resume(impl, box):
-    """The flush fails while an era is archived at suspend: nothing goes live on that before it is durable."""
+    """The flush fails while an era is archived at suspend: nothing goes live on that before it is
+    durable.
+    """
     pair, meta = eras.Pair(box, mib=64), Meta(box)
     pair.meta = meta.device
     era = pair.era()
@@ -118,7 +133,9 @@ def test_era_resume(impl, box):
 
 
 def test_clone(impl, clone_box):
-    """After `rw` nothing is written for as long as the flush fails; then everything is committed that had not been."""
+    """After `rw` nothing is written for as long as the flush fails; then everything is committed
+    that had not been.
+    """
     trio = clone_box.trio(mib=4)
     meta = Meta(clone_box)
     trio.meta = meta.device
@@ -158,7 +175,9 @@ def test_clone_table(impl, clone_box, log):
     trio.meta = meta.device
     trio.clone().remove()
     meta.tail.error_writes()
-    empty = clone_box.clone(trio.meta, trio.dest, trio.source, 8, "1 no_hydration", length=trio.sectors, start=False)
+    empty = clone_box.clone(
+        trio.meta, trio.dest, trio.source, 8, "1 no_hydration", length=trio.sectors, start=False
+    )
     assert failing(empty.load, empty.line) == errno.EIO
     assert any("Failed to load metadata" in line for line in log.lines())
     meta.tail.heal()
@@ -169,8 +188,9 @@ def test_clone_table(impl, clone_box, log):
 
 @pytest.mark.parametrize("kind", ["snapshot", "snapshot-merge"])
 def test_snapshot_table(impl, box, kind):
-    """Records are durable before they count: a store that exists is flushed once, before it is read; if that fails the table
-    is refused. A transient one has nothing that is read."""
+    """Records are durable before they count: a store that exists is flushed once, before it is
+    read; if that fails the table is refused. A transient one has nothing that is read.
+    """
     real, disk = box.ram(1), box.ram(1, cache=True)
     cow = box.layered(disk)
     line = f"0 {real.sectors} snapshot {real.dev} {cow.dev} P 8"

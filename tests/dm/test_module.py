@@ -58,9 +58,14 @@ def test_load_use_unload(impl, unloaded, load, box):
 
 
 # The first target of each module is where ours stops.
-@pytest.mark.parametrize("module, target", {module: target for target, module in reversed(modules.C_MODULES.items())}.items())
+@pytest.mark.parametrize(
+    "module, target",
+    {module: target for target, module in reversed(modules.C_MODULES.items())}.items(),
+)
 def test_name_is_taken(impl, unloaded, load, log, module, target):
-    """C holds the name: the load fails, says why and what to do, leaves nothing, and C goes on working."""
+    """C holds the name: the load fails, says why and what to do, leaves nothing, and C goes on
+    working.
+    """
     modules.insmod(modules.c_file(target))
     before = traces()
     mark = log.mark()
@@ -68,8 +73,10 @@ def test_name_is_taken(impl, unloaded, load, log, module, target):
         result = load(check=False)
         assert result.returncode != 0
         assert traces() == before
-    assert any(f"target `{target}' is registered already: is module `{module}' loaded?" in line
-               for line in log.lines(mark)), log.lines(mark)
+    assert any(
+        f"target `{target}' is registered already: is module `{module}' loaded?" in line
+        for line in log.lines(mark)
+    ), log.lines(mark)
     modules.unload_c()
     load()
     assert target in dm.target_versions()
@@ -103,7 +110,9 @@ def test_parameter_selects_targets(impl, unloaded, load, log):
 
 def test_throttle_at_load(impl, unloaded, load):
     load("clone_hydration_throttle=40")
-    assert Path("/sys/module/dm_rust/parameters/clone_hydration_throttle").read_text().strip() == "40"
+    assert (
+        Path("/sys/module/dm_rust/parameters/clone_hydration_throttle").read_text().strip() == "40"
+    )
 
 
 def test_information(impl, rust_module):
@@ -114,7 +123,9 @@ def test_information(impl, rust_module):
         fields.setdefault(key, []).append(value.strip())
     assert fields["license"] == ["GPL"]
     assert {"dm-clone", "dm-era"} <= set(fields["alias"])
-    assert {"targets", "clone_hydration_throttle"} <= {parm.split(":")[0] for parm in fields["parm"]}
+    assert {"targets", "clone_hydration_throttle"} <= {
+        parm.split(":")[0] for parm in fields["parm"]
+    }
 
 
 def test_only_kernels_for_debugging_have_delay_points(impl, rust_module):
@@ -150,10 +161,14 @@ def test_delay_points(impl, box):
 
 @pytest.fixture
 def example(request, unloaded):
-    """Loads the module that also has the target of the documentation, and the one that breaks rules; only these."""
+    """Loads the module that also has the target of the documentation, and the one that breaks
+    rules; only these.
+    """
     module = Path(request.config.getoption("--example-module") or os.environ["DM_RUST_EXAMPLE_KO"])
     kernel = os.environ.get("DM_RUST_KERNEL", "stock")
-    assert module.is_file(), f"build it: scripts/build --kernel {kernel} --copy example modules DM_RUST_EXAMPLE=1"
+    assert (
+        module.is_file()
+    ), f"build it: scripts/build --kernel {kernel} --copy example modules DM_RUST_EXAMPLE=1"
     modules.insmod(module, "targets=rust-linear,rust-stray")
     yield
     modules.unload(modules.RUST_MODULE)
@@ -165,7 +180,7 @@ def test_example(impl, example, box):
     disk = box.ram(2)
     disk.fill(pattern("disk", 4096))
     device = box.mapped(f"0 1024 rust-linear {disk.dev} 1000")
-    assert device.content() == pattern("disk", 4096)[1000 * 512:2024 * 512]
+    assert device.content() == pattern("disk", 4096)[1000 * 512 : 2024 * 512]
     device.write(3, pattern("new", 40))
     device.flush()
     assert disk.read(1003, 40) == pattern("new", 40)
@@ -184,7 +199,10 @@ def test_example_answers(impl, example, box):
         assert device.ask("repeat", str(count), "word") == "word" * count
     # Device-mapper gives nothing of what does not fit; libdm asks again with a larger buffer.
     assert device.ask("repeat", "10000", "word") == ""
-    assert modules.run("dmsetup", "message", device.name, "0", "repeat 10000 word").stdout.strip() == "word" * 10000
+    assert (
+        modules.run("dmsetup", "message", device.name, "0", "repeat 10000 word").stdout.strip()
+        == "word" * 10000
+    )
 
 
 def test_example_forgets(impl, example, box):
@@ -195,7 +213,9 @@ def test_example_forgets(impl, example, box):
     device.remove()
 
 
-STRAY = "device-mapper: dm_rust: a bio was sent to a device of another target, it ends with an error"
+STRAY = (
+    "device-mapper: dm_rust: a bio was sent to a device of another target, it ends with an error"
+)
 
 
 @pytest.mark.parametrize("way", ["map", "submit"])

@@ -7,8 +7,10 @@ from lib import cow, wait
 from lib.disk import in_flight
 from lib.modules import PROJECT
 
-LINE = re.compile(r"(?P<name>\S+) +(?P<share>[\d.]+)%  (?P<done>[\d.]+ \w+) of (?P<total>[\d.]+ \w+)"
-                  r"(  [\d.]+ \w+/s  \d\d:\d\d:\d\d left)?")
+LINE = re.compile(
+    r"(?P<name>\S+) +(?P<share>[\d.]+)%  (?P<done>[\d.]+ \w+) of (?P<total>[\d.]+ \w+)"
+    r"(  [\d.]+ \w+/s  \d\d:\d\d:\d\d left)?"
+)
 
 
 class Progress:
@@ -17,7 +19,9 @@ class Progress:
     def __init__(self, box, name):
         command = [PROJECT / "scripts/dm-progress", "--interval", "0.02", name]
         self.lines = []
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self._job = box.background(self._read)
 
     def _read(self):
@@ -38,7 +42,9 @@ class Progress:
         assert all(found), self.lines
         assert {it["name"] for it in found} == {name} and {it["total"] for it in found} == {total}
         shares = [float(it["share"]) for it in found]
-        assert shares == sorted(shares) and shares[-1] == 100 and found[-1]["done"] == total, self.lines
+        assert (
+            shares == sorted(shares) and shares[-1] == 100 and found[-1]["done"] == total
+        ), self.lines
 
 
 def test_clone(impl, clone_box):
@@ -74,7 +80,11 @@ def test_failed_merge(family):
     front = family.merge(snapshot, direct=True, before=lambda: family.real.error_writes())
     front.wait_status("Merge failed")
     progress = Progress(family.box, front.name)
-    assert progress.result() == 1 and progress.error == "snapshot-merge: Merge failed\n" and not progress.lines
+    assert (
+        progress.result() == 1
+        and progress.error == "snapshot-merge: Merge failed\n"
+        and not progress.lines
+    )
     family.real.heal()
     family.again()
     family.merged()
@@ -83,6 +93,10 @@ def test_failed_merge(family):
 def test_neither(box):
     plain = box.mapped("0 8 zero")
     progress = Progress(box, plain.name)
-    assert progress.result() == 1 and progress.error == f"{plain.name} neither hydrates nor merges\n"
+    assert (
+        progress.result() == 1 and progress.error == f"{plain.name} neither hydrates nor merges\n"
+    )
     progress = Progress(box, "dm-rust-test-none")
-    assert progress.result() == 1 and progress.error == "dm-rust-test-none: Device does not exist.\n"
+    assert (
+        progress.result() == 1 and progress.error == "dm-rust-test-none: Device does not exist.\n"
+    )

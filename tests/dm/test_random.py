@@ -1,4 +1,6 @@
-"""Random work against a model, while the hydration runs and the device is suspended, re-created and talked to."""
+"""Random work against a model, while the hydration runs and the device is suspended, re-created and
+talked to.
+"""
 
 import random
 import threading
@@ -20,10 +22,21 @@ class Chaos:
         self.steps = []
 
     def step(self):
-        # C loses writes when a discard meets a copy (W1), so there the sweep is stopped before each discard.
-        kinds = [(self.read, 6), (self.write, 8), (self.write_regions, 3), (self.flush, 1), (self.discard, 1),
-                 (self.message, 3), (self.suspend, 1), (self.status, 1), (self.zero, 0.5), (self.reload, 0.3),
-                 (self.recreate, 0.3)]
+        # C loses writes when a discard meets a copy (W1), so there the sweep is stopped before each
+        # discard.
+        kinds = [
+            (self.read, 6),
+            (self.write, 8),
+            (self.write_regions, 3),
+            (self.flush, 1),
+            (self.discard, 1),
+            (self.message, 3),
+            (self.suspend, 1),
+            (self.status, 1),
+            (self.zero, 0.5),
+            (self.reload, 0.3),
+            (self.recreate, 0.3),
+        ]
         kind = self.rng.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
         self.steps.append(kind.__name__)
         kind()
@@ -34,17 +47,26 @@ class Chaos:
 
     def read(self):
         start, count = self.range(1500)
-        want = bytes(self.trio.expected[start * 512:(start + count) * 512])
-        assert_same(self.clone.read(start, count), want, where=f"read of {count} sectors at {start}")
+        want = bytes(self.trio.expected[start * 512 : (start + count) * 512])
+        assert_same(
+            self.clone.read(start, count), want, where=f"read of {count} sectors at {start}"
+        )
 
     def write(self):
         start, count = self.range(self.rng.choice((10, 600)))
-        self.trio.write(self.clone, start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.1)
+        self.trio.write(
+            self.clone, start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.1
+        )
 
     def write_regions(self):
         regions = min(self.rng.choice((1, 1, 2, 10)), 512 // self.region + 1)
         start = self.rng.randrange(self.trio.sectors // self.region - regions) * self.region
-        self.trio.write(self.clone, start, self.rng.randbytes(regions * self.region * 512), fua=self.rng.random() < 0.1)
+        self.trio.write(
+            self.clone,
+            start,
+            self.rng.randbytes(regions * self.region * 512),
+            fua=self.rng.random() < 0.1,
+        )
 
     def flush(self):
         self.clone.flush()
@@ -65,10 +87,17 @@ class Chaos:
         self.trio.wrote(start, bytes(count * 512))
 
     def message(self):
-        self.clone.message(*self.rng.choice((
-            ["enable_hydration"], ["enable_hydration"], ["disable_hydration"],
-            ["hydration_threshold", str(self.rng.choice((0, 1, 2, 10, 100)))],
-            ["hydration_batch_size", str(self.rng.choice((0, 1, 3, 64)))])))
+        self.clone.message(
+            *self.rng.choice(
+                (
+                    ["enable_hydration"],
+                    ["enable_hydration"],
+                    ["disable_hydration"],
+                    ["hydration_threshold", str(self.rng.choice((0, 1, 2, 10, 100)))],
+                    ["hydration_batch_size", str(self.rng.choice((0, 1, 3, 64)))],
+                )
+            )
+        )
 
     def suspend(self):
         self.clone.suspend(noflush=self.rng.random() < 0.5)
@@ -120,7 +149,9 @@ def test_random_steps(impl, clone_box, rng, region, sectors):
 
 @pytest.mark.crowd
 def test_threads(impl, clone_box, rng):
-    """Four threads write and read sectors of their own in shared regions, under hydration, messages and suspends."""
+    """Four threads write and read sectors of their own in shared regions, under hydration, messages
+    and suspends.
+    """
     region, sectors, threads = 16, 8192, 4
     trio = clone_box.trio(mib=4)
     clone = trio.clone(region=region)
@@ -142,13 +173,16 @@ def test_threads(impl, clone_box, rng):
                 sector = own.choice(list(mine))
                 if clone.read(sector, 1) != mine[sector]:
                     failed.set()
-                    raise AssertionError(f"thread {number}, turn {turn}: sector {sector} is not what was written")
+                    raise AssertionError(
+                        f"thread {number}, turn {turn}: sector {sector} is not what was written"
+                    )
             if own.random() < 0.05:
                 clone.flush()
         return mine
 
     workers = [clone_box.background(work, number, rng.random()) for number in range(threads)]
-    # So many rounds and no more: each costs the workers a suspend, and they must come to an end too.
+    # So many rounds and no more: each costs the workers a suspend, and they must come to an end
+    # too.
     for _ in range(100):
         if all(worker.done for worker in workers):
             break
@@ -169,7 +203,9 @@ def test_threads(impl, clone_box, rng):
 
 @pytest.mark.both
 def test_same_steps_same_result(impl, clone_box, same):
-    """The same steps on C and on ours (no hydration, so nothing depends on time): the same status, images and bits."""
+    """The same steps on C and on ours (no hydration, so nothing depends on time): the same status,
+    images and bits.
+    """
     own = random.Random(7)
     trio = clone_box.trio(mib=4, sectors=8192 - 24)
     clone = trio.clone(region=32)

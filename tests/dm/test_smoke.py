@@ -68,7 +68,7 @@ def test_stored_clone(impl, clone_box):
     trio.meta.fill(samples.stored("clone"))
     clone = trio.clone()
     for region in samples.HYDRATED:
-        trio.wrote(region * 8, trio.stale[region * 4096:(region + 1) * 4096])
+        trio.wrote(region * 8, trio.stale[region * 4096 : (region + 1) * 4096])
     assert clone.hydrated() == len(samples.HYDRATED)
     trio.check(clone)
     clone.hydrate()
@@ -80,7 +80,9 @@ def test_stored_era(pair):
     pair.meta.fill(samples.stored("era"))
     era = pair.era()
     for number in samples.WRITTEN:
-        assert era.since(number) == set().union(*(blocks for at, blocks in samples.WRITTEN.items() if at >= number))
+        assert era.since(number) == set().union(
+            *(blocks for at, blocks in samples.WRITTEN.items() if at >= number)
+        )
     era.write(3, pattern("now", 1))
     assert era.since(max(samples.WRITTEN) + 1) == {0}
     era.remove()
@@ -94,7 +96,7 @@ def test_stored_snapshot(impl, box):
     disk.fill(samples.stored("snapshot"))
     expected = bytearray(pattern("origin", 4096))
     for chunk, byte in samples.COPIED.items():
-        expected[chunk * 4096:(chunk + 1) * 4096] = byte * 4096
+        expected[chunk * 4096 : (chunk + 1) * 4096] = byte * 4096
     snapshot = box.own(Snapshot(origin, disk))
     assert snapshot.content() == expected
     assert snapshot.exceptions() == len(samples.COPIED)

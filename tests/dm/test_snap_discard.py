@@ -1,4 +1,6 @@
-"""snapshot: discards. C's limits are an oops with chunks below 256 KiB, so it is asked with these alone."""
+"""snapshot: discards. C's limits are an oops with chunks below 256 KiB, so it is asked with these
+alone.
+"""
 
 import errno
 
@@ -79,7 +81,12 @@ def parts(family, size):
     snapshot = copied(family, size, 0, 1, 2, 3)
     last = family.sectors // size * size
     family.write(snapshot, last, pattern("last", family.sectors - last))
-    for start, count in ((size + 2, 3), (2 * size - 1, 1), (3 * size, size - 1), (last, family.sectors - last)):
+    for start, count in (
+        (size + 2, 3),
+        (2 * size - 1, 1),
+        (3 * size, size - 1),
+        (last, family.sectors - last),
+    ):
         family.discard(snapshot, start, count)
         family.check(snapshot)
     family.reopen(snapshot)
@@ -99,8 +106,9 @@ def test_parts_of_small_chunks(impl, box, size):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 64, BIG])
 def test_unaligned(family, size):
-    """As long as a chunk, but from the middle of one to the middle of the next, which is elsewhere in the COW: C zeroes
-    what lies behind the first."""
+    """As long as a chunk, but from the middle of one to the middle of the next, which is elsewhere
+    in the COW: C zeroes what lies behind the first.
+    """
     snapshot = copied(family, size, 3, 0, 5, 1, 4, 2)
     for start, count in ((size // 2, size), (3 * size + 1, size), (5 * size - 1, size)):
         family.discard(snapshot, start, count)
@@ -126,7 +134,9 @@ def test_beside_an_area(family):
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("extra", [ZEROES, PASSDOWN])
 def test_random_discards(family, rng, size, extra):
-    """With writes between, through the snapshot and the origin, and another snapshot without the feature."""
+    """With writes between, through the snapshot and the origin, and another snapshot without the
+    feature.
+    """
     snapshot, other = copied(family, size, extra=extra), family.snap("P", 32)
     for _ in range(60):
         kind = rng.random()
@@ -137,14 +147,20 @@ def test_random_discards(family, rng, size, extra):
         if kind < 0.5:
             family.discard(snapshot, start, count)
         else:
-            family.write(rng.choice((snapshot, snapshot, family.origin, other)), start, rng.randbytes(count * 512))
+            family.write(
+                rng.choice((snapshot, snapshot, family.origin, other)),
+                start,
+                rng.randbytes(count * 512),
+            )
         if kind > 0.95:
             snapshot = family.reopen(snapshot)
     family.check()
 
 
 def passdown(family, size):
-    snapshot, other = copied(family, size, 1, 2, extra=PASSDOWN), copied(family, size, 2, 4, extra="")
+    snapshot, other = copied(family, size, 1, 2, extra=PASSDOWN), copied(
+        family, size, 2, 4, extra=""
+    )
     before = family.disk.stats(), other.cow.lower.stats()
     family.discard(snapshot, 2 * size, 3 * size)
     done = family.disk.stats() - before[0], other.cow.lower.stats() - before[1]
@@ -169,8 +185,9 @@ def test_passdown_of_small_chunks(family, size):
 
 
 def test_passed_discard_holds_back_the_overwrite(family):
-    """A discard is on its way to the origin when its chunk gets an exception. What is written to the origin then is not
-    discarded."""
+    """A discard is on its way to the origin when its chunk gets an exception. What is written to
+    the origin then is not discarded.
+    """
     snapshot = copied(family.layered(), BIG, 1, extra=PASSDOWN)
     origin, own, new = family.origin, pattern("own", BIG), pattern("new", 8)
     family.real.hold()
@@ -181,7 +198,9 @@ def test_passed_discard_holds_back_the_overwrite(family):
     first = family.writer(origin, 4 * BIG, new)
     wait.until(lambda: in_flight(origin) == 1, "the write is on its way")
     second = family.writer(origin, BIG, new)
-    wait.until(lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin")
+    wait.until(
+        lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin"
+    )
     assert not first.done
     family.real.release()
     for work in (discard, whole, first, second):

@@ -1,4 +1,6 @@
-"""The persistent store of a snapshot: byte for byte what C writes, read and written by each, damaged in every way."""
+"""The persistent store of a snapshot: byte for byte what C writes, read and written by each,
+damaged in every way.
+"""
 
 import copy
 import errno
@@ -23,7 +25,9 @@ def soil(sectors):
 class Bench:
     """An origin, a COW device, the snapshot over both, and the model of all."""
 
-    def __init__(self, box, size=8, origin=pattern("origin", 512), image=BLANK, kind="P", model=None):
+    def __init__(
+        self, box, size=8, origin=pattern("origin", 512), image=BLANK, kind="P", model=None
+    ):
         """`size` is that of the table; with a model of something that exists, both devices hold it."""
         self.box, self.kind, self.table_size = box, kind, size
         if model:
@@ -69,7 +73,11 @@ class Bench:
     def check_image(self):
         """The COW device holds what it must, up to somewhat behind the last chunk."""
         sectors = min(self.store.sectors, (self.model.next + 2) * self.model.size)
-        assert_same(self.store.read(0, sectors), bytes(self.model.image[:sectors * 512]), where="COW device")
+        assert_same(
+            self.store.read(0, sectors),
+            bytes(self.model.image[: sectors * 512]),
+            where="COW device",
+        )
 
 
 def disk(box, content, exact=True):
@@ -88,7 +96,11 @@ def refused(bench, log):
     mark = log.mark()
     with pytest.raises(OSError) as error:
         device.load(bench.line)
-    lines = [line.replace(device.dev, "<dev>") for line in log.dm(mark) if "error adding target" not in line]
+    lines = [
+        line.replace(device.dev, "<dev>")
+        for line in log.dm(mark)
+        if "error adding target" not in line
+    ]
     assert lines[-1].startswith(f"3 device-mapper: table: <dev>: snapshot: {NOT_READ} (-"), lines
     device.remove()
     return error.value.errno, lines
@@ -96,10 +108,13 @@ def refused(bench, log):
 
 # What is written
 
+
 @pytest.mark.parametrize("size", [1, 8, 32, 128, 1024])
 @pytest.mark.parametrize("dirty", [False, True])
 def test_fresh(impl, box, size, dirty):
-    """Header and first area, made when the table is loaded; nothing else is touched. A magic of 0 is no store."""
+    """Header and first area, made when the table is loaded; nothing else is touched. A magic of 0
+    is no store.
+    """
     image = bytes(4) + pattern("soil", 2048)[4:] if dirty else BLANK
     bench = Bench(box, size, image=image)
     assert bench.model.image[:16] == b"SnAp\1\0\0\0\1\0\0\0" + size.to_bytes(4, "little")
@@ -114,9 +129,13 @@ def test_fresh(impl, box, size, dirty):
     assert cow.Store(bench.store).records == []
 
 
-@pytest.mark.parametrize("size, sectors", [(1, 700), (8, 2048), (8, 2043), (32, 2048), (128, 2048 - 77)])
+@pytest.mark.parametrize(
+    "size, sectors", [(1, 700), (8, 2048), (8, 2043), (32, 2048), (128, 2048 - 77)]
+)
 def test_same_writes_same_image(impl, box, rng, same, size, sectors):
-    """Writes of all sizes to snapshot and origin, one at a time: both implementations leave the same bytes."""
+    """Writes of all sizes to snapshot and origin, one at a time: both implementations leave the
+    same bytes.
+    """
     image = soil(cow.needed(-(-sectors // size), size) * size)
     bench = Bench(box, size, pattern("origin", sectors), image).start(front=True)
     for turn in range(60):
@@ -170,7 +189,9 @@ def fill(bench, chunks):
         while end < len(chunks) and end - at < 64 and chunks[end] == chunks[end - 1] + 1:
             end += 1
         head, tail = rng.choice([(0, 0), (size // 3, 0), (size // 3, size // 2), (0, size // 8)])
-        bench.write(chunks[at] * size + head, rng.randbytes(((end - at) * size - head - tail) * 512))
+        bench.write(
+            chunks[at] * size + head, rng.randbytes(((end - at) * size - head - tail) * 512)
+        )
         at = end
 
 
@@ -190,7 +211,9 @@ def test_leave_a_store(impl, box, same, size, count):
 
 
 def go_on_with(bench):
-    """Opens what was left, in a table without a chunk size; reads all, writes more, and opens it again."""
+    """Opens what was left, in a table without a chunk size; reads all, writes more, and opens it
+    again.
+    """
     size = bench.model.size
     bench.table_size = 0
     bench.start(front=True)
@@ -228,8 +251,10 @@ def test_by_turns(impl, box, rng, rust_module):
     """C and ours open the same store twenty times in turn, each with random writes."""
     bench = Bench(box, 8, pattern("origin", 2048), bytes(4096 * 512))
     modules.unload_c()
-    hands = (modules.Swift(modules.c_file("snapshot"), modules.C_MODULES["snapshot"]),
-             modules.Swift(rust_module, modules.RUST_MODULE))
+    hands = (
+        modules.Swift(modules.c_file("snapshot"), modules.C_MODULES["snapshot"]),
+        modules.Swift(rust_module, modules.RUST_MODULE),
+    )
     hands[1].load()
     try:
         for turn in range(20):
@@ -250,12 +275,14 @@ def test_by_turns(impl, box, rng, rust_module):
 
 # What is read
 
+
 @pytest.mark.parametrize("size", [1, 8])
 def test_next_free(impl, box, same, size):
     """The first exception after a load is never put on an area, wherever the records end."""
     most = cow.per_area(size)
     lists = [cow.numbered(range(1000, 1000 + count), size) for count in counts(size)[2:6]]
-    # Chunks that were reserved when the power went away leave gaps; the last one may stand before an area.
+    # Chunks that were reserved when the power went away leave gaps; the last one may stand before
+    # an area.
     lists += [[(3, 9), (4, 7)], [(9, most + 1)], [(9, most + 3)], [(7, 2 * most + 2), (9, 5)]]
     bench = Bench(box, size, image=bytes(3 << 20))
     for records in lists:
@@ -274,8 +301,8 @@ def test_ignored_bytes(impl, box):
     bench = Bench(box)
     records = cow.numbered([7, 3, 100], 1)
     area = b"".join(cow.RECORD.pack(*record) for record in records) + cow.RECORD.pack(5, 0)
-    bench.store.write(0, cow.header(1, valid=0xffffffff) + pattern("a", 1)[16:])
-    bench.store.write(1, area + pattern("b", 1)[len(area):])
+    bench.store.write(0, cow.header(1, valid=0xFFFFFFFF) + pattern("a", 1)[16:])
+    bench.store.write(1, area + pattern("b", 1)[len(area) :])
     bench.model = cow.Model(bench.model.origin, bench.store.content())
     assert bench.model.records == records
     bench.start()
@@ -288,16 +315,42 @@ def test_ignored_bytes(impl, box):
 HEADERS = {
     "magic": (dict(size=8, magic=0x70416E54), errno.ENXIO, "Invalid or corrupt snapshot"),
     "magic of one byte": (dict(size=8, magic=1 << 24), errno.ENXIO, "Invalid or corrupt snapshot"),
-    "version 0": (dict(size=8, version=0), errno.EINVAL, "unable to handle snapshot disk version 0"),
-    "version 2": (dict(size=8, version=2), errno.EINVAL, "unable to handle snapshot disk version 2"),
-    "invalid, version 2": (dict(size=8, version=2, valid=0), errno.EINVAL, "unable to handle snapshot disk version 2"),
-    **{f"chunk size {size}": (dict(size=size), errno.EINVAL,
-                              f"invalid on-disk chunk size {size}: Chunk size is not a power of 2.")
-       for size in (0, 3, 7, 0x7fffffff, 0xffffffff)},
-    **{f"chunk size {size}": (dict(size=size), errno.EINVAL,
-                              f"invalid on-disk chunk size {size}: Chunk size is too high.")
-       for size in (4194304, 1 << 31)},
-    "chunk size 3, version 2": (dict(size=3, version=2), errno.EINVAL, "invalid on-disk chunk size 3"),
+    "version 0": (
+        dict(size=8, version=0),
+        errno.EINVAL,
+        "unable to handle snapshot disk version 0",
+    ),
+    "version 2": (
+        dict(size=8, version=2),
+        errno.EINVAL,
+        "unable to handle snapshot disk version 2",
+    ),
+    "invalid, version 2": (
+        dict(size=8, version=2, valid=0),
+        errno.EINVAL,
+        "unable to handle snapshot disk version 2",
+    ),
+    **{
+        f"chunk size {size}": (
+            dict(size=size),
+            errno.EINVAL,
+            f"invalid on-disk chunk size {size}: Chunk size is not a power of 2.",
+        )
+        for size in (0, 3, 7, 0x7FFFFFFF, 0xFFFFFFFF)
+    },
+    **{
+        f"chunk size {size}": (
+            dict(size=size),
+            errno.EINVAL,
+            f"invalid on-disk chunk size {size}: Chunk size is too high.",
+        )
+        for size in (4194304, 1 << 31)
+    },
+    "chunk size 3, version 2": (
+        dict(size=3, version=2),
+        errno.EINVAL,
+        "invalid on-disk chunk size 3",
+    ),
 }
 
 
@@ -336,7 +389,9 @@ def test_huge_chunks(impl, box, log, size):
 
 @pytest.mark.parametrize("valid", [0, 1, 2, 0x80000000])
 def test_valid(impl, box, log, same, valid):
-    """An invalid store can be opened, only to see that it is; nothing behind its header is looked at."""
+    """An invalid store can be opened, only to see that it is; nothing behind its header is looked
+    at.
+    """
     bench = Bench(box, 16)
     image = cow.metadata(16, cow.numbered([4, 2], 16), valid=valid)
     if not valid:
@@ -363,7 +418,8 @@ def test_valid(impl, box, log, same, valid):
     assert bench.snap.event == 0
 
 
-# Damage. C takes what it reads for granted: some of these are a BUG in the kernel, others lose data later.
+# Damage. C takes what it reads for granted: some of these are a BUG in the kernel, others lose data
+# later.
 
 FUZZ = {  # what becomes of a record, and whether the store can be opened
     "new chunk 1": (lambda old, new: (old, 1), False),
@@ -406,7 +462,14 @@ def test_random_records(impl, box, log, rng):
         records = cow.numbered([3 * n for n in range(rng.choice((5, 31, 32, 33, 64, 70)))], 1)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(len(records))
-            number = rng.choice((rng.randrange(400), rng.randrange(600), 1 << rng.randrange(64), rng.getrandbits(64)))
+            number = rng.choice(
+                (
+                    rng.randrange(400),
+                    rng.randrange(600),
+                    1 << rng.randrange(64),
+                    rng.getrandbits(64),
+                )
+            )
             records[at] = (records[at][0], number) if turn % 2 else (number, records[at][1])
         opened += check_damaged(box, log, records)
     assert 0 < opened < 12
@@ -424,7 +487,9 @@ def test_garbage_behind_the_header(impl, box, log, rng, size):
 
 
 def check_damaged(box, log, records, fine=None):
-    """Loads a store with these records: refused, or read in the way of the format, used, and read again."""
+    """Loads a store with these records: refused, or read in the way of the format, used, and read
+    again.
+    """
     bench = Bench(box, 1, image=soil(400))
     cow.put(bench.store, 1, cow.metadata(1, records))
     image = bench.store.content()
@@ -441,7 +506,9 @@ def check_damaged(box, log, records, fine=None):
     store = cow.Store(image)
     mark = log.mark()
     bench.start(front=True)
-    assert any(line.startswith("4 device-mapper: ") for line in log.dm(mark)) == bool(store.repeated), log.dm(mark)
+    assert any(line.startswith("4 device-mapper: ") for line in log.dm(mark)) == bool(
+        store.repeated
+    ), log.dm(mark)
     assert bench.snap.status() == store.status()
     bench.check_shown()
     if store.next < 380:
@@ -476,7 +543,9 @@ def test_full_area_without_successor(impl, box, log, size):
 
 @pytest.mark.parametrize("area", [0, 1, 2, 4, 5, 6, 8])
 def test_unreadable_area(impl, box, log, area):
-    """Areas are read ahead: one that cannot be read matters only if the list goes on there, here up to area 4."""
+    """Areas are read ahead: one that cannot be read matters only if the list goes on there, here up
+    to area 4.
+    """
     bench = Bench(box, 1, image=soil(400))
     cow.put(bench.store, 1, cow.metadata(1, cow.numbered([3 * n for n in range(140)], 1)))
     bench.model = cow.Model(bench.model.origin, bench.store.content())
@@ -495,10 +564,15 @@ def test_unreadable_area(impl, box, log, area):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("mix", ["onoo", "oonn", "onnn", "nonn", "nnon"])
 def test_torn_area(impl, box, mix):
-    """The power went away while an area was written: some of its sectors are old, others new. Records behind the end of
-    the list never come back, however many exceptions follow; on C they hide data that was written since."""
-    lists = {state: cow.metadata(8, cow.numbered(range(count), 8))[1] for state, count in (("o", 10), ("n", 120))}
-    area = b"".join(lists[state][n * 512:(n + 1) * 512] for n, state in enumerate(mix + "oooo"))
+    """The power went away while an area was written: some of its sectors are old, others new.
+    Records behind the end of the list never come back, however many exceptions follow; on C they
+    hide data that was written since.
+    """
+    lists = {
+        state: cow.metadata(8, cow.numbered(range(count), 8))[1]
+        for state, count in (("o", 10), ("n", 120))
+    }
+    area = b"".join(lists[state][n * 512 : (n + 1) * 512] for n, state in enumerate(mix + "oooo"))
     bench = Bench(box, origin=pattern("origin", 2048), image=bytes(2 << 20))
     cow.put(bench.store, 8, {0: cow.header(8).ljust(4096, b"\0"), 1: area})
     bench.model = cow.Model(bench.model.origin, bench.store.content())
@@ -513,6 +587,7 @@ def test_torn_area(impl, box, mix):
 
 
 # The end of the COW device
+
 
 def fill_up(bench, room):
     """Takes chunks until the store is full, the last ones singly; tells how many fitted."""
@@ -565,8 +640,18 @@ def exact(size, areas, more, odd=0):
 
 
 @pytest.mark.parametrize("kind", ["P", "PO"])
-@pytest.mark.parametrize("size, areas, more, odd", [(1, 1, -1, 0), (1, 1, 1, 0), (1, 2, 2, 0), (8, 0, 1, 0),
-                                                    (8, 0, 4, 3), (8, 1, -1, 7), (8, 1, 1, 0)])
+@pytest.mark.parametrize(
+    "size, areas, more, odd",
+    [
+        (1, 1, -1, 0),
+        (1, 1, 1, 0),
+        (1, 2, 2, 0),
+        (8, 0, 1, 0),
+        (8, 0, 4, 3),
+        (8, 1, -1, 7),
+        (8, 1, 1, 0),
+    ],
+)
 def test_full(impl, box, log, same, kind, size, areas, more, odd):
     """A store that ends just before an area or behind it, filled by writes to the snapshot."""
     sectors = exact(size, areas, more, odd)
@@ -578,8 +663,10 @@ def test_full(impl, box, log, same, kind, size, areas, more, odd):
 @pytest.mark.parametrize("kind", ["PO", "P"])
 @pytest.mark.parametrize("size, areas, odd", [(1, 1, 0), (1, 2, 0), (8, 1, 0), (8, 1, 5)])
 def test_full_at_an_area(impl, box, log, same, kind, size, areas, odd):
-    """The last chunk of data would fill an area, and the device ends behind it: it stays free, because the area after a
-    full one must be there. C writes past the end, and the snapshot is invalid even with overflow support."""
+    """The last chunk of data would fill an area, and the device ends behind it: it stays free,
+    because the area after a full one must be there. C writes past the end, and the snapshot is
+    invalid even with overflow support.
+    """
     sectors = exact(size, areas, 0, odd)
     bench = Bench(box, size, pattern("origin", sectors + 4 * size), soil(sectors), kind)
     room = cow.capacity(sectors // size, size)
@@ -601,7 +688,9 @@ def test_c_opens_a_full_store(impl, box, size, areas, odd):
 
 @pytest.mark.parametrize("size, before, after", [(1, 20, 80), (1, 33, 35), (8, 100, 300)])
 def test_growing_device(impl, box, log, same, size, before, after):
-    """The COW device is made longer below a live snapshot: the total grows at once, and with it the room."""
+    """The COW device is made longer below a live snapshot: the total grows at once, and with it the
+    room.
+    """
     bench = Bench(box, size, pattern("origin", (after + 9) * size), soil(after * size), "PO")
     lower = bench.store
     grown = f"0 {after * size} linear {lower.dev} 0"

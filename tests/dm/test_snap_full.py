@@ -18,18 +18,33 @@ def fill(family, device, snapshot, number):
     """Uses up room for some exceptions, from the end of the origin on."""
     size = snapshot.size
     for n in range(number):
-        family.write(device, family.sectors - (n + 1) * size, pattern(f"fill {n % 4}", 1 + n % 2 * (size - 1)))
+        family.write(
+            device,
+            family.sectors - (n + 1) * size,
+            pattern(f"fill {n % 4}", 1 + n % 2 * (size - 1)),
+        )
     assert snapshot.exceptions() == number
 
 
 # Full
 
-@pytest.mark.parametrize("kind, device, sectors", [("P", "snapshot", 8), ("P", "origin", 1), ("PO", "snapshot", 8),
-                                                   ("PO", "snapshot", 1), ("PO", "origin", 8), ("N", "snapshot", 1),
-                                                   ("N", "origin", 8)])
+
+@pytest.mark.parametrize(
+    "kind, device, sectors",
+    [
+        ("P", "snapshot", 8),
+        ("P", "origin", 1),
+        ("PO", "snapshot", 8),
+        ("PO", "snapshot", 1),
+        ("PO", "origin", 8),
+        ("N", "snapshot", 1),
+        ("N", "origin", 8),
+    ],
+)
 def test_full(impl, family, log, kind, device, sectors):
-    """The last chunk that fits is taken; the next one ends a snapshot, or stops writes to it. The origin works on, and
-    so does another snapshot."""
+    """The last chunk that fits is taken; the next one ends a snapshot, or stops writes to it. The
+    origin works on, and so does another snapshot.
+    """
     other, snapshot = family.snap("P", 8), family.snap(kind, 8, room=6)
     watch, origin = Watch(snapshot, log), family.origin
     target = origin if device == "origin" else snapshot
@@ -66,17 +81,33 @@ def test_full(impl, family, log, kind, device, sectors):
     watch.silent()
 
 
-@pytest.mark.parametrize("kind, chunks", [("P", 4), ("P", 35), ("PO", 3), ("PO", 33), ("PO", 35), ("PO", 36), ("P", 66),
-                                          ("PO", 68), ("PO", 69)])
+@pytest.mark.parametrize(
+    "kind, chunks",
+    [
+        ("P", 4),
+        ("P", 35),
+        ("PO", 3),
+        ("PO", 33),
+        ("PO", 35),
+        ("PO", 36),
+        ("P", 66),
+        ("PO", 68),
+        ("PO", 69),
+    ],
+)
 def test_full_at_the_boundaries_of_areas(impl, box, log, kind, chunks):
-    """Chunks of a sector: 32 exceptions to an area. It is full where it must be, and what fitted is found again."""
+    """Chunks of a sector: 32 exceptions to an area. It is full where it must be, and what fitted is
+    found again.
+    """
     fill_up(box, log, kind, chunks)
 
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("kind, chunks", [("P", 34), ("PO", 34), ("PO", 67), ("P", 100)])
 def test_full_without_room_for_the_next_area(impl, box, log, kind, chunks):
-    """The COW ends behind the last chunk of an area: C takes it and writes the next area beyond the end."""
+    """The COW ends behind the last chunk of an area: C takes it and writes the next area beyond the
+    end.
+    """
     fill_up(box, log, kind, chunks)
 
 
@@ -125,13 +156,18 @@ def test_larger_cow(family, kind):
 
 
 def test_large_write_into_the_last_chunks(family, log):
-    """A write of many chunks, of which some fit: it fails, and what it did is no lie. One of the origin succeeds."""
+    """A write of many chunks, of which some fit: it fails, and what it did is no lie. One of the
+    origin succeeds.
+    """
     first, second = family.snap("PO", 8, room=40), family.snap("PO", 8, room=40)
     fails(first.write, 84, pattern("large", 1000))
     assert first.status() == "Overflow"
     got, new = first.read(84, 1000), pattern("large", 1000)
     for at in range(0, len(got), 512):
-        assert got[at:at + 512] in (new[at:at + 512], family.data[84 * 512 + at:84 * 512 + at + 512])
+        assert got[at : at + 512] in (
+            new[at : at + 512],
+            family.data[84 * 512 + at : 84 * 512 + at + 512],
+        )
     family.wrote(first, 84, got)
     family.check(first, family.origin)
     watches = Watch(first, log), Watch(second, log)
@@ -146,7 +182,9 @@ def test_large_write_into_the_last_chunks(family, log):
 
 
 def test_header_while_many_are_copied(impl, box):
-    """The COW fills up while hundreds of chunks are being copied: the header is one of two, never anything else."""
+    """The COW fills up while hundreds of chunks are being copied: the header is one of two, never
+    anything else.
+    """
     family = Family(box)
     for turn in range(6):
         snapshot = family.snap("P", 8, room=100 + turn)
@@ -160,8 +198,17 @@ def test_header_while_many_are_copied(impl, box):
 
 # Devices that fail
 
-@pytest.mark.parametrize("kind, device, sectors", [("P", "snapshot", 8), ("PO", "snapshot", 1), ("P", "origin", 1),
-                                                   ("N", "snapshot", 1), ("N", "origin", 8)])
+
+@pytest.mark.parametrize(
+    "kind, device, sectors",
+    [
+        ("P", "snapshot", 8),
+        ("PO", "snapshot", 1),
+        ("P", "origin", 1),
+        ("N", "snapshot", 1),
+        ("N", "origin", 8),
+    ],
+)
 def test_cow_write_error(family, log, kind, device, sectors):
     """In the data of a new chunk: the snapshot ends, the origin's write succeeds."""
     snapshot = family.snap(kind, 8)
@@ -219,8 +266,9 @@ def test_two_of_three_cow_devices_fail(short_pieces, family, log, kind):
 
 @pytest.mark.parametrize("count, size", [(1, 8), (2, 8), (2, 512), (8, 8)])
 def test_nothing_is_written_that_was_not_read(short_pieces, impl, box, count, size):
-    """The origin cannot be read where it is written: chunks of the COW devices that were free are what they were, but for
-    what a piece of the copy could read."""
+    """The origin cannot be read where it is written: chunks of the COW devices that were free are
+    what they were, but for what a piece of the copy could read.
+    """
     family = Family(box, sectors=2048).layered()
     snapshots = [family.snap("P", size) for _ in range(count)]
     stale, begin = pattern("stale", 1024), 2 * size
@@ -232,9 +280,12 @@ def test_nothing_is_written_that_was_not_read(short_pieces, impl, box, count, si
         snapshot.wait_status("Invalid")
         got = snapshot.cow.lower.read(begin, 1024)
         for n in range(1024):
-            sector = got[n * 512:n * 512 + 512]
-            assert sector in (stale[n * 512:n * 512 + 512], family.data[n * 512:n * 512 + 512]), f"sector {n} of the COW"
-        assert got[100 * 512:101 * 512] == stale[100 * 512:101 * 512]
+            sector = got[n * 512 : n * 512 + 512]
+            assert sector in (
+                stale[n * 512 : n * 512 + 512],
+                family.data[n * 512 : n * 512 + 512],
+            ), f"sector {n} of the COW"
+        assert got[100 * 512 : 101 * 512] == stale[100 * 512 : 101 * 512]
     family.real.heal()
     family.snapshots.clear()
     family.check()
@@ -257,9 +308,13 @@ def test_error_of_a_copied_chunk(family, kind):
     family.check()
 
 
-@pytest.mark.parametrize("kind, device", [("P", "snapshot"), ("P", "origin"), ("PO", "origin"), ("N", "snapshot")])
+@pytest.mark.parametrize(
+    "kind, device", [("P", "snapshot"), ("P", "origin"), ("PO", "origin"), ("N", "snapshot")]
+)
 def test_origin_read_error(impl, box, log, kind, device):
-    """In a copy: the snapshot ends, the write of the origin succeeds. A plain read of the snapshot fails alone."""
+    """In a copy: the snapshot ends, the write of the origin succeeds. A plain read of the snapshot
+    fails alone.
+    """
     family = Family(box).layered()
     snapshot, other = family.snap(kind, 8), family.snap("P", 8)
     family.write(other, 80, pattern("own", 8))  # so it needs no copy
@@ -291,18 +346,30 @@ def test_whole_chunk_over_a_bad_origin(impl, box, kind):
     family.check()
 
 
-@pytest.mark.parametrize("bad, device, sectors", [("area", "snapshot", 8), ("area", "snapshot", 1),
-                                                  ("area", "origin", 1), ("next area", "snapshot", 1),
-                                                  ("next area", "origin", 1),
-                                                  ("area and header", "snapshot", 8), ("area and header", "origin", 1)])
+@pytest.mark.parametrize(
+    "bad, device, sectors",
+    [
+        ("area", "snapshot", 8),
+        ("area", "snapshot", 1),
+        ("area", "origin", 1),
+        ("next area", "snapshot", 1),
+        ("next area", "origin", 1),
+        ("area and header", "snapshot", 8),
+        ("area and header", "origin", 1),
+    ],
+)
 def test_metadata_write_error(impl, box, log, bad, device, sectors):
-    """In the record alone, in the zeros of the next area, and then in the header as well: the snapshot has ended."""
+    """In the record alone, in the zeros of the next area, and then in the header as well: the
+    snapshot has ended.
+    """
     family = Family(box, sectors=2048)
     snapshot = family.snap("P", 1 if bad == "next area" else 8)
     size = snapshot.size
     fill(family, snapshot, snapshot, 31 if bad == "next area" else 3)
     watch = Watch(snapshot, log)
-    snapshot.cow.error_writes({"area": (8, 16), "next area": (34, 35), "area and header": (0, 16)}[bad])
+    snapshot.cow.error_writes(
+        {"area": (8, 16), "next area": (34, 35), "area and header": (0, 16)}[bad]
+    )
     if device == "origin":
         family.write(family.origin, 80, pattern("new", sectors))
     else:
@@ -326,7 +393,10 @@ def test_metadata_read_error(family, log):
         snapshot.cow.error_reads(bad)
         mark = log.mark()
         fails(family.box.mapped, snapshot.line)
-        assert any(line.endswith(": snapshot: Failed to read snapshot metadata (-EIO)") for line in log.dm(mark))
+        assert any(
+            line.endswith(": snapshot: Failed to read snapshot metadata (-EIO)")
+            for line in log.dm(mark)
+        )
         snapshot.cow.heal()
         snapshot = family.reopen(snapshot)
         assert snapshot.exceptions() == 1

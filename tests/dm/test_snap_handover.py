@@ -1,4 +1,6 @@
-"""Who takes over from whom, when two resumes, or a resume and a removal, come together; and a merge beside that."""
+"""Who takes over from whom, when two resumes, or a resume and a removal, come together; and a merge
+beside that.
+"""
 
 import errno
 
@@ -25,8 +27,9 @@ def denied(log, device, text):
 
 @pytest.mark.delays
 def test_snapshot_goes_live_beside_a_merge_that_begins(family):
-    """The snapshot found no merge; one begins before it is live. It must not be live in the middle of a batch of which it has
-    no copies: what it shows when it is must be what it shows for ever."""
+    """The snapshot found no merge; one begins before it is live. It must not be live in the middle
+    of a batch of which it has no copies: what it shows when it is must be what it shows for ever.
+    """
     valve = family.real = Valve(family.box, family.disk)
     store = family.store(8, cow.numbered(range(100, 140), 8))
     new = family.box.own(Snapshot(family.real, family.cow(8), start=False))
@@ -54,8 +57,9 @@ def test_snapshot_goes_live_beside_a_merge_that_begins(family):
 
 @pytest.mark.delays
 def test_source_that_is_being_resumed(family, log):
-    """The live table is past its preresume. Who is loaded now cannot take over from it any more; it used to, and the table in
-    use failed all its I/O."""
+    """The live table is past its preresume. Who is loaded now cannot take over from it any more; it
+    used to, and the table in use failed all its I/O.
+    """
     first = family.snap("P", 8)
     use(family, first, 0)
     first.suspend()
@@ -88,7 +92,9 @@ def test_merge_that_is_being_resumed(family, log):
     with delay.held("between preresume and resume") as point:
         resuming = family.box.background(front.resume)
         point.wait()
-        second = family.box.own(Snapshot(store.origin, store.cow, store.kind, store.size, start=False))
+        second = family.box.own(
+            Snapshot(store.origin, store.cow, store.kind, store.size, start=False)
+        )
         second.load(second.line)
         denied(log, second, IN_USE)
         point.release()
@@ -98,12 +104,15 @@ def test_merge_that_is_being_resumed(family, log):
 
 
 def test_resume_that_another_target_refuses(family, log):
-    """The live table could have been resumed, but not another one beside it. It is not in use, and can be taken over from when
-    it has been refused itself."""
+    """The live table could have been resumed, but not another one beside it. It is not in use, and
+    can be taken over from when it has been refused itself.
+    """
     family.origin
     first, beside = family.cow(8), family.cow(8)
-    lines = [f"0 2048 snapshot {family.real.dev} {first.dev} P 8",
-             f"2048 2048 snapshot {family.real.dev} {beside.dev} P 8"]
+    lines = [
+        f"0 2048 snapshot {family.real.dev} {first.dev} P 8",
+        f"2048 2048 snapshot {family.real.dev} {beside.dev} P 8",
+    ]
     both = family.box.mapped(*lines)
 
     def other(device):
@@ -131,7 +140,9 @@ def test_resume_that_another_target_refuses(family, log):
 
 
 def test_replaced_after_another_target_refused(family, log):
-    """The same, and then the device gets a new table. That takes over, also what is in memory alone."""
+    """The same, and then the device gets a new table. That takes over, also what is in memory
+    alone.
+    """
     family.origin
     first, beside = family.cow(8), family.cow(8)
     line = f"0 2048 snapshot {family.real.dev} {first.dev} N 8"
@@ -149,8 +160,10 @@ def test_replaced_after_another_target_refused(family, log):
 
 @pytest.mark.delays
 def test_source_that_is_being_removed(family, log):
-    """It waits for what is on its way, and another one takes over: then that one does, and has the store. It used to wait for
-    a moment in which nothing at all was on its way, and to throw the other one's ownership away."""
+    """It waits for what is on its way, and another one takes over: then that one does, and has the
+    store. It used to wait for a moment in which nothing at all was on its way, and to throw the
+    other one's ownership away.
+    """
     parts = [Gate(family.box, family.box.ram(4)) for _ in range(2)]
     first_part, rest = parts
     device = family.box.mapped(f"0 24 linear {first_part.dev} 0", f"24 8000 linear {rest.dev} 24")
@@ -186,7 +199,9 @@ def test_source_that_is_being_removed(family, log):
 
 @pytest.mark.delays
 def test_source_is_removed_before_the_resume(family, log):
-    """The next one has found that it has not to read the disk, and the source goes before it is live."""
+    """The next one has found that it has not to read the disk, and the source goes before it is
+    live.
+    """
     first = family.snap("P", 8)
     use(family, first, 0)
     second = twin(family, first)
@@ -209,8 +224,9 @@ def test_source_is_removed_before_the_resume(family, log):
 
 @pytest.mark.delays
 def test_header_of_a_lost_store_is_written_once(family, log):
-    """A record fails that the former table has begun to write, while the next one waits to write another. Both see that the
-    store is lost; users were told twice."""
+    """A record fails that the former table has begun to write, while the next one waits to write
+    another. Both see that the store is lost; users were told twice.
+    """
     lower = Gate(family.box, family.box.ram(4, cache=True))
     valve = Valve(family.box, lower)
     first = family.snap("P", 8, cow=valve)
@@ -222,7 +238,10 @@ def test_header_of_a_lost_store_is_written_once(family, log):
     second.resume()
     succeed(family, first, second)
     writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
-    wait.until(lambda: lower.read(24, 8) == second.expected[1600 * 512:1608 * 512], "the next one has its data")
+    wait.until(
+        lambda: lower.read(24, 8) == second.expected[1600 * 512 : 1608 * 512],
+        "the next one has its data",
+    )
     watch = Watch(second, log)
     lower.error_writes((8, 16))
     with delay.held("snapshot: lost, header not yet written") as point:

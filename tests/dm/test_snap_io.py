@@ -1,4 +1,6 @@
-"""snapshot and snapshot-origin: what reads and writes return, what they cost, in which order things reach the disks."""
+"""snapshot and snapshot-origin: what reads and writes return, what they cost, in which order things
+reach the disks.
+"""
 
 import threading
 
@@ -21,6 +23,7 @@ def requests(disk, call, *args):
 
 # Random work
 
+
 class Chaos(snaps.Chaos):
     """A family, and steps that a seed chooses."""
 
@@ -28,9 +31,21 @@ class Chaos(snaps.Chaos):
         super().__init__(Family(box, sectors=sectors), rng, sizes)
 
     def run(self, turns):
-        take_steps(self.rng, {
-            self.read: 6, self.write: 8, self.write_chunks: 4, self.flush: 1, self.zero: 0.5, self.suspend: 1,
-            self.reload: 1, self.reopen: 0.5, self.replace: 0.5}, turns)
+        take_steps(
+            self.rng,
+            {
+                self.read: 6,
+                self.write: 8,
+                self.write_chunks: 4,
+                self.flush: 1,
+                self.zero: 0.5,
+                self.suspend: 1,
+                self.reload: 1,
+                self.reopen: 0.5,
+                self.replace: 0.5,
+            },
+            turns,
+        )
         self.family.check()
 
     def any(self):
@@ -42,7 +57,9 @@ class Chaos(snaps.Chaos):
 
     def write(self):
         start, count = self.range(self.rng.choice((10, 600, 2048)))
-        self.family.write(self.any(), start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.1)
+        self.family.write(
+            self.any(), start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.1
+        )
 
     def write_chunks(self):
         """Whole chunks, of this snapshot or of another."""
@@ -73,21 +90,31 @@ class Chaos(snaps.Chaos):
         self.family.snap(snapshot.kind, snapshot.size)
 
 
-@pytest.mark.parametrize("sizes, sectors", [((8,), 8192), ((16, 16, 16), 8192 - 27), ((64, 8, 1), 8192 - 1),
-                                            ((1, 8, 32, 128, 8, 16, 1024, 64), 8192)])
+@pytest.mark.parametrize(
+    "sizes, sectors",
+    [
+        ((8,), 8192),
+        ((16, 16, 16), 8192 - 27),
+        ((64, 8, 1), 8192 - 1),
+        ((1, 8, 32, 128, 8, 16, 1024, 64), 8192),
+    ],
+)
 def test_random_steps(impl, box, rng, sizes, sectors):
     Chaos(box, rng, sizes, sectors).run(80)
 
 
 @pytest.mark.crowd
 def test_threads(family, rng):
-    """Threads that share every chunk, each with sectors of its own, on the origin and on three snapshots."""
+    """Threads that share every chunk, each with sectors of its own, on the origin and on three
+    snapshots.
+    """
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
         family.snap(kind, size)
     devices, threads = [family.origin, *family.snapshots], 8
 
     def work(number, seed):
         import random
+
         own = random.Random(seed)
         device = devices[number % len(devices)]
         for _ in range(60):
@@ -97,7 +124,8 @@ def test_threads(family, rng):
             else:
                 family.read(device, sector, 1)
 
-    # A snapshot holds what the origin was given before it was taken; nothing else moves between them.
+    # A snapshot holds what the origin was given before it was taken; nothing else moves between
+    # them.
     workers = [family.box.background(work, number, rng.random()) for number in range(threads)]
     for worker in workers:
         worker.result()
@@ -106,21 +134,37 @@ def test_threads(family, rng):
 
 # What a write costs
 
-@pytest.mark.parametrize("kind, size, offset, sectors", [("P", 8, 3, 2), ("PO", 8, 0, 1), ("N", 8, 7, 1),
-                                                         ("P", 64, 5, 50), ("N", 64, 1, 63), ("PO", 1024, 1000, 3)])
+
+@pytest.mark.parametrize(
+    "kind, size, offset, sectors",
+    [
+        ("P", 8, 3, 2),
+        ("PO", 8, 0, 1),
+        ("N", 8, 7, 1),
+        ("P", 64, 5, 50),
+        ("N", 64, 1, 63),
+        ("PO", 1024, 1000, 3),
+    ],
+)
 def test_partial_write_copies_once(family, kind, size, offset, sectors):
-    """Through the snapshot and through the origin: one read of the chunk by the first, none by the next."""
+    """Through the snapshot and through the origin: one read of the chunk by the first, none by the
+    next.
+    """
     snapshot, start = family.snap(kind, size), 2 * size
     for at, device in ((start, snapshot), (start + size, family.origin)):
         done = requests(family.disk, family.write, device, at + offset, pattern("new", sectors))
         assert done.read_sectors == size
         for again in (device, snapshot, family.origin):
-            assert not requests(family.disk, family.write, again, at + offset, pattern("again", sectors)).reads
+            assert not requests(
+                family.disk, family.write, again, at + offset, pattern("again", sectors)
+            ).reads
     assert snapshot.exceptions() == 2
     family.check()
 
 
-@pytest.mark.parametrize("size, start, count", [(8, 4, 1), (64, 3, 1), (8, 4, 16), (1, 100, 64), (8, 0, 256)])
+@pytest.mark.parametrize(
+    "size, start, count", [(8, 4, 1), (64, 3, 1), (8, 4, 16), (1, 100, 64), (8, 0, 256)]
+)
 def test_whole_chunks_are_not_read_first(family, size, start, count):
     """Of the snapshot. A whole chunk of the origin is copied like any other."""
     snapshot = family.snap("P", size)
@@ -143,7 +187,9 @@ def test_large_write_reads_its_edges(family):
 
 
 def test_reads_cost_nothing_more(family):
-    """A chunk without exception is read from the origin, one with it from the COW; no read makes one."""
+    """A chunk without exception is read from the origin, one with it from the COW; no read makes
+    one.
+    """
     snapshot = family.snap("P", 8)
     assert requests(family.disk, family.check, snapshot).read_sectors == family.sectors
     family.write(snapshot, 80, pattern("new", 8))
@@ -155,16 +201,25 @@ def test_reads_cost_nothing_more(family):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("number", [2, 8])
 def test_one_read_for_all_snapshots(family, number):
-    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C each reads."""
+    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C
+    each reads.
+    """
     for _ in range(number):
         family.snap("P", 8)
     other = family.snap("P", 64)
-    assert requests(family.disk, family.write, family.origin, 64, pattern("new", 3)).read_sectors == 8 + 64
-    assert requests(family.disk, family.write, family.origin, 80, pattern("new", 8)).read_sectors == 8
+    assert (
+        requests(family.disk, family.write, family.origin, 64, pattern("new", 3)).read_sectors
+        == 8 + 64
+    )
+    assert (
+        requests(family.disk, family.write, family.origin, 80, pattern("new", 8)).read_sectors == 8
+    )
     # One that has the chunk already does not matter to the others.
     family.write(family.snapshots[0], 128, pattern("own", 8))
     family.write(other, 128, pattern("own", 64))
-    assert requests(family.disk, family.write, family.origin, 128, pattern("new", 3)).read_sectors == 8
+    assert (
+        requests(family.disk, family.write, family.origin, 128, pattern("new", 3)).read_sectors == 8
+    )
     assert [snapshot.exceptions() for snapshot in family.snapshots] == [3] * number + [2]
     family.check()
 
@@ -195,23 +250,34 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
     assert requests(family.disk, family.read, snapshot, 1024, 2048).reads == reads, "not copied yet"
     family.write(family.origin, 1024, data)
     writes = requests(family.disk, other.write, 1024, data).writes
-    assert requests(family.disk, family.write, family.origin, 1024, data).writes == writes, "copied already"
+    assert (
+        requests(family.disk, family.write, family.origin, 1024, data).writes == writes
+    ), "copied already"
     # The COW has the chunks in the order of their numbers, but for an area in between.
     assert requests(snapshot.cow.lower, family.read, snapshot, 1024, 2048).reads <= 2 * reads
-    assert requests(snapshot.cow.lower, family.write, snapshot, 1024, pattern("own", 2048)).writes <= 2 * writes
+    assert (
+        requests(snapshot.cow.lower, family.write, snapshot, 1024, pattern("own", 2048)).writes
+        <= 2 * writes
+    )
     family.check()
 
 
 # Many at a time
 
+
 @pytest.mark.crowd
 def test_many_writers_one_exception(family):
-    """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write lands."""
+    """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write
+    lands.
+    """
     snapshot = family.layered().snap("P", 64)
     origin = family.origin
     family.real.hold()
     before = family.disk.stats()
-    writers = [family.writer(snapshot if n % 2 else origin, 128 + n, pattern(f"writer {n}", 1)) for n in range(64)]
+    writers = [
+        family.writer(snapshot if n % 2 else origin, 128 + n, pattern(f"writer {n}", 1))
+        for n in range(64)
+    ]
     wait.until(lambda: in_flight(snapshot) == in_flight(origin) == 32, "all are on their way")
     assert not any(writer.done for writer in writers)
     family.real.release()
@@ -223,7 +289,9 @@ def test_many_writers_one_exception(family):
 
 
 def test_whole_chunk_write_waits_behind_a_copy(family):
-    """A partial write starts a copy; a write of the whole chunk that comes meanwhile must not lose to it."""
+    """A partial write starts a copy; a write of the whole chunk that comes meanwhile must not lose
+    to it.
+    """
     snapshot = family.layered().snap("P", 64)
     family.real.hold()
     partial = family.box.background(snapshot.write, 64 + 3, pattern("partial", 5))
@@ -235,26 +303,38 @@ def test_whole_chunk_write_waits_behind_a_copy(family):
     partial.result()
     got = snapshot.read(64, 64)
     family.wrote(snapshot, 64, pattern("whole", 64))
-    if got[3 * 512:8 * 512] == pattern("partial", 5):  # either may come last, for both were in flight at once
+    if got[3 * 512 : 8 * 512] == pattern(
+        "partial", 5
+    ):  # either may come last, for both were in flight at once
         family.wrote(snapshot, 64 + 3, pattern("partial", 5))
     family.check()
 
 
 def test_partial_write_waits_behind_a_whole_chunk(family):
-    """A write of a whole chunk is on its way to the COW; a partial one that comes meanwhile is not lost under it."""
+    """A write of a whole chunk is on its way to the COW; a partial one that comes meanwhile is not
+    lost under it.
+    """
     snapshot = family.snap("P", 64)
     snapshot.cow.hold()
     whole = family.box.background(snapshot.write, 64, pattern("whole", 64))
     wait.until(lambda: in_flight(snapshot.cow) == 1, "the first is at the COW")
     partial = family.box.background(snapshot.write, 64 + 3, pattern("partial", 5))
     wait.until(lambda: in_flight(snapshot) == 2, "the second is on its way")
-    assert snapshot.read(64, 64) == chunk_of(family.data, 1, 64), "not yet written, so still the origin's"
+    assert snapshot.read(64, 64) == chunk_of(
+        family.data, 1, 64
+    ), "not yet written, so still the origin's"
     snapshot.cow.release()
     whole.result()
     partial.result()
     got = snapshot.read(64, 64)
-    assert got[:3 * 512] + got[8 * 512:] == pattern("whole", 64)[:3 * 512] + pattern("whole", 64)[8 * 512:]
-    assert got[3 * 512:8 * 512] in (pattern("partial", 5), pattern("whole", 64)[3 * 512:8 * 512])
+    assert (
+        got[: 3 * 512] + got[8 * 512 :]
+        == pattern("whole", 64)[: 3 * 512] + pattern("whole", 64)[8 * 512 :]
+    )
+    assert got[3 * 512 : 8 * 512] in (
+        pattern("partial", 5),
+        pattern("whole", 64)[3 * 512 : 8 * 512],
+    )
 
 
 @pytest.mark.parametrize("kind", ["P", "N"])
@@ -262,7 +342,10 @@ def test_reads_go_on_during_a_copy(family, kind):
     """Only writes wait for a copy, of the snapshot and of the origin."""
     snapshot = family.snap(kind, 64)
     snapshot.cow.hold()
-    writers = [family.writer(family.origin, 64, pattern("new", 64)), family.writer(snapshot, 130, pattern("own", 1))]
+    writers = [
+        family.writer(family.origin, 64, pattern("new", 64)),
+        family.writer(snapshot, 130, pattern("own", 1)),
+    ]
     wait.until(lambda: in_flight(snapshot.cow) == 2, "both copies are at the COW")
     family.read(snapshot, 0, 2048)
     family.read(family.origin, 0, 2048)
@@ -275,8 +358,9 @@ def test_reads_go_on_during_a_copy(family, kind):
 
 @pytest.mark.crowd
 def test_reader_holds_back_the_overwrite(family):
-    """A read of the snapshot is on its way to the origin, when its chunk gets an exception, which needs no copy. The
-    origin is not overwritten before the read has ended."""
+    """A read of the snapshot is on its way to the origin, when its chunk gets an exception, which
+    needs no copy. The origin is not overwritten before the read has ended.
+    """
     snapshot = family.layered().snap("P", 8)
     origin = family.origin
     family.write(origin, 80, pattern("copied", 8))
@@ -284,11 +368,15 @@ def test_reader_holds_back_the_overwrite(family):
     reader = family.box.background(snapshot.read, 40, 8)
     wait.until(lambda: in_flight(family.real) == 1, "the read is at the origin")
     first = family.writer(snapshot, 40, pattern("whole", 8))
-    wait.until(lambda: snapshot.cow.lower.read(24, 8) == pattern("whole", 8), "the chunk has an exception")
+    wait.until(
+        lambda: snapshot.cow.lower.read(24, 8) == pattern("whole", 8), "the chunk has an exception"
+    )
     second = family.writer(origin, 40, pattern("new", 8))
     wait.until(lambda: in_flight(origin) == 1, "the write is on its way")
     third = family.writer(origin, 80, pattern("free", 8))
-    wait.until(lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin")
+    wait.until(
+        lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin"
+    )
     assert not second.done
     family.real.release()
     assert reader.result() == chunk_of(family.data, 5, 8)
@@ -299,7 +387,9 @@ def test_reader_holds_back_the_overwrite(family):
 
 @pytest.mark.crowd
 def test_slow_origin(family):
-    """Reads of the origin take their time, writes do not. What the snapshot reads is what was there, however late."""
+    """Reads of the origin take their time, writes do not. What the snapshot reads is what was
+    there, however late.
+    """
     disk = family.disk
     family.real = family.box.mapped(f"0 {family.sectors} delay {disk.dev} 0 30 {disk.dev} 0 0")
     snapshot = family.snap("P", 8)
@@ -324,10 +414,22 @@ def test_slow_origin(family):
 
 # The ends of devices
 
-@pytest.mark.parametrize("device, offset, sectors", [("snapshot", 50, 9), ("snapshot", 0, 59), ("snapshot", -20, 79),
-                                                     ("origin", 0, 59), ("origin", -20, 79), ("origin", 58, 1)])
+
+@pytest.mark.parametrize(
+    "device, offset, sectors",
+    [
+        ("snapshot", 50, 9),
+        ("snapshot", 0, 59),
+        ("snapshot", -20, 79),
+        ("origin", 0, 59),
+        ("origin", -20, 79),
+        ("origin", 58, 1),
+    ],
+)
 def test_short_last_chunk(impl, box, device, offset, sectors):
-    """The last of 32 chunks has 59 of 64 sectors, and behind the end of the origin there is nothing to read."""
+    """The last of 32 chunks has 59 of 64 sectors, and behind the end of the origin there is nothing
+    to read.
+    """
     family = Family(box, sectors=2048 - 5)
     snapshot = family.snap("P", 64)
     target = family.origin if device == "origin" else snapshot
@@ -340,7 +442,9 @@ def test_short_last_chunk(impl, box, device, offset, sectors):
 
 @pytest.mark.parametrize("length", [2048, 2048 - 5])
 def test_origin_longer_than_the_snapshot(family, length):
-    """What is written beyond the end of the snapshot makes no exception; a write across the end makes one."""
+    """What is written beyond the end of the snapshot makes no exception; a write across the end
+    makes one.
+    """
     snapshot = family.snap("P", 8, length=length)
     family.write(family.origin, 2048, pattern("beyond", 2048))
     family.write(family.origin, 4095, pattern("last", 1))
@@ -352,8 +456,11 @@ def test_origin_longer_than_the_snapshot(family, length):
 
 # Order
 
+
 def test_flush(impl, box):
-    """A flush of the snapshot goes to the COW, one of the origin to the origin, and neither makes an exception."""
+    """A flush of the snapshot goes to the COW, one of the origin to the origin, and neither makes
+    an exception.
+    """
     family = Family(box, cache=True)
     snapshot = family.snap("P", 8)
     disks = family.disk, snapshot.cow.lower
@@ -366,7 +473,9 @@ def test_flush(impl, box):
 
 
 def order(recorder):
-    """What was written to the origin and to the COW, with the flushes, in order: the words of the tests below."""
+    """What was written to the origin and to the COW, with the flushes, in order: the words of the
+    tests below.
+    """
     words = []
     for entry in recorder.entries():
         if entry.where == "dest":
@@ -385,7 +494,9 @@ def recorded(impl, box):
     """A family whose origin and COW are on one log."""
     recorder = Recorder(box, 0, meta_sectors=1024)
     content = pattern("origin", 2048)
-    recorder.start([bytes(512)] * 1024, [content[at:at + 512] for at in range(0, len(content), 512)])
+    recorder.start(
+        [bytes(512)] * 1024, [content[at : at + 512] for at in range(0, len(content), 512)]
+    )
     family = Family(box, real=recorder.dest, sectors=2048)
     family.snap("P", 8, cow=recorder.meta)
     family.recorder = recorder
@@ -408,19 +519,21 @@ def test_order_of_an_origin_write(recorded):
     recorded.write(recorded.origin, 43, pattern("new", 2))
     words = end(recorded)
     assert words.index("data 2") < words.index("record FUA") < words.index("origin 43")
-    assert "flush" in words[words.index("data 2"):words.index("record FUA")]
+    assert "flush" in words[words.index("data 2") : words.index("record FUA")]
 
 
 @pytest.mark.parametrize("sectors", [8, 3])
 def test_order_of_a_snapshot_write(recorded, sectors):
-    """A whole chunk: its data, a flush, the record. A part of one: the copy, a flush, the record, the data."""
+    """A whole chunk: its data, a flush, the record. A part of one: the copy, a flush, the record,
+    the data.
+    """
     snapshot, data = recorded.snapshots[0], pattern("new", sectors)
     recorded.write(snapshot, 40, data)
     words = end(recorded)
     assert words.index("data 2") < words.index("record FUA")
-    assert "flush" in words[words.index("data 2"):words.index("record FUA")]
+    assert "flush" in words[words.index("data 2") : words.index("record FUA")]
     assert words.count("data 2") == (1 if sectors == 8 else 2)
-    assert sectors == 8 or "data 2" in words[words.index("record FUA"):]
+    assert sectors == 8 or "data 2" in words[words.index("record FUA") :]
     assert not any(word.startswith("origin") for word in words)
 
 
@@ -437,17 +550,25 @@ def test_fua_reaches_the_disk(recorded, device):
     for it in (*recorded.snapshots, recorded.origin):
         it.remove()
     where, at = ("dest", 42) if device == "origin" else ("meta", 18)
-    found = [it for it in recorder.entries() if it.where == where and it.sectors[:1] == [(at, data[:512])]]
+    found = [
+        it
+        for it in recorder.entries()
+        if it.where == where and it.sectors[:1] == [(at, data[:512])]
+    ]
     assert [entry.fua for entry in found] == [True]
 
 
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_writes_wait_for_the_record(impl, box, device):
-    """The COW lies on two disks: one has header and area, the other the data. While the first is held, the copy is made
-    and flushed, and that is all. While the second is held, there is no record."""
+    """The COW lies on two disks: one has header and area, the other the data. While the first is
+    held, the copy is made and flushed, and that is all. While the second is held, there is no
+    record.
+    """
     family = Family(box, cache=True)
     front, back = (Gate(box, box.ram(mib, cache=True)) for mib in (1, 8))
-    snapshot = family.snap("P", 8, cow=box.mapped(f"0 16 linear {front.dev} 0", f"16 8192 linear {back.dev} 0"))
+    snapshot = family.snap(
+        "P", 8, cow=box.mapped(f"0 16 linear {front.dev} 0", f"16 8192 linear {back.dev} 0")
+    )
     target = family.origin if device == "origin" else snapshot
     for turn, held in enumerate((front, back)):
         flushes = back.lower.stats().flushes
@@ -469,10 +590,14 @@ def test_writes_wait_for_the_record(impl, box, device):
 
 # The throttle
 
+
 @pytest.fixture
 def throttle(impl):
     """Sets the parameters, and puts them back afterwards."""
-    files = {name: snaps.parameter(impl, name) for name in ("snapshot_cow_threshold", "snapshot_copy_throttle")}
+    files = {
+        name: snaps.parameter(impl, name)
+        for name in ("snapshot_cow_threshold", "snapshot_copy_throttle")
+    }
     before = {name: file.read_text() for name, file in files.items()}
     assert [int(text) for text in before.values()] == [2048, 100]
     yield lambda name, value: files[name].write_text(str(value))
@@ -484,7 +609,9 @@ def throttle(impl):
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 @pytest.mark.parametrize("threshold", [1, 8])
 def test_threshold(impl, family, throttle, device, threshold):
-    """So many chunks are copied at a time, and few more; the other writers wait for their turn, and reads do not."""
+    """So many chunks are copied at a time, and few more; the other writers wait for their turn, and
+    reads do not.
+    """
     snapshot = family.snap("P", 8)
     target = family.origin if device == "origin" else snapshot
     throttle("snapshot_cow_threshold", threshold)
@@ -534,6 +661,7 @@ def test_copy_throttle(family, throttle, percent):
 
 # Other stores and origins
 
+
 def test_transient_store(family):
     """Data from the first chunk on, no metadata, and nothing left after removal."""
     snapshot = family.snap("N", 8)
@@ -549,7 +677,9 @@ def test_transient_store(family):
 
 
 def test_sparse_device(impl, box):
-    """A snapshot of 15 PiB of zeros: chunks with large numbers, and runs of chunks across multiples of 256."""
+    """A snapshot of 15 PiB of zeros: chunks with large numbers, and runs of chunks across multiples
+    of 256.
+    """
     sectors = (15 << 41) + 8192
     zeros = box.mapped(f"0 {sectors} zero")
     disk = box.ram(8)
@@ -567,7 +697,9 @@ def test_sparse_device(impl, box):
     run = ((1 << 40) + 250) * 8
     for chunk in range(12):
         snapshot.write(run + chunk * 8 + 2, pattern(f"part {chunk}", 3))
-    written[run] = b"".join(bytes(1024) + pattern(f"part {chunk}", 3) + bytes(1536) for chunk in range(12))
+    written[run] = b"".join(
+        bytes(1024) + pattern(f"part {chunk}", 3) + bytes(1536) for chunk in range(12)
+    )
     check()
     assert snapshot.exceptions() == 18
     line = snapshot.line
@@ -579,7 +711,9 @@ def test_sparse_device(impl, box):
 
 @pytest.mark.only("rust")
 def test_snapshot_of_a_working_origin(family):
-    """The origin was not suspended when the snapshot went live: C would keep the first chunk of a large write alone."""
+    """The origin was not suspended when the snapshot went live: C would keep the first chunk of a
+    large write alone.
+    """
     origin = family.origin
     snapshot = family.box.own(snaps.Snapshot(family.real, family.cow(8), size=8))
     snapshot.expected = bytearray(family.data)

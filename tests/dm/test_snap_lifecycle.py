@@ -1,4 +1,6 @@
-"""snapshot and snapshot-origin: tables over each other, suspend and resume, removal, and the modules."""
+"""snapshot and snapshot-origin: tables over each other, suspend and resume, removal, and the
+modules.
+"""
 
 import errno
 import random
@@ -13,8 +15,12 @@ from lib.snaps import Family, Gate, Snapshot, Watch, fails
 
 
 def twin(family, snapshot):
-    """Another device with the same table, loaded over the live one: a destination of its exceptions."""
-    device = family.box.own(Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, start=False))
+    """Another device with the same table, loaded over the live one: a destination of its
+    exceptions.
+    """
+    device = family.box.own(
+        Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, start=False)
+    )
     device.load(device.line)
     return device
 
@@ -39,10 +45,13 @@ def dm_said(log, mark, text):
 
 # Words
 
+
 @pytest.mark.parametrize("kind", ["P", "po", "N", "POx", "nothing"])
 @pytest.mark.parametrize("size", [8, 64])
 def test_status_and_table(family, same, kind, size):
-    """The same words as C's, of the live table and of the one that is loaded, at each step of a reload."""
+    """The same words as C's, of the live table and of the one that is loaded, at each step of a
+    reload.
+    """
     snapshot, seen = family.snap(kind, size), []
 
     def look():
@@ -51,7 +60,12 @@ def test_status_and_table(family, same, kind, size):
             texts += [snapshot.specs(inactive=True)[0][3], snapshot.table(inactive=True)]
         except IndexError:
             texts.append("nothing loaded")
-        seen.append([text.replace(family.real.dev, "<origin>").replace(snapshot.cow.dev, "<cow>") for text in texts])
+        seen.append(
+            [
+                text.replace(family.real.dev, "<origin>").replace(snapshot.cow.dev, "<cow>")
+                for text in texts
+            ]
+        )
 
     look()
     use(family, snapshot, 0)
@@ -78,7 +92,10 @@ def test_origin_words(family, same):
 
 # Tables over each other
 
-@pytest.mark.parametrize("kind, size, noflush", [("P", 8, False), ("PO", 64, True), ("P", 1, True), ("N", 8, False)])
+
+@pytest.mark.parametrize(
+    "kind, size, noflush", [("P", 8, False), ("PO", 64, True), ("P", 1, True), ("N", 8, False)]
+)
 def test_reload(family, kind, size, noflush):
     """Whatever is in the COW is known to the new table, also what came there while it was loaded."""
     snapshot, _ = family.snap(kind, size), family.snap("P", 16)
@@ -119,7 +136,9 @@ def test_reload_with_the_other_kind(family, log, same):
 
 
 def test_destination_on_another_device(family, log, same):
-    """It goes live only when the source is suspended, and the source not any more when it is loaded."""
+    """It goes live only when the source is suspended, and the source not any more when it is
+    loaded.
+    """
     first = family.snap("P", 8)
     use(family, first, 0)
     second = twin(family, first)
@@ -148,7 +167,9 @@ def test_destination_on_another_device(family, log, same):
 
 
 def test_lost_without_a_header(family, log):
-    """The header could not say that the snapshot is lost. Who was to take over from it knows that all the same."""
+    """The header could not say that the snapshot is lost. Who was to take over from it knows that
+    all the same.
+    """
     first = family.snap("P", 8)
     use(family, first, 0)
     second, watch = twin(family, first), Watch(first, log)
@@ -199,7 +220,9 @@ def test_loaded_table_is_dropped(family):
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_source_is_gone(impl, family, log, kind, how):
-    """Before the destination goes live. Ours reads the metadata then; with C it is Invalid, though the disk is good."""
+    """Before the destination goes live. Ours reads the metadata then; with C it is Invalid, though
+    the disk is good.
+    """
     first = family.snap(kind, 8)
     use(family, first, 0)
     second = twin(family, first)
@@ -243,7 +266,9 @@ def test_one_cow_for_two_origins(impl, box, log):
 
 
 def test_origin_reloaded_and_replaced(family):
-    """The table of the origin comes and goes; while it is a plain one nothing is copied, and nobody misses it."""
+    """The table of the origin comes and goes; while it is a plain one nothing is copied, and nobody
+    misses it.
+    """
     snapshot = family.snap("P", 8)
     for turn in range(2):
         use(family, snapshot, turn)
@@ -269,9 +294,12 @@ def test_snapshots_stay_without_the_origin(family):
 
 # Under load
 
+
 @pytest.mark.crowd
 def test_suspends_and_reloads_under_load(family, rng):
-    """Threads write and read all the time, while devices are suspended in all ways, and tables replaced."""
+    """Threads write and read all the time, while devices are suspended in all ways, and tables
+    replaced.
+    """
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
         family.snap(kind, size)
     devices, threads, stop = [family.origin, *family.snapshots], 8, threading.Event()
@@ -309,11 +337,16 @@ def test_suspends_and_reloads_under_load(family, rng):
 @pytest.mark.parametrize("noflush", [False, True])
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_suspend_with_copies_in_flight(family, device, noflush):
-    """What is being copied ends, and is in the COW, or waits for the resume; no write is lost, and none fails."""
+    """What is being copied ends, and is in the COW, or waits for the resume; no write is lost, and
+    none fails.
+    """
     snapshot = family.snap("P", 8)
     target = family.origin if device == "origin" else snapshot
     snapshot.cow.hold()
-    writers = [family.writer(target, n * 16 + n % 3, pattern(f"w{n}", 2 if n % 2 else 8)) for n in range(20)]
+    writers = [
+        family.writer(target, n * 16 + n % 3, pattern(f"w{n}", 2 if n % 2 else 8))
+        for n in range(20)
+    ]
     wait.until(lambda: in_flight(target) >= 20, "all are on their way")
     suspend = family.box.background(target.suspend, noflush)
     assert not any(writer.done for writer in writers)
@@ -330,7 +363,9 @@ def test_suspend_with_copies_in_flight(family, device, noflush):
 @pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_removal_with_copies_in_flight(family, kind):
-    """Chunks are being copied for the origin when its snapshot is removed: this waits for them, the origin goes on."""
+    """Chunks are being copied for the origin when its snapshot is removed: this waits for them, the
+    origin goes on.
+    """
     snapshot = family.snap(kind, 8)
     snapshot.cow.hold()
     writers = [family.writer(family.origin, n * 16, pattern(f"w{n}", 3)) for n in range(20)]
@@ -346,7 +381,9 @@ def test_removal_with_copies_in_flight(family, kind):
 
 
 def test_forced_removal(family):
-    """What `dmsetup remove --force` does, while the COW does not answer: a table of errors, then the end."""
+    """What `dmsetup remove --force` does, while the COW does not answer: a table of errors, then
+    the end.
+    """
     snapshot = family.snap("P", 8)
     snapshot.cow.hold()
     writers = [family.box.background(snapshot.write, n * 16, pattern("w", 3)) for n in range(5)]
@@ -367,21 +404,31 @@ def test_forced_removal(family):
 
 # Many at a time, and the end of a snapshot
 
+
 @pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_every_write_ends_once(impl, family, log, kind):
-    """Hundreds of chunks are being copied, and writes wait for the same ones, when the COW fails: those of the snapshot
-    fail, those of the origin succeed, and none is left behind."""
+    """Hundreds of chunks are being copied, and writes wait for the same ones, when the COW fails:
+    those of the snapshot fail, those of the origin succeed, and none is left behind.
+    """
     snapshot = family.snap(kind, 8)
     watch, origin = Watch(snapshot, log), family.origin
     snapshot.cow.hold()
-    writers = [(origin, family.writer(origin, 1024 * n, pattern(f"large {n}", 1024))) for n in range(2)]
+    writers = [
+        (origin, family.writer(origin, 1024 * n, pattern(f"large {n}", 1024))) for n in range(2)
+    ]
     writers += [(snapshot, family.writer(snapshot, 2048 + 1, pattern("large", 1000)))]
-    wait.until(lambda: in_flight(snapshot.cow) >= (64 if impl == "c" else 3), "copies are at the COW")
+    wait.until(
+        lambda: in_flight(snapshot.cow) >= (64 if impl == "c" else 3), "copies are at the COW"
+    )
     for n in range(16):
-        writers += [(device, family.writer(device, at + n // 2 * 16 + n % 2, pattern(f"w{n}", 1)))
-                    for device, at in ((origin, 2048), (snapshot, 0), (origin, 3200), (snapshot, 3600))]
-    wait.until(lambda: in_flight(origin) >= 34 and in_flight(snapshot) >= 33, "all are on their way")
+        writers += [
+            (device, family.writer(device, at + n // 2 * 16 + n % 2, pattern(f"w{n}", 1)))
+            for device, at in ((origin, 2048), (snapshot, 0), (origin, 3200), (snapshot, 3600))
+        ]
+    wait.until(
+        lambda: in_flight(origin) >= 34 and in_flight(snapshot) >= 33, "all are on their way"
+    )
     assert not any(writer.done for _, writer in writers)
     snapshot.cow.error()
     for device, writer in writers:
@@ -411,7 +458,9 @@ def test_event_is_immediate(family):
 def test_invalid_when_the_header_says_so(family):
     """As long as the header is not on the disk, the status does not say Invalid."""
     front, back = Gate(family.box, family.box.ram(1, cache=True)), family.box.ram(1, cache=True)
-    snapshot = family.snap("P", 8, cow=family.box.mapped(f"0 8 linear {front.dev} 0", f"8 40 linear {back.dev} 0"))
+    snapshot = family.snap(
+        "P", 8, cow=family.box.mapped(f"0 8 linear {front.dev} 0", f"8 40 linear {back.dev} 0")
+    )
     family.write(snapshot, 800, pattern("own", 32))
     front.hold()
     writer = family.writer(family.origin, 0, pattern("new", 8))
@@ -427,12 +476,15 @@ def test_invalid_when_the_header_says_so(family):
 
 # Modules
 
+
 def module(impl):
     return modules.C_MODULES["snapshot"] if impl == "c" else modules.RUST_MODULE
 
 
 def test_again_and_again(impl, family):
-    """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no users more."""
+    """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no
+    users more.
+    """
     users = modules.users(module(impl))
     cows = [family.cow(8) for _ in range(4)]
     for turn in range(5):
@@ -490,7 +542,11 @@ def test_c_and_ours_in_turn(impl, box, rng, rust_module):
             family.check()
             for _ in range(30):
                 start, count = rng.randrange(3900), rng.choice((1, 8, rng.randrange(1, 190)))
-                family.write(rng.choice((family.origin, *family.snapshots)), start, rng.randbytes(count * 512))
+                family.write(
+                    rng.choice((family.origin, *family.snapshots)),
+                    start,
+                    rng.randbytes(count * 512),
+                )
             family.check()
     finally:
         for device in (*family.snapshots, family.origin):

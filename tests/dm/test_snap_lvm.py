@@ -1,4 +1,6 @@
-"""LVM2 with thick snapshots: what people type, what lvs tells them, and what each sector of each volume holds."""
+"""LVM2 with thick snapshots: what people type, what lvs tells them, and what each sector of each
+volume holds.
+"""
 
 import os
 import re
@@ -53,7 +55,11 @@ class Group:
 
     def configure(self, monitoring=0, threshold=70):
         with open(f"{self._folder}/lvm.conf", "w") as file:
-            file.write(CONFIG.format(disk=self._disk, folder=self._folder, monitoring=monitoring, threshold=threshold))
+            file.write(
+                CONFIG.format(
+                    disk=self._disk, folder=self._folder, monitoring=monitoring, threshold=threshold
+                )
+            )
 
     def run(self, *words, check=True):
         """Runs a command of LVM2, or any other, while the test has no volume open."""
@@ -82,7 +88,7 @@ class Group:
     def write(self, name, sector, count, tag="new"):
         data = pattern(f"{name} {tag} {sector}", count)
         self.volume(name).write(sector, data)
-        self.expected[name][sector * 512:sector * 512 + len(data)] = data
+        self.expected[name][sector * 512 : sector * 512 + len(data)] = data
 
     def scatter(self, rng, names, count):
         """Small writes all over the volumes."""
@@ -100,25 +106,46 @@ class Group:
 
     def fields(self, name, *fields):
         """What lvs says of a volume."""
-        out = self.run("lvs", "--noheadings", "--separator", "|", "-o", ",".join(fields), f"vg/{name}").stdout
+        out = self.run(
+            "lvs", "--noheadings", "--separator", "|", "-o", ",".join(fields), f"vg/{name}"
+        ).stdout
         return [field.strip() for field in out.split("|")]
 
     def percent(self, *names):
         """How full snapshots are."""
-        lines = self.run("lvs", "--noheadings", "-o", "data_percent", *(f"vg/{name}" for name in names)).stdout.split()
+        lines = self.run(
+            "lvs", "--noheadings", "-o", "data_percent", *(f"vg/{name}" for name in names)
+        ).stdout.split()
         return tuple(map(float, lines)) if len(names) > 1 else float(lines[0])
 
     def state(self):
         """Everything that lvs and device-mapper show, without numbers of devices."""
-        lvs = self.run("lvs", "-a", "--noheadings", "-o", "lv_name,lv_attr,lv_size,origin,data_percent,snap_percent,"
-                       "lv_snapshot_invalid,lv_active,chunk_size,segtype", "-O", "lv_name", "vg").stdout
-        tables = [sorted(self.run("dmsetup", what).stdout.splitlines()) for what in ("table", "status")]
-        return [line.split() for line in lvs.splitlines()], re.sub(r"\b\d+:\d+\b", "DEVICE", "\n".join(sum(tables, [])))
+        lvs = self.run(
+            "lvs",
+            "-a",
+            "--noheadings",
+            "-o",
+            "lv_name,lv_attr,lv_size,origin,data_percent,snap_percent,"
+            "lv_snapshot_invalid,lv_active,chunk_size,segtype",
+            "-O",
+            "lv_name",
+            "vg",
+        ).stdout
+        tables = [
+            sorted(self.run("dmsetup", what).stdout.splitlines()) for what in ("table", "status")
+        ]
+        return [line.split() for line in lvs.splitlines()], re.sub(
+            r"\b\d+:\d+\b", "DEVICE", "\n".join(sum(tables, []))
+        )
 
     def monitor(self):
         """Starts dmeventd; LVM2 is to tell it of snapshots."""
-        self._daemon = subprocess.Popen(["dmeventd", "-f", "-l"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait.until(lambda: modules.run("dmeventd", "-i", check=False).returncode == 0, "dmeventd answers")
+        self._daemon = subprocess.Popen(
+            ["dmeventd", "-f", "-l"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait.until(
+            lambda: modules.run("dmeventd", "-i", check=False).returncode == 0, "dmeventd answers"
+        )
 
     def close(self):
         try:
@@ -140,11 +167,17 @@ def group(impl, box, monkeypatch):
 
 
 def test_snapshot(group, same):
-    """One snapshot from its creation to its removal; lvs, tables and status are those of C at each step."""
+    """One snapshot from its creation to its removal; lvs, tables and status are those of C at each
+    step.
+    """
     group.create("base", 4)
     same(group.state(), "volume")
     group.snapshot("snap", "2m")
-    assert group.fields("snap", "lv_attr", "origin", "data_percent") == ["swi-a-s---", "base", "0.00"]
+    assert group.fields("snap", "lv_attr", "origin", "data_percent") == [
+        "swi-a-s---",
+        "base",
+        "0.00",
+    ]
     assert group.fields("base", "lv_attr") == ["owi-a-s---"]
     same(group.state(), "snapshot")
     group.write("base", 100, 3)
@@ -191,7 +224,9 @@ def test_extend(group, same):
     group.check()
     assert group.percent("snap") > 75
     same(group.state(), "written")
-    group.run("lvextend", "-L", "+9m", "vg/snap")  # more than it can ever need: LVM2 takes what makes sense
+    group.run(
+        "lvextend", "-L", "+9m", "vg/snap"
+    )  # more than it can ever need: LVM2 takes what makes sense
     group.write("base", 0, 4 * MIB, tag="all")
     group.check()
     assert group.fields("snap", "lv_snapshot_invalid") == [""]
@@ -199,7 +234,9 @@ def test_extend(group, same):
 
 
 def test_extend_origin(group):
-    """The origin grows too, while inactive; the snapshot keeps its size, and writes behind its end do not concern it."""
+    """The origin grows too, while inactive; the snapshot keeps its size, and writes behind its end
+    do not concern it.
+    """
     group.create("base", 2)
     group.snapshot("snap", "1m")
     group.write("base", 8, 8)
@@ -249,7 +286,9 @@ def test_dmeventd(group, folder):
     group.snapshot("grows", "2m")
     cow = Block("/dev/mapper/vg-grows-cow")
     group.write("grows", 0, 3200)
-    wait.until(lambda: cow.sectors > 2 * MIB, "dmeventd extends the snapshot")  # it looks every ten seconds
+    wait.until(
+        lambda: cow.sectors > 2 * MIB, "dmeventd extends the snapshot"
+    )  # it looks every ten seconds
     wait.until(lambda: group.fields("grows", "lv_size") == ["3.00m"], "dmeventd is done")
     group.check()
 
@@ -292,7 +331,9 @@ def test_reactivate(group, rng, same):
 
 @pytest.mark.parametrize("by", ["base", "snap"])
 def test_invalid(group, same, by):
-    """A full COW: the snapshot is lost for ever, even if it grows, and says so; nothing else is harmed."""
+    """A full COW: the snapshot is lost for ever, even if it grows, and says so; nothing else is
+    harmed.
+    """
     group.create("base", 2)
     group.snapshot("snap", "1m")
     group.snapshot("other", "3m")
@@ -305,8 +346,11 @@ def test_invalid(group, same, by):
     del group.expected["snap"]
 
     def check():
-        assert group.fields("snap", "lv_attr", "data_percent", "lv_snapshot_invalid") == \
-            ["swi-I-s---", "100.00", "snapshot invalid"]
+        assert group.fields("snap", "lv_attr", "data_percent", "lv_snapshot_invalid") == [
+            "swi-I-s---",
+            "100.00",
+            "snapshot invalid",
+        ]
         with pytest.raises(OSError):
             group.volume("snap").read(0, 8)
         group.write("base", 1000, 100)
@@ -326,7 +370,9 @@ def test_invalid(group, same, by):
 
 
 def test_mounted(group, rng, folder):
-    """A snapshot of a mounted file system is a clean one, while files go on changing; the backup is what was there."""
+    """A snapshot of a mounted file system is a clean one, while files go on changing; the backup is
+    what was there.
+    """
     group.run("lvcreate", "-n", "base", "-L", "16m", "vg")
     group.run("mkfs.ext4", "-q", "/dev/vg/base")
     live, frozen = folder / "live", folder / "frozen"
@@ -357,7 +403,9 @@ def test_mounted(group, rng, folder):
 
 
 def test_sparse(group, same):
-    """A snapshot of nothing: a volume that is larger than its disk, with chunk numbers beyond 32 bits."""
+    """A snapshot of nothing: a volume that is larger than its disk, with chunk numbers beyond 32
+    bits.
+    """
     group.run("lvcreate", "--type", "snapshot", "-V", "64T", "-L", "4m", "-n", "sparse", "vg")
     volume, places = group.volume("sparse"), [0, 1 << 31, (1 << 36) + 7, (64 << 31) - 8]
     for place in places:
@@ -373,7 +421,9 @@ def test_sparse(group, same):
 
 
 def test_split_and_join(group, rng):
-    """lvconvert --splitsnapshot takes the COW off, lvconvert -s puts it on again with all that is in it."""
+    """lvconvert --splitsnapshot takes the COW off, lvconvert -s puts it on again with all that is
+    in it.
+    """
     group.create("base", 2)
     group.snapshot("snap", "2m")
     group.write("snap", 64, 64)

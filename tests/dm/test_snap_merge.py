@@ -13,8 +13,18 @@ from lib.box import assert_same, pattern
 from lib.chance import take_steps
 from lib.disk import in_flight
 from lib.snaps import Family, Gate, Snapshot, Valve, fails, merge_line
-from test_snap_table import (ACCEPTED, EXTRA, NO_PAIR, NO_STORE, NOT_READ, REFUSED, disks, load,  # noqa: F401
-                             reasons, refusal)
+from test_snap_table import (
+    ACCEPTED,
+    EXTRA,
+    NO_PAIR,
+    NO_STORE,
+    NOT_READ,
+    REFUSED,
+    disks,
+    load,  # noqa: F401
+    reasons,
+    refusal,
+)
 
 NO_MERGE = "Snapshot exception store does not support snapshot-merge."
 SECOND = "A snapshot is already merging."
@@ -36,12 +46,16 @@ def said(log):
 
 
 def soon(family, call, *args):
-    """What must not wait. It is done by another thread, so that a test which is wrong about it can end."""
+    """What must not wait. It is done by another thread, so that a test which is wrong about it can
+    end.
+    """
     return family.box.background(call, *args).result()
 
 
 def scatter(rng, number, size, sectors=4096):
-    """Chunks of the origin, in random order; never two behind each other, so that C merges each by itself."""
+    """Chunks of the origin, in random order; never two behind each other, so that C merges each by
+    itself.
+    """
     return rng.sample(range(0, sectors // size, 2), number)
 
 
@@ -49,12 +63,22 @@ def scatter(rng, number, size, sectors=4096):
 
 # C refuses to merge a transient store since 7.2.12.
 TRANSIENT = "N 8", "n 8", "Nxyz 64", "N 2097152", "N 8 0 junk", "N 8 1 discard_zeroes_cow"
-MERGE_REFUSED = {case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") else text, reason)
-                 for case, (arguments, error, text, reason) in REFUSED.items()} | {
-    **{f"type {word}": ("{origin} {cow} " + word, errno.EINVAL, NO_MERGE, None) for word in TRANSIENT},
+MERGE_REFUSED = {
+    case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") else text, reason)
+    for case, (arguments, error, text, reason) in REFUSED.items()
+} | {
+    **{
+        f"type {word}": ("{origin} {cow} " + word, errno.EINVAL, NO_MERGE, None)
+        for word in TRANSIENT
+    },
     "N 8, origin missing": ("/dev/none {cow} N 8", errno.ENOENT, "Cannot get origin device", None),
     "N 8, COW missing": ("{origin} /dev/none N 8", errno.ENOENT, "Cannot get COW device", None),
-    "N 8, feature": ("{origin} {cow} N 8 1 bad", errno.EINVAL, "Unrecognised feature requested", None),
+    "N 8, feature": (
+        "{origin} {cow} N 8 1 bad",
+        errno.EINVAL,
+        "Unrecognised feature requested",
+        None,
+    ),
     "N 7": ("{origin} {cow} N 7", errno.EINVAL, NO_STORE, "Chunk size is not a power of 2"),
 }
 
@@ -63,7 +87,8 @@ MERGE_REFUSED = {case: (arguments, error, NO_MERGE if case in ("N 0", "N 00") el
 def test_refused(impl, load, disks, same, probe, case):
     arguments, error, text, reason = MERGE_REFUSED[case]
     accepted = case.removeprefix("type ") in TRANSIENT and probe(
-        "C merges a transient store", lambda: not load("{origin} {cow} N 8", "snapshot-merge")[0])
+        "C merges a transient store", lambda: not load("{origin} {cow} N 8", "snapshot-merge")[0]
+    )
     if accepted and impl == "c":
         return
     got, lines = load(arguments, "snapshot-merge")
@@ -73,7 +98,9 @@ def test_refused(impl, load, disks, same, probe, case):
         same((got, refusal(lines)))
     if impl == "rust" and reason:
         assert f"3 device-mapper: snapshots: {reason}" in reasons(lines)
-    assert not any(load.device.info().flags & flag for flag in (1 << 5, 1 << 6)), "a refused table was kept"
+    assert not any(
+        load.device.info().flags & flag for flag in (1 << 5, 1 << 6)
+    ), "a refused table was kept"
     assert not any(disks["cow"].read(0, 64)), "a refused table wrote"
 
 
@@ -97,11 +124,17 @@ def test_accepted(impl, load, disks, same, words):
 
 
 def test_bad_store(load, disks, same):
-    for content, error in ((b"x" * 512, errno.ENXIO), (cow.header(8, version=2), errno.EINVAL),
-                           (cow.header(3), errno.EINVAL)):
+    for content, error in (
+        (b"x" * 512, errno.ENXIO),
+        (cow.header(8, version=2), errno.EINVAL),
+        (cow.header(3), errno.EINVAL),
+    ):
         disks["cow"].write(0, content.ljust(512, b"\0"))
         got, lines = load("{origin} {cow} P 8", "snapshot-merge")
-        assert (got, refusal(lines)) == (error, f"snapshot-merge: {NOT_READ} (-{errno.errorcode[error]})")
+        assert (got, refusal(lines)) == (
+            error,
+            f"snapshot-merge: {NOT_READ} (-{errno.errorcode[error]})",
+        )
         same(lines, str(content[:16]))
 
 
@@ -122,16 +155,26 @@ def test_words(family, same):
     assert family.origin.table(inactive=True) == f"{family.real.dev} {snapshot.cow.dev} PO 0"
 
     def look():
-        seen.append([(kind, text.replace(family.real.dev, "<origin>").replace(snapshot.cow.dev, "<cow>"))
-                     for device in (family.origin, snapshot) if not device.gone for inactive in (False, True)
-                     for table in (False, True) for _, _, kind, text in device.specs(True, table, inactive)])
+        seen.append(
+            [
+                (kind, text.replace(family.real.dev, "<origin>").replace(snapshot.cow.dev, "<cow>"))
+                for device in (family.origin, snapshot)
+                if not device.gone
+                for inactive in (False, True)
+                for table in (False, True)
+                for _, _, kind, text in device.specs(True, table, inactive)
+            ]
+        )
 
     look()
     family.origin.clear()
     family.merge(snapshot, before=look)
     family.merged()
     look()
-    assert seen[-1] == [("snapshot-merge", "32/8192 32"), ("snapshot-merge", "<origin> <cow> PO 16")]
+    assert seen[-1] == [
+        ("snapshot-merge", "32/8192 32"),
+        ("snapshot-merge", "<origin> <cow> PO 16"),
+    ]
     same(seen)
 
 
@@ -146,13 +189,16 @@ def test_between_other_targets(impl, box):
     family, other = Family(box), box.ram(1)
     snapshot = family.store(8, cow.numbered([20, 50, 21], 8))
     family.origin.remove()
-    front = box.mapped(f"0 64 linear {other.dev} 0", merge_line(snapshot).replace("0 4096 ", "64 1024 "))
+    front = box.mapped(
+        f"0 64 linear {other.dev} 0", merge_line(snapshot).replace("0 4096 ", "64 1024 ")
+    )
     wait.until(lambda: front.specs()[1][3] == "16/8192 16", lambda: f"merged ({front.specs()})")
-    assert_same(front.read(64, 1024), bytes(snapshot.expected[64 * 512:1088 * 512]))
+    assert_same(front.read(64, 1024), bytes(snapshot.expected[64 * 512 : 1088 * 512]))
     assert_same(family.disk.content(), bytes(snapshot.expected))
 
 
 # The second merge
+
 
 @pytest.mark.parametrize("state", ["merging", "at its end", "loaded"])
 def test_second_merge(family, log, state):
@@ -172,7 +218,11 @@ def test_second_merge(family, log, state):
         fails(device.load, merge_line(snapshot), code=errno.EINVAL)
         assert [line for line in log.dm(mark) if f"snapshot-merge: {SECOND} (-EINVAL)" in line]
     mark = log.mark()
-    fails(family.origin.load, family.origin.line if state != "loaded" else merge_line(first), code=errno.EINVAL)
+    fails(
+        family.origin.load,
+        family.origin.line if state != "loaded" else merge_line(first),
+        code=errno.EINVAL,
+    )
     wanted = NO_PAIR if state == "loaded" else SECOND
     assert [line for line in log.dm(mark) if f"snapshot-merge: {wanted} (-EINVAL)" in line]
     if state == "loaded":
@@ -188,7 +238,9 @@ def test_second_merge(family, log, state):
 @pytest.mark.parametrize("state", ["merging", "loaded"])
 def test_second_merge_without_source(family, log, state):
     """Whose snapshot is not there. C loads it."""
-    first, second = family.store(8, cow.numbered(range(0, 400, 2), 8)), family.store(8, cow.numbered([7], 8))
+    first, second = family.store(8, cow.numbered(range(0, 400, 2), 8)), family.store(
+        8, cow.numbered([7], 8)
+    )
     second.remove()
     if state == "loaded":
         first.remove()
@@ -219,6 +271,7 @@ def test_merges_of_two_origins(impl, box, rng):
 
 # What is merged
 
+
 def merges():
     for size in (1, 8):
         epa = cow.per_area(size)
@@ -242,7 +295,9 @@ def test_merge(family, rng, size, count, order):
 
 @pytest.mark.parametrize("kind, size", [("P", 8), ("PO", 1), ("P", 64)])
 def test_handover(family, rng, kind, size):
-    """What the snapshot has in memory; then the same device is an origin again, and another snapshot is merged."""
+    """What the snapshot has in memory; then the same device is an origin again, and another
+    snapshot is merged.
+    """
     for turn in range(3):
         snapshot, other = family.snap(kind, size), family.snap("P", 8)
         for n in range(40):
@@ -256,7 +311,9 @@ def test_handover(family, rng, kind, size):
         family.close(other)
 
 
-@pytest.mark.parametrize("sectors, size", [(4096 - 5, 8), (4096 - 63, 64), (4096 - 1, 128), (4096 - 127, 128)])
+@pytest.mark.parametrize(
+    "sectors, size", [(4096 - 5, 8), (4096 - 63, 64), (4096 - 1, 128), (4096 - 127, 128)]
+)
 def test_short_last_chunk(impl, box, sectors, size):
     family = Family(box, sectors=sectors)
     family.snap("P", 8)
@@ -272,14 +329,20 @@ def test_short_last_chunk(impl, box, sectors, size):
 @pytest.mark.parametrize("size", [1, 8, 128])
 @pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
 def test_useless_records(family, size, where):
-    """Chunks behind the origin's end, and records that repeat another one: they are cleared and nothing is copied."""
+    """Chunks behind the origin's end, and records that repeat another one: they are cleared and
+    nothing is copied.
+    """
     good = cow.numbered([3, 9, 1, 10, 11], size)
     end = 4096 // size
     news = [cow.data_at(n, size) for n in range(5, 12)]
     useless = list(zip((end, end + 1, 1 << 50, (1 << 63) - 1, (1 << 64) - 1), news))
     repeated = [(3, news[5]), (20, good[0][1]), (3, good[1][1])]
-    records = {"first": useless + good, "middle": good[:3] + useless + good[3:] + repeated + [(12, news[6])],
-               "last": good + useless + repeated, "all": useless}[where]
+    records = {
+        "first": useless + good,
+        "middle": good[:3] + useless + good[3:] + repeated + [(12, news[6])],
+        "last": good + useless + repeated,
+        "all": useless,
+    }[where]
     snapshot = family.store(size, records)
     assert len(snapshot.copied) == {"all": 0, "middle": 6}.get(where, 5)
     family.snap("P", 8)
@@ -321,7 +384,10 @@ def test_gaps(family, rng, size):
 
 # Other snapshots
 
-@pytest.mark.parametrize("size, others", [(8, ()), (8, (8,)), (8, (1, 64)), (1, (16, 8, 64)), (64, (1, 8, 32, 64))])
+
+@pytest.mark.parametrize(
+    "size, others", [(8, ()), (8, (8,)), (8, (1, 64)), (1, (16, 8, 64)), (64, (1, 8, 32, 64))]
+)
 @pytest.mark.parametrize("direct", [False, True])
 def test_other_snapshots(family, rng, size, others, direct):
     """They keep what they show. What they have not copied yet they get first."""
@@ -330,7 +396,9 @@ def test_other_snapshots(family, rng, size, others, direct):
     snapshot = family.snap("P", size)
     for n in range(60):
         at, count = rng.randrange(4000), rng.randrange(1, 90)
-        family.write(rng.choice((snapshot, family.origin, *family.snapshots)), at, rng.randbytes(count * 512))
+        family.write(
+            rng.choice((snapshot, family.origin, *family.snapshots)), at, rng.randbytes(count * 512)
+        )
     front = family.merge(snapshot, direct)
     family.check()
     for n in range(30):
@@ -393,12 +461,14 @@ def test_other_snapshot_is_reloaded(family, rng):
 
 @pytest.mark.only("rust")
 def test_other_snapshot_is_reloaded_alone(family, rng):
-    """While the device that merges works. C starts its next step when neither the old table nor the new one is asked
-    what is to be copied."""
+    """While the device that merges works. C starts its next step when neither the old table nor the
+    new one is asked what is to be copied.
+    """
     reload_others(family, rng, False)
 
 
 # Reads and writes during a merge
+
 
 class Chaos(snaps.Chaos):
     """A merge, and steps that a seed chooses."""
@@ -416,7 +486,9 @@ class Chaos(snaps.Chaos):
 
     def write(self):
         start, count = self.range()
-        self.family.write(self.any(), start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.2)
+        self.family.write(
+            self.any(), start, self.rng.randbytes(count * 512), fua=self.rng.random() < 0.2
+        )
 
     def write_chunks(self):
         size = self.family.merging.size
@@ -433,7 +505,9 @@ class Chaos(snaps.Chaos):
         self.family.again()
 
     def reload(self):
-        """Another snapshot, of which there may be none. C loses copies unless nothing is merged meanwhile."""
+        """Another snapshot, of which there may be none. C loses copies unless nothing is merged
+        meanwhile.
+        """
         front, suspended = self.family.origin, self.impl == "c" or self.rng.random() < 0.5
         for other in self.rng.sample(self.family.snapshots, min(1, len(self.family.snapshots))):
             if suspended:
@@ -443,19 +517,38 @@ class Chaos(snaps.Chaos):
                 front.resume()
 
     def run(self):
-        weights = {self.read: 6, self.write: 6, self.write_chunks: 6, self.flush: 1, self.zero: 1, self.suspend: 2,
-                   self.again: 1, self.reload: 1}
+        weights = {
+            self.read: 6,
+            self.write: 6,
+            self.write_chunks: 6,
+            self.flush: 1,
+            self.zero: 1,
+            self.suspend: 2,
+            self.again: 1,
+            self.reload: 1,
+        }
         take_steps(self.rng, weights, self.turns)
         self.family.merged()
 
 
-@pytest.mark.parametrize("size, others, sectors", [(8, (), 4096), (1, (8,), 4096 - 1), (8, (64, 1), 4096 - 27),
-                                                   (64, (8, 16, 1, 128), 4096), (1, (1, 32), 4096)])
+@pytest.mark.parametrize(
+    "size, others, sectors",
+    [
+        (8, (), 4096),
+        (1, (8,), 4096 - 1),
+        (8, (64, 1), 4096 - 27),
+        (64, (8, 16, 1, 128), 4096),
+        (1, (1, 32), 4096),
+    ],
+)
 def test_random_steps(impl, box, rng, size, others, sectors):
     family = Family(box, sectors=sectors)
     chaos = Chaos(impl, family, rng, others, 100)
     number = sectors // size * 3 // 4
-    family.merge(family.store(size, cow.numbered(rng.sample(range(sectors // size), number), size)), direct=True)
+    family.merge(
+        family.store(size, cow.numbered(rng.sample(range(sectors // size), number), size)),
+        direct=True,
+    )
     chaos.run()
 
 
@@ -476,7 +569,11 @@ def test_threads(family, rng, size, others):
         for turn in range(100_000):
             if stop.is_set() and turn > 40:
                 return
-            chunk = olds[-1 - int(len(olds) * own.random() ** 2)] * size if own.random() < 0.8 else own.randrange(4096)
+            chunk = (
+                olds[-1 - int(len(olds) * own.random() ** 2)] * size
+                if own.random() < 0.8
+                else own.randrange(4096)
+            )
             sector = min(chunk + own.randrange(size), 4095) // threads * threads + number
             if own.random() < 0.6:
                 family.write(device, sector, own.randbytes(512), fua=own.random() < 0.1)
@@ -540,22 +637,33 @@ def test_no_discard(family):
 
 # Merging held at each kind of I/O
 
+
 class Parts:
-    """A family whose devices keep back one kind of I/O of a merge. The COW device has its first area in front."""
+    """A family whose devices keep back one kind of I/O of a merge. The COW device has its first
+    area in front.
+    """
 
     KINDS = "COW read", "origin write", "origin flush", "record write", "record read"
 
     def __init__(self, box):
         self.family = Family(box, cache=True)
         self.real = self.family.real = Valve(box, self.family.disk)
-        self.front, self.below = Gate(box, box.ram(1, cache=True)), Gate(box, box.ram(8, cache=True))
+        self.front, self.below = Gate(box, box.ram(1, cache=True)), Gate(
+            box, box.ram(8, cache=True)
+        )
         self.back = Valve(box, self.below)
-        self.cow = box.mapped(f"0 16 linear {self.front.dev} 0", f"16 16000 linear {self.back.dev} 0")
+        self.cow = box.mapped(
+            f"0 16 linear {self.front.dev} 0", f"16 16000 linear {self.back.dev} 0"
+        )
 
     def hold(self, what):
-        device, kind = {"COW read": (self.back, "reads"), "origin write": (self.real, "writes"),
-                        "origin flush": (self.real, "flushes"), "record write": (self.front, None),
-                        "record read": (self.front, None)}[what]
+        device, kind = {
+            "COW read": (self.back, "reads"),
+            "origin write": (self.real, "writes"),
+            "origin flush": (self.real, "flushes"),
+            "record write": (self.front, None),
+            "record read": (self.front, None),
+        }[what]
         device.hold(*[kind] if kind else [])
         return device
 
@@ -568,7 +676,9 @@ def parts(impl, box):
 @pytest.mark.parametrize("what", Parts.KINDS)
 @pytest.mark.parametrize("others", [0, 2])
 def test_held(parts, what, others):
-    """A write into what is being merged waits and then is there; reads go on, and show what the snapshot showed."""
+    """A write into what is being merged waits and then is there; reads go on, and show what the
+    snapshot showed.
+    """
     family, held = parts.family, None
     for _ in range(others):
         other = family.snap("P", 8)
@@ -584,10 +694,16 @@ def test_held(parts, what, others):
 
     front = family.merge(snapshot, direct=True, before=hold)
     wait.until(lambda: in_flight(held), f"{what} is held")
-    fresh = {8 * 109 + 2: pattern("new", 3), 8 * 108: pattern("new", 8), 8 * 101 + 4: pattern("new", 20)}
+    fresh = {
+        8 * 109 + 2: pattern("new", 3),
+        8 * 108: pattern("new", 8),
+        8 * 101 + 4: pattern("new", 20),
+    }
     writers = []
     if what not in ("record read", "origin write"):
-        soon(family, family.write, front, 8, pattern("elsewhere", 20))  # not in the COW: goes to the origin
+        soon(
+            family, family.write, front, 8, pattern("elsewhere", 20)
+        )  # not in the COW: goes to the origin
     if what != "record read":
         writers = [family.writer(front, at, data) for at, data in fresh.items()]
         # The last one is in pieces, of which each waits by itself.
@@ -608,10 +724,14 @@ def test_held(parts, what, others):
 
 
 def test_merge_waits_for_writes(impl, box):
-    """A chunk to which a write is on its way is not copied before it has ended; nobody else waits for it."""
+    """A chunk to which a write is on its way is not copied before it has ended; nobody else waits
+    for it.
+    """
     family, disk, chunk = Family(box), box.ram(8), Valve(box, box.ram(1))
     real = family.real = Valve(box, family.disk)
-    cow_device = box.mapped(f"0 16 linear {disk.dev} 0", f"16 8 linear {chunk.dev} 0", f"24 16000 linear {disk.dev} 24")
+    cow_device = box.mapped(
+        f"0 16 linear {disk.dev} 0", f"16 8 linear {chunk.dev} 0", f"24 16000 linear {disk.dev} 24"
+    )
     snapshot = family.store(8, cow.numbered(range(100, 400), 8), cow_device=cow_device)
     front = family.merge(snapshot, direct=True, before=lambda: real.hold("writes"))
     wait.until(lambda: in_flight(real), "the first step is at the origin")
@@ -648,8 +768,9 @@ def test_merge_waits_for_copies(family):
 
 @pytest.mark.only("rust")
 def test_large_run_is_merged_in_steps(impl, box):
-    """Chunks that follow each other in the origin and in the COW: C merges them in one step, during which all writes to
-    them wait."""
+    """Chunks that follow each other in the origin and in the COW: C merges them in one step, during
+    which all writes to them wait.
+    """
     size, chunks = 128, 48 * 16
     family = Family(box, sectors=size * chunks)
     valve = family.real = Valve(box, family.disk)
@@ -667,6 +788,7 @@ def test_large_run_is_merged_in_steps(impl, box):
 
 
 # Suspend, resume, reload, remove
+
 
 @pytest.mark.parametrize("others", [0, 2])
 def test_suspend_and_resume(family, rng, others):
@@ -706,7 +828,9 @@ def test_suspend_is_bounded(parts, rng):
 
 
 def back_to_snapshot(family, reload=True):
-    """The device that merges becomes a plain origin, if it is reloaded, and another one what the snapshot was."""
+    """The device that merges becomes a plain origin, if it is reloaded, and another one what the
+    snapshot was.
+    """
     front, old = family.origin, family.merging
     snapshot = family.box.own(Snapshot(old.origin, old.cow, old.kind, old.size, start=False))
     snapshot.load(snapshot.line)
@@ -718,7 +842,9 @@ def back_to_snapshot(family, reload=True):
     family.merging, front.line = None, front.plain_line
     snapshot.expected, front.expected = front.expected, bytearray(front.content())
     family.snapshots.append(snapshot)
-    for each in family.snapshots[:]:  # not everything has come to them, and some of it is on its way until they are removed
+    for each in family.snapshots[
+        :
+    ]:  # not everything has come to them, and some of it is on its way until they are removed
         if each is not snapshot:
             each = family.reopen(each)
         each.copied = set(cow.Store(each.cow).taken)
@@ -727,7 +853,9 @@ def back_to_snapshot(family, reload=True):
 
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_back_to_a_snapshot(family, rng, size, number):
-    """And then a merge again, several times. What is left in the COW is found, and there is room for more."""
+    """And then a merge again, several times. What is left in the COW is found, and there is room
+    for more.
+    """
     family.snap("P", 16)
     family.merge(family.store(size, cow.numbered(scatter(rng, number, size), size)), direct=True)
     for turn in range(4):
@@ -748,12 +876,18 @@ def test_back_to_a_snapshot(family, rng, size, number):
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_resumed_without_its_store(family, rng, said, size, number):
     """The store has gone to a snapshot. What merged is a plain origin for it, and merges nothing."""
-    front = family.merge(family.store(size, cow.numbered(scatter(rng, number, size), size)), direct=True)
+    front = family.merge(
+        family.store(size, cow.numbered(scatter(rng, number, size), size)), direct=True
+    )
     snapshot = back_to_snapshot(family, reload=False)
     assert front.status() == "Invalid"
     assert said.count("snapshots: Snapshot is invalid: can't merge") == 1
     for n in range(20):
-        family.write(rng.choice((front, snapshot)), rng.randrange(4000), pattern(f"w{n}", rng.randrange(1, 90)))
+        family.write(
+            rng.choice((front, snapshot)),
+            rng.randrange(4000),
+            pattern(f"w{n}", rng.randrange(1, 90)),
+        )
     family.check()
     front.suspend()
     front.resume()
@@ -765,12 +899,20 @@ def test_resumed_without_its_store(family, rng, said, size, number):
 
 @pytest.mark.only("rust")
 def test_store_with_copies_on_their_way(family):
-    """A snapshot is merged while it still gets what the merge of another one has asked for. C ends that with the first."""
+    """A snapshot is merged while it still gets what the merge of another one has asked for. C ends
+    that with the first.
+    """
     other = family.snap("P", 8)
-    front = family.merge(family.store(8, cow.numbered(range(100, 110), 8)), direct=True, before=other.cow.hold)
+    front = family.merge(
+        family.store(8, cow.numbered(range(100, 110), 8)), direct=True, before=other.cow.hold
+    )
     wait.until(lambda: in_flight(other.cow), "copies are on their way")
     front.swap(front.plain_line)
-    family.merging, front.expected, other.copied = None, bytearray(family.data), set(range(100, 110))
+    family.merging, front.expected, other.copied = (
+        None,
+        bytearray(family.data),
+        set(range(100, 110)),
+    )
     merge = family.box.background(family.merge, other)
     wait.until(lambda: family.merging, "the merge is about to begin")
     writer = family.box.background(front.write, 840, pattern("late", 8))
@@ -787,8 +929,9 @@ def test_store_with_copies_on_their_way(family):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_snapshot_that_is_taken_meanwhile(family):
-    """While another one still copies the last of what the step that has begun will overwrite. With C taking it waits for
-    that."""
+    """While another one still copies the last of what the step that has begun will overwrite. With
+    C taking it waits for that.
+    """
     other, olds = family.snap("P", 8), range(100, 140, 2)
     family.write(other, 800, pattern("own", 8 * 35))
     family.merge(family.store(8, cow.numbered(olds, 8)), direct=True, before=other.cow.hold)
@@ -803,7 +946,9 @@ def test_snapshot_that_is_taken_meanwhile(family):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8])
 def test_back_to_a_snapshot_with_gaps(family, rng, size):
-    """New exceptions take chunks behind all that are in use. C counts records, and takes some that are."""
+    """New exceptions take chunks behind all that are in use. C counts records, and takes some that
+    are.
+    """
     for number in (300, 300 if size == 8 else 40):
         valve = family.real = Valve(family.box, family.disk)
         olds = rng.sample(range(4096 // size), number)
@@ -874,8 +1019,11 @@ def test_reload_of_errors(family, rng):
 
 # Handover
 
+
 def test_live_source(family, said):
-    """The destination goes live only when the source is suspended, and the source not any more when it is loaded."""
+    """The destination goes live only when the source is suspended, and the source not any more when
+    it is loaded.
+    """
     snapshot, front = family.snap("P", 8), family.origin
     family.write(snapshot, 80, pattern("own", 100))
     front.load(merge_line(snapshot))
@@ -918,7 +1066,9 @@ def test_loaded_table_is_dropped(family):
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_source_is_gone(impl, family, said, kind, how):
-    """Before the handover. Ours reads what is on the disk; with C it is Invalid, though the disk is good."""
+    """Before the handover. Ours reads what is on the disk; with C it is Invalid, though the disk is
+    good.
+    """
     other, snapshot = family.snap("P", 16), family.snap(kind, 8)
     for n in range(300):
         family.write(snapshot, 8 * n, pattern(f"own {n}", 8))
@@ -1015,12 +1165,17 @@ ERRORS = {  # a device, what of it fails, what the log says
 
 
 class Failing:
-    """A merge with two areas of records, of which a step fails: the first, one in the middle, or one in the first
-    area."""
+    """A merge with two areas of records, of which a step fails: the first, one in the middle, or
+    one in the first area.
+    """
 
     def __init__(self, box, rng, what, when, others=()):
         # Without a cache no flush comes to a device.
-        self.family, self.what, self.when = Family(box, cache=what == "origin flush").layered(), what, when
+        self.family, self.what, self.when = (
+            Family(box, cache=what == "origin flush").layered(),
+            what,
+            when,
+        )
         self.name, self.how, self.text = ERRORS[what]
         for size in others:
             self.family.snap("P", size)
@@ -1053,16 +1208,28 @@ class Failing:
         return self.family.merge(self.store, direct, before=self.fail)
 
 
-# Not all are possible: an area is read when what is behind it has been merged, and a flush fails at once.
-CASES = [(what, when) for what in ERRORS for when in ("first", "middle", "later")
-         if (what, when) not in (("record write", "middle"), ("origin flush", "middle"), ("origin flush", "later"),
-                                 ("record read", "first"), ("record read", "middle"))]
+# Not all are possible: an area is read when what is behind it has been merged, and a flush fails at
+# once.
+CASES = [
+    (what, when)
+    for what in ERRORS
+    for when in ("first", "middle", "later")
+    if (what, when)
+    not in (
+        ("record write", "middle"),
+        ("origin flush", "middle"),
+        ("origin flush", "later"),
+        ("record read", "first"),
+        ("record read", "middle"),
+    )
+]
 
 
 @pytest.mark.parametrize("what, when", CASES)
 def test_error(impl, box, rng, said, what, when):
-    """The merge stops and says so, everything can be read and written. When the cause is gone, and the device is made
-    anew, it goes on to the end."""
+    """The merge stops and says so, everything can be read and written. When the cause is gone, and
+    the device is made anew, it goes on to the end.
+    """
     fail_and_cure(impl, box, rng, said, what, when, "again")
 
 
@@ -1070,7 +1237,9 @@ def test_error(impl, box, rng, said, what, when):
 @pytest.mark.parametrize("cure", ["resume", "handover"])
 @pytest.mark.parametrize("what, when", CASES)
 def test_resume_after_an_error(impl, box, rng, said, what, when, cure):
-    """C goes on with memory that is not what is on the disk: it copies the COW's header, or forgets an area."""
+    """C goes on with memory that is not what is on the disk: it copies the COW's header, or forgets
+    an area.
+    """
     fail_and_cure(impl, box, rng, said, what, when, cure)
 
 
@@ -1172,12 +1341,17 @@ def test_queued_writes_succeed(impl, box, said, what):
     back = Gate(box, box.ram(8, cache=True))
     valve = Valve(box, back)
     snapshot = family.store(8, cow.numbered(range(100, 111), 8), cow_device=valve)
-    held, kind = {"COW read": (valve, "reads"), "origin write": (real, "writes"),
-                  "origin flush": (real, "flushes")}[what]
+    held, kind = {
+        "COW read": (valve, "reads"),
+        "origin write": (real, "writes"),
+        "origin flush": (real, "flushes"),
+    }[what]
     front = family.merge(snapshot, direct=True, before=lambda: held.hold(kind))
     wait.until(lambda: in_flight(held), f"{what} is held")
-    writers = [family.writer(front, 8 * (100 + n) + 2 - n % 2, pattern(f"queued {n}", 1 + n % 2 * 7))
-               for n in range(10)]
+    writers = [
+        family.writer(front, 8 * (100 + n) + 2 - n % 2, pattern(f"queued {n}", 1 + n % 2 * 7))
+        for n in range(10)
+    ]
     wait.until(lambda: in_flight(front) >= 10, "the writes are on their way")
     assert not any(writer.done for writer in writers)
     if what == "COW read":
@@ -1199,12 +1373,17 @@ def test_queued_writes_succeed(impl, box, said, what):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("area", ["alone", "with everything"])
 def test_queued_writes_when_the_record_fails(parts, area, said):
-    """Nobody knows whether the records are there: writes to their chunks fail until the records can be written."""
+    """Nobody knows whether the records are there: writes to their chunks fail until the records can
+    be written.
+    """
     family, front_part = parts.family, parts.front
     snapshot = family.store(8, cow.numbered(range(100, 110), 8), cow_device=parts.cow)
     front = family.merge(snapshot, direct=True, before=front_part.hold)
     wait.until(lambda: in_flight(front_part), "the record is held")
-    writers = [family.box.background(front.write, 8 * (100 + n), pattern("queued", 1 + n % 2 * 7)) for n in range(10)]
+    writers = [
+        family.box.background(front.write, 8 * (100 + n), pattern("queued", 1 + n % 2 * 7))
+        for n in range(10)
+    ]
     wait.until(lambda: in_flight(front) >= 10, "the writes are on their way")
     if area == "with everything":
         parts.below.error()
@@ -1230,7 +1409,9 @@ def test_interrupted_suspend(impl, box, rng, how):
     """A suspend that is given up: the merge goes on. With C it stands still until the next resume."""
     family = Family(box)
     stuck = Gate(box, family.disk)
-    family.real = box.mapped(f"0 4000 linear {family.disk.dev} 0", f"4000 96 linear {stuck.dev} 4000")
+    family.real = box.mapped(
+        f"0 4000 linear {family.disk.dev} 0", f"4000 96 linear {stuck.dev} 4000"
+    )
     olds = [old for old in scatter(rng, 1500, 1) if old < 4000]
     snapshot = family.store(1, cow.numbered(olds, 1))
     front = family.merge(snapshot, direct=True, before=snapshot.cow.hold)
@@ -1250,7 +1431,7 @@ def test_interrupted_suspend(impl, box, rng, how):
         assert process.wait(wait.DEADLINE) < 0, "it was suspended"
         assert not front.suspended
         stuck.release()
-        assert reader.result() == family.data[4000 * 512:4008 * 512]
+        assert reader.result() == family.data[4000 * 512 : 4008 * 512]
         family.check(front)
     family.merged()
 

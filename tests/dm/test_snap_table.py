@@ -1,4 +1,6 @@
-"""snapshot and snapshot-origin: table lines, every refusal with its text and errno in C's order, echoes, limits."""
+"""snapshot and snapshot-origin: table lines, every refusal with its text and errno in C's order,
+echoes, limits.
+"""
 
 import errno
 import itertools
@@ -35,11 +37,17 @@ def load(disks, impl, box, log):
         attempt.device = device = device or box.mapped()
         mark = log.mark()
         try:
-            device.load(f"0 {SIZE} {kind} {arguments.format(**names, me=device.dev)}", read_only=read_only)
+            device.load(
+                f"0 {SIZE} {kind} {arguments.format(**names, me=device.dev)}", read_only=read_only
+            )
             error = 0
         except OSError as refused:
             error = refused.errno
-        return error, [line.replace(device.dev, "<dev>") for line in log.dm(mark) if "error adding target" not in line]
+        return error, [
+            line.replace(device.dev, "<dev>")
+            for line in log.dm(mark)
+            if "error adding target" not in line
+        ]
 
     disks["cow"].fill(bytes(SIZE * 512))
     return attempt
@@ -60,18 +68,51 @@ def reasons(lines):
 GOOD = "{origin} {cow} P 8"
 # label: (arguments, errno or None for C's, text, what only ours says before)
 REFUSED = {
-    **{f"arguments: {words}": (words, EINVAL, "requires 4 or more arguments", None)
-       for words in ("", "{origin}", "{origin} {cow}", "{origin} {cow} P", "a b c")},
-    **{f"features: {words}": (f"{GOOD} {words}", EINVAL, "Invalid number of feature arguments", None)
-       for words in ("1", "3 discard_zeroes_cow discard_zeroes_cow discard_zeroes_cow", "2 discard_zeroes_cow", "x",
-                     "-1", "1x discard_zeroes_cow", "discard_zeroes_cow", "+1 discard_zeroes_cow")},
-    **{f"feature {words}": (f"{GOOD} {words}", EINVAL, "Unrecognised feature requested", None)
-       for words in ("1 discard_zeroes", "1 1", "2 discard_zeroes_cow x", "1 discard_zeroes_cow_",
-                     "2 x discard_passdown_origin")},
-    **{f"passdown: {words}": (f"{GOOD} {words}", EINVAL,
-                              "discard_passdown_origin feature depends on discard_zeroes_cow", None)
-       for words in ("1 discard_passdown_origin", "2 discard_passdown_origin DISCARD_passdown_origin",
-                     "2 discard_passdown_origin x")},
+    **{
+        f"arguments: {words}": (words, EINVAL, "requires 4 or more arguments", None)
+        for words in ("", "{origin}", "{origin} {cow}", "{origin} {cow} P", "a b c")
+    },
+    **{
+        f"features: {words}": (
+            f"{GOOD} {words}",
+            EINVAL,
+            "Invalid number of feature arguments",
+            None,
+        )
+        for words in (
+            "1",
+            "3 discard_zeroes_cow discard_zeroes_cow discard_zeroes_cow",
+            "2 discard_zeroes_cow",
+            "x",
+            "-1",
+            "1x discard_zeroes_cow",
+            "discard_zeroes_cow",
+            "+1 discard_zeroes_cow",
+        )
+    },
+    **{
+        f"feature {words}": (f"{GOOD} {words}", EINVAL, "Unrecognised feature requested", None)
+        for words in (
+            "1 discard_zeroes",
+            "1 1",
+            "2 discard_zeroes_cow x",
+            "1 discard_zeroes_cow_",
+            "2 x discard_passdown_origin",
+        )
+    },
+    **{
+        f"passdown: {words}": (
+            f"{GOOD} {words}",
+            EINVAL,
+            "discard_passdown_origin feature depends on discard_zeroes_cow",
+            None,
+        )
+        for words in (
+            "1 discard_passdown_origin",
+            "2 discard_passdown_origin DISCARD_passdown_origin",
+            "2 discard_passdown_origin x",
+        )
+    },
     "origin missing": ("/dev/none {cow} P 8", ENOENT, "Cannot get origin device", None),
     "origin number free": ("240:77 {cow} P 8", None, "Cannot get origin device", None),
     "origin no device": ("/dev {cow} P 8", None, "Cannot get origin device", None),
@@ -79,17 +120,68 @@ REFUSED = {
     "COW missing": ("{origin} /dev/none P 8", ENOENT, "Cannot get COW device", None),
     "COW number free": ("{origin} 240:77 P 8", None, "Cannot get COW device", None),
     "COW is the snapshot": ("{origin} {me} P 8", EINVAL, "Cannot get COW device", None),
-    **{f"type {word}": (f"{{origin}} {{cow}} {word} 8", EINVAL, NO_STORE, "Exception store type is not P or N")
-       for word in ("X", "0", "8", "-P", "\\ P", "O")},
-    **{f"type {word}": (f"{{origin}} {{cow}} {word} 8", EINVAL, NO_STORE, "Unsupported persistent store option")
-       for word in ("PX", "pn", "persistent", "PXO", "P0")},
-    **{f"{kind} {word}": (f"{{origin}} {{cow}} {kind} {word}", EINVAL, NO_STORE, "Invalid chunk size")
-       for kind, word in itertools.product("PN", ("4294967296", "4294967304", "18446744073709551624", "8k", "-1", "-0",
-                                                  "x", "0x8", "8.0", "\\ 8", "8\\ ", "+", "++8"))},
-    **{f"{kind} {word}": (f"{{origin}} {{cow}} {kind} {word}", EINVAL, NO_STORE, "Chunk size is not a power of 2")
-       for kind, word in itertools.product("PN", ("3", "9", "24", "010", "4194303", "4294967295"))},
-    **{f"{kind} {word}": (f"{{origin}} {{cow}} {kind} {word}", EINVAL, NO_STORE, "Chunk size is too high")
-       for kind, word in itertools.product("PN", ("4194304", "2147483648"))},
+    **{
+        f"type {word}": (
+            f"{{origin}} {{cow}} {word} 8",
+            EINVAL,
+            NO_STORE,
+            "Exception store type is not P or N",
+        )
+        for word in ("X", "0", "8", "-P", "\\ P", "O")
+    },
+    **{
+        f"type {word}": (
+            f"{{origin}} {{cow}} {word} 8",
+            EINVAL,
+            NO_STORE,
+            "Unsupported persistent store option",
+        )
+        for word in ("PX", "pn", "persistent", "PXO", "P0")
+    },
+    **{
+        f"{kind} {word}": (
+            f"{{origin}} {{cow}} {kind} {word}",
+            EINVAL,
+            NO_STORE,
+            "Invalid chunk size",
+        )
+        for kind, word in itertools.product(
+            "PN",
+            (
+                "4294967296",
+                "4294967304",
+                "18446744073709551624",
+                "8k",
+                "-1",
+                "-0",
+                "x",
+                "0x8",
+                "8.0",
+                "\\ 8",
+                "8\\ ",
+                "+",
+                "++8",
+            ),
+        )
+    },
+    **{
+        f"{kind} {word}": (
+            f"{{origin}} {{cow}} {kind} {word}",
+            EINVAL,
+            NO_STORE,
+            "Chunk size is not a power of 2",
+        )
+        for kind, word in itertools.product("PN", ("3", "9", "24", "010", "4194303", "4294967295"))
+    },
+    **{
+        f"{kind} {word}": (
+            f"{{origin}} {{cow}} {kind} {word}",
+            EINVAL,
+            NO_STORE,
+            "Chunk size is too high",
+        )
+        for kind, word in itertools.product("PN", ("4194304", "2147483648"))
+    },
     "N 0": ("{origin} {cow} N 0", EINVAL, "Chunk size not set", None),
     "N 00": ("{origin} {cow} N 00", EINVAL, "Chunk size not set", None),
 }
@@ -104,7 +196,9 @@ def test_refused(impl, load, disks, same, case):
     same((got, refusal(lines)))
     if impl == "rust" and reason:
         assert f"3 device-mapper: snapshots: {reason}" in reasons(lines)
-    assert not any(load.device.info().flags & flag for flag in (1 << 5, 1 << 6)), "a refused table was kept"
+    assert not any(
+        load.device.info().flags & flag for flag in (1 << 5, 1 << 6)
+    ), "a refused table was kept"
     assert not any(disks["cow"].read(0, 64)), "a refused table wrote"
 
 
@@ -117,7 +211,10 @@ def test_device_in_use(impl, load, disks, same, which):
     finally:
         os.close(claim)
     assert error == EBUSY
-    assert refusal(lines) == f"snapshot: Cannot get {'COW' if which == 'cow' else which} device (-EBUSY)"
+    assert (
+        refusal(lines)
+        == f"snapshot: Cannot get {'COW' if which == 'cow' else which} device (-EBUSY)"
+    )
     same(refusal(lines))
     assert load(GOOD) == (0, [])
 
@@ -127,7 +224,12 @@ def test_first_error_wins(impl, load, disks, same):
     faults = [  # in the order in which they must be found: (which argument, its value, text, what ours says before)
         ("count", "3", "Invalid number of feature arguments", None),
         ("feature", "bad", "Unrecognised feature requested", None),
-        ("feature", "discard_passdown_origin", "discard_passdown_origin feature depends on discard_zeroes_cow", None),
+        (
+            "feature",
+            "discard_passdown_origin",
+            "discard_passdown_origin feature depends on discard_zeroes_cow",
+            None,
+        ),
         ("origin", "/dev/none", "Cannot get origin device", None),
         ("cow", "/dev/none", "Cannot get COW device", None),
         ("type", "X", NO_STORE, "Exception store type is not P or N"),
@@ -141,7 +243,14 @@ def test_first_error_wins(impl, load, disks, same):
     for first, second in itertools.combinations(faults, 2):
         if first[0] == second[0]:
             continue
-        words = dict(origin="{origin}", cow="{cow}", type="P", size="8", count="1", feature="discard_zeroes_cow")
+        words = dict(
+            origin="{origin}",
+            cow="{cow}",
+            type="P",
+            size="8",
+            count="1",
+            feature="discard_zeroes_cow",
+        )
         disks["cow"].write(0, bytes(512))
         for argument, value, _, _ in (second, first):
             if argument == "content":
@@ -151,7 +260,9 @@ def test_first_error_wins(impl, load, disks, same):
         error, lines = load(" ".join(words.values()))
         assert error and first[2] in refusal(lines), f"{first} and {second}: {lines}"
         if impl == "rust" and first[3]:
-            assert f"3 device-mapper: snapshots: {first[3]}" in reasons(lines), f"{first} and {second}: {lines}"
+            assert f"3 device-mapper: snapshots: {first[3]}" in reasons(
+                lines
+            ), f"{first} and {second}: {lines}"
         seen.append((error, refusal(lines)))
     same(seen)
 
@@ -159,7 +270,9 @@ def test_first_error_wins(impl, load, disks, same):
 # What is accepted: arguments behind the devices, what TABLE makes of them, and the first status.
 ACCEPTED = {
     **{f"{kind} 8": ("P 8", "16/2048 16") for kind in "Pp"},
-    **{f"{kind} 8": ("PO 8", "16/2048 16") for kind in ("PO", "po", "Po", "pO", "POx", "poverflow")},
+    **{
+        f"{kind} 8": ("PO 8", "16/2048 16") for kind in ("PO", "po", "Po", "pO", "POx", "poverflow")
+    },
     **{f"{kind} 8": ("N 8", "0/2048 0") for kind in ("N", "n", "Nxyz", "NO", "none")},
     "P 0": ("P 32", "64/2048 64"),
     "PO 00": ("PO 32", "64/2048 64"),
@@ -175,10 +288,14 @@ ACCEPTED = {
     "P 8 1 discard_zeroes_cow": ("P 8 1 discard_zeroes_cow", "16/2048 16"),
     "P 8 1 Discard_Zeroes_COW": ("P 8 1 discard_zeroes_cow", "16/2048 16"),
     "P 8 2 discard_zeroes_cow DISCARD_ZEROES_COW": ("P 8 1 discard_zeroes_cow", "16/2048 16"),
-    "PO 8 2 discard_zeroes_cow discard_passdown_origin":
-        ("PO 8 2 discard_zeroes_cow discard_passdown_origin", "16/2048 16"),
-    "N 8 2 discard_passdown_origin discard_zeroes_cow":
-        ("N 8 2 discard_zeroes_cow discard_passdown_origin", "0/2048 0"),
+    "PO 8 2 discard_zeroes_cow discard_passdown_origin": (
+        "PO 8 2 discard_zeroes_cow discard_passdown_origin",
+        "16/2048 16",
+    ),
+    "N 8 2 discard_passdown_origin discard_zeroes_cow": (
+        "N 8 2 discard_zeroes_cow discard_passdown_origin",
+        "0/2048 0",
+    ),
 }
 EXTRA = {
     "P 8 0 junk": ("P 8", "16/2048 16"),
@@ -232,7 +349,9 @@ def test_no_messages(impl, load, log):
 
 
 def test_existing_store(impl, load, disks, same):
-    """A chunk size of 0 takes that of the store; another one than the store's is overridden, with a warning."""
+    """A chunk size of 0 takes that of the store; another one than the store's is overridden, with a
+    warning.
+    """
     for chunk, data in cow.metadata(16, cow.numbered([5, 3], 16)).items():
         disks["cow"].write(chunk * 16, data)
     for word, warned in ("0", False), ("16", False), ("8", True), ("64", True), ("1", True):
@@ -258,7 +377,10 @@ def test_large_logical_blocks(impl, load, box, disks, same, which):
         error, lines = load(line + word)
         assert (error, refusal(lines)) == (EINVAL, f"snapshot: {NO_STORE} (-EINVAL)")
         if impl == "rust":
-            assert "3 device-mapper: snapshots: Chunk size is not a multiple of device blocksize" in reasons(lines)
+            assert (
+                "3 device-mapper: snapshots: Chunk size is not a multiple of device blocksize"
+                in reasons(lines)
+            )
     for word, size in ("P 8", 8), ("N 8", 8), ("P 0", 32):
         store = big if which == "cow" else disks["cow"]
         store.write(0, bytes(4096))
@@ -269,12 +391,17 @@ def test_large_logical_blocks(impl, load, box, disks, same, which):
     error, lines = load(line + "P 8")
     assert (error, refusal(lines)) == (EINVAL, f"snapshot: {NOT_READ} (-EINVAL)")
     same(lines)
-    assert any("on-disk chunk size 4: Chunk size is not a multiple of device blocksize." in line for line in lines)
+    assert any(
+        "on-disk chunk size 4: Chunk size is not a multiple of device blocksize." in line
+        for line in lines
+    )
 
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 128, 512])
-@pytest.mark.parametrize("features", ["1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"])
+@pytest.mark.parametrize(
+    "features", ["1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"]
+)
 def test_discard_limits(impl, box, size, features):
     """C gives the granularity in sectors, and divides by zero if that is less than 512."""
     origin, store = box.ram(4), box.ram(4)
@@ -295,7 +422,9 @@ def test_no_discard(impl, box, disks):
     front = box.mapped(f"0 2048 snapshot-origin {origin.dev}")
     assert front.queue("discard_max_bytes") == 0
     disks["other"].write(0, bytes(512))
-    snap = box.mapped(f"0 2048 snapshot {origin.dev} {disks['other'].dev} N 512 1 discard_zeroes_cow")
+    snap = box.mapped(
+        f"0 2048 snapshot {origin.dev} {disks['other'].dev} N 512 1 discard_zeroes_cow"
+    )
     assert snap.queue("discard_max_bytes") == 0
 
 
@@ -327,10 +456,14 @@ def test_cow_is_the_origin_writable(impl, load, disks, box):
 
 @pytest.mark.only("rust")
 def test_origin_is_written_by_another_line(impl, disks, box):
-    """C opens the origin for reading. device-mapper opens it again for the other line, and C goes on with what is gone."""
+    """C opens the origin for reading. device-mapper opens it again for the other line, and C goes
+    on with what is gone.
+    """
     disks["cow"].fill(bytes(SIZE * 512))
     origin = disks["origin"].dev
-    device = box.mapped(f"0 {SIZE} snapshot {origin} {disks['cow'].dev} P 8", f"{SIZE} {SIZE} linear {origin} 0")
+    device = box.mapped(
+        f"0 {SIZE} snapshot {origin} {disks['cow'].dev} P 8", f"{SIZE} {SIZE} linear {origin} 0"
+    )
     device.write(SIZE + 80, pattern("below", 8))
     assert device.read(80, 8) == pattern("below", 8)
     device.write(83, pattern("own", 1))
@@ -369,7 +502,7 @@ def test_cow_of_two_origins(impl, load, disks, box):
     around = box.mapped(f"0 1024 linear {disks['cow'].dev} 1024")
     assert load("{other} " + f"{around.dev} P 8") == (0, [])
     load.device.remove()
-    assert disks["cow"].read(0, 1024) == before[:1024 * 512]
+    assert disks["cow"].read(0, 1024) == before[: 1024 * 512]
     first.remove()
     assert load("{other} {cow} P 8") == (0, [])
 
@@ -377,8 +510,12 @@ def test_cow_of_two_origins(impl, load, disks, box):
 def clean(lines, *devices):
     """Names of devices and addresses taken out."""
     for n, device in enumerate(devices):
-        lines = [re.sub(r"0x\w+", "#", line).replace(device.kernel_name, f"<{n}>").replace(device.dev, f"<{n}>")
-                 for line in lines]
+        lines = [
+            re.sub(r"0x\w+", "#", line)
+            .replace(device.kernel_name, f"<{n}>")
+            .replace(device.dev, f"<{n}>")
+            for line in lines
+        ]
     return lines
 
 
@@ -394,7 +531,9 @@ def test_short_origin(impl, load, disks, box, same, kind):
     assert disks["cow"].read(0, 1)[:16] == (cow.header(8) if kind == "snapshot" else bytes(16))
 
 
-@pytest.mark.parametrize("sectors, error", [(4, errno.EIO), (8, errno.EIO), (12, errno.EIO), (16, 0), (20, 0), (24, 0)])
+@pytest.mark.parametrize(
+    "sectors, error", [(4, errno.EIO), (8, errno.EIO), (12, errno.EIO), (16, 0), (20, 0), (24, 0)]
+)
 def test_small_cow(impl, load, disks, box, same, sectors, error):
     """A store needs a header and an area; with the third chunk there is room for an exception."""
     small = box.mapped(f"0 {sectors} linear {disks['cow'].dev} 0")
@@ -419,7 +558,9 @@ def test_small_cow(impl, load, disks, box, same, sectors, error):
 
 
 def test_read_only(impl, box, same):
-    """A read-only table: a store is made, reads work, dm refuses writes, writes to the origin are still copied."""
+    """A read-only table: a store is made, reads work, dm refuses writes, writes to the origin are
+    still copied.
+    """
     origin, store = box.ram(1), box.ram(1)
     data = pattern("origin", SIZE)
     origin.fill(data)
@@ -440,7 +581,9 @@ def test_read_only(impl, box, same):
 
 
 def test_second_table(impl, load, same, disks):
-    """Of the tables with one origin and COW device, one may be live and one may wait for its exceptions."""
+    """Of the tables with one origin and COW device, one may be live and one may wait for its
+    exceptions.
+    """
     first = box_of(load, GOOD)
     error, lines = load(GOOD)
     assert (error, refusal(lines)) == (EINVAL, f"snapshot: {NO_PAIR} (-EINVAL)")
@@ -475,16 +618,21 @@ def box_of(load, line):
 
 
 def test_begin(impl, box, same):
-    """A snapshot behind another target: chunks are those of the whole device, and so are the sectors of the origin."""
+    """A snapshot behind another target: chunks are those of the whole device, and so are the
+    sectors of the origin.
+    """
     origin, store, other = box.ram(1), box.ram(1), box.ram(1)
     origin.fill(pattern("origin", SIZE))
     model = cow.Model(pattern("origin", SIZE), bytes(SIZE * 512), 8)
-    snap = box.mapped(f"0 64 linear {other.dev} 0", f"64 1024 snapshot {origin.dev} {store.dev} P 8",
-                      f"1088 64 linear {other.dev} 64")
+    snap = box.mapped(
+        f"0 64 linear {other.dev} 0",
+        f"64 1024 snapshot {origin.dev} {store.dev} P 8",
+        f"1088 64 linear {other.dev} 64",
+    )
     for sector, length in (64, 8), (100, 1), (250, 30), (1085, 3):
         snap.write(sector, pattern("new", length))
         model.write(sector, pattern("new", length))
-    assert snap.read(64, 1024) == bytes(model.shown[64 * 512:1088 * 512])
+    assert snap.read(64, 1024) == bytes(model.shown[64 * 512 : 1088 * 512])
     assert snap.specs()[1][3] == model.status()
     assert_same(store.content(), bytes(model.image))
     assert not any(other.content()) and origin.content() == bytes(model.origin)
@@ -499,15 +647,22 @@ def test_unaligned_begin(impl, load, box, disks, log, begin):
         device = box.mapped()
         mark = log.mark()
         with pytest.raises(OSError) as error:
-            device.load(f"0 {begin} linear {disks['other'].dev} 0",
-                        f"{begin} 64 snapshot {disks['origin'].dev} {disks['cow'].dev} P 8")
+            device.load(
+                f"0 {begin} linear {disks['other'].dev} 0",
+                f"{begin} 64 snapshot {disks['origin'].dev} {disks['cow'].dev} P 8",
+            )
         assert error.value.errno == EINVAL
-        assert any("snapshot: Target does not begin at a multiple of the chunk size (-EINVAL)" in line
-                   for line in log.dm(mark))
+        assert any(
+            "snapshot: Target does not begin at a multiple of the chunk size (-EINVAL)" in line
+            for line in log.dm(mark)
+        )
 
 
 ORIGIN_REFUSED = {
-    **{words: (words, EINVAL, "origin: incorrect number of arguments") for words in ("", "{origin} {cow}", "a b c")},
+    **{
+        words: (words, EINVAL, "origin: incorrect number of arguments")
+        for words in ("", "{origin} {cow}", "a b c")
+    },
     "missing": ("/dev/none", ENOENT, "Cannot get target device"),
     "number free": ("240:77", None, "Cannot get target device"),
     "itself": ("{me}", EINVAL, "Cannot get target device"),
@@ -519,7 +674,9 @@ def test_origin_refused(impl, load, same, case):
     arguments, error, text = ORIGIN_REFUSED[case]
     got, lines = load(arguments, "snapshot-origin")
     assert got == error if error else got
-    assert lines == [f"3 device-mapper: table: <dev>: snapshot-origin: {text} (-{errno.errorcode[got]})"]
+    assert lines == [
+        f"3 device-mapper: table: <dev>: snapshot-origin: {text} (-{errno.errorcode[got]})"
+    ]
     same((got, lines))
 
 
@@ -539,7 +696,7 @@ def test_origin_behind_another_target(impl, box):
     origin, other = box.ram(1), box.ram(1)
     origin.fill(pattern("origin", SIZE))
     front = box.mapped(f"0 100 linear {other.dev} 0", f"100 1000 snapshot-origin {origin.dev}")
-    assert front.read(100, 1000) == pattern("origin", SIZE)[100 * 512:1100 * 512]
+    assert front.read(100, 1000) == pattern("origin", SIZE)[100 * 512 : 1100 * 512]
     front.write(133, pattern("new", 20))
     assert origin.read(133, 20) == pattern("new", 20)
     assert not any(other.content())

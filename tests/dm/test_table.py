@@ -1,4 +1,6 @@
-"""Table lines: every refusal with its text and errno, in C's order, and what the accepted ones echo."""
+"""Table lines: every refusal with its text and errno, in C's order, and what the accepted ones
+echo.
+"""
 
 import errno
 import fcntl
@@ -54,36 +56,120 @@ REFUSED = {
     "three arguments, all wrong": ("a b c", EINVAL, "Invalid number of arguments"),
     "metadata missing": ("/dev/none {dest} {source} 8", ENOENT, "Error opening metadata device"),
     "metadata number free": ("240:77 {dest} {source} 8", None, "Error opening metadata device"),
-    "destination missing": ("{meta} /dev/none {source} 8", ENOENT, "Error opening destination device"),
+    "destination missing": (
+        "{meta} /dev/none {source} 8",
+        ENOENT,
+        "Error opening destination device",
+    ),
     "source missing": ("{meta} {dest} /dev/none 8", ENOENT, "Error opening source device"),
-    **{f"region {size}": ("{meta} {dest} {source} " + size, EINVAL, "Invalid region size")
-       for size in ("7", "0", "abc", "8x", "x8", "-8", "+8", "0x8", "8.0", "4194304", "2097153", "4294967295")},
-    **{f"region {size}": ("{meta} {dest} {source} " + size, EINVAL, "Region size is not a power of 2")
-       for size in ("9", "10", "12", "24", "2097151", "012")},
-    **{f"features: {words}": (GOOD + " " + words, EINVAL, "Invalid number of feature arguments")
-       for words in ("3 no_hydration no_hydration no_hydration", "1", "2 no_hydration", "x", "-1", "no_hydration",
-                     "1x no_hydration", "4294967297x", "99")},
-    **{f"feature {words}": (GOOD + " " + words, EINVAL, "Invalid feature argument")
-       for words in ("1 hydration", "1 1", "2 no_hydration no", "1 no_hydration_", "2 x no_hydration",
-                     "1 hydration_threshold", "1 no_discard_passdownn")},
-    **{f"core: {words}": (GOOD + " " + words, EINVAL, "Invalid number of core arguments")
-       for words in ("0 1", "0 x", "0 5 a b c d e", "0 6 a 1 b 2 c 3", "0 -1", "0 2 hydration_threshold",
-                     "1 no_hydration 4 hydration_threshold 1 hydration_batch_size", "0 hydration_threshold 1")},
-    **{f"core: {words}": (GOOD + " " + words, EINVAL, "Number of core arguments must be even")
-       for words in ("0 1 hydration_threshold", "0 3 hydration_threshold 1 hydration_batch_size", "0 1 nonsense")},
-    **{f"core: {words}": (GOOD + " " + words, EINVAL, "Invalid core argument")
-       for words in ("0 2 threshold 1", "0 2 1 hydration_threshold", "0 4 hydration_threshold 1 nonsense 1",
-                     "0 2 no_hydration 1", "0 2 hydration_thresholdd x")},
-    **{f"core: hydration_threshold {value}": (f"{GOOD} 0 2 hydration_threshold {value}", EINVAL,
-                                              "Invalid value for argument `hydration_threshold'")
-       for value in ("x", "-1", "4294967296", "1.5", "0x10", "1k", "18446744073709551617")},
-    **{f"core: hydration_batch_size {value}": (f"{GOOD} 0 2 hydration_batch_size {value}", EINVAL,
-                                               "Invalid value for argument `hydration_batch_size'")
-       for value in ("x", "-1", "4294967296", "+", "1_0")},
-    "core: second value wrong": (GOOD + " 0 4 hydration_threshold 1 hydration_batch_size x", EINVAL,
-                                 "Invalid value for argument `hydration_batch_size'"),
-    "core: first of two wrong": (GOOD + " 0 4 hydration_threshold x hydration_batch_size y", EINVAL,
-                                 "Invalid value for argument `hydration_threshold'"),
+    **{
+        f"region {size}": ("{meta} {dest} {source} " + size, EINVAL, "Invalid region size")
+        for size in (
+            "7",
+            "0",
+            "abc",
+            "8x",
+            "x8",
+            "-8",
+            "+8",
+            "0x8",
+            "8.0",
+            "4194304",
+            "2097153",
+            "4294967295",
+        )
+    },
+    **{
+        f"region {size}": (
+            "{meta} {dest} {source} " + size,
+            EINVAL,
+            "Region size is not a power of 2",
+        )
+        for size in ("9", "10", "12", "24", "2097151", "012")
+    },
+    **{
+        f"features: {words}": (GOOD + " " + words, EINVAL, "Invalid number of feature arguments")
+        for words in (
+            "3 no_hydration no_hydration no_hydration",
+            "1",
+            "2 no_hydration",
+            "x",
+            "-1",
+            "no_hydration",
+            "1x no_hydration",
+            "4294967297x",
+            "99",
+        )
+    },
+    **{
+        f"feature {words}": (GOOD + " " + words, EINVAL, "Invalid feature argument")
+        for words in (
+            "1 hydration",
+            "1 1",
+            "2 no_hydration no",
+            "1 no_hydration_",
+            "2 x no_hydration",
+            "1 hydration_threshold",
+            "1 no_discard_passdownn",
+        )
+    },
+    **{
+        f"core: {words}": (GOOD + " " + words, EINVAL, "Invalid number of core arguments")
+        for words in (
+            "0 1",
+            "0 x",
+            "0 5 a b c d e",
+            "0 6 a 1 b 2 c 3",
+            "0 -1",
+            "0 2 hydration_threshold",
+            "1 no_hydration 4 hydration_threshold 1 hydration_batch_size",
+            "0 hydration_threshold 1",
+        )
+    },
+    **{
+        f"core: {words}": (GOOD + " " + words, EINVAL, "Number of core arguments must be even")
+        for words in (
+            "0 1 hydration_threshold",
+            "0 3 hydration_threshold 1 hydration_batch_size",
+            "0 1 nonsense",
+        )
+    },
+    **{
+        f"core: {words}": (GOOD + " " + words, EINVAL, "Invalid core argument")
+        for words in (
+            "0 2 threshold 1",
+            "0 2 1 hydration_threshold",
+            "0 4 hydration_threshold 1 nonsense 1",
+            "0 2 no_hydration 1",
+            "0 2 hydration_thresholdd x",
+        )
+    },
+    **{
+        f"core: hydration_threshold {value}": (
+            f"{GOOD} 0 2 hydration_threshold {value}",
+            EINVAL,
+            "Invalid value for argument `hydration_threshold'",
+        )
+        for value in ("x", "-1", "4294967296", "1.5", "0x10", "1k", "18446744073709551617")
+    },
+    **{
+        f"core: hydration_batch_size {value}": (
+            f"{GOOD} 0 2 hydration_batch_size {value}",
+            EINVAL,
+            "Invalid value for argument `hydration_batch_size'",
+        )
+        for value in ("x", "-1", "4294967296", "+", "1_0")
+    },
+    "core: second value wrong": (
+        GOOD + " 0 4 hydration_threshold 1 hydration_batch_size x",
+        EINVAL,
+        "Invalid value for argument `hydration_batch_size'",
+    ),
+    "core: first of two wrong": (
+        GOOD + " 0 4 hydration_threshold x hydration_batch_size y",
+        EINVAL,
+        "Invalid value for argument `hydration_threshold'",
+    ),
 }
 
 
@@ -98,10 +184,13 @@ def test_refused(impl, load, same, case):
     name = errno.errorcode[got]
     assert lines[0] == f"3 {TEXT}{text} (-{name})"
     same((got, lines))
-    assert not any(load.device.info().flags & flag for flag in (1 << 5, 1 << 6)), "a refused table was kept"
+    assert not any(
+        load.device.info().flags & flag for flag in (1 << 5, 1 << 6)
+    ), "a refused table was kept"
 
 
-# What C accepts: arguments behind the region size, echoed verbatim, and (features, threshold, batch) of the status.
+# What C accepts: arguments behind the region size, echoed verbatim, and (features, threshold,
+# batch) of the status.
 ACCEPTED = {
     "": ("0", 1, 1),
     "0": ("0", 1, 1),
@@ -132,7 +221,9 @@ def test_accepted(impl, load, disks, same, words):
     device = load.device
     echo = device.table(inactive=True)
     devices = " ".join(disks[name].dev for name in ("meta", "dest", "source"))
-    assert echo == f"{devices} 8 {' '.join(words.replace(chr(92), '').split(' '))}".strip().replace("  ", " ")
+    assert echo == f"{devices} 8 {' '.join(words.replace(chr(92), '').split(' '))}".strip().replace(
+        "  ", " "
+    )
     device.resume()
     status = device.status()
     hydration = f"4 hydration_threshold {threshold} hydration_batch_size {batch}"
@@ -156,10 +247,15 @@ def test_region_sizes(impl, load, same, region):
 
 
 def test_paths_are_echoed_as_numbers(impl, load, disks):
-    error, _ = load("/dev/{m} /dev/{d} {source} 8 1 no_hydration",
-                    m=disks["meta"].kernel_name, d=disks["dest"].kernel_name)
+    error, _ = load(
+        "/dev/{m} /dev/{d} {source} 8 1 no_hydration",
+        m=disks["meta"].kernel_name,
+        d=disks["dest"].kernel_name,
+    )
     assert error == 0
-    assert load.device.table(inactive=True).split()[:3] == [disks[n].dev for n in ("meta", "dest", "source")]
+    assert load.device.table(inactive=True).split()[:3] == [
+        disks[n].dev for n in ("meta", "dest", "source")
+    ]
 
 
 def test_first_error_wins(impl, load, disks, same):
@@ -182,8 +278,17 @@ def test_first_error_wins(impl, load, disks, same):
     for first, second in itertools.combinations(faults, 2):
         if first[0] == second[0]:
             continue
-        words = dict(meta="{meta}", dest="{dest}", source="{source}", region="8", count="1", feature="no_hydration",
-                     core="2", key="hydration_threshold", value="1")
+        words = dict(
+            meta="{meta}",
+            dest="{dest}",
+            source="{source}",
+            region="8",
+            count="1",
+            feature="no_hydration",
+            core="2",
+            key="hydration_threshold",
+            value="1",
+        )
         for argument, value, _ in (second, first):
             if argument == "content":
                 disks["meta"].write(0, b"x" * 4096)
@@ -196,8 +301,10 @@ def test_first_error_wins(impl, load, disks, same):
     same(seen)
 
 
-@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/transparent_hugepage"),
-                    reason="a kernel without huge pages has no blocks above 4 KiB")
+@pytest.mark.skipif(
+    not os.path.isdir("/sys/kernel/mm/transparent_hugepage"),
+    reason="a kernel without huge pages has no blocks above 4 KiB",
+)
 def test_logical_block_larger_than_region(impl, load, disks, clone_box, same):
     """A disk with blocks of 8 KiB and regions of 4 KiB; regions of 8 KiB are fine."""
     for which in "dest", "source":
@@ -206,7 +313,10 @@ def test_logical_block_larger_than_region(impl, load, disks, clone_box, same):
         line = " ".join(parts.values())
         error, lines = load(line + " 8")
         assert error == EINVAL
-        assert lines[0] == f"3 {TEXT}Region size is not a multiple of device logical block size (-EINVAL)"
+        assert (
+            lines[0]
+            == f"3 {TEXT}Region size is not a multiple of device logical block size (-EINVAL)"
+        )
         same(lines, which)
         assert load(line + " 16 1 no_hydration") == (0, [])
         load.device.remove()
@@ -231,7 +341,9 @@ def test_too_many_regions(impl, load, clone_box, disks, same):
 
 @pytest.mark.parametrize("data", ["dest", "source"])
 def test_metadata_on_a_data_device(impl, load, disks, data):
-    """C takes it, and formats the metadata over the data. Ours looks at it last, so that other faults are told as by C."""
+    """C takes it, and formats the metadata over the data. Ours looks at it last, so that other
+    faults are told as by C.
+    """
     disks[data].write(0, bytes(4096))
     disks[data].write(8, b"precious".ljust(4096))
     line = "{meta} {dest} {source} 8".replace("{meta}", f"{{{data}}}")
@@ -241,7 +353,10 @@ def test_metadata_on_a_data_device(impl, load, disks, data):
         assert disks[data].read(8, 8) != b"precious".ljust(4096)
     else:
         name = dict(dest="destination", source="source")[data]
-        assert (error, lines[0]) == (errno.EBUSY, f"3 {TEXT}Metadata device and {name} device are the same (-EBUSY)")
+        assert (error, lines[0]) == (
+            errno.EBUSY,
+            f"3 {TEXT}Metadata device and {name} device are the same (-EBUSY)",
+        )
         assert disks[data].read(0, 16) == bytes(4096) + b"precious".ljust(4096)
         assert "Invalid feature argument" in load(line + " 1 nonsense")[1][0]
     load.device.remove()
@@ -256,7 +371,7 @@ def test_source_and_destination_are_one(impl, load, disks):
     clone = load.device
     clone.resume()
     clone.write(11, b"x" * 512)
-    data = data[:11 * 512] + b"x" * 512 + data[12 * 512:]
+    data = data[: 11 * 512] + b"x" * 512 + data[12 * 512 :]
     clone.message("enable_hydration")
     wait.until(lambda: "8/8" in clone.status(), "all is hydrated")
     assert clone.read(0, SIZE) == disks["dest"].read(0, SIZE) == data
@@ -278,7 +393,7 @@ def test_read_only_source(impl, load, disks):
 def _read_only(disk, value):
     disk.close()  # our own writable descriptor
     fd = os.open(disk.path, os.O_RDONLY)
-    fcntl.ioctl(fd, 0x125d, struct.pack("=i", value))  # BLKROSET
+    fcntl.ioctl(fd, 0x125D, struct.pack("=i", value))  # BLKROSET
     os.close(fd)
 
 
@@ -290,8 +405,14 @@ def test_too_small_device(impl, load, disks, clone_box, same, which, log):
     line = " ".join(parts.values()) + " 8 1 no_hydration"
 
     def clean(lines, device):
-        return [re.sub(r"0x\w+", "#", text).replace(small.kernel_name, "<small>").replace(small.dev, "<small>")
-                .replace(device.kernel_name, "<clone>").replace(device.dev, "<clone>") for text in lines]
+        return [
+            re.sub(r"0x\w+", "#", text)
+            .replace(small.kernel_name, "<small>")
+            .replace(small.dev, "<small>")
+            .replace(device.kernel_name, "<clone>")
+            .replace(device.dev, "<clone>")
+            for text in lines
+        ]
 
     error, lines = load(line)
     assert error == EINVAL
@@ -323,22 +444,27 @@ def test_too_small_device(impl, load, disks, clone_box, same, which, log):
 
 
 def test_offset_and_second_target(impl, clone_box):
-    """A clone behind another target and before a linear one: sectors count from the start of its own line."""
+    """A clone behind another target and before a linear one: sectors count from the start of its
+    own line.
+    """
     trio = clone_box.trio(mib=1)
     other = clone_box.ram(1)
     device = clone_box.mapped(
         f"0 24 linear {other.dev} 0",
         f"24 1024 clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} 8 1 no_hydration",
-        f"1048 100 linear {other.dev} 24")
+        f"1048 100 linear {other.dev} 24",
+    )
     new = boxes.pattern("new", 3)
     device.write(24 + 13, new)
-    assert device.read(24, 1024) == trio.data[:13 * 512] + new + trio.data[16 * 512:1024 * 512]
+    assert device.read(24, 1024) == trio.data[: 13 * 512] + new + trio.data[16 * 512 : 1024 * 512]
     assert dm.Status(device.specs()[1][3]).hydrated == 1
-    assert trio.dest.read(8, 8) == trio.data[8 * 512:13 * 512] + new
+    assert trio.dest.read(8, 8) == trio.data[8 * 512 : 13 * 512] + new
     device.message("hydration_threshold", "64", sector=30)
     device.message("enable_hydration", sector=30)
     boxes.wait.until(lambda: dm.Status(device.specs(noflush=True)[1][3]).full, "hydrated")
-    assert trio.dest.read(1024, 1024) == trio.stale[1024 * 512:2048 * 512], "wrote past the end of the target"
+    assert (
+        trio.dest.read(1024, 1024) == trio.stale[1024 * 512 : 2048 * 512]
+    ), "wrote past the end of the target"
     assert not any(other.read(0, 24)), "wrote into the neighbour"
 
 
@@ -351,7 +477,7 @@ def test_read_only_table(impl, clone_box):
     assert device.read_only
     with pytest.raises(OSError):
         device.write(0, bytes(512))
-    assert device.read(0, 64) == trio.data[:64 * 512]
+    assert device.read(0, 64) == trio.data[: 64 * 512]
     device.hydrate()
     device.wait_full()
     trio.check(trio.dest)

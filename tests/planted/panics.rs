@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Functions that can panic, and some that cannot, for the test of `scripts/audit`. Nobody calls them; do not load it.
+//! Functions that can panic, and some that cannot, for the test of `scripts/audit`. Nobody calls
+//! them; do not load it.
 //!
-//! One for each way in which Rust code comes to panic: a check that the compiler puts into our code, a function of `core` that
-//! checks, one that is not inlined, a function in a table.
+//! One for each way in which Rust code comes to panic: a check that the compiler puts into our
+//! code, a function of `core` that checks, one that is not inlined, a function in a table.
 
 #![allow(missing_docs)]
 
@@ -129,7 +130,8 @@ pub fn panics_radix(text: &str, radix: u32) -> Option<u32> {
     u32::from_str_radix(text, radix).ok()
 }
 
-/// What shows a string as Rust source is a function of `core`, which is called by way of another one.
+/// What shows a string as Rust source is a function of `core`, which is called by way of another
+/// one.
 #[no_mangle]
 pub fn panics_debug(text: &str) {
     pr_info!("{:?}\n", text)

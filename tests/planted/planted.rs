@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A module with four bugs, to show that the debug kernels find such bugs in Rust code and that `scripts/vm` reports them.
-//! Each parameter that is not zero plants one when the module is loaded. Never load it anywhere else.
+//! A module with four bugs, to show that the debug kernels find such bugs in Rust code and that
+//! `scripts/vm` reports them. Each parameter that is not zero plants one when the module is loaded.
+//! Never load it anywhere else.
 
 use kernel::{
     new_mutex,
@@ -80,7 +81,8 @@ fn use_after_free() -> Result {
     Ok(())
 }
 
-/// Many, because pointers linger where kmemleak finds them: on stacks, and in the allocator's arrays of free objects.
+/// Many, because pointers linger where kmemleak finds them: on stacks, and in the allocator's
+/// arrays of free objects.
 #[inline(never)]
 fn leak() -> Result {
     for _ in 0..1024 {
@@ -96,7 +98,8 @@ impl kernel::InPlaceModule for Planted {
             second <- new_mutex!(0, "planted_second"),
             spin <- new_spinlock!(0, "planted_spin"),
             _: {
-                // SAFETY: All fields of `this` are initialised by now, and nobody changes them while we look.
+                // SAFETY: All fields of `this` are initialised by now, and nobody changes them
+                // while we look.
                 let planted = unsafe { this.as_ref() };
                 // First, since any other report turns lockdep off.
                 if is_set(module_parameters::lock_inversion.value()) {

@@ -2,8 +2,8 @@
 
 //! Arrays of numbers on disk.
 //!
-//! `dm-bitset` keeps its bits in an array of 64-bit words, bit `i` in word `i / 64`: a [`WordArray`] is the bitset, read
-//! and written by words.
+//! `dm-bitset` keeps its bits in an array of 64-bit words, bit `i` in word `i / 64`: a
+//! [`WordArray`] is the bitset, read and written by words.
 
 use crate::{
     bindings,
@@ -66,15 +66,16 @@ pub(crate) const WORDS_PER_BLOCK: u64 = 509;
 /// An array of 64-bit words: a bitset.
 pub(crate) type WordArray = Array<u64>;
 
-/// Describes arrays of numbers to the library. Belongs to one [`Transactions`], which each call names again: a
-/// description used with another one is refused.
+/// Describes arrays of numbers to the library. Belongs to one [`Transactions`], which each call
+/// names again: a description used with another one is refused.
 pub(crate) struct Array<V> {
     // The library stores the structure's own address in it.
     info: Pin<KBox<bindings::dm_array_info>>,
     _entry: PhantomData<V>,
 }
 
-// SAFETY: Plain data and a pointer to the transaction manager, which is used only with that manager at hand.
+// SAFETY: Plain data and a pointer to the transaction manager, which is used only with that manager
+// at hand.
 unsafe impl<V> Send for Array<V> {}
 // SAFETY: As above; shared use only reads.
 unsafe impl<V> Sync for Array<V> {}
@@ -91,7 +92,8 @@ impl<V: Entry> Array<V> {
             dec: None,
             equal: None,
         };
-        // SAFETY: The structure stays where it is (pinned), the manager is live, and the value type is copied.
+        // SAFETY: The structure stays where it is (pinned), the manager is live, and the value type
+        // is copied.
         unsafe { bindings::dm_array_info_init(&mut *info.as_mut(), tm.as_ptr(), &mut value) };
         Ok(Array {
             info,
@@ -116,7 +118,8 @@ impl<V: Entry> Array<V> {
     pub(crate) fn empty(&self, tm: &mut Transactions) -> Result<Block> {
         let info = self.info(tm)?;
         let mut root = 0;
-        // SAFETY: The description is initialised, its manager live and ours alone; `root` can be written.
+        // SAFETY: The description is initialised, its manager live and ours alone; `root` can be
+        // written.
         to_result(unsafe { bindings::dm_array_empty(info, &mut root) })?;
         Ok(Block(root))
     }
@@ -127,8 +130,8 @@ impl<V: Entry> Array<V> {
         self.resize(tm, root, 0, entries, V::default())
     }
 
-    /// Makes an array of `entries` zeros in which all full blocks are one and the same: that takes little space and
-    /// time, until they are written to.
+    /// Makes an array of `entries` zeros in which all full blocks are one and the same: that takes
+    /// little space and time, until they are written to.
     pub(crate) fn create_sparse(&self, tm: &mut Transactions, entries: u32) -> Result<Block> {
         let full = entries / V::PER_BLOCK;
         if full < 3 {
@@ -142,8 +145,8 @@ impl<V: Entry> Array<V> {
         for index in 1..u64::from(full) {
             tm.try_inc(block)?;
             let (mut key, mut new) = (index, 0);
-            // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte values. The reference that it
-            // takes over has just been counted. `new` can be written.
+            // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte
+            // values. The reference that it takes over has just been counted. `new` can be written.
             to_result(unsafe {
                 let tree = &mut (*info).btree_info;
                 bindings::dm_btree_insert(tree, root.0, &mut key, value, &mut new)
@@ -159,7 +162,8 @@ impl<V: Entry> Array<V> {
 
     /// Changes the number of entries; new ones get `value`. Returns the new root.
     ///
-    /// `old` must be the true number, or the library stops the machine: see [`has_len`](Self::has_len).
+    /// `old` must be the true number, or the library stops the machine: see
+    /// [`has_len`](Self::has_len).
     pub(crate) fn resize(
         &self,
         tm: &mut Transactions,
@@ -172,16 +176,18 @@ impl<V: Entry> Array<V> {
         let value = value.as_written();
         let value = core::ptr::from_ref(&value).cast::<c_void>();
         let mut result = root.0;
-        // SAFETY: The description is initialised, its manager live and ours alone; the value has the description's size.
+        // SAFETY: The description is initialised, its manager live and ours alone; the value has
+        // the description's size.
         to_result(unsafe {
             bindings::dm_array_resize(info, root.0, old, new, value, &mut result)
         })?;
         Ok(Block(result))
     }
 
-    /// Whether an array has `len` entries: its last block, and the block that would be the last one of `other` entries,
-    /// are as full as that; and so are the blocks that come to be the last one if it is cut down by `step` blocks at a time.
-    /// Only for an array of which the library has not read or written a block yet.
+    /// Whether an array has `len` entries: its last block, and the block that would be the last one
+    /// of `other` entries, are as full as that; and so are the blocks that come to be the last one
+    /// if it is cut down by `step` blocks at a time. Only for an array of which the library has not
+    /// read or written a block yet.
     pub(crate) fn has_len(
         &self,
         tm: &Transactions,
@@ -235,7 +241,8 @@ impl<V: Entry> Array<V> {
     pub(crate) fn get(&self, tm: &Transactions, root: Block, index: u32) -> Result<V> {
         let mut entry = V::default();
         let value = core::ptr::from_mut(&mut entry).cast::<c_void>();
-        // SAFETY: The description is initialised and its manager live; the value has the size of the description.
+        // SAFETY: The description is initialised and its manager live; the value has the size of
+        // the description.
         to_result(unsafe { bindings::dm_array_get_value(self.info(tm)?, root.0, index, value) })?;
         Ok(entry.as_read())
     }
@@ -252,17 +259,20 @@ impl<V: Entry> Array<V> {
         let entry = entry.as_written();
         let value = core::ptr::from_ref(&entry).cast::<c_void>();
         let mut new = root.0;
-        // SAFETY: The description is initialised, its manager live and ours alone; the value has the right size.
+        // SAFETY: The description is initialised, its manager live and ours alone; the value has
+        // the right size.
         to_result(unsafe { bindings::dm_array_set_value(info, root.0, index, value, &mut new) })?;
         Ok(Block(new))
     }
 
-    /// Where the block with an entry is: two entries may have the same block, see [`create_sparse`](Self::create_sparse).
+    /// Where the block with an entry is: two entries may have the same block, see
+    /// [`create_sparse`](Self::create_sparse).
     pub(crate) fn block_of(&self, tm: &Transactions, root: Block, index: u32) -> Result<Block> {
         let info = self.info(tm)?;
         let (mut key, mut block) = (u64::from(index / V::PER_BLOCK), 0u64);
         let value = core::ptr::from_mut(&mut block).cast::<c_void>();
-        // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte values. `value` can be written.
+        // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte values.
+        // `value` can be written.
         to_result(unsafe {
             bindings::dm_btree_lookup(&mut (*info).btree_info, root.0, &mut key, value)
         })?;
@@ -273,8 +283,9 @@ impl<V: Entry> Array<V> {
 impl WordArray {
     /// Reads the first `count` words in order, with read-ahead, and passes each on with its index.
     ///
-    /// An array that is shorter is an error. Reads whole blocks, for speed: the library has no way to get at more than a
-    /// word at a time. Only for an array of which the library has not read or written a block yet.
+    /// An array that is shorter is an error. Reads whole blocks, for speed: the library has no way
+    /// to get at more than a word at a time. Only for an array of which the library has not read or
+    /// written a block yet.
     pub(crate) fn for_each(
         &self,
         tm: &Transactions,
@@ -288,7 +299,8 @@ impl WordArray {
             loop {
                 let (key, location) = blocks.get()?;
                 let wanted = count.saturating_sub(index).min(WORDS_PER_BLOCK);
-                // Without a validator: it would be another one than the library's, which refuses such blocks.
+                // Without a validator: it would be another one than the library's, which refuses
+                // such blocks.
                 let block = tm.blocks().read(location, None)?;
                 let found = words(&block, location, wanted);
                 let Some(found) = found.filter(|_| key == index / WORDS_PER_BLOCK) else {
@@ -367,8 +379,9 @@ impl<'a> BlockCursor<'a> {
             raw: bindings::dm_btree_cursor::default(),
             _tm: PhantomData,
         };
-        // SAFETY: The description is initialised: within it is that of the tree of blocks, whose values are 8 bytes. Its
-        // manager is live, and the cursor can be written. If it fails, what it holds is let go with the cursor.
+        // SAFETY: The description is initialised: within it is that of the tree of blocks, whose
+        // values are 8 bytes. Its manager is live, and the cursor can be written. If it fails, what
+        // it holds is let go with the cursor.
         to_result(unsafe {
             let tree = &mut (*info).btree_info;
             bindings::dm_btree_cursor_begin(tree, root.0, read_ahead, &mut cursor.raw)

@@ -55,7 +55,8 @@ pub(crate) trait Validate {
     fn seal(data: &mut [u8], location: u64);
 }
 
-/// The block manager's view of a [`Validate`] type. Make one `static` of each: the manager compares addresses.
+/// The block manager's view of a [`Validate`] type. Make one `static` of each: the manager compares
+/// addresses.
 #[repr(transparent)]
 pub(crate) struct Validator(bindings::dm_block_validator);
 
@@ -74,7 +75,8 @@ impl Validator {
             size: usize,
         ) -> c_int {
             from_result(|| {
-                // SAFETY: The block manager passes a block of `size` bytes that nobody changes meanwhile.
+                // SAFETY: The block manager passes a block of `size` bytes that nobody changes
+                // meanwhile.
                 let data = unsafe {
                     core::slice::from_raw_parts(bindings::dm_block_data(block).cast(), size)
                 };
@@ -90,7 +92,8 @@ impl Validator {
             block: *mut bindings::dm_block,
             size: usize,
         ) {
-            // SAFETY: The block manager passes a block of `size` bytes that it is about to write, with nobody else using it.
+            // SAFETY: The block manager passes a block of `size` bytes that it is about to write,
+            // with nobody else using it.
             let data = unsafe {
                 core::slice::from_raw_parts_mut(bindings::dm_block_data(block).cast(), size)
             };
@@ -121,7 +124,8 @@ pub(crate) struct ReadBlock<'a> {
 struct Held<'a>(&'a BlockManager);
 
 impl<'a> Held<'a> {
-    /// Counts one more. More than were announced wait for each other's memory when there is little, so that is a bug.
+    /// Counts one more. More than were announced wait for each other's memory when there is little,
+    /// so that is a bug.
     fn new(manager: &'a BlockManager) -> Self {
         let held = manager.held.fetch_add(1, Relaxed).wrapping_add(1);
         if held > manager.max_held {
@@ -191,7 +195,8 @@ impl DerefMut for WriteBlock<'_> {
 pub(crate) struct BlockManager {
     raw: NonNull<bindings::dm_block_manager>,
     max_held: u32,
-    /// Blocks that safe code holds. All are locked under one lock of the target, so by one thread at a time.
+    /// Blocks that safe code holds. All are locked under one lock of the target, so by one thread
+    /// at a time.
     held: Atomic<u32>,
     // Dropped last: the manager uses it.
     _device: Arc<BlockDevice>,
@@ -199,15 +204,17 @@ pub(crate) struct BlockManager {
 
 // SAFETY: The manager may be used from any thread.
 unsafe impl Send for BlockManager {}
-// SAFETY: As above; blocks are changed by those who have `&mut` of the manager, or of the transactions that own it.
+// SAFETY: As above; blocks are changed by those who have `&mut` of the manager, or of the
+// transactions that own it.
 unsafe impl Sync for BlockManager {}
 
 impl BlockManager {
-    /// Makes the cache of a device that will be written. A thread may hold `max_held` blocks. Sleeps for I/O.
+    /// Makes the cache of a device that will be written. A thread may hold `max_held` blocks.
+    /// Sleeps for I/O.
     ///
-    /// The device is flushed first: whatever is read is durable. After a failed commit the device may have the new
-    /// superblock in its volatile cache only. A transaction upon that would write over the blocks of the commit before,
-    /// which is the one that a power cut leaves.
+    /// The device is flushed first: whatever is read is durable. After a failed commit the device
+    /// may have the new superblock in its volatile cache only. A transaction upon that would write
+    /// over the blocks of the commit before, which is the one that a power cut leaves.
     pub(crate) fn new(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         device.flush().inspect_err(|error| {
             if allowed() {
@@ -221,8 +228,8 @@ impl BlockManager {
         Self::create(device, max_held)
     }
 
-    /// Makes the cache of a device that is only read. What is read may not be durable, but nothing is built upon it: there
-    /// are no writes.
+    /// Makes the cache of a device that is only read. What is read may not be durable, but nothing
+    /// is built upon it: there are no writes.
     pub(crate) fn read_only(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         let manager = Self::create(device, max_held)?;
         // SAFETY: The manager is live.
@@ -247,7 +254,8 @@ impl BlockManager {
         self.raw.as_ptr()
     }
 
-    /// Locks a block for reading; it is checked when it comes from the device. Without a validator nothing is checked.
+    /// Locks a block for reading; it is checked when it comes from the device. Without a validator
+    /// nothing is checked.
     pub(crate) fn read(
         &self,
         block: Block,

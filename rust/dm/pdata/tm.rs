@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Transactions: shadowed blocks, a space map that counts them, and a superblock that makes all of it true at once.
+//! Transactions: shadowed blocks, a space map that counts them, and a superblock that makes all of
+//! it true at once.
 
 use crate::{
     bindings,
@@ -22,7 +23,8 @@ pub(crate) const SPACE_MAP_ROOT_SIZE: usize = 128;
 
 /// A metadata device with its transaction manager and space map.
 ///
-/// `&self` methods read; what changes the transaction takes `&mut self`. So a reader-writer lock around it is enough.
+/// `&self` methods read; what changes the transaction takes `&mut self`. So a reader-writer lock
+/// around it is enough.
 pub(crate) struct Transactions {
     tm: NonNull<bindings::dm_transaction_manager>,
     sm: NonNull<bindings::dm_space_map>,
@@ -30,7 +32,8 @@ pub(crate) struct Transactions {
     blocks: BlockManager,
 }
 
-// SAFETY: Transaction managers may be used from any thread, one at a time for changes, which `&mut` ensures.
+// SAFETY: Transaction managers may be used from any thread, one at a time for changes, which `&mut`
+// ensures.
 unsafe impl Send for Transactions {}
 // SAFETY: Shared methods only read counters of the space map, and blocks.
 unsafe impl Sync for Transactions {}
@@ -54,7 +57,8 @@ impl Transactions {
     ) -> Result<Self> {
         let (mut tm, mut sm) = (core::ptr::null_mut(), core::ptr::null_mut());
         let mut root = *root;
-        // SAFETY: The manager is live and moves into the result; the root is only read, the variables can be written.
+        // SAFETY: The manager is live and moves into the result; the root is only read, the
+        // variables can be written.
         to_result(unsafe {
             bindings::dm_tm_open_with_sm(
                 blocks.as_ptr(),
@@ -88,13 +92,15 @@ impl Transactions {
         &self.blocks
     }
 
-    /// Writes everything but the superblock, and makes it durable: from here on the roots are final.
+    /// Writes everything but the superblock, and makes it durable: from here on the roots are
+    /// final.
     pub(crate) fn pre_commit(&mut self) -> Result {
         // SAFETY: The transaction manager is live.
         to_result(unsafe { bindings::dm_tm_pre_commit(self.as_ptr()) })
     }
 
-    /// Ends the transaction: `fill` writes the superblock, which then goes to the device, durably, and alone.
+    /// Ends the transaction: `fill` writes the superblock, which then goes to the device, durably,
+    /// and alone.
     pub(crate) fn commit(
         &mut self,
         superblock: Block,
@@ -107,7 +113,8 @@ impl Transactions {
         to_result(unsafe { bindings::dm_tm_commit(self.tm.as_ptr(), block.into_raw()) })
     }
 
-    /// The space map's root, to be kept in the superblock. To be read between `pre_commit` and `commit`.
+    /// The space map's root, to be kept in the superblock. To be read between `pre_commit` and
+    /// `commit`.
     pub(crate) fn space_map_root(&self) -> Result<[u8; SPACE_MAP_ROOT_SIZE]> {
         let mut root = [0; SPACE_MAP_ROOT_SIZE];
         let mut size = 0;
@@ -135,8 +142,8 @@ impl Transactions {
         to_result(unsafe { bindings::dmr_sm_dec_block(self.sm.as_ptr(), block.0) })
     }
 
-    /// Makes a copy of a block that has just been committed, with one reference, and returns where it is. If this fails,
-    /// the transaction must be thrown away.
+    /// Makes a copy of a block that has just been committed, with one reference, and returns where
+    /// it is. If this fails, the transaction must be thrown away.
     pub(crate) fn copy_block(
         &mut self,
         block: Block,
@@ -183,8 +190,8 @@ impl Transactions {
         let mut count = 0;
         // SAFETY: The space map is live, `count` can be written.
         to_result(unsafe { bindings::dmr_sm_nr_free(self.sm.as_ptr(), &mut count) })?;
-        // The library takes off what was allocated in the transaction, and takes off twice what was freed and allocated again:
-        // where little is free it may come out below zero.
+        // The library takes off what was allocated in the transaction, and takes off twice what was
+        // freed and allocated again: where little is free it may come out below zero.
         Ok(if count > self.total_blocks()? {
             0
         } else {

@@ -22,7 +22,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// A bitset that a tree owns, on disk 12 bytes: the number of bits, and the root of a [`WordArray`].
+/// A bitset that a tree owns, on disk 12 bytes: the number of bits, and the root of a
+/// [`WordArray`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bitset {
     /// Number of bits.
@@ -53,7 +54,8 @@ impl Bitset {
     }
 }
 
-/// Describes trees of bitsets to the library. Belongs to one [`Transactions`], which each call names again.
+/// Describes trees of bitsets to the library. Belongs to one [`Transactions`], which each call
+/// names again.
 pub(crate) struct BitsetTree {
     info: Pin<KBox<Info>>,
 }
@@ -65,7 +67,8 @@ struct Info {
     _pin: PhantomPinned,
 }
 
-// SAFETY: Plain data and pointers to the transaction manager and to itself, used only with that manager at hand.
+// SAFETY: Plain data and pointers to the transaction manager and to itself, used only with that
+// manager at hand.
 unsafe impl Send for BitsetTree {}
 // SAFETY: As above; shared use only reads.
 unsafe impl Sync for BitsetTree {}
@@ -106,7 +109,8 @@ unsafe extern "C" fn dec(context: *mut c_void, values: *const c_void, count: c_u
     // SAFETY: By the contract.
     for bitset in unsafe { entries(values, count) } {
         let words = core::ptr::from_ref(info.words.raw()).cast_mut();
-        // The callback has no way to report it; what is not freed is lost, and a read error shows elsewhere too.
+        // The callback has no way to report it; what is not freed is lost, and a read error shows
+        // elsewhere too.
         // SAFETY: The description is initialised, and its manager live.
         let _ = unsafe { bindings::dm_array_del(words, bitset.root.0) };
     }
@@ -170,7 +174,8 @@ impl BitsetTree {
     /// Makes an empty tree and returns its root.
     pub(crate) fn empty(&self, tm: &mut Transactions) -> Result<Block> {
         let mut root = 0;
-        // SAFETY: The description is initialised, its manager live and ours alone; `root` can be written.
+        // SAFETY: The description is initialised, its manager live and ours alone; `root` can be
+        // written.
         to_result(unsafe { bindings::dm_btree_empty(self.tree(tm)?, &mut root) })?;
         Ok(Block(root))
     }
@@ -185,7 +190,8 @@ impl BitsetTree {
     ) -> Result<Block> {
         let (mut key, mut value, mut new) = (key, bitset.to_disk(), root.0);
         let value = value.as_mut_ptr().cast::<c_void>();
-        // SAFETY: The description is initialised, its manager live and ours alone; key and value have the right sizes.
+        // SAFETY: The description is initialised, its manager live and ours alone; key and value
+        // have the right sizes.
         to_result(unsafe {
             bindings::dm_btree_insert(self.tree(tm)?, root.0, &mut key, value, &mut new)
         })?;
@@ -211,7 +217,8 @@ impl BitsetTree {
     ) -> Result<Option<(u64, Bitset)>> {
         let (mut key, mut found, mut value) = (key, 0, [0; SIZE]);
         let buffer = value.as_mut_ptr().cast::<c_void>();
-        // SAFETY: The description is initialised and its manager live; the variables have the right sizes.
+        // SAFETY: The description is initialised and its manager live; the variables have the right
+        // sizes.
         let result = to_result(unsafe {
             bindings::dm_btree_lookup_next(self.tree(tm)?, root.0, &mut key, &mut found, buffer)
         });

@@ -2,12 +2,14 @@
 
 //! Looks at metadata before the library does.
 //!
-//! The library trusts what has a right checksum: it follows loops for ever, takes numbers of blocks outside the device for
-//! indexes, and stops the machine where a count is missing. So everything that it goes through is looked at first: shape
-//! and order of all nodes, the range of all numbers of blocks, and the counts of the space map. Array blocks themselves the
-//! library checks well enough.
+//! The library trusts what has a right checksum: it follows loops for ever, takes numbers of blocks
+//! outside the device for indexes, and stops the machine where a count is missing. So everything
+//! that it goes through is looked at first: shape and order of all nodes, the range of all numbers
+//! of blocks, and the counts of the space map. Array blocks themselves the library checks well
+//! enough.
 //!
-//! For metadata of which the library has not read a block yet. Reads every node and bitmap: about one block in a hundred.
+//! For metadata of which the library has not read a block yet. Reads every node and bitmap: about
+//! one block in a hundred.
 
 use crate::{
     dm::pdata::block::{
@@ -36,7 +38,8 @@ const ALL: Range<u64> = 0..u64::MAX;
 #[derive(Default)]
 struct Step {
     at: u64,
-    /// The keys that it may have. Those of no two children overlap and each node has one, so none is met twice.
+    /// The keys that it may have. Those of no two children overlap and each node has one, so none
+    /// is met twice.
     range: Range<u64>,
     /// The next entry.
     next: usize,
@@ -78,7 +81,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Copies entries from the one numbered `next` on, and counts that up. Says whether there are more.
+    /// Copies entries from the one numbered `next` on, and counts that up. Says whether there are
+    /// more.
     fn read(node: &Node<'_>, next: &mut usize) -> Result<(Self, bool)> {
         let mut batch = Batch {
             entries: Default::default(),
@@ -185,8 +189,9 @@ impl<'a> Verifier<'a> {
         let mut way = Way::default();
         self.used(root.0)?;
         way.descend(root.0, ALL)?;
-        // A block is held only while it is looked at, not while what is below it is: it is locked again for each child. So two
-        // blocks at most are held here, with the index, however deep trees are and whatever is visited from within.
+        // A block is held only while it is looked at, not while what is below it is: it is locked
+        // again for each child. So two blocks at most are held here, with the index, however deep
+        // trees are and whatever is visited from within.
         while let Some(step) = way.last() {
             let block = self.blocks.read(Block(step.at), None)?;
             let node = Node::parse(&block, step.at, value_size, &step.range).ok_or(EINVAL)?;

@@ -2,8 +2,9 @@
 
 //! How far the copy of a slot is, and which copy goes on next.
 //!
-//! A copy is done in pieces: each is read from the source, then written to the destination. Between the two it can be given
-//! up, because nothing has happened yet that anybody could notice; so a source that does not answer holds up nobody.
+//! A copy is done in pieces: each is read from the source, then written to the destination. Between
+//! the two it can be given up, because nothing has happened yet that anybody could notice; so a
+//! source that does not answer holds up nobody.
 //!
 //! ```text
 //!              take            read              written
@@ -126,8 +127,8 @@ impl Copy {
         self.failed |= !ok;
     }
 
-    /// Starts nothing more. Pieces that are being read are forgotten, those being written are waited for; if there are no
-    /// others, the copy goes to its end.
+    /// Starts nothing more. Pieces that are being read are forgotten, those being written are
+    /// waited for; if there are no others, the copy goes to its end.
     pub(crate) fn give_up(&mut self) {
         self.given_up |= self.reading != 0 || self.next < self.end;
         self.reading = 0;
@@ -198,7 +199,8 @@ impl Lanes {
 ///
 /// # Invariants
 ///
-/// A place is in `order` once if it has a slot in `queued`, else not at all. So there is always room.
+/// A place is in `order` once if it has a slot in `queued`, else not at all. So there is always
+/// room.
 struct Ring {
     order: KVVec<usize>,
     queued: KVVec<Option<Slot>>,

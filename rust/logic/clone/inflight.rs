@@ -18,8 +18,8 @@ use crate::logic::regions::{
 
 /// Names an entry of an [`InFlight`] from its insertion to its removal, and nothing afterwards.
 ///
-/// A place is used again and again, each time under another generation; so a name that is kept for long finds nothing,
-/// until 2^32 entries later.
+/// A place is used again and again, each time under another generation; so a name that is kept for
+/// long finds nothing, until 2^32 entries later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     place: u32,
@@ -164,8 +164,8 @@ impl<W: Default> InFlight<W> {
 
     /// Adds a range, with default waiters.
     ///
-    /// `None` if all slots are taken, or if the range is empty, overlaps one in flight, or has region
-    /// numbers no clone can have.
+    /// `None` if all slots are taken, or if the range is empty, overlaps one in flight, or has
+    /// region numbers no clone can have.
     pub(crate) fn insert(&mut self, range: RegionRange) -> Option<Slot> {
         if range.is_empty() || self.first_overlap(range).is_some() {
             return None;

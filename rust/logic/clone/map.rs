@@ -13,9 +13,9 @@
 //! So the next region to copy is found in a few steps even if nearly all are done. Bits that stand
 //! for nothing (behind the last region, behind the last word of a level) are ones from the start.
 //!
-//! Bits only ever go from zero to one. A word is stored before the summary bit that says it is full,
-//! with release; readers load with acquire. Hence a summary bit that is seen set is true, and one
-//! that is seen clear may be out of date, which costs a look at the word and no more.
+//! Bits only ever go from zero to one. A word is stored before the summary bit that says it is
+//! full, with release; readers load with acquire. Hence a summary bit that is seen set is true, and
+//! one that is seen clear may be out of date, which costs a look at the word and no more.
 
 use crate::env::{
     Acquire,
@@ -103,8 +103,8 @@ struct Level {
 ///
 /// # Invariants
 ///
-/// The levels fill `words` without gaps. A bit of an upper level is set only if all bits of its word
-/// in the level below are.
+/// The levels fill `words` without gaps. A bit of an upper level is set only if all bits of its
+/// word in the level below are.
 pub(crate) struct RegionMap {
     words: KVVec<Atomic<u64>>,
     levels: [Level; LEVELS],
@@ -208,15 +208,15 @@ impl RegionMap {
 
     /// Returns the state of the first region of `range`, and of how many behind it.
     ///
-    /// The range is clipped to the map; what is left should not be empty, else nothing is said about
-    /// zero regions. Takes a step per 64 regions at most.
+    /// The range is clipped to the map; what is left should not be empty, else nothing is said
+    /// about zero regions. Takes a step per 64 regions at most.
     pub(crate) fn run(&self, range: RegionRange) -> Run {
         let range = range.intersect(RegionRange::with_len(Region(0), self.regions));
         let start = range.start;
         let end = match self.next_clear(start) {
             Some(clear) if clear == start => {
-                // The first region was clear a moment ago, and that is the answer, even if it is set by now: looking at it
-                // again could find a run of nothing.
+                // The first region was clear a moment ago, and that is the answer, even if it is
+                // set by now: looking at it again could find a run of nothing.
                 let rest = RegionRange::new(Region(start.0.saturating_add(1)), range.end);
                 let end = self.next_set(rest).min(range.end);
                 return Run::Clear(end.0.saturating_sub(start.0));
@@ -254,9 +254,9 @@ impl RegionMap {
 
     /// Takes over 64 bits as found on disk, those of the regions from `64 * index` on.
     ///
-    /// For use before the map is shared. Words may come in any order, each index once; words that are
-    /// not given are zero. Bits behind the last region are ignored, a word that has no region is
-    /// refused.
+    /// For use before the map is shared. Words may come in any order, each index once; words that
+    /// are not given are zero. Bits behind the last region are ignored, a word that has no region
+    /// is refused.
     pub(crate) fn load_word(&mut self, writer: &mut MapWriter, index: u64, word: u64) -> Result {
         let slot = self.at(self.level(0), index).ok_or(EINVAL)?;
         let old = slot.load(Relaxed);
@@ -320,8 +320,8 @@ impl RegionMap {
 
     /// Sets the bits `start..end` of a level and, above it, the bits of all words that became full.
     ///
-    /// The range is not empty and inside the level. Returns the number of bits of the first level that
-    /// were not set before.
+    /// The range is not empty and inside the level. Returns the number of bits of the first level
+    /// that were not set before.
     fn fill(&self, depth: usize, start: u64, end: u64) -> u64 {
         let mut range = (start, end);
         let mut new = None;
@@ -336,8 +336,8 @@ impl RegionMap {
         new.unwrap_or(0)
     }
 
-    /// Sets the bits `start..end` of one level, and returns how many of them were not set before and
-    /// the words that are full now, as a range.
+    /// Sets the bits `start..end` of one level, and returns how many of them were not set before
+    /// and the words that are full now, as a range.
     fn fill_level(&self, level: Level, start: u64, end: u64) -> (u64, (u64, u64)) {
         let first = word_of(start);
         let last = word_of(end.saturating_sub(1));

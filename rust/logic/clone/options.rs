@@ -22,7 +22,8 @@ pub(crate) const HYDRATION_THRESHOLD: &str = "hydration_threshold";
 /// The key of the most regions in one copy.
 pub(crate) const HYDRATION_BATCH_SIZE: &str = "hydration_batch_size";
 
-/// The feature word that has regions copied when they are read. Not known to the C target, like all below.
+/// The feature word that has regions copied when they are read. Not known to the C target, like all
+/// below.
 pub(crate) const HYDRATE_ON_READ: &str = "hydrate_on_read";
 /// The feature word that makes discarded regions zeros where nothing had arrived.
 pub(crate) const ZERO_DISCARDS: &str = "zero_discards";
@@ -74,7 +75,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the words behind the region size; either group may be missing from the end of the line.
+    /// Reads the words behind the region size; either group may be missing from the end of the
+    /// line.
     pub(crate) fn parse<'a>(
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
     ) -> Result<Self, Refusal> {

@@ -145,7 +145,8 @@ impl Info {
     }
 }
 
-/// What a clone has done since its metadata was opened; its text is the answer to the message `statistics`.
+/// What a clone has done since its metadata was opened; its text is the answer to the message
+/// `statistics`.
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

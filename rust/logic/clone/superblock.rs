@@ -19,8 +19,8 @@
 //!      +-----------------------+-----------------+----------------------
 //! ```
 //!
-//! Up to the root of the space map it is like others: see [`Head`]. C counterpart: `struct superblock_disk` of
-//! `drivers/md/dm-clone-metadata.c`.
+//! Up to the root of the space map it is like others: see [`Head`]. C counterpart: `struct
+//! superblock_disk` of `drivers/md/dm-clone-metadata.c`.
 
 use zerocopy::{
     little_endian::U64,
@@ -173,8 +173,8 @@ impl Superblock {
         Ok(())
     }
 
-    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the rest
-    /// of the block.
+    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
+    /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
         let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
         *disk = Disk {

@@ -2,8 +2,8 @@
 
 //! Decisions of the background hydration: what to copy next, and when.
 //!
-//! There is no I/O here and no clock. The owner asks for the next [`Step`], performs it, and reports
-//! the end of every copy. Two lanes take turns, so that neither holds up the other:
+//! There is no I/O here and no clock. The owner asks for the next [`Step`], performs it, and
+//! reports the end of every copy. Two lanes take turns, so that neither holds up the other:
 //!
 //! ```text
 //!             every region not hydrated and not in flight, in batches
@@ -43,7 +43,8 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// While user I/O goes on, or while nothing succeeds, one batch per so many milliseconds is started.
+/// While user I/O goes on, or while nothing succeeds, one batch per so many milliseconds is
+/// started.
 pub(crate) const MIN_INTERVAL: u64 = 20;
 /// The first wait before failed regions are tried again, in milliseconds.
 pub(crate) const MIN_BACKOFF: u64 = 1_000;
@@ -61,12 +62,13 @@ const WANTED: usize = 32;
 pub(crate) struct Limits {
     /// The most regions that the sweep may have in flight; zero stops it.
     ///
-    /// Copies and overwrites of users do not count: with a small threshold they would keep the sweep from starting anything for
-    /// as long as they go on. What it owes them is in `user_busy`.
+    /// Copies and overwrites of users do not count: with a small threshold they would keep the
+    /// sweep from starting anything for as long as they go on. What it owes them is in `user_busy`.
     pub(crate) threshold: u32,
     /// The most regions in one copy; zero acts as one.
     pub(crate) batch: u32,
-    /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for long. Not zero.
+    /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for
+    /// long. Not zero.
     pub(crate) longest: u64,
     /// The most copies in flight.
     pub(crate) copies: u32,
@@ -74,7 +76,8 @@ pub(crate) struct Limits {
     pub(crate) sure_copies: u32,
     /// The others leave so many slots to writes.
     pub(crate) spare_slots: usize,
-    /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more: all of it.
+    /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more:
+    /// all of it.
     pub(crate) throttle: u32,
     /// Whether hydration is on. If not, only what was asked for by [`Sweep::want`] is copied.
     pub(crate) enabled: bool,
@@ -170,7 +173,8 @@ impl Retries {
     }
 }
 
-/// Keeps the time with copies in flight to a share of all time: an account that idle time fills and busy time empties.
+/// Keeps the time with copies in flight to a share of all time: an account that idle time fills and
+/// busy time empties.
 #[derive(Debug)]
 struct Throttle {
     /// The share, in percent.
@@ -203,7 +207,8 @@ impl Throttle {
             .clamp(Self::MIN, Self::MAX);
     }
 
-    /// Says how long to wait, in milliseconds, before another copy may start, if copies may use `percent` of the time.
+    /// Says how long to wait, in milliseconds, before another copy may start, if copies may use
+    /// `percent` of the time.
     fn wait(&mut self, now: u64, percent: u32) -> Option<u64> {
         self.account(now);
         self.percent = i64::from(percent.clamp(1, 100));
@@ -418,8 +423,8 @@ impl Sweep {
         }
     }
 
-    /// Whether another copy may have one of the free slots. The source may never answer those that wait for it, and writes to
-    /// whole regions need slots too.
+    /// Whether another copy may have one of the free slots. The source may never answer those that
+    /// wait for it, and writes to whole regions need slots too.
     fn may_take_slot(&self, limits: &Limits, free: usize) -> bool {
         let copies = self.throttle.copies;
         let spare = if copies < limits.sure_copies {
@@ -435,7 +440,8 @@ impl Sweep {
         self.wanted.append(wishes);
     }
 
-    /// Tells whether something was asked for by [`Self::want`] and not started yet, as far as is known.
+    /// Tells whether something was asked for by [`Self::want`] and not started yet, as far as is
+    /// known.
     pub(crate) fn is_wanted(&self) -> bool {
         self.wanted.len != 0
     }
@@ -445,10 +451,11 @@ impl Sweep {
         self.was_wanted
     }
 
-    /// Takes note of the end of a copy that [`Self::next`] has asked for; `wanted` is what [`Self::was_wanted`] said of it.
+    /// Takes note of the end of a copy that [`Self::next`] has asked for; `wanted` is what
+    /// [`Self::was_wanted`] said of it.
     ///
-    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map; else
-    /// a decision made in between may put a retry off to the next pass.
+    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map;
+    /// else a decision made in between may put a retry off to the next pass.
     pub(crate) fn finished(
         &mut self,
         now: u64,
@@ -483,7 +490,8 @@ impl Sweep {
         }
     }
 
-    /// Takes back a range that [`Self::next`] has just said to copy, and that cannot be started now.
+    /// Takes back a range that [`Self::next`] has just said to copy, and that cannot be started
+    /// now.
     ///
     /// It counts neither as a failure nor as a copy; the next answer may be the same range.
     pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
@@ -528,8 +536,8 @@ impl Sweep {
         Some(RegionRange::single(region))
     }
 
-    /// Takes the next batch of up to `batch` regions from the scan, and begins a new pass if the old
-    /// one is over and need not wait.
+    /// Takes the next batch of up to `batch` regions from the scan, and begins a new pass if the
+    /// old one is over and need not wait.
     fn scan<W: Default>(
         &mut self,
         now: u64,

@@ -2,8 +2,9 @@
 
 //! The blocks that were written in an era, in core: one bit per block, read without locks.
 //!
-//! A bit is set only after the era's bitset on disk has it, durably. So a clear bit may be out of date, which costs a look
-//! at the disk and no more; a set bit is true. That holds for clearing too, whenever it happens.
+//! A bit is set only after the era's bitset on disk has it, durably. So a clear bit may be out of
+//! date, which costs a look at the disk and no more; a set bit is true. That holds for clearing
+//! too, whenever it happens.
 
 use crate::env::{
     Acquire,
@@ -54,7 +55,8 @@ pub(crate) fn by_words(blocks: Blocks) -> impl Iterator<Item = WordMask> {
 
 /// One bit per block.
 ///
-/// Shared between all contexts. Asking takes no lock and never sleeps; those who set and clear bits serialise.
+/// Shared between all contexts. Asking takes no lock and never sleeps; those who set and clear bits
+/// serialise.
 pub(crate) struct Marks {
     words: KVVec<Atomic<u64>>,
 }

@@ -9,7 +9,8 @@ const NEAR_END: u32 = u32::MAX - (1 << 20);
 
 /// The number of an era. Zero means "before all eras": a block of that era was never written.
 ///
-/// Numbers only grow, one by one, up to the highest; they never start again. A plain value, free to use in any context.
+/// Numbers only grow, one by one, up to the highest; they never start again. A plain value, free to
+/// use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Era(pub(crate) u32);
 

@@ -174,7 +174,8 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    /// Reads a block from `location` of a device with `total` metadata blocks, with all checks, for blocks of a size.
+    /// Reads a block from `location` of a device with `total` metadata blocks, with all checks, for
+    /// blocks of a size.
     pub(crate) fn parse(
         block: &[u8],
         location: u64,
@@ -212,8 +213,8 @@ impl Superblock {
         Ok(superblock)
     }
 
-    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the rest
-    /// of the block.
+    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
+    /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
         let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
         *disk = Disk {

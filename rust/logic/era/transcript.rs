@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Digesting an archived era: each block of its bitset gets the era's number in the array; then the bitset can go.
+//! Digesting an archived era: each block of its bitset gets the era's number in the array; then the
+//! bitset can go.
 //!
-//! Eras are digested from the oldest on, so that a later number overwrites an earlier one, and their keys stay without a
-//! gap. The newest archived era is left alone: the tree is never empty then, which some versions of the tools need.
+//! Eras are digested from the oldest on, so that a later number overwrites an earlier one, and
+//! their keys stay without a gap. The newest archived era is left alone: the tree is never empty
+//! then, which some versions of the tools need.
 //!
-//! The work goes forward in slices. Where it was is not kept on disk: after a crash the oldest era begins anew, with the
-//! same result.
+//! The work goes forward in slices. Where it was is not kept on disk: after a crash the oldest era
+//! begins anew, with the same result.
 
 use crate::logic::era::number::Era;
 
@@ -22,7 +24,8 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    /// Begins with an era whose bitset has `bits` bits, on a device that has `blocks` blocks by now.
+    /// Begins with an era whose bitset has `bits` bits, on a device that has `blocks` blocks by
+    /// now.
     pub(crate) fn new(era: Era, bits: u32, blocks: u32) -> Self {
         Self {
             era,

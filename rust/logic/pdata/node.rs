@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Nodes of trees: keys in ascending order, each with a value; in an internal node, with the number of a child.
+//! Nodes of trees: keys in ascending order, each with a value; in an internal node, with the number
+//! of a child.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
@@ -70,8 +71,8 @@ fn max_entries(block: usize, value_size: u32) -> Option<u32> {
 }
 
 impl<'a> Node<'a> {
-    /// Reads a node of a tree with values of a size, if it is one: of the block's `location`, with the right checksum, and
-    /// with ascending keys that are all within `keys`.
+    /// Reads a node of a tree with values of a size, if it is one: of the block's `location`, with
+    /// the right checksum, and with ascending keys that are all within `keys`.
     pub(crate) fn parse(
         block: &'a [u8],
         location: u64,
@@ -130,7 +131,8 @@ impl<'a> Node<'a> {
         Some((key, value))
     }
 
-    /// The child of an entry, and the keys that it may have: none outside `range`, those of this node itself.
+    /// The child of an entry, and the keys that it may have: none outside `range`, those of this
+    /// node itself.
     pub(crate) fn child(&self, index: usize, range: &Range<u64>) -> Option<(u64, Range<u64>)> {
         let (key, value) = self.entry(index)?;
         let next = self.keys.get(index.checked_add(1)?);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata space map: two bits for each block that say how many references it has, in bitmap blocks that an index
-//! block names. Three stands for "more than two": the number is then in a tree of its own.
+//! The metadata space map: two bits for each block that say how many references it has, in bitmap
+//! blocks that an index block names. Three stands for "more than two": the number is then in a tree
+//! of its own.
 //!
 //! C counterpart: `drivers/md/persistent-data/dm-space-map-common.h`.
 
@@ -30,8 +31,8 @@ const PER_NODE: u64 = 252;
 /// Entries that a node has at the least, unless it is the root.
 const MIN_PER_NODE: u64 = PER_NODE / 3;
 
-/// Blocks that a commit takes at most in which one block of an array changes: that block, the nodes above it, and those of
-/// the space map. The array has `blocks` of them, and the device `total`.
+/// Blocks that a commit takes at most in which one block of an array changes: that block, the nodes
+/// above it, and those of the space map. The array has `blocks` of them, and the device `total`.
 pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
     let mut nodes = 1u64;
     let mut reach = PER_NODE;

@@ -137,8 +137,8 @@ impl Format {
         Ok(())
     }
 
-    /// The first fields of a superblock that is to be written, without block number and checksum, which
-    /// [`Self::seal`] adds.
+    /// The first fields of a superblock that is to be written, without block number and checksum,
+    /// which [`Self::seal`] adds.
     pub(crate) fn head(&self, sm_root: [u8; SM_ROOT_SIZE]) -> Head {
         Head {
             csum: U32::ZERO,

@@ -2,9 +2,10 @@
 
 //! Areas: the chunks of records that say where a persistent store has which chunk of the origin.
 //!
-//! A record is two little-endian numbers of eight bytes: a chunk of the origin, then one of the COW device. The first
-//! record of all areas whose second number is zero ends the list; what lies behind it means nothing. C counterparts:
-//! `struct disk_exception` and `insert_exceptions` of `drivers/md/dm-snap-persistent.c`.
+//! A record is two little-endian numbers of eight bytes: a chunk of the origin, then one of the COW
+//! device. The first record of all areas whose second number is zero ends the list; what lies
+//! behind it means nothing. C counterparts: `struct disk_exception` and `insert_exceptions` of
+//! `drivers/md/dm-snap-persistent.c`.
 
 use zerocopy::{
     little_endian::U64,
@@ -172,15 +173,18 @@ pub(crate) enum Fed {
     },
 }
 
-/// Reads the records of a store, area by area, and sees that no two of them share a chunk of the COW device.
+/// Reads the records of a store, area by area, and sees that no two of them share a chunk of the
+/// COW device.
 ///
-/// Two records with the same chunk of the origin are for the receiver to find. Does no I/O; may sleep for memory.
+/// Two records with the same chunk of the origin are for the receiver to find. Does no I/O; may
+/// sleep for memory.
 pub(crate) struct Loader {
     layout: Layout,
     /// The number of chunks of the COW device that can be used.
     chunks: u64,
     records: u64,
-    /// The numbers of the records that were left out because an earlier one has their chunk of the COW device.
+    /// The numbers of the records that were left out because an earlier one has their chunk of the
+    /// COW device.
     repeated: KVVec<u64>,
     /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
     next: CowChunk,
@@ -215,7 +219,8 @@ impl Loader {
         self.records
     }
 
-    /// The numbers of the records that were left out because an earlier one has their chunk of the COW device, rising.
+    /// The numbers of the records that were left out because an earlier one has their chunk of the
+    /// COW device, rising.
     #[inline]
     pub(crate) fn repeated(&mut self) -> &mut KVVec<u64> {
         &mut self.repeated
@@ -227,8 +232,8 @@ impl Loader {
         self.next
     }
 
-    /// Reads the next piece of the list, whole records, and passes on what they map, in order. Not to be called again
-    /// behind the end of the list or after a failure.
+    /// Reads the next piece of the list, whole records, and passes on what they map, in order. Not
+    /// to be called again behind the end of the list or after a failure.
     pub(crate) fn feed(
         &mut self,
         piece: &[u8],

@@ -12,7 +12,8 @@ use crate::logic::units::{
 /// The binary logarithm of the largest chunk size in sectors: 1 GiB.
 const MAX_SHIFT: u32 = 21;
 
-/// The number of chunks of a COW device that can be used: what the table of exceptions can name. C can name 2^56.
+/// The number of chunks of a COW device that can be used: what the table of exceptions can name. C
+/// can name 2^56.
 pub(crate) const COW_CHUNKS: u64 = 1 << 48;
 
 /// The number of a chunk of the origin.

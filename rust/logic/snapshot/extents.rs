@@ -394,9 +394,9 @@ impl Extents {
         Ok(())
     }
 
-    /// Like [`Self::remove`], but the run may lie anywhere: what is behind it in its entry becomes an
-    /// entry of its own, with memory from `spares`. Tells whether that sufficed; otherwise nothing
-    /// has changed.
+    /// Like [`Self::remove`], but the run may lie anywhere: what is behind it in its entry becomes
+    /// an entry of its own, with memory from `spares`. Tells whether that sufficed; otherwise
+    /// nothing has changed.
     pub(crate) fn cut(&mut self, run: Run, spares: &mut Spares) -> Result<bool, Missing> {
         if self.remove(run).is_ok() {
             return Ok(true);

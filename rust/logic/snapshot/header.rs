@@ -92,7 +92,8 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// That the disk does not have the chunk size of the table line; `Display` writes the line for the log.
+/// That the disk does not have the chunk size of the table line; `Display` writes the line for the
+/// log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Override {
     found: u32,

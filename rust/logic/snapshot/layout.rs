@@ -2,8 +2,8 @@
 
 //! Where things lie on the COW device, and which chunks come next.
 //!
-//! In a persistent store chunk 0 is the header. Then come stripes of one chunk of records, the area, and as many chunks
-//! of data as the area has records:
+//! In a persistent store chunk 0 is the header. Then come stripes of one chunk of records, the
+//! area, and as many chunks of data as the area has records:
 //!
 //! | chunk | contents |
 //! | --- | --- |
@@ -85,7 +85,8 @@ impl Layout {
         (record / self.per_area, record % self.per_area)
     }
 
-    /// The chunk of a record in a store without gaps, which is that of the allocation with the same number.
+    /// The chunk of a record in a store without gaps, which is that of the allocation with the same
+    /// number.
     #[inline]
     pub(crate) fn place(&self, record: u64) -> CowChunk {
         let (area, _) = self.slot(record);
@@ -114,7 +115,8 @@ impl Layout {
 
 /// Gives out the chunks of a persistent store, each together with the next record.
 ///
-/// Chunks are never given back. Does no I/O, never sleeps; the caller sees that it is used by one at a time.
+/// Chunks are never given back. Does no I/O, never sleeps; the caller sees that it is used by one
+/// at a time.
 ///
 /// # Invariants
 ///
@@ -127,7 +129,8 @@ pub(crate) struct Allocator {
 }
 
 impl Allocator {
-    /// Begins with a store that has so many records; `next` is behind the last chunk that they name.
+    /// Begins with a store that has so many records; `next` is behind the last chunk that they
+    /// name.
     pub(crate) fn new(layout: Layout, next: CowChunk, records: u64) -> Self {
         let mut allocator = Self {
             layout,
@@ -156,10 +159,11 @@ impl Allocator {
         used(self.layout.size, self.next)
     }
 
-    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the first, and how many.
+    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the
+    /// first, and how many.
     ///
-    /// None if it is full. It is full too if the record would be the last of an area, and the next area, in which the
-    /// list of records has to end then, would lie behind the end.
+    /// None if it is full. It is full too if the record would be the last of an area, and the next
+    /// area, in which the list of records has to end then, would lie behind the end.
     pub(crate) fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let (area, slot) = self.layout.slot(self.records);
         let free = self.layout.size.cow_chunks(cow).checked_sub(self.next.0)?;
@@ -179,8 +183,8 @@ impl Allocator {
         Some((first, len))
     }
 
-    /// Notes that a merge has left so many records. What is free then is of use for the status line only: chunks of
-    /// records that are left may lie behind it.
+    /// Notes that a merge has left so many records. What is free then is of use for the status line
+    /// only: chunks of records that are left may lie behind it.
     pub(crate) fn merged(&mut self, records: u64) {
         self.next = self.layout.place(records);
         self.records = records;
@@ -195,7 +199,8 @@ impl Allocator {
 
     fn skip_metadata(&mut self) {
         if self.layout.is_metadata(self.next) {
-            // INVARIANT: Two metadata chunks follow each other at the start alone, which `new` leaves out.
+            // INVARIANT: Two metadata chunks follow each other at the start alone, which `new`
+            // leaves out.
             self.next = CowChunk(self.next.0.saturating_add(1));
         }
     }
@@ -225,7 +230,8 @@ impl Transient {
         used(self.size, self.next)
     }
 
-    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the first, and how many.
+    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the
+    /// first, and how many.
     pub(crate) fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let free = self.size.cow_chunks(cow).checked_sub(self.next.0)?;
         let (first, len) = (self.next, most.min(free));

@@ -56,11 +56,11 @@ pub(crate) struct Sorter {
 }
 
 impl Sorter {
-    /// Sorts runs by their chunks of the origin, where they are or into memory of its own; those of the same chunk keep their
-    /// order. May sleep, as the flags say.
+    /// Sorts runs by their chunks of the origin, where they are or into memory of its own; those of
+    /// the same chunk keep their order. May sleep, as the flags say.
     ///
-    /// Digit by digit, lowest first: the effort grows with the number of runs alone. Bits that are the same in all are left
-    /// out.
+    /// Digit by digit, lowest first: the effort grows with the number of runs alone. Bits that are
+    /// the same in all are left out.
     pub(crate) fn sort<'a>(
         &'a mut self,
         runs: &'a mut [PackedRun],

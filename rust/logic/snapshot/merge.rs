@@ -22,14 +22,16 @@
 //! | Committing | the origin is flushed, then the records are cleared, durably | that is so, or has failed |
 //! | LettingGo | the batch is open again, in memory as on disk; who waited goes on | |
 //!
-//! Until the records are cleared everything is read from and written to the COW device; so whatever happens before that
-//! leaves a merge that can begin again. A failure ends it until it is started anew.
+//! Until the records are cleared everything is read from and written to the COW device; so whatever
+//! happens before that leaves a merge that can begin again. A failure ends it until it is started
+//! anew.
 //!
-//! A pause is a stop by others than the user: it ends a batch in the same places, and none begins before all pauses have ended. Starts
-//! and stops meanwhile are remembered.
+//! A pause is a stop by others than the user: it ends a batch in the same places, and none begins
+//! before all pauses have ended. Starts and stops meanwhile are remembered.
 //!
-//! If nobody knows whether the records are cleared the batch is in doubt: origin and COW device have the same, and it must
-//! not be written to. Who wants to has the records written back first (Restoring), and fails if that does.
+//! If nobody knows whether the records are cleared the batch is in doubt: origin and COW device
+//! have the same, and it must not be written to. Who wants to has the records written back first
+//! (Restoring), and fails if that does.
 
 use crate::env::KVVec;
 use crate::logic::{
@@ -111,7 +113,8 @@ enum State {
     Finished,
 }
 
-/// A merge. Never sleeps; its user locks it. What is reported too late, in another state, changes nothing.
+/// A merge. Never sleeps; its user locks it. What is reported too late, in another state, changes
+/// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Merge {
     state: State,
@@ -208,8 +211,8 @@ impl Merge {
         self.break_off();
     }
 
-    /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may be started and stopped
-    /// meanwhile.
+    /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may
+    /// be started and stopped meanwhile.
     pub(crate) fn pause(&mut self) {
         self.pauses.add();
         self.break_off();
@@ -246,7 +249,8 @@ impl Merge {
         }
     }
 
-    /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done before anybody else can call.
+    /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done
+    /// before anybody else can call.
     pub(crate) fn guarded(&mut self) -> bool {
         let goes_on = self.state == State::Guarding;
         if goes_on {
@@ -369,7 +373,8 @@ pub(crate) enum Within {
 }
 
 impl Within {
-    /// Looks for a chunk in runs that are sorted by their chunks of the origin, at most for so many chunks.
+    /// Looks for a chunk in runs that are sorted by their chunks of the origin, at most for so many
+    /// chunks.
     pub(crate) fn find(runs: &[Run], chunk: Chunk, most: u64) -> Self {
         let behind = leading(runs, |run| run.old <= chunk);
         let last = behind.checked_sub(1).and_then(|last| runs.get(last));
@@ -386,7 +391,8 @@ impl Within {
     }
 }
 
-/// Sorts runs by their chunks of the origin, and makes one of those that continue each other on both devices.
+/// Sorts runs by their chunks of the origin, and makes one of those that continue each other on
+/// both devices.
 pub(crate) fn arrange(runs: &mut KVVec<Run>) {
     // A heap: needs no memory.
     let all = runs.len();
@@ -451,7 +457,8 @@ fn sift(runs: &mut [Run], mut root: usize, end: usize) {
     }
 }
 
-/// How much is merged at a time: as much as takes about a fifth of a second, as long a write may have to wait.
+/// How much is merged at a time: as much as takes about a fifth of a second, as long a write may
+/// have to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Pace {
     bytes: u64,

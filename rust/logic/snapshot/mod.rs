@@ -2,7 +2,8 @@
 
 //! Logic of the snapshot targets: chunks, table line, format on disk, allocation and texts.
 //!
-//! C counterparts: `drivers/md/dm-snap.c`, `dm-snap-persistent.c`, `dm-snap-transient.c` and `dm-exception-store.c`.
+//! C counterparts: `drivers/md/dm-snap.c`, `dm-snap-persistent.c`, `dm-snap-transient.c` and
+//! `dm-exception-store.c`.
 
 pub(crate) mod area;
 pub(crate) mod chunks;

@@ -2,9 +2,10 @@
 
 //! The words of a snapshot's table line behind the devices: kind of store, chunk size, features.
 //!
-//! The features are read before the devices are opened, store and chunk size afterwards. Why a store cannot be made is
-//! a text for the log only; the refusal itself is always [`NO_STORE`]. Counterparts in C: `parse_snapshot_features` of
-//! `drivers/md/dm-snap.c`, and `drivers/md/dm-exception-store.c`.
+//! The features are read before the devices are opened, store and chunk size afterwards. Why a
+//! store cannot be made is a text for the log only; the refusal itself is always [`NO_STORE`].
+//! Counterparts in C: `parse_snapshot_features` of `drivers/md/dm-snap.c`, and
+//! `drivers/md/dm-exception-store.c`.
 
 use crate::env::fmt;
 use crate::logic::{
@@ -195,8 +196,8 @@ impl Options {
         })
     }
 
-    /// The chunk size with which the COW device is looked at first. One left open is chosen by the device, unless the
-    /// store is transient.
+    /// The chunk size with which the COW device is looked at first. One left open is chosen by the
+    /// device, unless the store is transient.
     pub(crate) fn first_chunk_size(&self, blocks: BlockSizes) -> Option<ChunkSize> {
         let open = || {
             let sectors = blocks.cow.wrapping_shr(SECTOR_SHIFT).max(DEFAULT_CHUNK);

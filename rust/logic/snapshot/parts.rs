@@ -2,7 +2,8 @@
 
 //! The parts of the table of completed exceptions, and how they are filled when a store is loaded.
 //!
-//! Stripes of chunks of the origin are spread over the parts, so that each part can have its own lock.
+//! Stripes of chunks of the origin are spread over the parts, so that each part can have its own
+//! lock.
 
 use crate::env::{
     KVVec,
@@ -26,8 +27,8 @@ use crate::logic::snapshot::{
 /// The number of parts.
 pub(crate) const PARTS: usize = 64;
 
-/// Where a chunk is if stripes have so many chunks (two to this power): its part, and how many chunks from it on are in the
-/// same stripe.
+/// Where a chunk is if stripes have so many chunks (two to this power): its part, and how many
+/// chunks from it on are in the same stripe.
 #[inline]
 pub(crate) fn part(chunk: Chunk, stripe: u32) -> (usize, u64) {
     let number = chunk.0.wrapping_shr(stripe);
@@ -38,12 +39,13 @@ pub(crate) fn part(chunk: Chunk, stripe: u32) -> (usize, u64) {
     (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
 }
 
-/// The number of runs that are looked up for one write to the origin, in each snapshot: a bio may be as long as a device.
+/// The number of runs that are looked up for one write to the origin, in each snapshot: a bio may
+/// be as long as a device.
 pub(crate) const LOOKUPS: u32 = 64;
 
-/// Counts the chunks from one on, up to `most`, that `find` has. It is asked for runs one after the other: for a part of the
-/// table, from a chunk on, up to a length; it returns how many of them there are. After [`LOOKUPS`] answers the rest is left
-/// for another time.
+/// Counts the chunks from one on, up to `most`, that `find` has. It is asked for runs one after the
+/// other: for a part of the table, from a chunk on, up to a length; it returns how many of them
+/// there are. After [`LOOKUPS`] answers the rest is left for another time.
 #[inline]
 pub(crate) fn leading(
     mut chunk: Chunk,
@@ -88,11 +90,13 @@ struct Part {
     runs: KVVec<PackedRun>,
 }
 
-/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put in sorted by the
-/// origin's: so the parts are filled from front to end, which is fast, and leaves no gaps in them.
+/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put
+/// in sorted by the origin's: so the parts are filled from front to end, which is fast, and leaves
+/// no gaps in them.
 ///
-/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has none; if there are any, it is
-/// read again with every chunk by itself: then those of the same chunk stay in their order while they are sorted.
+/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has
+/// none; if there are any, it is read again with every chunk by itself: then those of the same
+/// chunk stay in their order while they are sorted.
 pub(crate) struct Parts {
     stripe: u32,
     sharing: Sharing,

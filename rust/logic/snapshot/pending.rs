@@ -6,9 +6,10 @@
 //!  add ─▶ Waiting ─▶ Copying ─▶ Copied ─▶ Committing ─▶ Committed ─▶ Draining ─▶ remove
 //! ```
 //!
-//! Data comes in any order, records are written in the order in which the chunks were given out: a crash then never leaves
-//! a chunk behind that no record names, with records after it. So a batch is what has its data, up to the first that has
-//! not. From when an exception is in the table (draining) only those wait for it who read the origin before that.
+//! Data comes in any order, records are written in the order in which the chunks were given out: a
+//! crash then never leaves a chunk behind that no record names, with records after it. So a batch
+//! is what has its data, up to the first that has not. From when an exception is in the table
+//! (draining) only those wait for it who read the origin before that.
 
 use crate::env::{
     AllocError,
@@ -87,12 +88,15 @@ impl<W> Pending<W> {
     }
 }
 
-/// All exceptions of a snapshot that are on their way. Never allocates after it is made, never sleeps; its user locks it.
+/// All exceptions of a snapshot that are on their way. Never allocates after it is made, never
+/// sleeps; its user locks it.
 ///
 /// # Invariants
 ///
-/// - `ring` has what is there at its name modulo the length; all names are at least `head` and below `tail`.
-/// - `index` has the first chunk and the name of each, sorted by chunk; no two have a chunk in common.
+/// - `ring` has what is there at its name modulo the length; all names are at least `head` and
+///   below `tail`.
+/// - `index` has the first chunk and the name of each, sorted by chunk; no two have a chunk in
+///   common.
 pub(crate) struct Book<W> {
     ring: KVVec<Option<Pending<W>>>,
     index: KVVec<(Chunk, Seq)>,
@@ -160,7 +164,8 @@ impl<W> Book<W> {
         self.get(seq).filter(|it| it.place(chunk).is_some())
     }
 
-    /// How many chunks there are from one that is in no exception up to the next that is, `most` if it is not nearer.
+    /// How many chunks there are from one that is in no exception up to the next that is, `most` if
+    /// it is not nearer.
     pub(crate) fn gap(&self, chunk: Chunk, most: u64) -> u64 {
         let behind = leading(&self.index, |(first, _)| *first <= chunk);
         match self.index.get(behind) {
@@ -211,8 +216,8 @@ impl<W> Book<W> {
         self.batch.is_none() && self.get(next).is_some_and(|it| it.stage == Stage::Copied)
     }
 
-    /// Makes a batch of what has its data, up to the first that has not, and writes it into `runs`, as far as there is room.
-    /// False if there is nothing, or a batch is being committed.
+    /// Makes a batch of what has its data, up to the first that has not, and writes it into `runs`,
+    /// as far as there is room. False if there is nothing, or a batch is being committed.
     pub(crate) fn begin(&mut self, runs: &mut KVVec<Run>) -> bool {
         runs.clear();
         if self.batch.is_some() {
@@ -237,7 +242,8 @@ impl<W> Book<W> {
         true
     }
 
-    /// Takes what has its data, up to the first that has not, for durable: for a store that keeps no records.
+    /// Takes what has its data, up to the first that has not, for durable: for a store that keeps
+    /// no records.
     pub(crate) fn pass(&mut self) {
         self.next = self.next.max(self.head);
         while let Some(pending) = self.get(Seq(self.next)) {

@@ -2,9 +2,10 @@
 
 //! Readers of the origin, counted so that somebody can wait for those of before.
 //!
-//! Readers come and go at any time; a new exception sends later ones to the COW device, but its chunk of the origin must not
-//! change until those of before are through. They are counted in two generations, the present one and the one before: when
-//! the older is empty the present one can become the older. So nobody is kept waiting by readers that came after.
+//! Readers come and go at any time; a new exception sends later ones to the COW device, but its
+//! chunk of the origin must not change until those of before are through. They are counted in two
+//! generations, the present one and the one before: when the older is empty the present one can
+//! become the older. So nobody is kept waiting by readers that came after.
 
 use crate::logic::count::Count;
 
@@ -58,7 +59,8 @@ impl Readers {
         self.count(generation.0).take()
     }
 
-    /// Makes a barrier: [`has_passed`](Self::has_passed) tells when all readers that are there now are gone.
+    /// Makes a barrier: [`has_passed`](Self::has_passed) tells when all readers that are there now
+    /// are gone.
     pub(crate) fn barrier(&self) -> u64 {
         self.generation
     }

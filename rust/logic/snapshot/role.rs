@@ -9,10 +9,11 @@
 //!                                                       Former ◀──────────────┘
 //! ```
 //!
-//! Device-mapper calls `preresume`, which may fail, for all targets of a table, and only then `resume`, which must not; and
-//! its own flag says "suspended" until all that is over. So a live table is live again when its `preresume` has succeeded,
-//! and suspended when its `postsuspend` runs. A successor goes by that, and from its construction on its live table does not
-//! leave [`Suspended`](Role::Suspended): what its `preresume` has found holds in its `resume`.
+//! Device-mapper calls `preresume`, which may fail, for all targets of a table, and only then
+//! `resume`, which must not; and its own flag says "suspended" until all that is over. So a live
+//! table is live again when its `preresume` has succeeded, and suspended when its `postsuspend`
+//! runs. A successor goes by that, and from its construction on its live table does not leave
+//! [`Suspended`](Role::Suspended): what its `preresume` has found holds in its `resume`.
 
 /// What a table is to its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,8 +96,8 @@ impl Role {
         matches!(self, Role::New | Role::Successor)
     }
 
-    /// Its device is about to be resumed; `source` is the table that has the store, `is_waited_for` tells whether another one
-    /// waits. Tells whether the store has to be read again.
+    /// Its device is about to be resumed; `source` is the table that has the store, `is_waited_for`
+    /// tells whether another one waits. Tells whether the store has to be read again.
     pub(crate) fn preresume(
         &mut self,
         source: Option<Source>,
@@ -104,7 +105,8 @@ impl Role {
     ) -> Result<bool, Denied> {
         match self {
             Role::Live | Role::Suspended if is_waited_for => {
-                // It was live again if it could be resumed before, and another target of its table could not.
+                // It was live again if it could be resumed before, and another target of its table
+                // could not.
                 *self = Role::Suspended;
                 Err(Denied::Waited)
             }
@@ -116,8 +118,8 @@ impl Role {
                 Some(source) if source.role == Role::Live && !source.is_replaced => {
                     Err(Denied::InUse)
                 }
-                // Whoever it was to take over from is gone, and what is in memory may be older than the disk; or it is a
-                // merge, which has left gaps.
+                // Whoever it was to take over from is gone, and what is in memory may be older than
+                // the disk; or it is a merge, which has left gaps.
                 source => Ok(source.is_none_or(|source| source.is_merge)),
             },
             Role::New | Role::Live | Role::Leaving | Role::Former => Ok(false),
@@ -131,7 +133,8 @@ impl Role {
         }
     }
 
-    /// Its device is resumed. Tells whether it takes over: from whoever has the store, if anybody does.
+    /// Its device is resumed. Tells whether it takes over: from whoever has the store, if anybody
+    /// does.
     pub(crate) fn resume(&mut self) -> bool {
         let takes_over = self.waits();
         if takes_over {

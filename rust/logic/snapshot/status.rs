@@ -73,7 +73,8 @@ impl Info {
         }
     }
 
-    /// What a snapshot tells that is merged: its numbers even if it was found full before, or nobody would see the end.
+    /// What a snapshot tells that is merged: its numbers even if it was found full before, or
+    /// nobody would see the end.
     pub(crate) fn of_merge(health: Health, usage: Usage) -> Self {
         let overflowed = false;
         Self::of_snapshot(

@@ -6,13 +6,14 @@
 //!  begin_copy ─▶ lanes ─▶ reader ─▶ (source) ─▶ copier: still wanted? ─▶ (destination) ─▶ copier: next, or the end
 //! ```
 //!
-//! How far a copy is lies in its slot, under the state lock ([`copying`](crate::logic::clone::copying)); its pieces carry only
-//! the slot's name. A copy that is given up takes its slot along: when the source answers at last, the name finds nothing,
-//! and the piece is dropped. So nobody but the destructor waits for the source, and the reader, which sends it requests and
-//! does nothing else: the source may have no room for another one.
+//! How far a copy is lies in its slot, under the state lock
+//! ([`copying`](crate::logic::clone::copying)); its pieces carry only the slot's name. A copy that
+//! is given up takes its slot along: when the source answers at last, the name finds nothing, and
+//! the piece is dropped. So nobody but the destructor waits for the source, and the reader, which
+//! sends it requests and does nothing else: the source may have no room for another one.
 //!
-//! Lanes belong to a table, slots to the metadata that all tables share: a table that is on its way out cannot take what
-//! the next one began.
+//! Lanes belong to a table, slots to the metadata that all tables share: a table that is on its way
+//! out cannot take what the next one began.
 
 use super::{
     io::Filled,
@@ -208,8 +209,9 @@ impl Clone {
         }
     }
 
-    /// There is no memory for another piece. All of the reserve is on its way, and its return wakes the reader; but the source
-    /// may have it, and keep it, so the reader tries again after a while as well.
+    /// There is no memory for another piece. All of the reserve is on its way, and its return wakes
+    /// the reader; but the source may have it, and keep it, so the reader tries again after a while
+    /// as well.
     fn read_later(self: ArcBorrow<'_, Self>) {
         enqueue_delayed::<Clone, { ReadTimer::ID }>(self.into(), READ_AGAIN);
     }
@@ -260,7 +262,8 @@ impl Clone {
         }
     }
 
-    /// Says that a copy failed; it may be the last one of the background hydration that is allowed to. Process context, sleeps.
+    /// Says that a copy failed; it may be the last one of the background hydration that is allowed
+    /// to. Process context, sleeps.
     fn copy_failed(&self, whose: For) {
         if log::allowed() {
             err!("clone", "{}: hydration failed", self.handle);
@@ -284,7 +287,8 @@ impl Clone {
 
     /// Gives all copies up, except for what is being written: that ends soon. Process context.
     ///
-    /// While the clone is suspended, so that no new ones begin. Who waits for a copy is looked at again.
+    /// While the clone is suspended, so that no new ones begin. Who waits for a copy is looked at
+    /// again.
     pub(super) fn give_up_copies(self: ArcBorrow<'_, Self>) {
         let mut rest = self.metadata.geometry().all();
         loop {

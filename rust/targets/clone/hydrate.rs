@@ -2,7 +2,8 @@
 
 //! The background hydration ("sweep").
 //!
-//! What to copy next, and when, is decided by [`Sweep`](crate::logic::clone::sweep::Sweep). Here it is carried out.
+//! What to copy next, and when, is decided by [`Sweep`](crate::logic::clone::sweep::Sweep). Here it
+//! is carried out.
 
 use super::{
     metadata::SLOTS,
@@ -47,8 +48,8 @@ const LONGEST: Sectors = Sectors(16 * 1024);
 const MOST_COPIES: u32 = 512;
 /// Copies of the sweep that find a slot however many writes are in flight.
 pub(super) const SURE_COPIES: u32 = 16;
-/// Slots that nobody may have who waits for the source, the above aside: what writes to whole regions need is the destination
-/// alone.
+/// Slots that nobody may have who waits for the source, the above aside: what writes to whole
+/// regions need is the destination alone.
 const SPARE_SLOTS: usize = 128 + 16;
 /// Copies in flight at most, for writes and of the sweep.
 // CAST: A small number.

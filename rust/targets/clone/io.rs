@@ -12,9 +12,10 @@
 //!        └─ flush, FUA ─ if something is dirty ─▶ committer: commit ─▶ ended or ─▶ destination
 //! ```
 //!
-//! A region in flight (copied or overwritten) has a slot in [`State::inflight`]. Whether a region is hydrated, in flight or
-//! neither is decided under the state lock, and so is every change of it. So at most one I/O fills a region, no copy of a
-//! region is outstanding once it is marked, and no discard marks a region that a copy could still write.
+//! A region in flight (copied or overwritten) has a slot in [`State::inflight`]. Whether a region
+//! is hydrated, in flight or neither is decided under the state lock, and so is every change of it.
+//! So at most one I/O fills a region, no copy of a region is outstanding once it is marked, and no
+//! discard marks a region that a copy could still write.
 //!
 //! [`State::inflight`]: super::metadata::State
 
@@ -96,8 +97,8 @@ impl IoState {
     pub(super) const FLUSH: IoState = IoState::new(2);
     /// From here on slots.
     const FIRST_SLOT: u32 = 3;
-    /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer takes the flag off a bio for
-    /// a destination without a volatile cache.
+    /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer
+    /// takes the flag off a bio for a destination without a volatile cache.
     const FUA: u32 = 1 << 31;
 
     const fn new(kind: u32) -> Self {
@@ -138,11 +139,13 @@ type Queue = BioQueue<IoState>;
 pub(super) struct Lists {
     /// Their region is hydrated: to be submitted.
     pub(super) ready: Queue,
-    /// To be looked at again: their copy failed with others, a discard's range became free, or there was no room.
+    /// To be looked at again: their copy failed with others, a discard's range became free, or
+    /// there was no room.
     pub(super) again: Queue,
     /// Writes that need a copy for which there is no slot, or no room in the log.
     pub(super) stalled_copies: Queue,
-    /// Overwrites for which there is no slot or no room in the log, and discards that lack the latter.
+    /// Overwrites for which there is no slot or no room in the log, and discards that lack the
+    /// latter.
     pub(super) stalled: Queue,
     /// Flushes and FUA writes: to be submitted or ended after a commit.
     pub(super) flush: Queue,
@@ -208,8 +211,9 @@ impl State {
 
     /// Whether a claim may have a slot.
     ///
-    /// The number of copies is limited, so that overwrites find slots while the source does not answer. A few slots are left
-    /// to the sweep, which would find none for as long as there are enough writes.
+    /// The number of copies is limited, so that overwrites find slots while the source does not
+    /// answer. A few slots are left to the sweep, which would find none for as long as there are
+    /// enough writes.
     fn has_slot(&self, claimant: Claimant) -> bool {
         // CAST: A small number.
         self.inflight.free_slots() > SURE_COPIES as usize
@@ -325,7 +329,8 @@ fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> 
     }
     this.uncount();
     if filled && state.is_fua() {
-        // Durable data, but a power cut would forget that it is there: commit first. The next `end_io` ends it.
+        // Durable data, but a power cut would forget that it is there: commit first. The next
+        // `end_io` ends it.
         bio.set_per_bio(IoState::PLAIN);
         let (bio, ended) = bio.take();
         this.lists.lock().written.push(bio);
@@ -336,8 +341,8 @@ fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> 
 }
 
 impl Clone {
-    /// A flush of the destination failed that no commit asked for. What it lost may be what fills a region just now: marking it
-    /// would make the loss permanent. Any context.
+    /// A flush of the destination failed that no commit asked for. What it lost may be what fills a
+    /// region just now: marking it would make the loss permanent. Any context.
     #[cold]
     fn flush_failed(self: ArcBorrow<'_, Self>) {
         if self.metadata.flush_failed() {
@@ -385,7 +390,8 @@ fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
 fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-    // A request to write zeros can touch a million regions: what it fills is marked with interrupts off.
+    // A request to write zeros can touch a million regions: what it fills is marked with interrupts
+    // off.
     let touched = touched.first(Clone::STEP);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
@@ -546,7 +552,8 @@ impl Clone {
         } else if filled == Filled::Copy && range.len() == 1 {
             self.fail(&mut waiters);
         } else if !waiters.is_empty() {
-            // Somebody else's failure is not theirs; or the mode has changed, which the next look finds.
+            // Somebody else's failure is not theirs; or the mode has changed, which the next look
+            // finds.
             self.lists.lock().again.append(&mut waiters);
             self.wake_worker();
         }
@@ -561,8 +568,9 @@ impl Clone {
         Some((range, marked))
     }
 
-    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, and the source need not
-    /// answer. Under the state lock, so that no copy begins behind the back of `give_up_copies`.
+    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, and
+    /// the source need not answer. Under the state lock, so that no copy begins behind the back of
+    /// `give_up_copies`.
     fn hands_back(&self) -> bool {
         self.is_suspended() && self.handle.is_noflush_suspending()
     }
@@ -586,7 +594,8 @@ impl Clone {
 
     /// Sees to it that what was just marked will be committed. Any context.
     ///
-    /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the first change.
+    /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the
+    /// first change.
     fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, half_full: bool) {
         if half_full || self.metadata.is_done() {
             self.wake_committer();
@@ -595,8 +604,8 @@ impl Clone {
         }
     }
 
-    /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on: discards, and writes to
-    /// all of it.
+    /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on:
+    /// discards, and writes to all of it.
     fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
         while let Some(bio) = waiters.pop() {
             if bio.op() == Op::Discard || self.covers(&bio) {
@@ -651,8 +660,9 @@ impl Clone {
 
     /// A bio for which there is no slot or no room in the log.
     ///
-    /// The end of a slot makes room, and so does a commit. If there is no slot to end, or the log is what is full, a
-    /// commit is asked for; it looks at stalled bios even if there is nothing to commit by then.
+    /// The end of a slot makes room, and so does a commit. If there is no slot to end, or the log
+    /// is what is full, a commit is asked for; it looks at stalled bios even if there is nothing to
+    /// commit by then.
     fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         let needs_copy = bio.op() != Op::Discard && !self.covers(&bio);
         let mut lists = self.lists.lock();
@@ -774,8 +784,9 @@ impl Clone {
 
     /// Marks the whole regions of a discard, then passes it down. Process context.
     ///
-    /// A region that is being copied must not be marked before the copy has ended: it would write old data over what is
-    /// written after the discard. So such regions are waited for; all others are marked at once, so the wait is bounded.
+    /// A region that is being copied must not be marked before the copy has ended: it would write
+    /// old data over what is written after the discard. So such regions are waited for; all others
+    /// are marked at once, so the wait is bounded.
     pub(super) fn discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let range = metadata.geometry().covered(bio.sector(), bio.sectors());
@@ -833,7 +844,8 @@ impl Clone {
         }
     }
 
-    /// Writes zeros to the whole regions of a discard that are not hydrated, and marks them. Sleeps for I/O.
+    /// Writes zeros to the whole regions of a discard that are not hydrated, and marks them. Sleeps
+    /// for I/O.
     ///
     /// It is not passed down: what the destination makes of a discard need not be zeros.
     pub(super) fn zero(self: ArcBorrow<'_, Self>, bio: CloneBio) {

@@ -17,8 +17,8 @@
 //!
 //! # Locks
 //!
-//! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the status says of the disk is
-//! in `state`: nobody waits for `disk` who does not write to it.
+//! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the
+//! status says of the disk is in `state`: nobody waits for `disk` who does not write to it.
 
 use crate::{
     dm::{
@@ -155,7 +155,8 @@ struct Disk {
 }
 
 impl Disk {
-    /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for I/O.
+    /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for
+    /// I/O.
     fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
         let device_blocks = device.sectors() / METADATA_BLOCK;
         let blocks = match format {
@@ -256,9 +257,9 @@ impl Disk {
         Ok(array_margin(words.div_ceil(WORDS_PER_BLOCK), total))
     }
 
-    /// Makes sure that there is room to set bits of another array block: if need be by a commit of those that have been set,
-    /// which sets free what the commit before replaced. The library must not run out of space in the midst of a change: it
-    /// would keep a block locked for ever.
+    /// Makes sure that there is room to set bits of another array block: if need be by a commit of
+    /// those that have been set, which sets free what the commit before replaced. The library must
+    /// not run out of space in the midst of a change: it would keep a block locked for ever.
     fn make_room(&mut self, geometry: &Geometry, any_set: bool) -> Result {
         let margin = self.margin(geometry)?;
         if self.tm.free_blocks()? >= margin {
@@ -273,8 +274,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Adds the bits of a log to the running transaction, by words, in the order of the array. Where space is short, those
-    /// set so far are committed on the way: what the log says is true of any part of it.
+    /// Adds the bits of a log to the running transaction, by words, in the order of the array.
+    /// Where space is short, those set so far are committed on the way: what the log says is true
+    /// of any part of it.
     fn set(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
         let mut present = None;
         for (index, mask) in log.words() {
@@ -489,7 +491,8 @@ impl Metadata {
         }
     }
 
-    /// Marks regions whose data is on the destination, or not wanted any more. Each must have a reservation in the log.
+    /// Marks regions whose data is on the destination, or not wanted any more. Each must have a
+    /// reservation in the log.
     ///
     /// Under the state lock. The change is seen by readers of the map after the data was written.
     pub(super) fn mark(&self, state: &mut State, range: RegionRange) {
@@ -521,10 +524,11 @@ impl Metadata {
         self.state.lock().usage
     }
 
-    /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for I/O.
+    /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for
+    /// I/O.
     ///
-    /// On failure the mode changes and messages name `name`. What was not committed stays dirty, and the map keeps it
-    /// for routing: what was acknowledged stays readable.
+    /// On failure the mode changes and messages name `name`. What was not committed stays dirty,
+    /// and the map keeps it for routing: what was acknowledged stays readable.
     pub(super) fn commit(
         &self,
         name: &Handle,
@@ -580,7 +584,8 @@ impl Metadata {
     ) -> Result<Option<Usage>, (Step, Error)> {
         flush().map_err(|error| (Step::Flush, error))?;
         if self.flush_failed.load(Acquire) {
-            // Another flush, at the same time, may have lost what this one should have made durable.
+            // Another flush, at the same time, may have lost what this one should have made
+            // durable.
             return Err((Step::Flush, EIO));
         }
         let step = |error| (Step::Commit, error);
@@ -617,9 +622,10 @@ impl Metadata {
         mode
     }
 
-    /// A flush of the destination failed, and it was not one of a commit. Whether that changes the mode: it need not if no region
-    /// is in flight, and none has been marked since the last commit, for then the metadata says nothing that may be lost. Who
-    /// is told that it does calls [`take_flush_failure`](Self::take_flush_failure) some time. Any context.
+    /// A flush of the destination failed, and it was not one of a commit. Whether that changes the
+    /// mode: it need not if no region is in flight, and none has been marked since the last commit,
+    /// for then the metadata says nothing that may be lost. Who is told that it does calls
+    /// [`take_flush_failure`](Self::take_flush_failure) some time. Any context.
     pub(super) fn flush_failed(&self) -> bool {
         let state = self.state.lock();
         if state.inflight.is_empty() && !state.logs.is_dirty() {
@@ -634,7 +640,8 @@ impl Metadata {
         true
     }
 
-    /// Whether the mode has changed by [`flush_failed`](Self::flush_failed) since this was last called. Any context.
+    /// Whether the mode has changed by [`flush_failed`](Self::flush_failed) since this was last
+    /// called. Any context.
     pub(super) fn take_flush_failure(&self) -> bool {
         self.untold.xchg(false, Relaxed)
     }
@@ -645,12 +652,13 @@ impl Metadata {
             .store(self.is_done() && mode != Mode::Fail, Release);
     }
 
-    /// Tries to get out of a failed state: opens the metadata again for writing. What was not committed is still known
-    /// and goes with the next commit. Does nothing in read-write mode. Sleeps for I/O.
+    /// Tries to get out of a failed state: opens the metadata again for writing. What was not
+    /// committed is still known and goes with the next commit. Does nothing in read-write mode.
+    /// Sleeps for I/O.
     ///
-    /// After a failed flush the destination may have dropped data that it acknowledged, and a later flush may say nothing
-    /// of it. Marking those regions would make the loss permanent, so the mode stays: only a new beginning, from what is
-    /// on disk, is safe.
+    /// After a failed flush the destination may have dropped data that it acknowledged, and a later
+    /// flush may say nothing of it. Marking those regions would make the loss permanent, so the
+    /// mode stays: only a new beginning, from what is on disk, is safe.
     pub(super) fn recover(&self, name: &Handle) -> Result<Recovered> {
         let _noio = NoIo::enter();
         let mut disk = self.disk.lock();
@@ -665,7 +673,8 @@ impl Metadata {
             );
             return Ok(Recovered::No);
         }
-        // What there was is read-only, so it can stay until the new one is there; if that fails, nothing has changed.
+        // What there was is read-only, so it can stay until the new one is there; if that fails,
+        // nothing has changed.
         let reopened = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
         let usage = reopened.usage().ok();
         let mut state = self.state.lock();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `clone` target: a device that is a finished copy at once, while the data is still being moved.
+//! The `clone` target: a device that is a finished copy at once, while the data is still being
+//! moved.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -11,7 +12,8 @@
 //! | `hydrate.rs` | the background sweep |
 //! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
 //!
-//! Behaviour towards users: `Documentation/clone.md`. C counterpart: `drivers/md/dm-clone-target.c`.
+//! Behaviour towards users: `Documentation/clone.md`. C counterpart:
+//! `drivers/md/dm-clone-target.c`.
 
 mod copy;
 mod hydrate;
@@ -204,8 +206,9 @@ pub(crate) struct Clone {
     /// What the zeroer writes; empty without `zero_discards`.
     #[pin]
     zeros: Mutex<Buffer>,
-    /// For what waits for the destination at most. Each queue has a rescuer of its own: when no other thread can be made, it
-    /// runs one item after the other, and one that waits for a device that does not answer holds up those of its queue.
+    /// For what waits for the destination at most. Each queue has a rescuer of its own: when no
+    /// other thread can be made, it runs one item after the other, and one that waits for a device
+    /// that does not answer holds up those of its queue.
     queue: WorkQueue,
     /// For the reader, which may wait for the source.
     read_queue: WorkQueue,
@@ -449,8 +452,8 @@ impl Target for Clone {
             cancel_delayed::<Clone, { ReadTimer::ID }>(this);
             cancel::<Clone, { Reader::ID }>(this);
         };
-        // Suspended: no bio, no copy. What is left are reads for copies that have been given up, and items that may be about
-        // to return; the reader perhaps after one more of those.
+        // Suspended: no bio, no copy. What is left are reads for copies that have been given up,
+        // and items that may be about to return; the reader perhaps after one more of those.
         stop_reading();
         this.reader.drain();
         this.writer.drain();
@@ -493,7 +496,8 @@ impl Target for Clone {
         let this: Arc<Self> = this.into();
         cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
         cancel::<Clone, { Sweeper::ID }>(&this);
-        // Copies of the sweep. Bios are drained already, and with them the copies that they waited for.
+        // Copies of the sweep. Bios are drained already, and with them the copies that they waited
+        // for.
         let idle = || this.metadata.state().lock().inflight.is_empty();
         this.idle.wait_at_most(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
@@ -509,7 +513,8 @@ impl Target for Clone {
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        // A new table is a new start for metadata that could not be written, as loading one is with the C target.
+        // A new table is a new start for metadata that could not be written, as loading one is with
+        // the C target.
         if this.fresh.load(Relaxed) {
             this.metadata.recover(&this.handle)?;
         }
@@ -592,7 +597,8 @@ impl Clone {
         result.map_err(|failure| failure.error)
     }
 
-    /// Tells the world if the mode has changed because of a flush that failed, and that no commit asked for. Sleeps.
+    /// Tells the world if the mode has changed because of a flush that failed, and that no commit
+    /// asked for. Sleeps.
     fn tell_of_flush(&self) {
         if self.metadata.take_flush_failure() {
             log_failure(&self.handle, Step::Flush, EIO);
@@ -633,12 +639,15 @@ impl Clone {
         self.discard_passdown.store(false, Relaxed);
     }
 
-    /// The status line, from memory. Waits for a commit before it if it is to, and for no other I/O.
+    /// The status line, from memory. Waits for a commit before it if it is to, and for no other
+    /// I/O.
     fn info(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
-        // Neither while suspended, nor for a table that is not live: it might name another destination.
+        // Neither while suspended, nor for a table that is not live: it might name another
+        // destination.
         let live = !self.is_suspended() && !self.handle.is_suspended();
         if !noflush && live {
-            // If it fails, the mode below shows it. If the reader is killed, nobody reads what is below.
+            // If it fails, the mode below shows it. If the reader is killed, nobody reads what is
+            // below.
             let _ = self.committed();
         }
         let usage = self.metadata.usage();
@@ -727,7 +736,8 @@ impl Clone {
         Ok(())
     }
 
-    /// Copies the regions of a range before all others: first sector and length, from the start of the target.
+    /// Copies the regions of a range before all others: first sector and length, from the start of
+    /// the target.
     fn hydrate_range(self: ArcBorrow<'_, Self>, words: Words<'_>) -> Result {
         let mut numbers = words.map(|word| parse_decimal_u64(bytes(word)).ok_or(EINVAL));
         let mut number = || numbers.next().unwrap_or(Err(EINVAL));
@@ -748,7 +758,8 @@ impl Clone {
             Recovered::No => return Err(EIO),
             Recovered::Yes => {
                 self.tell_of_mode(Mode::ReadWrite);
-                // Resuming looks at what is to be committed by itself; until then nothing is to be written.
+                // Resuming looks at what is to be committed by itself; until then nothing is to be
+                // written.
                 if !self.is_suspended() {
                     self.wake_committer();
                 }

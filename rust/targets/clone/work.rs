@@ -66,7 +66,8 @@ impl WorkItem<1> for Clone {
                 this.as_arc_borrow().write(bio);
             }
         }
-        // Those may have needed less room than there was; the next ones then need not wait for a slot to end.
+        // Those may have needed less room than there was; the next ones then need not wait for a
+        // slot to end.
         if looked {
             this.as_arc_borrow().wake_stalled_with_room();
         }
@@ -87,7 +88,8 @@ impl WorkItem<2> for Clone {
         let _noio = NoIo::enter();
         let run = this.runs.begin();
         this.tell_of_flush();
-        // Taken before the commit begins, so that its flush of the destination comes after their data.
+        // Taken before the commit begins, so that its flush of the destination comes after their
+        // data.
         let (mut flush, mut written) = {
             let mut lists = this.lists.lock();
             (lists.flush.take(), lists.written.take())
@@ -119,7 +121,8 @@ impl WorkItem<2> for Clone {
         this.as_arc_borrow().wake_all_stalled();
         this.as_arc_borrow().wake_sweep();
         this.runs.end(run);
-        // Last, since this may have to wait: for a request of the destination, or for the budget of a cgroup.
+        // Last, since this may have to wait: for a request of the destination, or for the budget of
+        // a cgroup.
         while let Some(bio) = ready.pop() {
             bio.submit(&this.destination);
         }
@@ -169,8 +172,8 @@ impl Runs {
 }
 
 impl Clone {
-    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread can be killed meanwhile: it
-    /// is the committer that waits for the devices.
+    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
+    /// can be killed meanwhile: it is the committer that waits for the devices.
     pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
         if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
             return Ok(());

@@ -2,9 +2,9 @@
 
 //! The metadata device of an era: what is on it, and the steps that change it.
 //!
-//! A step changes the running transaction; [`Disk::commit`] makes it true on the device, all at once. A step that fails
-//! leaves the transaction in an unknown state: the whole [`Disk`] is then thrown away and opened again, as of the last
-//! commit. See `metadata.rs`.
+//! A step changes the running transaction; [`Disk::commit`] makes it true on the device, all at
+//! once. A step that fails leaves the transaction in an unknown state: the whole [`Disk`] is then
+//! thrown away and opened again, as of the last commit. See `metadata.rs`.
 
 use crate::{
     dm::pdata::{
@@ -133,7 +133,8 @@ pub(super) fn device_blocks(device: &BlockDevice) -> u64 {
     (device.sectors() / METADATA_BLOCK).min(MAX_METADATA_BLOCKS)
 }
 
-/// Whether there is room for a step. If not nothing is wrong: what was done before it is still good, and can be committed.
+/// Whether there is room for a step. If not nothing is wrong: what was done before it is still
+/// good, and can be committed.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
@@ -185,8 +186,8 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// What the status line would say of metadata for blocks of a size; none if the device is blank. Refuses what is wrong
-    /// with it. Writes nothing, and keeps nothing. Sleeps for I/O.
+    /// What the status line would say of metadata for blocks of a size; none if the device is
+    /// blank. Refuses what is wrong with it. Writes nothing, and keeps nothing. Sleeps for I/O.
     pub(super) fn look(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Info>> {
         let blocks =
             BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))?;
@@ -194,7 +195,8 @@ impl Disk {
         disk.map(|disk| disk.info()).transpose()
     }
 
-    /// Opens metadata for blocks of a size, as it is durably; none if the device is blank. Writes nothing. Sleeps for I/O.
+    /// Opens metadata for blocks of a size, as it is durably; none if the device is blank. Writes
+    /// nothing. Sleeps for I/O.
     pub(super) fn open(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Self>> {
         Self::load(Self::manager(device)?, device, size)
     }
@@ -370,8 +372,9 @@ impl Disk {
         Ok(bitmaps.saturating_mul(3).saturating_add(7).min(100))
     }
 
-    /// Looks whether there is room for a small step, if need be after a commit, which sets free what was replaced since the
-    /// last one. The library must not run out of space in the midst of a change: it would keep a block locked for ever.
+    /// Looks whether there is room for a small step, if need be after a commit, which sets free
+    /// what was replaced since the last one. The library must not run out of space in the midst of
+    /// a change: it would keep a block locked for ever.
     fn make_room(&mut self) -> Result<Room> {
         let margin = self.margin()?;
         if self.dirty && self.tm.free_blocks()? < margin {
@@ -384,7 +387,8 @@ impl Disk {
         })
     }
 
-    /// Refuses a step that takes so many blocks, and a small one, if there are not so many. Where nothing has been changed.
+    /// Refuses a step that takes so many blocks, and a small one, if there are not so many. Where
+    /// nothing has been changed.
     fn require(&self, blocks: u64) -> Result {
         if self.tm.free_blocks()? < blocks.saturating_add(self.margin()?) {
             return Err(ENOSPC);
@@ -420,8 +424,9 @@ impl Disk {
         Ok(true)
     }
 
-    /// Marks the blocks of a range in the present era. If space is short, what was marked so far is committed first. If that
-    /// is not enough, some blocks of the range may be marked, and others not.
+    /// Marks the blocks of a range in the present era. If space is short, what was marked so far is
+    /// committed first. If that is not enough, some blocks of the range may be marked, and others
+    /// not.
     pub(super) fn mark(&mut self, blocks: Blocks) -> Result<Room> {
         for part in by_words(blocks) {
             let mut word = self.load_word(part.word)?;
@@ -463,7 +468,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Begins a new era, with the present one archived. `EOVERFLOW` if this is the last era there can be.
+    /// Begins a new era, with the present one archived. `EOVERFLOW` if this is the last era there
+    /// can be.
     pub(super) fn roll_over(&mut self) -> Result {
         let next = self.now.era.next().ok_or(EOVERFLOW)?;
         let bits = self.now.blocks;
@@ -547,9 +553,10 @@ impl Disk {
         self.commit()
     }
 
-    /// Changes the number of blocks, in slices with a commit each: a power cut in between is no harm. Only for metadata
-    /// that has just been opened. `ENOSPC` if there is no room for the blocks and the era that follows; then nothing has
-    /// been changed, and with the old number the device goes live as before.
+    /// Changes the number of blocks, in slices with a commit each: a power cut in between is no
+    /// harm. Only for metadata that has just been opened. `ENOSPC` if there is no room for the
+    /// blocks and the era that follows; then nothing has been changed, and with the old number the
+    /// device goes live as before.
     pub(super) fn resize(&mut self, blocks: u32) -> Result {
         let old = self.now.blocks;
         if old == blocks {
@@ -652,7 +659,8 @@ impl Disk {
 
     // Digestion
 
-    /// Digests archived eras until `stop`. Commits by itself where space is short, and with each finished era.
+    /// Digests archived eras until `stop`. Commits by itself where space is short, and with each
+    /// finished era.
     pub(super) fn digest(&mut self, mut stop: impl FnMut() -> bool) -> Result<Digested> {
         loop {
             let Some(mut digest) = self.next_digest()? else {
@@ -693,8 +701,8 @@ impl Disk {
         }
     }
 
-    /// Whether digesting a word more leaves what the present era needs. What the array's blocks are replaced by is free
-    /// again after a commit, unless a snapshot keeps them.
+    /// Whether digesting a word more leaves what the present era needs. What the array's blocks are
+    /// replaced by is free again after a commit, unless a snapshot keeps them.
     fn has_room_to_digest(&self) -> Result<bool> {
         let mut needed = self.margin()?.saturating_mul(2);
         if self.has_snapshot() {

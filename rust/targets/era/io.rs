@@ -9,7 +9,8 @@
 //!                                                set bits, count
 //! ```
 //!
-//! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good for.
+//! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good
+//! for.
 
 use super::{
     disk::{
@@ -114,8 +115,9 @@ impl Era {
         self.geometry.touched(bio.sector(), bio.sectors())
     }
 
-    /// Marks the blocks of all writes that wait, durably, with one commit; those that come meanwhile are the next batch.
-    /// Returns those that may go on, counted, and those whose blocks could not be marked. Sleeps for I/O.
+    /// Marks the blocks of all writes that wait, durably, with one commit; those that come
+    /// meanwhile are the next batch. Returns those that may go on, counted, and those whose blocks
+    /// could not be marked. Sleeps for I/O.
     fn mark(self: &Arc<Self>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
         let mut marked = BioQueue::new();
@@ -171,7 +173,8 @@ impl Era {
             || core.disk().is_some_and(|disk| known(disk).unwrap_or(false))
     }
 
-    /// Lets a write go on whose blocks are marked on disk. Under the metadata lock, so the epoch does not change.
+    /// Lets a write go on whose blocks are marked on disk. Under the metadata lock, so the epoch
+    /// does not change.
     fn pass(&self, mut bio: Bio<Stamp>, blocks: Blocks) -> Bio<Stamp> {
         let epoch = self.epochs.enter();
         epoch.of(&self.marks).insert(blocks);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata of an era device: one for all tables of the device, and what is done when a step of it fails.
+//! The metadata of an era device: one for all tables of the device, and what is done when a step of
+//! it fails.
 
 use super::disk::{
     device_blocks,
@@ -57,8 +58,8 @@ pub(super) struct Core {
     disk: Option<Disk>,
     /// A step failed for good, and none has succeeded since.
     failed: bool,
-    /// The table that is live. A table that others have replaced without a suspend, since it could not go live as a whole,
-    /// may not know that yet.
+    /// The table that is live. A table that others have replaced without a suspend, since it could
+    /// not go live as a whole, may not know that yet.
     live: Option<TableId>,
 }
 
@@ -111,8 +112,8 @@ pub(crate) struct Metadata {
 impl registry::Metadata for Metadata {
     type Key = BlockSize;
 
-    /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the status says, as the
-    /// table may go live much later; and nothing is written, as it may never.
+    /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the
+    /// status says, as the table may go live much later; and nothing is written, as it may never.
     fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
         let found = Disk::look(&device, size)?;
@@ -171,8 +172,8 @@ impl Metadata {
         *self.info.lock()
     }
 
-    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted, unless it was not blank
-    /// before. Sleeps for I/O.
+    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted,
+    /// unless it was not blank before. Sleeps for I/O.
     pub(super) fn open_or_format<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
         if core.disk.is_none() {
             core.disk = Some(match Disk::open(&self.device, self.size)? {
@@ -188,8 +189,9 @@ impl Metadata {
         core.disk.as_mut().ok_or(EIO)
     }
 
-    /// Carries out a step, which ends with a commit if it has changed something. If it fails, the metadata is opened again,
-    /// as of the last commit that is durable, which may be the one that failed; then the step is tried once more.
+    /// Carries out a step, which ends with a commit if it has changed something. If it fails, the
+    /// metadata is opened again, as of the last commit that is durable, which may be the one that
+    /// failed; then the step is tried once more.
     ///
     /// `opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
     pub(super) fn attempt<R>(
@@ -220,7 +222,8 @@ impl Metadata {
             };
             core.disk = None;
             let open = reopen(core);
-            // Without space for it, it works no better the second time; and the metadata is not to blame.
+            // Without space for it, it works no better the second time; and the metadata is not to
+            // blame.
             if open.is_err() || !first || error == ENOSPC {
                 core.failed |= open.is_err() || (error != ENOSPC && weight == Weight::Vital);
                 break result;

@@ -11,8 +11,8 @@
 //! | `metadata.rs` | the metadata that all tables of a device share, and what is done when it fails |
 //! | `disk.rs` | what is on the metadata device, and the steps that change it |
 //!
-//! Locks: `turn` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info` (spinlocks). Marked writes
-//! take none.
+//! Locks: `turn` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info`
+//! (spinlocks). Marked writes take none.
 //!
 //! Behaviour towards users: `Documentation/era.md`. C counterpart: `drivers/md/dm-era-target.c`.
 
@@ -145,9 +145,11 @@ pub(crate) struct Era {
     marks: (Marks, Marks),
     /// The era of the present epoch's bits. Changed under the metadata lock.
     marked: Atomic<u32>,
-    /// Something may be in flight in the epoch that is not the present one, or its bits are not clear. Under the turn.
+    /// Something may be in flight in the epoch that is not the present one, or its bits are not
+    /// clear. Under the turn.
     undrained: Atomic<bool>,
-    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock. See [`is_live`](Self::is_live).
+    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock. See
+    /// [`is_live`](Self::is_live).
     live: Atomic<bool>,
     /// Whether a thread rolls over, and those who wait for it.
     turn: Atomic<u32>,
@@ -372,13 +374,14 @@ impl Target for Era {
 }
 
 impl Era {
-    /// Whether this table is the one that is live. It may have gone live in a device of which another target did not; then
-    /// it is replaced without having been suspended.
+    /// Whether this table is the one that is live. It may have gone live in a device of which
+    /// another target did not; then it is replaced without having been suspended.
     fn is_live(&self, core: &Core) -> bool {
         self.live.load(Relaxed) && core.live() == Some(self.handle.table_id())
     }
 
-    /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and begins an era.
+    /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and
+    /// begins an era.
     fn begin(&self, core: &mut Core) -> Result {
         let blocks = self.geometry.blocks();
         // The sizes are changed only in metadata of which nothing has been read yet.
@@ -403,7 +406,8 @@ impl Era {
             .map_err(step("metadata_era_rollover"))
     }
 
-    /// Carries out a step of the metadata, as [`Metadata::attempt`], and tells the world what changed by it.
+    /// Carries out a step of the metadata, as [`Metadata::attempt`], and tells the world what
+    /// changed by it.
     fn attempt<R>(
         self: &Arc<Self>,
         core: &mut Core,

@@ -2,8 +2,9 @@
 
 //! The end of an era, and the messages that bring it about.
 //!
-//! When `checkpoint` or `take_metadata_snap` returns, every write that is recorded only in older eras has ended; what comes
-//! later is recorded in the new one. So a backup that notes the era, and then copies, misses nothing.
+//! When `checkpoint` or `take_metadata_snap` returns, every write that is recorded only in older
+//! eras has ended; what comes later is recorded in the new one. So a backup that notes the era, and
+//! then copies, misses nothing.
 //!
 //! ```text
 //!             old epoch: bits of era N               new epoch: no bits
@@ -11,14 +12,17 @@
 //!  caller:  commit (N archived, N+1 begun)  │ switch  grace period  drain old   clear its bits  return
 //! ```
 //!
-//! - Up to the switch, writes pass by the bits of era N and are counted in the old epoch. Those that pass during the commit,
-//!   or were let pass before, may end later: the drain waits for them.
-//! - From the switch on, there are no bits: each write is marked in era N+1, and committed, before it passes.
-//! - A write that has read the old epoch has counted itself when the grace period is over, so the drain misses none.
-//! - If the commit fails, there is no switch. If it has reached the device all the same, the bits of era N are cleared when
-//!   the metadata is opened again: nothing passes by them that is not in the era on disk.
-//! - Whoever waits can be killed. The era has ended all the same, but the promise was not given: the next message first
-//!   drains the old epoch to its end.
+//! - Up to the switch, writes pass by the bits of era N and are counted in the old epoch. Those
+//!   that pass during the commit, or were let pass before, may end later: the drain waits for them.
+//! - From the switch on, there are no bits: each write is marked in era N+1, and committed, before
+//!   it passes.
+//! - A write that has read the old epoch has counted itself when the grace period is over, so the
+//!   drain misses none.
+//! - If the commit fails, there is no switch. If it has reached the device all the same, the bits
+//!   of era N are cleared when the metadata is opened again: nothing passes by them that is not in
+//!   the era on disk.
+//! - Whoever waits can be killed. The era has ended all the same, but the promise was not given:
+//!   the next message first drains the old epoch to its end.
 
 use super::{
     digest::Digester,
@@ -238,7 +242,8 @@ impl Era {
         Ok(true)
     }
 
-    /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under the turn.
+    /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under
+    /// the turn.
     fn drain(&self) -> Result {
         if self.undrained.load(Relaxed) {
             let old = self.epochs.current().other();
@@ -256,7 +261,8 @@ impl Era {
         self.undrained.store(false, Relaxed);
     }
 
-    /// The metadata was opened. If its era is not the one that the bits are of, they say nothing any more.
+    /// The metadata was opened. If its era is not the one that the bits are of, they say nothing
+    /// any more.
     pub(super) fn opened(&self, era: Number) {
         if self.marked.load(Relaxed) != era.0 {
             self.epochs.current().of(&self.marks).clear();

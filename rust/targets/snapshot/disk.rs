@@ -2,9 +2,9 @@
 
 //! The persistent store on the COW device: reading it, adding records, marking it invalid.
 //!
-//! Order is what keeps it whole. A record follows its data, since it is written with a flush before it. An area is cleared
-//! before the one before it is full. A header says that there is a store when the first area is clear. Header and records
-//! have their own buffers.
+//! Order is what keeps it whole. A record follows its data, since it is written with a flush before
+//! it. An area is cleared before the one before it is full. A header says that there is a store
+//! when the first area is clear. Header and records have their own buffers.
 
 use crate::{
     dm::{
@@ -76,13 +76,15 @@ pub(super) struct Disk {
     stale: bool,
     /// The batch.
     runs: KVVec<Run>,
-    /// The numbers of the records that do not count, as earlier ones have their chunks of the COW device; rising.
+    /// The numbers of the records that do not count, as earlier ones have their chunks of the COW
+    /// device; rising.
     ignored: KVVec<u64>,
     /// There are records that do not count, as earlier ones have their chunks of the origin.
     is_loose: bool,
     /// For a merge: the window without the records that are cleared.
     cleared: Option<Buffer>,
-    /// Records of the window, their first and behind their last, that could neither be cleared nor be written back.
+    /// Records of the window, their first and behind their last, that could neither be cleared nor
+    /// be written back.
     in_doubt: Option<(u64, u64)>,
 }
 
@@ -241,13 +243,14 @@ impl Disk {
         io.transfer_part(Transfer::WriteFlushFua, cow, start, window, part)
     }
 
-    /// Whether there are records that do not count, as earlier ones have their chunks of the origin.
+    /// Whether there are records that do not count, as earlier ones have their chunks of the
+    /// origin.
     pub(super) fn is_loose(&self) -> bool {
         self.is_loose
     }
 
-    /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many records can be passed on at a
-    /// time. Sleeps.
+    /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many
+    /// records can be passed on at a time. Sleeps.
     pub(super) fn prepare_merge(&mut self) -> Result<usize> {
         self.cleared = Some(Buffer::new(window(self.layout))?);
         Ok(usize::try_from(self.per_window().get())?)
@@ -264,7 +267,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Reads the last records, at most so many, and passes on those that count, in their order. Sleeps for I/O.
+    /// Reads the last records, at most so many, and passes on those that count, in their order.
+    /// Sleeps for I/O.
     pub(super) fn tail(
         &mut self,
         cow: &Device,
@@ -289,7 +293,8 @@ impl Disk {
         Ok(Tail { from, to })
     }
 
-    /// Clears the records of a tail, durably. If that fails it tries to leave them as they were. Sleeps for I/O.
+    /// Clears the records of a tail, durably. If that fails it tries to leave them as they were.
+    /// Sleeps for I/O.
     pub(super) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> Records {
         // What was read again meanwhile may be shorter.
         let to = tail.to.min(self.records);
@@ -345,7 +350,8 @@ impl Disk {
         start.ok_or(EINVAL)
     }
 
-    /// Writes zeros, with memory of our own: writes to origin and snapshot wait for it. Sleeps for I/O.
+    /// Writes zeros, with memory of our own: writes to origin and snapshot wait for it. Sleeps for
+    /// I/O.
     fn zero(&mut self, cow: &Device, io: &IoClient, start: Sector, len: Sectors) -> Result {
         let (mut at, mut left) = (start, len.0);
         while left != 0 {
@@ -358,8 +364,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Clears what lies behind the last record of its area. The next record, which would let a reader go on to it, is written
-    /// with a flush before it.
+    /// Clears what lies behind the last record of its area. The next record, which would let a
+    /// reader go on to it, is written with a flush before it.
     fn clear_stale(&mut self, cow: &Device, io: &IoClient) -> Result {
         if !self.stale {
             return Ok(());
@@ -405,7 +411,8 @@ impl Disk {
         self.stale = false;
         self.is_loose = false;
         self.in_doubt = None;
-        // Until the header is written nobody reads the first area; and it comes after that, by its flush.
+        // Until the header is written nobody reads the first area; and it comes after that, by its
+        // flush.
         let area = cow
             .zero(Sector(0), size)
             .and_then(|()| cow.zero(self.area(0)?, size));
@@ -418,8 +425,8 @@ impl Disk {
         })
     }
 
-    /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up to
-    /// [`install`](Self::install). Sleeps for I/O.
+    /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up
+    /// to [`install`](Self::install). Sleeps for I/O.
     pub(super) fn load(&self, cow: &Device, mut sink: impl FnMut(Run) -> Result) -> Result<Loaded> {
         let (layout, end) = (self.layout, cow.sectors());
         let piece = window(layout);
@@ -483,8 +490,8 @@ impl Disk {
         })
     }
 
-    /// Takes over what was read, and whether there are records that do not count, as earlier ones have their chunks of the
-    /// origin. Gives what is free.
+    /// Takes over what was read, and whether there are records that do not count, as earlier ones
+    /// have their chunks of the origin. Gives what is free.
     pub(super) fn install(&mut self, loaded: Loaded, is_loose: bool) -> Allocator {
         self.base = Some(self.base(loaded.records));
         self.window = loaded.window;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All that has to do with one origin: its snapshots, its `snapshot-origin` targets, and the worker that copies.
+//! All that has to do with one origin: its snapshots, its `snapshot-origin` targets, and the worker
+//! that copies.
 //!
 //! ```text
 //!  write to the origin ──┐                ┌─▶ kcopyd ─▶ copied ─┐
@@ -8,9 +9,10 @@
 //!                                         └─▶ direct write ─────┘
 //! ```
 //!
-//! Whoever has the roster is the worker: the work item, or a committer whose batch has become durable. The worker alone takes
-//! exceptions out of the books, so what it found there stays until it is done. It does no I/O and waits for none: bios and
-//! copies that it decides on are sent by others (`sending.rs`).
+//! Whoever has the roster is the worker: the work item, or a committer whose batch has become
+//! durable. The worker alone takes exceptions out of the books, so what it found there stays until
+//! it is done. It does no I/O and waits for none: bios and copies that it decides on are sent by
+//! others (`sending.rs`).
 
 use super::{
     io::{
@@ -162,7 +164,8 @@ impl World {
 
     /// The family of an origin, for another of its targets. Sleeps.
     pub(super) fn family(self: &Arc<Self>, new: &New<'_>, number: u32) -> Result<Arc<Family>> {
-        // Who waits for the list may be about to resume a device that this memory would be written to.
+        // Who waits for the list may be about to resume a device that this memory would be written
+        // to.
         let _noio = NoIo::enter();
         let mut families = self.families.lock();
         let known = families.iter_mut().find(|it| it.family.number == number);
@@ -192,8 +195,9 @@ impl World {
         Ok(others)
     }
 
-    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile, nor another merge of the same
-    /// origin. Gives the store of the live table that has it, if there is one. Sleeps.
+    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile, nor
+    /// another merge of the same origin. Gives the store of the live table that has it, if there is
+    /// one. Sleeps.
     pub(super) fn claim(
         &self,
         family: &Arc<Family>,
@@ -222,7 +226,8 @@ impl World {
             cow,
             merge,
         };
-        // Not before others can see the claim: of two that look at the same time at least one sees the other.
+        // Not before others can see the claim: of two that look at the same time at least one sees
+        // the other.
         let others = self.others(family.number).text(memory)?;
         if others.iter().any(|other| other.roster.lock().has(cow)) {
             let text = c"COW device is in use by another snapshot";
@@ -322,8 +327,9 @@ impl Roster {
     }
 }
 
-/// The roster, at a moment when a table may go live. For a snapshot that origin writes care about no merge of the origin is in a
-/// batch: that would be overwritten, and the snapshot has no copies of it.
+/// The roster, at a moment when a table may go live. For a snapshot that origin writes care about
+/// no merge of the origin is in a batch: that would be overwritten, and the snapshot has no copies
+/// of it.
 pub(super) struct Calm<'a> {
     roster: MutexGuard<'a, Roster>,
     _pause: Option<Pause>,
@@ -340,7 +346,8 @@ impl Calm<'_> {
 struct Inbox {
     /// Copies that have ended.
     jobs: RequestList<Job>,
-    /// Writes to the origin that wait for room, or for a header that says that a snapshot is invalid.
+    /// Writes to the origin that wait for room, or for a header that says that a snapshot is
+    /// invalid.
     origin: BioQueue<Stamp>,
 }
 
@@ -349,7 +356,8 @@ struct Inbox {
 pub(crate) struct Family {
     number: u32,
     world: Arc<World>,
-    /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is above.
+    /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is
+    /// above.
     queue: WorkQueue,
     commits: WorkQueue,
     /// Copies to several snapshots. Others are their table's.
@@ -359,7 +367,8 @@ pub(crate) struct Family {
     starved: Atomic<bool>,
     #[pin]
     pub(super) roster: Mutex<Roster>,
-    /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to be, does so under this lock.
+    /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to
+    /// be, does so under this lock.
     #[pin]
     active: RwSem<KVVec<Arc<Snapshot>>>,
     #[pin]
@@ -470,8 +479,9 @@ impl Family {
         change();
     }
 
-    /// Takes the roster at a moment when a table may go live: if origin writes will care about it, no merge of the origin is in
-    /// a batch then, and none begins before the roster is let go. Sleeps, as long as a batch takes.
+    /// Takes the roster at a moment when a table may go live: if origin writes will care about it,
+    /// no merge of the origin is in a batch then, and none begins before the roster is let go.
+    /// Sleeps, as long as a batch takes.
     pub(super) fn calm(&self, table: &Snapshot) -> Calm<'_> {
         let mut pause: Option<Pause> = None;
         loop {
@@ -494,17 +504,19 @@ impl Family {
         }
     }
 
-    /// How much of a write to the origin, from its start on, no snapshot cares about. Process context; sleeps while the list
-    /// is being changed.
+    /// How much of a write to the origin, from its start on, no snapshot cares about. Process
+    /// context; sleeps while the list is being changed.
     pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
         let active = self.active.read();
         let tables = active.iter().filter(|table| table.is_watched());
         tables.fold(len, |len, table| table.clear(start, len))
     }
 
-    /// Waits until copies and worker have let go of the family, if it has no snapshots any more. Sleeps.
+    /// Waits until copies and worker have let go of the family, if it has no snapshots any more.
+    /// Sleeps.
     ///
-    /// Nothing of it is to be on its way when its last target leaves: another family may be made for the origin.
+    /// Nothing of it is to be on its way when its last target leaves: another family may be made
+    /// for the origin.
     pub(super) fn settle(self: &Arc<Self>) {
         let is_last = self.roster.lock().tables.is_empty();
         if is_last {
@@ -539,7 +551,8 @@ impl Destination {
     }
 }
 
-/// A copy from the origin to the COW devices of one or more snapshots, or back; or zeros for a discard.
+/// A copy from the origin to the COW devices of one or more snapshots, or back; or zeros for a
+/// discard.
 pub(super) struct Job {
     family: Arc<Family>,
     work: Task,
@@ -683,12 +696,14 @@ impl WorkItem<2> for Family {
 }
 
 impl Family {
-    /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but not for I/O.
+    /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but
+    /// not for I/O.
     pub(super) fn work_now(self: &Arc<Self>) {
         self.work(&mut self.roster.lock());
     }
 
-    /// Takes everything on that has come. What happens meanwhile is for the next time: the work item is queued again then.
+    /// Takes everything on that has come. What happens meanwhile is for the next time: the work
+    /// item is queued again then.
     fn work(self: &Arc<Self>, roster: &mut Roster) {
         let mut out = Released::default();
         self.starved.store(false, Relaxed);
@@ -721,7 +736,8 @@ impl Family {
         }
         self.origin_writes(roster, &mut out);
         for table in roster.tables.iter() {
-            // Two tables may share a store: what the second one has released may be the first one's.
+            // Two tables may share a store: what the second one has released may be the first
+            // one's.
             table.outlet.send_all(&mut out.ready, &self.commits);
             table.store().end_failed();
             table.commit();
@@ -731,7 +747,8 @@ impl Family {
         }
     }
 
-    /// Takes note of a copy that has ended. If one of several destinations failed, the others get another copy.
+    /// Takes note of a copy that has ended. If one of several destinations failed, the others get
+    /// another copy.
     fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<Job>>, out: &mut Released) {
         let result = job.context.result.take();
         let at = |number| result.map_or(Arrival::Failed, |result| result.at(number));
@@ -766,7 +783,8 @@ impl Family {
         // A merge was told in `done`.
     }
 
-    /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no memory just now.
+    /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no
+    /// memory just now.
     fn zero(self: &Arc<Self>, table: &Arc<Snapshot>, bio: Bio<Stamp>) -> Result<(), Bio<Stamp>> {
         let job = Job {
             family: self.clone(),
@@ -808,7 +826,8 @@ impl Family {
         }
     }
 
-    /// A write within one chunk, or of one. Gives it back if it has to wait until something has ended.
+    /// A write within one chunk, or of one. Gives it back if it has to wait until something has
+    /// ended.
     fn own_write(
         self: &Arc<Self>,
         table: &Arc<Snapshot>,
@@ -864,7 +883,8 @@ impl Family {
         Ok(())
     }
 
-    /// Starts the copies for writes to parts of chunks, as far as there is memory; the others follow when some have ended.
+    /// Starts the copies for writes to parts of chunks, as far as there is memory; the others
+    /// follow when some have ended.
     fn start_copies(self: &Arc<Self>, table: &Arc<Snapshot>) {
         let store = table.store();
         loop {
@@ -894,7 +914,8 @@ impl Family {
         }
     }
 
-    /// A copy without destinations, from a sector of the origin; none if there is no memory, until another one has ended.
+    /// A copy without destinations, from a sector of the origin; none if there is no memory, until
+    /// another one has ended.
     fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<Job>>> {
         let job = Job {
             family: self.clone(),
@@ -905,7 +926,8 @@ impl Family {
         self.seat(Request::new(job)).ok()
     }
 
-    /// A copy from a snapshot to its origin; none if there is no memory: then the merge is called when there is.
+    /// A copy from a snapshot to its origin; none if there is no memory: then the merge is called
+    /// when there is.
     pub(super) fn merge_job(
         self: &Arc<Self>,
         merge: &Arc<Merge>,
@@ -925,7 +947,8 @@ impl Family {
         self.seat(Request::new(job)).ok()
     }
 
-    /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes the worker.
+    /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes
+    /// the worker.
     #[allow(clippy::result_large_err)] // The job itself comes back: a box would need the memory that there is none of.
     fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
         self.jobs.try_boxed(job).or_else(|job| {
@@ -964,7 +987,8 @@ impl Family {
         }
     }
 
-    /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at once.
+    /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at
+    /// once.
     fn origin_write(
         self: &Arc<Self>,
         roster: &Roster,
@@ -988,9 +1012,9 @@ impl Family {
         }
     }
 
-    /// Sees that no snapshot needs parts of the origin, numbered from zero: all but the `first` are known to be clear, which
-    /// goes on as far as that is so. False if some have to wait; the worker calls the merge when something has ended. Sleeps,
-    /// but not for I/O.
+    /// Sees that no snapshot needs parts of the origin, numbered from zero: all but the `first` are
+    /// known to be clear, which goes on as far as that is so. False if some have to wait; the
+    /// worker calls the merge when something has ended. Sleeps, but not for I/O.
     pub(super) fn guard(
         self: &Arc<Self>,
         part: impl Fn(usize) -> Option<(Sector, Sectors)>,
@@ -1018,7 +1042,8 @@ impl Family {
         all
     }
 
-    /// Finds out what of a part of the origin which snapshot needs, and starts to copy all that at once.
+    /// Finds out what of a part of the origin which snapshot needs, and starts to copy all that at
+    /// once.
     fn guard_part<'a>(
         self: &Arc<Self>,
         roster: &'a Roster,
@@ -1049,7 +1074,8 @@ impl Family {
                         last = Some((table, seq));
                         len
                     }
-                    // It is being destroyed, and begins nothing any more; what it has begun is for the table after it.
+                    // It is being destroyed, and begins nothing any more; what it has begun is for
+                    // the table after it.
                     Look::Hole(len) if !table.is_active() => len,
                     Look::Hole(len) => {
                         let tables = roster.tables.get(number..).unwrap_or_default();
@@ -1082,8 +1108,8 @@ impl Family {
         }
     }
 
-    /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to all others that have the
-    /// same hole, and chunks of the same size.
+    /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to
+    /// all others that have the same hole, and chunks of the same size.
     fn cover(self: &Arc<Self>, tables: &[Arc<Snapshot>], chunk: Chunk, len: u64) -> Covered {
         let Some((first, others)) = tables.split_first() else {
             return Covered::Later;

@@ -266,7 +266,8 @@ fn defer<'a>(this: ArcBorrow<'_, Snapshot>, bio: MapBio<'a, Stamp>) -> Mapped<'a
     mapped
 }
 
-/// A discard: whole chunks that are on the COW device become zeros; of others nothing is to be done.
+/// A discard: whole chunks that are on the COW device become zeros; of others nothing is to be
+/// done.
 fn discard<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
     let store = this.store();
     let span = this.span(&bio);

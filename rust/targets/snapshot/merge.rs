@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot-merge` target: the origin with all that its snapshot has, which is copied there while it is used.
+//! The `snapshot-merge` target: the origin with all that its snapshot has, which is copied there
+//! while it is used.
 //!
 //! ```text
 //!   map ─┬─ read or write of chunks with an exception ──────────────────> COW device; writes are counted until end_io
@@ -8,8 +9,8 @@
 //!        └─ all else: as through `snapshot-origin` ─────────────────────> origin
 //! ```
 //!
-//! The merge goes batch by batch, the last records first; [`Machine`] has the steps. One work item does what is to be
-//! done; whatever ends that it waits for calls it again.
+//! The merge goes batch by batch, the last records first; [`Machine`] has the steps. One work item
+//! does what is to be done; whatever ends that it waits for calls it again.
 
 use super::{
     disk::Tail,
@@ -116,7 +117,8 @@ struct Progress {
     machine: Machine,
     /// The batch, sorted by chunks of the origin.
     runs: KVVec<Run>,
-    /// The first of them that another snapshot may need, then the first that is not being copied yet.
+    /// The first of them that another snapshot may need, then the first that is not being copied
+    /// yet.
     next: usize,
     /// Writes to the batch wait.
     closed: bool,
@@ -248,8 +250,8 @@ impl Target for Merge {
     fn resume(this: ArcBorrow<'_, Self>) {
         Snapshot::resume(this.table.as_arc_borrow());
         if this.table.role() == Role::Live {
-            // A table before may have begun exceptions for other targets of the origin. There are no new ones, and nothing
-            // is mapped before this returns.
+            // A table before may have begun exceptions for other targets of the origin. There are
+            // no new ones, and nothing is mapped before this returns.
             this.table.store().wait_idle(|| false);
         }
         Arc::<Self>::from(this).start();
@@ -362,7 +364,8 @@ impl Merge {
         self.nudge_with(&self.progress.lock());
     }
 
-    /// The same under the lock: who has seen that it rests knows that the work item does not come again.
+    /// The same under the lock: who has seen that it rests knows that the work item does not come
+    /// again.
     fn nudge_with(self: &Arc<Self>, progress: &Progress) {
         if !progress.machine.is_at_rest() {
             let commits = self.table.family.commits();
@@ -370,7 +373,8 @@ impl Merge {
         }
     }
 
-    /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any context.
+    /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
+    /// context.
     fn start(self: &Arc<Self>) {
         if self.table.store().state() != State::Valid || self.table.role() != Role::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
@@ -396,8 +400,8 @@ impl Merge {
             .wait_until(|| self.progress.lock().machine.is_at_rest());
     }
 
-    /// Keeps it between two batches until the result is dropped: what is about to become another snapshot of the origin does
-    /// so then. Sleeps as long as a batch takes.
+    /// Keeps it between two batches until the result is dropped: what is about to become another
+    /// snapshot of the origin does so then. Sleeps as long as a batch takes.
     pub(super) fn pause(self: Arc<Self>) -> Pause {
         self.come_to_rest(Machine::pause);
         Pause(self)
@@ -457,7 +461,8 @@ impl Merge {
         }
     }
 
-    /// Has other snapshots copy what the batch will overwrite, and closes it when all have. False if that has to wait.
+    /// Has other snapshots copy what the batch will overwrite, and closes it when all have. False
+    /// if that has to wait.
     fn guard(&self, own: &mut Own) -> bool {
         let table = &self.table;
         let mut first = self.progress.lock().next;
@@ -570,7 +575,8 @@ impl Merge {
         self.progress.lock().machine.restored(ok);
     }
 
-    /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is short: then try again.
+    /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is
+    /// short: then try again.
     fn let_go(&self, own: &mut Own, fate: Fate) -> bool {
         let (table, store) = (&self.table, self.table.store());
         for (index, barrier) in own.barriers.iter_mut().enumerate() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot`, `snapshot-origin` and `snapshot-merge` targets: what an origin was when the snapshot was taken.
+//! The `snapshot`, `snapshot-origin` and `snapshot-merge` targets: what an origin was when the
+//! snapshot was taken.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -13,9 +14,10 @@
 //! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
 //! | `disk.rs` | the persistent store on the COW device |
 //!
-//! Locks: `roster` (who belongs to an origin; the worker has it while it runs) > `active` > `ledger` (exceptions on their
-//! way) > `shard` (the table of exceptions). `disk` is the committer's, and is held during I/O; only `ledger` is taken under
-//! it. Lists of bios have locks of their own, and so has the list of families.
+//! Locks: `roster` (who belongs to an origin; the worker has it while it runs) > `active` >
+//! `ledger` (exceptions on their way) > `shard` (the table of exceptions). `disk` is the
+//! committer's, and is held during I/O; only `ledger` is taken under it. Lists of bios have locks
+//! of their own, and so has the list of families.
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
@@ -190,7 +192,8 @@ impl Drop for Membership {
     }
 }
 
-/// A COW device, and perhaps the merge of an origin, that a constructor has in its hands: no other one may.
+/// A COW device, and perhaps the merge of an origin, that a constructor has in its hands: no other
+/// one may.
 struct Claim {
     family: Arc<Family>,
     cow: u32,
@@ -278,7 +281,8 @@ impl Target for Snapshot {
         roster.remove(this);
         drop(roster);
         family.forget(this);
-        // Copies and worker call the committer, and that the worker: none of them is to have the last reference.
+        // Copies and worker call the committer, and that the worker: none of them is to have the
+        // last reference.
         family.settle();
         this.outlet.settle();
         this.copies.drain();
@@ -397,8 +401,9 @@ fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
 
 /// Reads the header of a COW device, with the size of its chunks. Sleeps for I/O.
 ///
-/// The device is flushed first. Records that only its volatile cache has, since their write was reported as failed, let
-/// writes to the origin pass; a power cut would then take the records back, and leave those writes.
+/// The device is flushed first. Records that only its volatile cache has, since their write was
+/// reported as failed, let writes to the origin pass; a power cut would then take the records back,
+/// and leave those writes.
 fn read_header(
     cow: &Device,
     io: &IoClient,
@@ -586,7 +591,8 @@ impl Snapshot {
         self.role().is_live() && !self.is_merged
     }
 
-    /// Whether origin writes wait for the exceptions that it has begun; or, if it is lost, until the header says so.
+    /// Whether origin writes wait for the exceptions that it has begun; or, if it is lost, until
+    /// the header says so.
     fn is_guarded(&self) -> bool {
         self.is_committing() && !self.is_merged
     }
@@ -657,7 +663,8 @@ impl Snapshot {
         }
     }
 
-    /// How much of a write to the origin, from its start on, does not concern the snapshot. Any context.
+    /// How much of a write to the origin, from its start on, does not concern the snapshot. Any
+    /// context.
     fn clear(&self, start: Sector, len: Sectors) -> Sectors {
         let chunks = self.chunks(start, len);
         match self.store.state() {
@@ -674,7 +681,8 @@ impl Snapshot {
         upto.since(start).unwrap_or_default()
     }
 
-    /// Gives out chunks for a hole, so many at least and at most, but not for those behind the snapshot's end.
+    /// Gives out chunks for a hole, so many at least and at most, but not for those behind the
+    /// snapshot's end.
     fn reserve(&self, chunk: Chunk, (least, most): (u64, u64)) -> Reserved {
         let size = self.store.size();
         let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;

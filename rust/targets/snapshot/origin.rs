@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot-origin` target: passes everything through, but a write only when all snapshots have what it overwrites.
+//! The `snapshot-origin` target: passes everything through, but a write only when all snapshots
+//! have what it overwrites.
 
 use super::{
     family::{
@@ -57,7 +58,8 @@ use kernel::{
     }, //
 };
 
-/// The longest write that the worker looks at in one go. It may be as long as the device, if it is a discard.
+/// The longest write that the worker looks at in one go. It may be as long as the device, if it is
+/// a discard.
 const DEFERRED: Sectors = Sectors(2048);
 
 /// An origin: one line of a table.

@@ -2,9 +2,10 @@
 
 //! Bios and copies that the worker has decided on, and the work items that send them.
 //!
-//! A device may have no request free, so whoever sends something to it may have to wait for it. The worker must not: all
-//! targets of an origin need its lock. So it leaves what it sends to a work item of that device alone. On the CPU of the
-//! worker that item runs next, without a switch of threads, unless one before it has to wait.
+//! A device may have no request free, so whoever sends something to it may have to wait for it. The
+//! worker must not: all targets of an origin need its lock. So it leaves what it sends to a work
+//! item of that device alone. On the CPU of the worker that item runs next, without a switch of
+//! threads, unless one before it has to wait.
 
 use super::{
     family::Job,
@@ -110,7 +111,8 @@ impl WorkItem<1> for Outlet {
     }
 }
 
-/// Copies of one client of kcopyd, whose thread sends their I/O and may have to wait for a device as well.
+/// Copies of one client of kcopyd, whose thread sends their I/O and may have to wait for a device
+/// as well.
 #[pin_data]
 pub(super) struct Copies {
     client: CopyClient,
@@ -157,7 +159,8 @@ impl Copies {
 impl WorkItem<1> for Copies {
     type Pointer = Arc<Copies>;
 
-    /// Sleeps until there is memory for the copies, which may be until others have ended. No lock is held then.
+    /// Sleeps until there is memory for the copies, which may be until others have ended. No lock
+    /// is held then.
     fn run(this: Arc<Copies>) {
         let _noio = NoIo::enter();
         let jobs = this.jobs.lock().take();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the tables of one COW device share: which chunks it has, which are on their way, and its state.
+//! What the tables of one COW device share: which chunks it has, which are on their way, and its
+//! state.
 //!
-//! A table that is loaded over a live one gets the store of that one, and takes over at resume; so nothing is read twice,
-//! and nothing is handed over.
+//! A table that is loaded over a live one gets the store of that one, and takes over at resume; so
+//! nothing is read twice, and nothing is handed over.
 
 use super::{
     disk::{
@@ -113,7 +114,8 @@ const STRIPE: u32 = 25;
 pub(super) struct Waiting {
     /// Writes to the snapshot, with their place on the COW device.
     pub(super) own: BioQueue<Stamp>,
-    /// The write that is the data of the exception. It has ended, and is told so when the record is durable.
+    /// The write that is the data of the exception. It has ended, and is told so when the record is
+    /// durable.
     pub(super) direct: Option<Bio<Stamp>>,
     /// Writes to the origin.
     pub(super) origin: BioQueue<Stamp>,
@@ -123,7 +125,8 @@ pub(super) struct Waiting {
 pub(super) struct Shard {
     extents: Extents,
     readers: Readers,
-    /// Exceptions in the table whose readers of before are not all through. Then origin writes look twice.
+    /// Exceptions in the table whose readers of before are not all through. Then origin writes look
+    /// twice.
     draining: Count,
 }
 
@@ -221,7 +224,8 @@ pub(super) struct Store {
     overflowed: Atomic<bool>,
     /// A batch could not be written.
     lost: Atomic<bool>,
-    /// The area of the next record; in a merge, of the last one once it has been looked at. For the status line.
+    /// The area of the next record; in a merge, of the last one once it has been looked at. For the
+    /// status line.
     area: Atomic<u64>,
     #[pin]
     ledger: IrqLock<Ledger>,
@@ -355,7 +359,8 @@ impl Store {
         Some(body(&mut self.shards.get(shard)?.lock()))
     }
 
-    /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to the origin. Any context.
+    /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to
+    /// the origin. Any context.
     pub(super) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Found, Option<Stamp>) {
         let (index, left) = self.shard(chunk);
         let found = self.with(index, |shard| {
@@ -375,7 +380,8 @@ impl Store {
         self.with(index, |shard| Stamp::reader(index, shard.readers.enter()))
     }
 
-    /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any context.
+    /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any
+    /// context.
     pub(super) fn leave(&self, shard: usize, generation: Generation) -> bool {
         self.with(shard, |shard| {
             shard.readers.leave(generation) && !shard.draining.is_zero()
@@ -383,8 +389,8 @@ impl Store {
         .unwrap_or(false)
     }
 
-    /// How many chunks from one on a write to the origin need not care about, up to `most`; of many short runs only the first
-    /// are looked up. Any context.
+    /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
+    /// short runs only the first are looked up. Any context.
     pub(super) fn clear(&self, chunk: Chunk, most: u64) -> u64 {
         parts::leading(chunk, most, self.stripe, |index, chunk, wanted| {
             let found = self.with(index, |shard| match shard.extents.find(chunk, wanted) {
@@ -440,8 +446,9 @@ impl Store {
         }
     }
 
-    /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process context.
-    /// If there is none to be had once, it is not asked for again; many exceptions need none.
+    /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process
+    /// context. If there is none to be had once, it is not asked for again; many exceptions need
+    /// none.
     fn complete(
         &self,
         run: Run,
@@ -466,7 +473,8 @@ impl Store {
         .unwrap_or(Err(Refused::Range))
     }
 
-    /// Whether the readers of before a barrier are through; then nobody needs to look twice for this exception any more.
+    /// Whether the readers of before a barrier are through; then nobody needs to look twice for
+    /// this exception any more.
     pub(super) fn has_drained(&self, shard: usize, barrier: u64) -> bool {
         let passed = self.with(shard, |shard| {
             let passed = shard.readers.has_passed(barrier);
@@ -478,9 +486,10 @@ impl Store {
         passed.unwrap_or(true)
     }
 
-    /// Takes what is durable on: into the table, and out of the book. What waited goes to `ready` (writes to the snapshot),
-    /// `ended` (those that were the data) and `again` (writes to the origin). False if memory is short: then try again after a
-    /// while; exceptions that need none have been taken on. The family's worker only.
+    /// Takes what is durable on: into the table, and out of the book. What waited goes to `ready`
+    /// (writes to the snapshot), `ended` (those that were the data) and `again` (writes to the
+    /// origin). False if memory is short: then try again after a while; exceptions that need none
+    /// have been taken on. The family's worker only.
     pub(super) fn advance(&self, spares: &mut Spares, out: &mut Released) -> bool {
         let (mut has_memory, mut is_done) = (true, true);
         let mut from = self.ledger.lock().book.first();
@@ -570,7 +579,8 @@ impl Store {
         self.failed.lock().push(bio);
     }
 
-    /// Ends writes that have failed; but if the store is lost, not before its header says so. The worker only.
+    /// Ends writes that have failed; but if the store is lost, not before its header says so. The
+    /// worker only.
     pub(super) fn end_failed(&self) {
         if self.state() == State::Failing {
             return;
@@ -582,7 +592,8 @@ impl Store {
         }
     }
 
-    /// Takes everything out that no copy or commit has in its hands, and what waits for the rest. The store is lost.
+    /// Takes everything out that no copy or commit has in its hands, and what waits for the rest.
+    /// The store is lost.
     pub(super) fn give_up(&self, out: &mut Released) {
         let mut from = self.ledger.lock().book.first();
         loop {
@@ -604,8 +615,8 @@ impl Store {
         }
     }
 
-    /// Writes the records of what has its data, durably. False if there is nothing to be written, or the store cannot be
-    /// used any more. The committer only. Sleeps for I/O.
+    /// Writes the records of what has its data, durably. False if there is nothing to be written,
+    /// or the store cannot be used any more. The committer only. Sleeps for I/O.
     pub(super) fn commit(&self, cow: &Device, io: &IoClient) -> bool {
         let mut disk = self.disk.lock();
         if self.state() != State::Valid || self.is_lost() {
@@ -629,8 +640,9 @@ impl Store {
         true
     }
 
-    /// Says on disk that the store is lost, if it is and that is not said yet; tells whether it did. A committer only: that of
-    /// a former table may come together with that of the one that took over. Sleeps for I/O.
+    /// Says on disk that the store is lost, if it is and that is not said yet; tells whether it
+    /// did. A committer only: that of a former table may come together with that of the one that
+    /// took over. Sleeps for I/O.
     pub(super) fn invalidate(&self, cow: &Device, io: &IoClient) -> bool {
         if self.state() != State::Failing {
             return false;
@@ -671,8 +683,9 @@ impl Store {
         }
     }
 
-    /// Finds a chunk for a write to a merge, which is counted if it goes to the COW device; unless it is one that `closed`
-    /// tells of, or up to such a one: `closed` tells how many chunks there are like the first. Any context.
+    /// Finds a chunk for a write to a merge, which is counted if it goes to the COW device; unless
+    /// it is one that `closed` tells of, or up to such a one: `closed` tells how many chunks there
+    /// are like the first. Any context.
     pub(super) fn find_open(
         &self,
         chunk: Chunk,
@@ -695,8 +708,9 @@ impl Store {
         found.unwrap_or(Place::Closed)
     }
 
-    /// Makes a barrier for the writes to a merge in a part of the table: [`has_drained`](Self::has_drained) tells when those
-    /// of before have ended. Nothing if they have.
+    /// Makes a barrier for the writes to a merge in a part of the table:
+    /// [`has_drained`](Self::has_drained) tells when those of before have ended. Nothing if they
+    /// have.
     pub(super) fn bar(&self, shard: usize) -> Option<u64> {
         self.with(shard, |shard| {
             let barrier = shard.readers.barrier();
@@ -716,7 +730,8 @@ impl Store {
         });
     }
 
-    /// Takes chunks out that are on the origin now. False if memory is short: then try again. Process context.
+    /// Takes chunks out that are on the origin now. False if memory is short: then try again.
+    /// Process context.
     pub(super) fn remove(&self, mut run: Run, spares: &mut Spares) -> bool {
         while run.len != 0 {
             let (index, left) = self.shard(run.old);
@@ -782,7 +797,8 @@ impl Store {
         })
     }
 
-    /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps for I/O.
+    /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps
+    /// for I/O.
     pub(super) fn shorten(&self, merge: &Arc<Snapshot>, tail: &Tail) -> Records {
         let mut disk = self.disk.lock();
         if !merge.role().is_live() {
@@ -813,8 +829,8 @@ impl Store {
         Ok(())
     }
 
-    /// Waits until nothing is on its way, and the header says what there is to be said; or until that is somebody else's
-    /// matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
+    /// Waits until nothing is on its way, and the header says what there is to be said; or until
+    /// that is somebody else's matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
     pub(super) fn wait_idle(&self, is_released: impl Fn() -> bool) {
         let is_idle = || self.state() != State::Failing && self.ledger.lock().book.is_empty();
         self.idle.wait_until(|| is_released() || is_idle());
@@ -836,7 +852,8 @@ impl Store {
         drop(before);
     }
 
-    /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for I/O.
+    /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for
+    /// I/O.
     pub(super) fn load(&self, cow: &Device) -> Result {
         let mut disk = self.disk.lock();
         let read = |parts: &mut Parts| -> Result<_> {

@@ -14,16 +14,28 @@ class Clone(faults.Scenario):
     target = "clone"
     PIECE = 4  # sectors of a block that fail together where blocks are torn
     TESTS = {
-        "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"),
-                   ("reload", "slab"), ("reload", "pages")],
+        "tables": [
+            ("create", "slab"),
+            ("create", "pages"),
+            ("open", "slab"),
+            ("open", "pages"),
+            ("reload", "slab"),
+            ("reload", "pages"),
+        ],
         "work": [("work", "slab"), ("work", "pages")],
-        "requests": [("life", "metadata"), ("life", "metadata-dead"), ("life", "source"), ("life", "destination"),
-                     ("life", "destination-dead")],
+        "requests": [
+            ("life", "metadata"),
+            ("life", "metadata-dead"),
+            ("life", "source"),
+            ("life", "destination"),
+            ("life", "destination-dead"),
+        ],
         "torn": [("writes", "metadata-torn"), ("writes", "destination-torn")],
     }
 
-    # dm-persistent-data ignores it if there is no memory to note that a block is new. While it formats, it then divides
-    # by a field that is not initialised yet (old_ll.entries_per_block): the kernel dies.
+    # dm-persistent-data ignores it if there is no memory to note that a block is new. While it
+    # formats, it then divides by a field that is not initialised yet (old_ll.entries_per_block):
+    # the kernel dies.
     EXCEPT = {"create": ["insert_shadow", "dm_tm_new_block", "dm_tm_shadow_block"]}
 
     def __init__(self, box, module, part, kind, log):
@@ -33,20 +45,27 @@ class Clone(faults.Scenario):
         self.opening = False
         self.disks = {"source": [box.ram(1)]}
         for role in "metadata", "destination":
-            self.disks[role] = [box.ram(1, cache=role == "destination")
-                                for _ in range(2 if kind == f"{role}-torn" else 1)]
+            self.disks[role] = [
+                box.ram(1, cache=role == "destination")
+                for _ in range(2 if kind == f"{role}-torn" else 1)
+            ]
         self.parts = {role: self.assemble(disks) for role, disks in self.disks.items()}
         self.source = pattern("source", SECTORS)
         self.stale = pattern("destination", SECTORS)
         self.parts["source"].fill(self.source)
-        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables share.
+        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables
+        # share.
         self.spare = self.device([box.ram(1) for _ in range(3)])
         self.clone = None
         self.memory = faults.bufio_memory()
 
     def device(self, parts=None, start=True):
-        meta, dest, source = parts or (self.parts[role] for role in ("metadata", "destination", "source"))
-        return self.box.clone(meta, dest, source, REGION, "1 no_hydration", length=SECTORS, start=start)
+        meta, dest, source = parts or (
+            self.parts[role] for role in ("metadata", "destination", "source")
+        )
+        return self.box.clone(
+            meta, dest, source, REGION, "1 no_hydration", length=SECTORS, start=start
+        )
 
     def allocate(self):
         self.spare.load(self.spare.line)
@@ -78,10 +97,21 @@ class Clone(faults.Scenario):
         table = {errno.ENOMEM if self.allocations else errno.EIO}
         data = {errno.EIO}
         life = [
-            Step(self.partial_write, data), Step(self.whole_write, data), Step(self.read, data),
-            Step(self.flush, data), Step(self.wide_write, data), Step(self.fua_write, data), Step(self.status),
-            Step(self.suspend), Step(self.fua_whole_write, data), Step(self.rewrite, data), Step(self.discard, data),
-            Step(self.messages), Step(self.flush, data), Step(self.suspend_noflush), Step(self.last_region, data),
+            Step(self.partial_write, data),
+            Step(self.whole_write, data),
+            Step(self.read, data),
+            Step(self.flush, data),
+            Step(self.wide_write, data),
+            Step(self.fua_write, data),
+            Step(self.status),
+            Step(self.suspend),
+            Step(self.fua_whole_write, data),
+            Step(self.rewrite, data),
+            Step(self.discard, data),
+            Step(self.messages),
+            Step(self.flush, data),
+            Step(self.suspend_noflush),
+            Step(self.last_region, data),
         ]
         end = [Step(self.hydrate), Step(self.read, data), Step(self.remove)]
         return {
@@ -90,13 +120,25 @@ class Clone(faults.Scenario):
             "reload": [Step(self.reload, table)],
             "work": life + end,
             # Reads are not torn, and come in many pieces.
-            "writes": [step for step in [Step(self.create, table), *life, *end] if step.call != self.read],
-            "life": [Step(self.create, table), *life, Step(self.reload, table), Step(self.flush, data), *end,
-                     Step(self.create, table), Step(self.read, data), Step(self.remove)],
+            "writes": [
+                step for step in [Step(self.create, table), *life, *end] if step.call != self.read
+            ],
+            "life": [
+                Step(self.create, table),
+                *life,
+                Step(self.reload, table),
+                Step(self.flush, data),
+                *end,
+                Step(self.create, table),
+                Step(self.read, data),
+                Step(self.remove),
+            ],
         }[self.part]
 
     def excused(self, error):
-        """Read-only: writes to regions that are not hydrated, flushes. Fail: all I/O. Never because of the source."""
+        """Read-only: writes to regions that are not hydrated, flushes. Fail: all I/O. Never because
+        of the source.
+        """
         return self.mode() != "rw" and self.kind != "source"
 
     def mode(self):
@@ -107,27 +149,50 @@ class Clone(faults.Scenario):
         """What follows on the metadata is the same when it is opened and when it is formatted."""
         if self.part != "create" or not self.allocations:
             return False
-        said = [line for line in self.log.lines(self.start) if ": clone: " in line and "table" in line]
+        said = [
+            line for line in self.log.lines(self.start) if ": clone: " in line and "table" in line
+        ]
         opening = any("Failed to load metadata" in line for line in said)
         self.opening |= opening
         return self.opening and said and not opening
 
     def complete(self, series, said):
-        """There was a fault each time, the constructor failed in each of its ways, and so did each commit."""
-        least = {"slab": {"create": 50, "open": 100, "reload": 60, "work": 50}, "pages": {"create": 5, "reload": 2},
-                 "metadata": {"life": 40}, "metadata-torn": {"writes": 50}, "destination": {"life": 15}}
+        """There was a fault each time, the constructor failed in each of its ways, and so did each
+        commit.
+        """
+        least = {
+            "slab": {"create": 50, "open": 100, "reload": 60, "work": 50},
+            "pages": {"create": 5, "reload": 2},
+            "metadata": {"life": 40},
+            "metadata-torn": {"writes": 50},
+            "destination": {"life": 15},
+        }
         assert series.last >= least.get(self.kind, {}).get(self.part, 5), f"only {series.last}"
         texts = {
-            ("open", "slab"): ["Error opening metadata device", "Error opening destination device",
-                               "Error opening source device", "Failed to load metadata", "Failed to allocate workqueue",
-                               "Failed to create dm_clone_region_hydration memory pool",
-                               "Failed to allocate memory for table line", "Failed to allocate clone structure"],
-            ("life", "metadata"): ["dm_clone_metadata_commit' failed", "dm_tm_pre_commit failed",
-                                   "Failed to commit superblock", "Failed to load metadata"],
+            ("open", "slab"): [
+                "Error opening metadata device",
+                "Error opening destination device",
+                "Error opening source device",
+                "Failed to load metadata",
+                "Failed to allocate workqueue",
+                "Failed to create dm_clone_region_hydration memory pool",
+                "Failed to allocate memory for table line",
+                "Failed to allocate clone structure",
+            ],
+            ("life", "metadata"): [
+                "dm_clone_metadata_commit' failed",
+                "dm_tm_pre_commit failed",
+                "Failed to commit superblock",
+                "Failed to load metadata",
+            ],
             ("life", "destination"): ["flush destination device' failed", "hydration failed"],
             ("life", "source"): ["hydration failed"],
         }
-        missing = [text for text in texts.get((self.part, self.kind), ()) if not any(text in line for line in said)]
+        missing = [
+            text
+            for text in texts.get((self.part, self.kind), ())
+            if not any(text in line for line in said)
+        ]
         assert not missing, f"never met: {missing}"
 
     # Steps
@@ -195,7 +260,9 @@ class Clone(faults.Scenario):
         self.model.flushed()
 
     def discard(self):
-        """Two regions. If it fails they may count as hydrated, and hold whatever the destination held."""
+        """Two regions. If it fails they may count as hydrated, and hold whatever the destination
+        held.
+        """
         self.live()
         self.model.trying(56, bytes(16 * 512))
         whole = not self.fault.count()
@@ -232,7 +299,9 @@ class Clone(faults.Scenario):
         self.clone.message("hydration_batch_size", "3")
 
     def reload(self):
-        """A table over the live one; afterwards the mode is rw again, unless the destination failed to flush."""
+        """A table over the live one; afterwards the mode is rw again, unless the destination failed
+        to flush.
+        """
         if self.clone is None:
             raise faults.Stuck
         self.clone.suspend()
@@ -245,7 +314,9 @@ class Clone(faults.Scenario):
             self.mark = self.log.mark()
 
     def flush_failed(self):
-        return any("flush destination device' failed" in line for line in self.log.lines(self.start))
+        return any(
+            "flush destination device' failed" in line for line in self.log.lines(self.start)
+        )
 
     def hydrate(self):
         """All of it, at once: whatever fails is tried again at each `enable_hydration`."""
@@ -270,7 +341,8 @@ class Clone(faults.Scenario):
         mode = self.mode()
         self.clone.remove()
         self.clone = None
-        # A commit may have been failing just when the mode was looked at, or have failed during the removal.
+        # A commit may have been failing just when the mode was looked at, or have failed during the
+        # removal.
         if mode != "rw" or faults.switched(self.log.lines(self.mark)):
             self.model.lost()
             self.lossy = True
@@ -307,13 +379,17 @@ class Clone(faults.Scenario):
         assert said == (mode != "rw"), f"mode {mode}, but the log says otherwise"
         if mode != "rw":
             assert hit and self.kind != "source", f"mode {mode} without a reason"
-            assert mode == "ro" or self.fault.lasting, "one fault, and the metadata could not be opened again"
+            assert (
+                mode == "ro" or self.fault.lasting
+            ), "one fault, and the metadata could not be opened again"
             assert not self.kind.startswith("destination") or self.flush_failed()
         if mode != "Fail":
             self.read()
 
     def settle(self, hit):
-        """Half of the devices that are not rw are removed as they are; the others get out of it by a new table."""
+        """Half of the devices that are not rw are removed as they are; the others get out of it by
+        a new table.
+        """
         mode = self.mode()
         if mode != "rw" and self.serial % 2:
             self.reload()
@@ -336,7 +412,9 @@ class Clone(faults.Scenario):
                 wait.until(lambda: disks[0].is_free(), f"{disks[0].path} is free")
 
     def check_image(self):
-        """Regions that the metadata calls hydrated are right on the destination, and all others on the source."""
+        """Regions that the metadata calls hydrated are right on the destination, and all others on
+        the source.
+        """
         image = self.image = metadata.read(self.parts["metadata"])
         assert image.regions == REGIONS
         dest = self.parts["destination"].read(0, SECTORS)
@@ -344,12 +422,14 @@ class Clone(faults.Scenario):
         assert content == self.source, "the source was written to"
         for region in image.hydrated():
             at = region * REGION * 512
-            content[at:at + REGION * 512] = dest[at:at + REGION * 512]
-        self.content = bytes(content[:SECTORS * 512])
+            content[at : at + REGION * 512] = dest[at : at + REGION * 512]
+        self.content = bytes(content[: SECTORS * 512])
         self.model.check(self.content, "the destination, as the metadata has it")
 
     def check_again(self):
-        """Opened again it is what the image says; then the rest is hydrated, and the destination is all."""
+        """Opened again it is what the image says; then the rest is hydrated, and the destination is
+        all.
+        """
         self.create()
         status = self.clone.look()
         assert (status.mode, status.hydrated) == ("rw", self.image.count)

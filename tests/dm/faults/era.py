@@ -19,29 +19,55 @@ def blocks(at, count):
 class Era(faults.Scenario):
     """What must hold:
 
-    - A step of live metadata is tried again, so no single fault of it is seen by anybody: not by writes, not by messages,
-      not in the status. Only a table that goes live reports it (`EIO`, `ENOMEM`), and does so the next time it is asked.
-    - While the metadata is dead, writes to blocks that are not marked fail, and so do messages and tables. When it is well
-      again the next step works, and nobody has to do anything else about it.
-    - The era never goes back. A write that was acknowledged is listed with the era that was the present one when it began,
-      or a later one; and so is a write that failed, if the origin holds it. What was never written is not listed.
-    - The metadata of a device that was removed with no fault is in order, with its last era archived.
+    - A step of live metadata is tried again, so no single fault of it is seen by anybody: not by
+      writes, not by messages, not in the status. Only a table that goes live reports it (`EIO`,
+      `ENOMEM`), and does so the next time it is asked.
+    - While the metadata is dead, writes to blocks that are not marked fail, and so do messages and
+      tables. When it is well again the next step works, and nobody has to do anything else about
+      it.
+    - The era never goes back. A write that was acknowledged is listed with the era that was the
+      present one when it began, or a later one; and so is a write that failed, if the origin holds
+      it. What was never written is not listed.
+    - The metadata of a device that was removed with no fault is in order, with its last era
+      archived.
     """
 
     target = "era"
     PIECE = 4  # sectors of a block that fail together where blocks are torn
     TESTS = {
-        "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"),
-                   ("reload", "slab"), ("reload", "pages")],
+        "tables": [
+            ("create", "slab"),
+            ("create", "pages"),
+            ("open", "slab"),
+            ("open", "pages"),
+            ("reload", "slab"),
+            ("reload", "pages"),
+        ],
         "work": [("work", "slab"), ("work", "pages")],
-        "requests": [("life", "metadata"), ("reload", "metadata"), ("life", "metadata-dead"), ("life", "origin")],
+        "requests": [
+            ("life", "metadata"),
+            ("reload", "metadata"),
+            ("life", "metadata-dead"),
+            ("life", "origin"),
+        ],
         "torn": [("life", "metadata-torn")],
     }
 
     # Most allocations are those of dm-bufio, which have others in reserve.
-    EVERY = {("create", "slab"): 17, ("create", "pages"): 3, ("open", "slab"): 7, ("open", "pages"): 3, ("reload", "slab"): 7,
-             ("reload", "pages"): 3, ("work", "slab"): 37, ("work", "pages"): 11, ("life", "metadata"): 7,
-             ("reload", "metadata"): 2, ("life", "metadata-dead"): 7, ("life", "metadata-torn"): 17}
+    EVERY = {
+        ("create", "slab"): 17,
+        ("create", "pages"): 3,
+        ("open", "slab"): 7,
+        ("open", "pages"): 3,
+        ("reload", "slab"): 7,
+        ("reload", "pages"): 3,
+        ("work", "slab"): 37,
+        ("work", "pages"): 11,
+        ("life", "metadata"): 7,
+        ("reload", "metadata"): 2,
+        ("life", "metadata-dead"): 7,
+        ("life", "metadata-torn"): 17,
+    }
 
     # As for the clone target: the kernel dies if this fails while it formats.
     EXCEPT = {"create": ["insert_shadow", "dm_tm_new_block", "dm_tm_shadow_block"]}
@@ -50,13 +76,21 @@ class Era(faults.Scenario):
         self.box, self.module, self.part, self.kind, self.log = box, module, part, kind, log
         self.allocations = kind in ("slab", "pages")
         self.serial = 0
-        self.disks = {role: [box.ram(1) for _ in range(2 if kind == f"{role}-torn" else 1)]
-                      for role in ("metadata", "origin")}
-        self.metadata, self.origin = (self.assemble(self.disks[role]) for role in ("metadata", "origin"))
-        for disk in self.metadata, self.origin:  # disks in memory allocate what is written for the first time
+        self.disks = {
+            role: [box.ram(1) for _ in range(2 if kind == f"{role}-torn" else 1)]
+            for role in ("metadata", "origin")
+        }
+        self.metadata, self.origin = (
+            self.assemble(self.disks[role]) for role in ("metadata", "origin")
+        )
+        for disk in (
+            self.metadata,
+            self.origin,
+        ):  # disks in memory allocate what is written for the first time
             disk.fill(bytes(disk.sectors * 512))
         self.before = pattern("origin", LONGER)
-        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables share.
+        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables
+        # share.
         self.spare = box.own(eras.Era(box.ram(1), box.ram(1), SIZE, length=SECTORS))
         self.era = None
         self.memory = faults.bufio_memory()
@@ -103,11 +137,23 @@ class Era(faults.Scenario):
         step = data  # the end of an era flushes the origin
         origin = {errno.EIO} if self.kind == "origin" else set()
         life = [
-            Step(self.write_a_part, data), Step(self.write_it_again, data), Step(self.read, origin),
-            Step(self.flush, origin), Step(self.wide_write, data), Step(self.fua_write, data), Step(self.status),
-            Step(self.checkpoint, step), Step(self.write_it_again, data), Step(self.discard, data),
-            Step(self.take_snapshot, step), Step(self.wide_write, data), Step(self.checkpoint, step),
-            Step(self.drop_snapshot, step), Step(self.zero, data), Step(self.suspend, table), Step(self.write_a_part, data),
+            Step(self.write_a_part, data),
+            Step(self.write_it_again, data),
+            Step(self.read, origin),
+            Step(self.flush, origin),
+            Step(self.wide_write, data),
+            Step(self.fua_write, data),
+            Step(self.status),
+            Step(self.checkpoint, step),
+            Step(self.write_it_again, data),
+            Step(self.discard, data),
+            Step(self.take_snapshot, step),
+            Step(self.wide_write, data),
+            Step(self.checkpoint, step),
+            Step(self.drop_snapshot, step),
+            Step(self.zero, data),
+            Step(self.suspend, table),
+            Step(self.write_a_part, data),
             Step(self.last_block, data),
         ]
         end = [Step(self.read, origin), Step(self.remove)]
@@ -124,15 +170,29 @@ class Era(faults.Scenario):
 
     def complete(self, series, said):
         """There were many chances, and the metadata failed where it was to."""
-        least = {"slab": {"create": 200, "open": 100, "reload": 30, "work": 100}, "pages": {"work": 30},
-                 "metadata": {"life": 60}, "metadata-dead": {"life": 50}, "metadata-torn": {"life": 60}, "origin": {"life": 10}}
+        least = {
+            "slab": {"create": 200, "open": 100, "reload": 30, "work": 100},
+            "pages": {"work": 30},
+            "metadata": {"life": 60},
+            "metadata-dead": {"life": 50},
+            "metadata-torn": {"life": 60},
+            "origin": {"life": 10},
+        }
         assert series.last >= least.get(self.kind, {}).get(self.part, 2), f"only {series.last}"
         texts = {
             ("open", "slab"): ["Error reading metadata", "preresume failed"],
             ("life", "metadata"): ["commit failed", "preresume failed"],
-            ("life", "metadata-dead"): ["pre commit failed", "the metadata failed", "couldn't archive current era"],
+            ("life", "metadata-dead"): [
+                "pre commit failed",
+                "the metadata failed",
+                "couldn't archive current era",
+            ],
         }
-        missing = [text for text in texts.get((self.part, self.kind), ()) if not any(text in line for line in said)]
+        missing = [
+            text
+            for text in texts.get((self.part, self.kind), ())
+            if not any(text in line for line in said)
+        ]
         assert not missing, f"never met: {missing}"
 
     # Steps
@@ -141,7 +201,9 @@ class Era(faults.Scenario):
         """The present era; the last one that was seen if the status cannot say."""
         text = self.era.status()
         if text == "Error":
-            assert not self.over and self.fault.lasting and self.fault.count(), "Error without a reason"
+            assert (
+                not self.over and self.fault.lasting and self.fault.count()
+            ), "Error without a reason"
             return self.last
         now = eras.Status(text).era
         assert now >= self.last, f"the era went back from {self.last} to {now}"
@@ -150,11 +212,15 @@ class Era(faults.Scenario):
 
     def began(self, before):
         """There is a new era. A lasting fault may have come after it."""
-        assert self.number() > before or self.fault.lasting and self.era.status() == "Error", "no new era"
+        assert (
+            self.number() > before or self.fault.lasting and self.era.status() == "Error"
+        ), "no new era"
 
     def create(self):
         if self.era is None:
-            self.era = self.box.own(eras.Era(self.metadata, self.origin, SIZE, start=False, length=SECTORS))
+            self.era = self.box.own(
+                eras.Era(self.metadata, self.origin, SIZE, start=False, length=SECTORS)
+            )
         self.length = SECTORS
         self.go_live()
 
@@ -223,7 +289,7 @@ class Era(faults.Scenario):
 
     def read(self):
         self.live()
-        behind = b"".join(next(iter(held)) for held in self.model.now[self.length:])
+        behind = b"".join(next(iter(held)) for held in self.model.now[self.length :])
         self.model.check(self.era.content(self.length) + behind, "read")
 
     def flush(self):
@@ -266,7 +332,9 @@ class Era(faults.Scenario):
             raise faults.Stuck
 
     def other_length(self):
-        """A table over the live one, longer and shorter in turn; the same once more if it has failed."""
+        """A table over the live one, longer and shorter in turn; the same once more if it has
+        failed.
+        """
         self.live_or_suspended()
         self.era.suspend()
         self.length = SECTORS if self.serial % 2 else LONGER
@@ -303,7 +371,9 @@ class Era(faults.Scenario):
         self.check_image(last)
 
     def works_again(self):
-        """Writes to blocks that are not marked, at once; and then there is nothing left of the fault."""
+        """Writes to blocks that are not marked, at once; and then there is nothing left of the
+        fault.
+        """
         self.write_a_part()
         self.last_block()
         self.checkpoint()
@@ -317,7 +387,9 @@ class Era(faults.Scenario):
             self.era.drop()
         before = list(self.least)
         self.era.take()
-        self.compare(eras.Metadata(self.metadata.content(), self.era.look().snapshot).eras(), before)
+        self.compare(
+            eras.Metadata(self.metadata.content(), self.era.look().snapshot).eras(), before
+        )
         self.era.drop()
 
     def gone(self):
@@ -340,9 +412,15 @@ class Era(faults.Scenario):
         for era, at, data in self.tried:
             for n, sector in enumerate(split(data), at):
                 if now[n] == sector and now[n] != split(self.before)[n]:
-                    self.least[n // SIZE] = max(self.least[n // SIZE], era) if n < self.length else 0
+                    self.least[n // SIZE] = (
+                        max(self.least[n // SIZE], era) if n < self.length else 0
+                    )
         image = eras.read(self.metadata)
-        assert (image.era, image.bitset_root, image.snapshot) == (last, 0, 0), "not what it was when it was removed"
+        assert (image.era, image.bitset_root, image.snapshot) == (
+            last,
+            0,
+            0,
+        ), "not what it was when it was removed"
         assert image.blocks == len(blocks(0, self.length))
         self.compare(image.eras(), self.least)
         assert len(image.leaked) < LEAKED, f"in use without a reference: {image.leaked}"

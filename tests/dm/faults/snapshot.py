@@ -1,8 +1,8 @@
 """The scenario of the snapshot target: an origin of 250 chunks of 2 sectors with two snapshots.
 
-    origin ─┬─ "origin": a disk
-            ├─ first: 64 records an area ── "cow": a disk
-            └─ second: chunks of 8 sectors ── a disk that always works
+origin ─┬─ "origin": a disk
+        ├─ first: 64 records an area ── "cow": a disk
+        └─ second: chunks of 8 sectors ── a disk that always works
 """
 
 import errno
@@ -21,40 +21,77 @@ ACTIVE = 1 << 5
 class Snapshot(faults.Scenario):
     """What must hold:
 
-    - Memory that is short is waited for, so nobody sees it but who loads a table or resumes a device (`ENOMEM`): that
-      works the next time it is asked for. No snapshot is lost for it.
-    - A snapshot is lost if a write to its COW device failed, or a read of the origin for it. Then it says so, on its
-      device and on disk; only if the header cannot be written either it does not on disk, and that is logged.
-    - The origin knows nothing of faults of COW devices, and a snapshot nothing of those of another one's.
-    - What was acknowledged is there, and nothing else; in memory, on disk and after the store is opened again.
+    - Memory that is short is waited for, so nobody sees it but who loads a table or resumes a
+      device (`ENOMEM`): that works the next time it is asked for. No snapshot is lost for it.
+    - A snapshot is lost if a write to its COW device failed, or a read of the origin for it. Then
+      it says so, on its device and on disk; only if the header cannot be written either it does not
+      on disk, and that is logged.
+    - The origin knows nothing of faults of COW devices, and a snapshot nothing of those of another
+      one's.
+    - What was acknowledged is there, and nothing else; in memory, on disk and after the store is
+      opened again.
     """
 
     target = "snapshot"
     PIECE = 1  # sector of a chunk that fails alone where they are torn
     TESTS = {
         # A reload needs pages by chance alone, when a slab is full.
-        "tables": [("create", "slab"), ("create", "pages"), ("open", "slab"), ("open", "pages"), ("reload", "slab"),
-                   ("adopt", "slab"), ("adopt", "pages")],
-        "work": [("start", "slab"), ("work", "slab"), ("work", "pages"), ("create", "cow"), ("open", "cow"),
-                 ("adopt", "cow"), ("reload", "cow"), ("life", "cow"), ("life", "cow-dead"), ("life", "cow-torn")],
+        "tables": [
+            ("create", "slab"),
+            ("create", "pages"),
+            ("open", "slab"),
+            ("open", "pages"),
+            ("reload", "slab"),
+            ("adopt", "slab"),
+            ("adopt", "pages"),
+        ],
+        "work": [
+            ("start", "slab"),
+            ("work", "slab"),
+            ("work", "pages"),
+            ("create", "cow"),
+            ("open", "cow"),
+            ("adopt", "cow"),
+            ("reload", "cow"),
+            ("life", "cow"),
+            ("life", "cow-dead"),
+            ("life", "cow-torn"),
+        ],
     }
-    EVERY = {("create", "slab"): 7, ("open", "slab"): 17, ("adopt", "slab"): 7, ("work", "slab"): 7,
-             ("adopt", "cow"): 7, ("life", "cow"): 3, ("life", "cow-dead"): 11, ("life", "cow-torn"): 29}
+    EVERY = {
+        ("create", "slab"): 7,
+        ("open", "slab"): 17,
+        ("adopt", "slab"): 7,
+        ("work", "slab"): 7,
+        ("adopt", "cow"): 7,
+        ("life", "cow"): 3,
+        ("life", "cow-dead"): 11,
+        ("life", "cow-torn"): 29,
+    }
     FEATURES = "1 discard_zeroes_cow"
 
     def __init__(self, box, module, part, kind, log):
         self.box, self.module, self.part, self.kind, self.log = box, module, part, kind, log
         self.allocations = kind in ("slab", "pages")
-        self.disks = {role: [box.ram(1) for _ in range(2 if kind == f"{role}-torn" else 1)]
-                      for role in ("cow", "origin")}
+        self.disks = {
+            role: [box.ram(1) for _ in range(2 if kind == f"{role}-torn" else 1)]
+            for role in ("cow", "origin")
+        }
         below = {role: self.assemble(disks) for role, disks in self.disks.items()}
-        self.real, self.cow = (box.mapped(f"0 {length} linear {below[role].dev} 0")
-                               for role, length in (("origin", SECTORS), ("cow", ROOM)))
+        self.real, self.cow = (
+            box.mapped(f"0 {length} linear {below[role].dev} 0")
+            for role, length in (("origin", SECTORS), ("cow", ROOM))
+        )
         self.second_disk = box.ram(1)
-        for disk in self.real, self.cow, self.second_disk:  # disks in memory allocate what is written the first time
+        for disk in (
+            self.real,
+            self.cow,
+            self.second_disk,
+        ):  # disks in memory allocate what is written the first time
             disk.fill(bytes(disk.sectors * 512))
         self.before, self.serial = pattern("origin", SECTORS), 0
-        # It never moves: a table loaded beside it makes the module allocate, and it keeps what tables share.
+        # It never moves: a table loaded beside it makes the module allocate, and it keeps what
+        # tables share.
         self.spare = box.own(snaps.Snapshot(box.ram(1), box.ram(1), size=SIZE))
         self.front = self.first = self.heir = self.second = None
         self.memory = faults.bufio_memory()
@@ -62,7 +99,9 @@ class Snapshot(faults.Scenario):
     def allocate(self):
         device = self.box.mapped()
         try:
-            device.load(f"0 {SECTORS} snapshot {self.spare.origin.dev} {self.spare.cow.dev} P {SIZE}")
+            device.load(
+                f"0 {SECTORS} snapshot {self.spare.origin.dev} {self.spare.cow.dev} P {SIZE}"
+            )
         finally:
             device.remove()
 
@@ -88,7 +127,7 @@ class Snapshot(faults.Scenario):
             for old, new in records:
                 data = pattern(f"chunk {old}", SIZE)
                 self.cow.write(new * SIZE, data)
-                first[old * SIZE * 512:(old + 1) * SIZE * 512] = data
+                first[old * SIZE * 512 : (old + 1) * SIZE * 512] = data
         self.made = {"first"} if self.part in ("open", "adopt") else set()
         contents = {"origin": self.before, "first": bytes(first), "second": self.before}
         self.models = {name: faults.Model(content) for name, content in contents.items()}
@@ -101,50 +140,96 @@ class Snapshot(faults.Scenario):
         return f"0 {SECTORS} snapshot {self.real.dev} {self.cow.dev} P {SIZE} {self.FEATURES}"
 
     def steps(self):
-        table = {errno.ENOMEM} if self.allocations else {errno.EIO} if self.kind.startswith("cow") else set()
+        table = (
+            {errno.ENOMEM}
+            if self.allocations
+            else {errno.EIO} if self.kind.startswith("cow") else set()
+        )
         # What uses the first snapshot, the second one, and the origin.
         first = set() if self.allocations else {errno.EIO}
         second = {errno.EIO} if self.kind.startswith("origin") else set()
         origin = second
         work = [
-            Step(self.write_a_part, first), Step(self.write_the_origin, origin), Step(self.write_chunks, first),
-            Step(self.read_first, first), Step(self.write_many_chunks, first),
-            Step(self.write_much_of_the_origin, origin), Step(self.flush, first), Step(self.write_a_part_again, first),
+            Step(self.write_a_part, first),
+            Step(self.write_the_origin, origin),
+            Step(self.write_chunks, first),
+            Step(self.read_first, first),
+            Step(self.write_many_chunks, first),
+            Step(self.write_much_of_the_origin, origin),
+            Step(self.flush, first),
+            Step(self.write_a_part_again, first),
             Step(self.write_the_second, second),
-            Step(self.fua_write, first), Step(self.discard, first), Step(self.suspend), Step(self.zero, first),
-            Step(self.write_the_origin_again, origin), Step(self.suspend_the_origin, origin),
-            Step(self.last_chunk, origin), Step(self.status), Step(self.read_second, second),
+            Step(self.fua_write, first),
+            Step(self.discard, first),
+            Step(self.suspend),
+            Step(self.zero, first),
+            Step(self.write_the_origin_again, origin),
+            Step(self.suspend_the_origin, origin),
+            Step(self.last_chunk, origin),
+            Step(self.status),
+            Step(self.read_second, second),
             Step(self.read_origin, origin),
         ]
-        take_over = [Step(self.load, table), Step(self.write_the_origin, origin), Step(self.go_live, table)]
+        take_over = [
+            Step(self.load, table),
+            Step(self.write_the_origin, origin),
+            Step(self.go_live, table),
+        ]
         return {
             "create": [Step(self.create, table)],
             "open": [Step(self.create, table)],
-            "reload": [*take_over, Step(self.write_a_part, first), Step(self.load, table), Step(self.clear)],
-            "adopt": [Step(self.load_elsewhere, table), Step(self.let_go), Step(self.adopt, table),
-                      Step(self.read_first, first)],
-            "start": [Step(self.write_a_part, first), Step(self.write_the_origin, origin),
-                      Step(self.read_first, first)],
+            "reload": [
+                *take_over,
+                Step(self.write_a_part, first),
+                Step(self.load, table),
+                Step(self.clear),
+            ],
+            "adopt": [
+                Step(self.load_elsewhere, table),
+                Step(self.let_go),
+                Step(self.adopt, table),
+                Step(self.read_first, first),
+            ],
+            "start": [
+                Step(self.write_a_part, first),
+                Step(self.write_the_origin, origin),
+                Step(self.read_first, first),
+            ],
             "work": work,
-            "life": [Step(self.create, table), Step(self.create_others, table - {errno.EIO}), *work, *take_over,
-                     Step(self.read_first, first), Step(self.write_the_origin, origin), Step(self.remove)],
+            "life": [
+                Step(self.create, table),
+                Step(self.create_others, table - {errno.EIO}),
+                *work,
+                *take_over,
+                Step(self.read_first, first),
+                Step(self.write_the_origin, origin),
+                Step(self.remove),
+            ],
         }[self.part]
 
     def excused(self, error):
         if self.using == "origin":
             return False
-        wait.until(lambda: self.lost(self.using), f"the {self.using} is lost")  # its header is written first
+        wait.until(
+            lambda: self.lost(self.using), f"the {self.using} is lost"
+        )  # its header is written first
         return True
 
     # Steps
 
     def lost(self, name):
         device = getattr(self, name)
-        return device is not None and bool(device.info().flags & ACTIVE) and device.status() == "Invalid"
+        return (
+            device is not None
+            and bool(device.info().flags & ACTIVE)
+            and device.status() == "Invalid"
+        )
 
     def create(self):
         if self.first is None:
-            self.first = self.box.own(snaps.Snapshot(self.real, self.cow, start=False, size=SIZE, length=SECTORS))
+            self.first = self.box.own(
+                snaps.Snapshot(self.real, self.cow, start=False, size=SIZE, length=SECTORS)
+            )
         if not self.first.info().flags & ACTIVE:
             self.first.load(self.line())
             self.first.resume()
@@ -152,8 +237,9 @@ class Snapshot(faults.Scenario):
 
     def create_others(self):
         if self.second is None:
-            self.second = self.box.own(snaps.Snapshot(self.real, self.second_disk, start=False, size=OTHER,
-                                                      length=SECTORS))
+            self.second = self.box.own(
+                snaps.Snapshot(self.real, self.second_disk, start=False, size=OTHER, length=SECTORS)
+            )
         if not self.second.info().flags & ACTIVE:
             self.second.load(self.second.line)
             self.second.resume()
@@ -176,7 +262,9 @@ class Snapshot(faults.Scenario):
         """A write of any kind. A snapshot that is taken later shows it too."""
         device, models = self.live(name), [self.models[name]]
         if name == "origin":
-            models += [self.models[later] for later in ("first", "second") if later not in self.made]
+            models += [
+                self.models[later] for later in ("first", "second") if later not in self.made
+            ]
         for model in models:
             model.trying(at, data)
         how(device)
@@ -275,8 +363,13 @@ class Snapshot(faults.Scenario):
         """A table for the same store, of another device."""
         if self.first is None:
             raise faults.Stuck
-        self.heir = self.box.own(snaps.Snapshot(self.real, self.cow, start=False, size=SIZE, length=SECTORS)) \
-            if self.heir is None else self.heir
+        self.heir = (
+            self.box.own(
+                snaps.Snapshot(self.real, self.cow, start=False, size=SIZE, length=SECTORS)
+            )
+            if self.heir is None
+            else self.heir
+        )
         self.heir.load(self.line())
 
     def let_go(self):
@@ -346,9 +439,14 @@ class Snapshot(faults.Scenario):
         """What the disks say, without anybody's help."""
         image, content = self.cow.content(), bytearray(self.real.content())
         store = cow.Store(image)
-        assert store.records == cow.numbered([old for old, _ in store.records], SIZE) and not store.repeated
+        assert (
+            store.records == cow.numbered([old for old, _ in store.records], SIZE)
+            and not store.repeated
+        )
         for old, new in store.records:
-            content[old * SIZE * 512:(old + 1) * SIZE * 512] = image[new * SIZE * 512:(new + 1) * SIZE * 512]
+            content[old * SIZE * 512 : (old + 1) * SIZE * 512] = image[
+                new * SIZE * 512 : (new + 1) * SIZE * 512
+            ]
         self.models["first"].check(bytes(content), "the store on disk")
 
     def drop(self):
@@ -364,15 +462,29 @@ class Snapshot(faults.Scenario):
 
     def complete(self, series, said):
         """There were many chances, and things failed where they were to."""
-        least = {"slab": {"create": 100, "open": 150, "reload": 20, "adopt": 40, "start": 10, "work": 50},
-                 "cow": {"create": 3, "open": 5, "adopt": 50, "life": 60}, "cow-dead": {"life": 40},
-                 "cow-torn": {"life": 150}}
+        least = {
+            "slab": {
+                "create": 100,
+                "open": 150,
+                "reload": 20,
+                "adopt": 40,
+                "start": 10,
+                "work": 50,
+            },
+            "cow": {"create": 3, "open": 5, "adopt": 50, "life": 60},
+            "cow-dead": {"life": 40},
+            "cow-torn": {"life": 150},
+        }
         assert series.last >= least.get(self.kind, {}).get(self.part, 1), f"only {series.last}"
         texts = {
             ("create", "cow"): ["zero_disk_area(0) failed", "write_header failed"],
             ("life", "cow"): ["Invalidating snapshot: Error reading/writing."],
         }
-        missing = [text for text in texts.get((self.part, self.kind), ()) if not any(text in line for line in said)]
+        missing = [
+            text
+            for text in texts.get((self.part, self.kind), ())
+            if not any(text in line for line in said)
+        ]
         assert not missing, f"never met: {missing}"
 
 

@@ -1,4 +1,6 @@
-"""The scenario of the snapshot-merge target: the store that the snapshot's has, merged into its origin."""
+"""The scenario of the snapshot-merge target: the store that the snapshot's has, merged into its
+origin.
+"""
 
 import errno
 
@@ -10,8 +12,8 @@ from snapshot import SECTORS, SIZE, Snapshot
 class Merge(Snapshot):
     """What must hold, beside what must for snapshots:
 
-    - A merge fails only if a device did, and says so. Resumed when all work it ends, with what the snapshot showed and
-      what was written since.
+    - A merge fails only if a device did, and says so. Resumed when all work it ends, with what the
+      snapshot showed and what was written since.
     - Other snapshots lose nothing by it, unless the origin could not be read for them.
 
     Parts: "open", from the store on disk alone, and "adopt", from a live snapshot.
@@ -20,11 +22,25 @@ class Merge(Snapshot):
     target = "snapshot-merge"
     TESTS = {
         "tables": [("open", "slab"), ("open", "pages"), ("adopt", "slab"), ("adopt", "pages")],
-        "requests": [("open", "cow"), ("open", "origin"), ("adopt", "cow"), ("adopt", "origin"),
-                     ("open", "cow-dead"), ("open", "origin-dead")],
+        "requests": [
+            ("open", "cow"),
+            ("open", "origin"),
+            ("adopt", "cow"),
+            ("adopt", "origin"),
+            ("open", "cow-dead"),
+            ("open", "origin-dead"),
+        ],
     }
-    EVERY = {("open", "slab"): 23, ("adopt", "slab"): 23, ("open", "cow"): 5, ("adopt", "cow"): 7,
-             ("open", "origin"): 5, ("adopt", "origin"): 7, ("open", "cow-dead"): 23, ("open", "origin-dead"): 23}
+    EVERY = {
+        ("open", "slab"): 23,
+        ("adopt", "slab"): 23,
+        ("open", "cow"): 5,
+        ("adopt", "cow"): 7,
+        ("open", "origin"): 5,
+        ("adopt", "origin"): 7,
+        ("open", "cow-dead"): 23,
+        ("open", "origin-dead"): 23,
+    }
 
     def begin(self):
         super().begin()
@@ -37,7 +53,9 @@ class Merge(Snapshot):
     def allocate(self):
         device = self.box.mapped()
         try:
-            device.load(f"0 {SECTORS} snapshot-merge {self.spare.origin.dev} {self.spare.cow.dev} P {SIZE}")
+            device.load(
+                f"0 {SECTORS} snapshot-merge {self.spare.origin.dev} {self.spare.cow.dev} P {SIZE}"
+            )
         finally:
             device.remove()
 
@@ -45,10 +63,20 @@ class Merge(Snapshot):
         table = {errno.ENOMEM} if self.allocations else {errno.EIO}
         disk = set() if self.allocations else {errno.EIO}
         second = {errno.EIO} if self.kind.startswith("origin") else set()
-        return [Step(self.start, table), Step(self.write_the_origin, disk), Step(self.read_origin, disk),
-                Step(self.pause, table), Step(self.write_much_of_the_origin, disk), Step(self.flush_the_origin, disk),
-                Step(self.read_second, second), Step(self.pause, table), Step(self.last_chunk, disk),
-                Step(self.wait_for_the_end), Step(self.read_origin, disk), Step(self.write_the_origin_again, disk)]
+        return [
+            Step(self.start, table),
+            Step(self.write_the_origin, disk),
+            Step(self.read_origin, disk),
+            Step(self.pause, table),
+            Step(self.write_much_of_the_origin, disk),
+            Step(self.flush_the_origin, disk),
+            Step(self.read_second, second),
+            Step(self.pause, table),
+            Step(self.last_chunk, disk),
+            Step(self.wait_for_the_end),
+            Step(self.read_origin, disk),
+            Step(self.write_the_origin_again, disk),
+        ]
 
     # Steps
 

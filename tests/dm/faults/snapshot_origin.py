@@ -1,4 +1,6 @@
-"""The scenario of the snapshot-origin target: the same devices as for snapshot, with the faults on the origin."""
+"""The scenario of the snapshot-origin target: the same devices as for snapshot, with the faults on
+the origin.
+"""
 
 import errno
 
@@ -10,12 +12,19 @@ from snapshot import ACTIVE, SECTORS, Snapshot
 class Origin(Snapshot):
     """What must hold, beside what must for snapshots:
 
-    - A write to the origin fails only if the disk failed it, whatever becomes of the copies; so does a read.
+    - A write to the origin fails only if the disk failed it, whatever becomes of the copies; so
+      does a read.
     - A snapshot is lost if what the origin held could not be read for it, and only then.
     """
 
     target = "snapshot-origin"
-    EVERY = {("front", "slab"): 3, ("alone", "slab"): 7, ("life", "origin"): 3, ("life", "origin-dead"): 29, ("life", "origin-torn"): 97}
+    EVERY = {
+        ("front", "slab"): 3,
+        ("alone", "slab"): 7,
+        ("life", "origin"): 3,
+        ("life", "origin-dead"): 29,
+        ("life", "origin-torn"): 97,
+    }
     TESTS = {
         "tables": [("front", "slab"), ("alone", "slab")],
         "requests": [("life", "origin"), ("life", "origin-dead"), ("life", "origin-torn")],
@@ -39,8 +48,14 @@ class Origin(Snapshot):
         if self.part not in ("front", "alone"):
             return super().steps()
         table = {errno.ENOMEM}
-        return [Step(self.create_front, table), Step(self.write_the_origin), Step(self.reload_front, table),
-                Step(self.read_origin), Step(self.remove_front), Step(self.create_front, table)]
+        return [
+            Step(self.create_front, table),
+            Step(self.write_the_origin),
+            Step(self.reload_front, table),
+            Step(self.read_origin),
+            Step(self.remove_front),
+            Step(self.create_front, table),
+        ]
 
     def create_front(self):
         if self.front is None:
@@ -62,7 +77,9 @@ class Origin(Snapshot):
         least = {"slab": 4, "origin": 20, "origin-dead": 20, "origin-torn": 60}
         assert series.last >= least[self.kind], f"only {series.last}"
         if self.kind.startswith("origin"):
-            assert any("Invalidating snapshot: Error reading/writing." in line for line in said), "no snapshot was lost"
+            assert any(
+                "Invalidating snapshot: Error reading/writing." in line for line in said
+            ), "no snapshot was lost"
 
 
 SCENARIO = Origin

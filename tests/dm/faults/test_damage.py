@@ -1,7 +1,8 @@
-"""Metadata gone wrong in hundreds of ways, with right checksums too: an error, never a crash, a hang or a lie.
+"""Metadata gone wrong in hundreds of ways, with right checksums too: an error, never a crash, a
+hang or a lie.
 
-Each case is damage, a load, and if that succeeds writes, flushes, a discard, a suspension and the removal. The case's number is in
-the message of a failure; `--seed` and it repeat the damage.
+Each case is damage, a load, and if that succeeds writes, flushes, a discard, a suspension and the
+removal. The case's number is in the message of a failure; `--seed` and it repeat the damage.
 """
 
 import errno
@@ -13,7 +14,9 @@ import pytest
 from lib import metadata
 from lib.metadata import BLOCK
 
-pytestmark = pytest.mark.only("rust")  # what C makes of it is not ours to say: some of it brings the kernel down
+pytestmark = pytest.mark.only(
+    "rust"
+)  # what C makes of it is not ours to say: some of it brings the kernel down
 
 REGIONS = 200_000  # seven array blocks
 CASES = 100  # of each kind
@@ -22,7 +25,9 @@ OFFSETS = {"superblock": 8, "array": 16, "btree": 8, "index": 8, "bitmap": 8}
 
 @pytest.fixture
 def parts(impl, box):
-    """A source and a destination that need no memory, metadata of three commits, and what lies where in it."""
+    """A source and a destination that need no memory, metadata of three commits, and what lies
+    where in it.
+    """
     zero = box.mapped(f"0 {REGIONS * 8} zero")
     meta = box.ram(1)
     meta.fill(bytes(64 * BLOCK))
@@ -40,7 +45,7 @@ def kinds(image):
     """{block: kind} of all blocks whose checksum is right for a kind."""
     found = {}
     for number in range(len(image) // BLOCK):
-        block = image[number * BLOCK:(number + 1) * BLOCK]
+        block = image[number * BLOCK : (number + 1) * BLOCK]
         for kind, offset in OFFSETS.items():
             if block[:4] == struct.pack("<I", metadata.checksum(block, kind)):
                 assert struct.unpack_from("<Q", block, offset)[0] == number
@@ -58,16 +63,20 @@ def flip(image, used, rng):
 def sealed(image, used, rng):
     """Fields with other values under a right checksum: what a bug of somebody else's may write."""
     for _ in range(rng.choice((1, 1, 2))):
-        number = rng.choice([block for block in used if used[block] != "superblock"] if rng.random() < 0.7 else [0])
+        number = rng.choice(
+            [block for block in used if used[block] != "superblock"] if rng.random() < 0.7 else [0]
+        )
         at = number * BLOCK
-        block = bytearray(image[at:at + BLOCK])
+        block = bytearray(image[at : at + BLOCK])
         spread = rng.choice((64, 200, BLOCK)) - 8
         offset = rng.randrange(4, spread)
-        value = rng.choice((0, 1, rng.randrange(64), 0xff, 0xffffffff, rng.getrandbits(64), 1 << rng.randrange(64)))
+        value = rng.choice(
+            (0, 1, rng.randrange(64), 0xFF, 0xFFFFFFFF, rng.getrandbits(64), 1 << rng.randrange(64))
+        )
         form = rng.choice("BHIQ")
         struct.pack_into(f"<{form}", block, offset, value & ((1 << 8 * struct.calcsize(form)) - 1))
         struct.pack_into("<I", block, 0, metadata.checksum(bytes(block), used[number]))
-        image[at:at + BLOCK] = block
+        image[at : at + BLOCK] = block
 
 
 def misplaced(image, used, rng):
@@ -75,11 +84,11 @@ def misplaced(image, used, rng):
     a, b = (rng.choice(list(used)) * BLOCK for _ in range(2))
     what = rng.randrange(3)
     if what == 0:
-        image[a:a + BLOCK] = bytes(BLOCK)
+        image[a : a + BLOCK] = bytes(BLOCK)
     elif what == 1:
-        image[a:a + BLOCK] = rng.randbytes(BLOCK)
+        image[a : a + BLOCK] = rng.randbytes(BLOCK)
     else:
-        image[a:a + BLOCK], image[b:b + BLOCK] = image[b:b + BLOCK], image[a:a + BLOCK]
+        image[a : a + BLOCK], image[b : b + BLOCK] = image[b : b + BLOCK], image[a : a + BLOCK]
 
 
 def attempt(call, *args):
@@ -88,8 +97,16 @@ def attempt(call, *args):
         call(*args)
         return True
     except OSError as error:
-        assert error.errno in (errno.EIO, errno.EINVAL, errno.EILSEQ, errno.ENOTBLK, errno.ENODATA, errno.ENOSPC, errno.EPERM,
-                               errno.ENOMEM), error
+        assert error.errno in (
+            errno.EIO,
+            errno.EINVAL,
+            errno.EILSEQ,
+            errno.ENOTBLK,
+            errno.ENODATA,
+            errno.ENOSPC,
+            errno.EPERM,
+            errno.ENOMEM,
+        ), error
         return False
 
 
@@ -97,7 +114,11 @@ def exercise(clone, rng):
     clone.resume()
     for _ in range(3):
         for _ in range(5):
-            attempt(clone.write, rng.randrange(REGIONS - 8) * 8 + rng.randrange(8), bytes(512 * rng.randrange(1, 30)))
+            attempt(
+                clone.write,
+                rng.randrange(REGIONS - 8) * 8 + rng.randrange(8),
+                bytes(512 * rng.randrange(1, 30)),
+            )
         attempt(clone.flush)
         attempt(clone.discard, rng.randrange(REGIONS // 2) * 8, 8 * rng.randrange(1, REGIONS // 4))
     attempt(clone.read, rng.randrange(REGIONS) * 8, 8)
@@ -105,7 +126,11 @@ def exercise(clone, rng):
     assert status in ("Fail", "Error") or status.split()[-1] in ("rw", "ro"), status
     clone.suspend()
     clone.resume()
-    clone.look() if status not in ("Fail", "Error") and clone.status() not in ("Fail", "Error") else None
+    (
+        clone.look()
+        if status not in ("Fail", "Error") and clone.status() not in ("Fail", "Error")
+        else None
+    )
 
 
 def run(box, request, parts, damage, meta_of=None):

@@ -1,4 +1,5 @@
-"""Metadata of eras gone wrong in hundreds of ways, with right checksums too: an error, never a crash or a hang.
+"""Metadata of eras gone wrong in hundreds of ways, with right checksums too: an error, never a
+crash or a hang.
 
 The case's number is in the message of a failure; `--seed` and it repeat the damage.
 """
@@ -12,10 +13,18 @@ from lib import eras, metadata
 from lib.box import pattern
 from lib.metadata import BLOCK
 
-pytestmark = pytest.mark.only("rust")  # what C makes of it is not ours to say: some of it brings the kernel down
+pytestmark = pytest.mark.only(
+    "rust"
+)  # what C makes of it is not ours to say: some of it brings the kernel down
 
 BLOCKS = 200_000
-KINDS = {"superblock": "era superblock", "array": "array", "btree": "btree", "index": "index", "bitmap": "bitmap"}
+KINDS = {
+    "superblock": "era superblock",
+    "array": "array",
+    "btree": "btree",
+    "index": "index",
+    "bitmap": "bitmap",
+}
 OFFSETS = {"superblock": 8, "array": 16, "btree": 8, "index": 8, "bitmap": 8}
 
 
@@ -23,7 +32,7 @@ def used(image):
     """{block: kind} of all blocks whose checksum is right for a kind."""
     found = {}
     for number in range(len(image) // BLOCK):
-        block = image[number * BLOCK:(number + 1) * BLOCK]
+        block = image[number * BLOCK : (number + 1) * BLOCK]
         for kind, salt in KINDS.items():
             if block[:4] == struct.pack("<I", metadata.checksum(block, salt)):
                 found[number] = kind
@@ -41,27 +50,35 @@ def sealed(image, kinds, rng):
     for _ in range(rng.choice((1, 1, 2))):
         others = [block for block in kinds if kinds[block] != "superblock"]
         number = rng.choice(others) if rng.random() < 0.6 else 0
-        block = bytearray(image[number * BLOCK:(number + 1) * BLOCK])
+        block = bytearray(image[number * BLOCK : (number + 1) * BLOCK])
         offset = rng.randrange(4, rng.choice((64, 224, BLOCK)) - 8)
-        value = rng.choice((0, 1, rng.randrange(64), 0xff, 0xffffffff, rng.getrandbits(64), 1 << rng.randrange(64)))
+        value = rng.choice(
+            (0, 1, rng.randrange(64), 0xFF, 0xFFFFFFFF, rng.getrandbits(64), 1 << rng.randrange(64))
+        )
         form = rng.choice("BHIQ")
         struct.pack_into(f"<{form}", block, offset, value & ((1 << 8 * struct.calcsize(form)) - 1))
         struct.pack_into("<I", block, 0, metadata.checksum(bytes(block), KINDS[kinds[number]]))
-        image[number * BLOCK:(number + 1) * BLOCK] = block
+        image[number * BLOCK : (number + 1) * BLOCK] = block
 
 
 def misplaced(image, kinds, rng):
     """Blocks of zeros, or exchanged with others."""
     a, b = (rng.choice(list(kinds)) * BLOCK for _ in range(2))
     if rng.random() < 0.3:
-        image[a:a + BLOCK] = bytes(BLOCK)
+        image[a : a + BLOCK] = bytes(BLOCK)
     else:
-        image[a:a + BLOCK], image[b:b + BLOCK] = image[b:b + BLOCK], image[a:a + BLOCK]
+        image[a : a + BLOCK], image[b : b + BLOCK] = image[b : b + BLOCK], image[a : a + BLOCK]
 
 
-@pytest.mark.parametrize("damage, cases", [(flip, 60), (sealed, 90), (misplaced, 40)], ids=lambda p: getattr(p, "__name__", ""))
+@pytest.mark.parametrize(
+    "damage, cases",
+    [(flip, 60), (sealed, 90), (misplaced, 40)],
+    ids=lambda p: getattr(p, "__name__", ""),
+)
 def test_damage(pair, rng, request, damage, cases):
-    """Metadata gone wrong, with right checksums too: an error, never a crash, a hang or a process that cannot go on."""
+    """Metadata gone wrong, with right checksums too: an error, never a crash, a hang or a process
+    that cannot go on.
+    """
     pair.origin = pair.box.mapped(f"0 {BLOCKS * 8} zero")
     pair.meta = pair.meta_disk = pair.box.ram(4)
     era = pair.era()
@@ -82,11 +99,21 @@ def test_damage(pair, rng, request, damage, cases):
         pair.meta.close()
         length = numbers.choice((BLOCKS, BLOCKS, BLOCKS - 1000, 1018 * 100, 5)) * 8
         device = pair.box.own(eras.Era(pair.meta, pair.origin, length=length, start=False))
-        for call in (lambda: device.load(device.line), device.resume,
-                     *(lambda block=block: device.write(block * 8 % length, pattern("b", 8))
-                       for block in (0, 30_000, 65_000, 199_999)),
-                     device.drop, lambda: device.message("checkpoint"), device.take, device.drop,
-                     lambda: device.message("checkpoint"), device.suspend, device.resume):
+        for call in (
+            lambda: device.load(device.line),
+            device.resume,
+            *(
+                lambda block=block: device.write(block * 8 % length, pattern("b", 8))
+                for block in (0, 30_000, 65_000, 199_999)
+            ),
+            device.drop,
+            lambda: device.message("checkpoint"),
+            device.take,
+            device.drop,
+            lambda: device.message("checkpoint"),
+            device.suspend,
+            device.resume,
+        ):
             try:
                 call()
             except OSError:
@@ -107,7 +134,12 @@ def test_truncated(pair, blocks):
     pair.meta_disk.fill(image)
     pair.meta_disk.close()
     device = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
-    for call in (lambda: device.load(device.line), device.resume, lambda: device.write(0, pattern("b", 8)), device.suspend):
+    for call in (
+        lambda: device.load(device.line),
+        device.resume,
+        lambda: device.write(0, pattern("b", 8)),
+        device.suspend,
+    ):
         try:
             call()
         except OSError:
@@ -125,7 +157,7 @@ def node(flags, entries, value_size, keys, values, location, most=None):
     at = 32 + most * 8
     for value in values:
         if at + len(value) <= BLOCK:
-            block[at:at + len(value)] = value
+            block[at : at + len(value)] = value
         at += value_size
     struct.pack_into("<I", block, 0, metadata.checksum(bytes(block), "btree"))
     return bytes(block)
@@ -163,7 +195,7 @@ def test_crafted_trees(pair, log, what, tree):
     image = bytearray(pair.meta.content())  # as a crash would leave it
     era.remove()
     at = struct.unpack_from("<Q", image, eras.FIELDS[tree][0])[0]
-    image[at * BLOCK:(at + 1) * BLOCK] = CRAFTED[what](at)
+    image[at * BLOCK : (at + 1) * BLOCK] = CRAFTED[what](at)
     pair.meta.fill(bytes(image))
     pair.meta.close()
     device = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
@@ -173,9 +205,23 @@ def test_crafted_trees(pair, log, what, tree):
     assert pair.meta.content() == bytes(image)
 
 
-@pytest.mark.parametrize("field, value", [("nr_blocks", 1 << 40), ("nr_blocks", 257), ("bitmap_root", 1 << 30), ("ref_count_root", 0),
-                                          ("tree_root", 0), ("array_root", 1 << 50), ("snapshot", 77), ("bitset_root", 200),
-                                          ("metadata_block", 16), ("blocks", (1 << 32) - 1), ("blocks", 9999), ("bits", 9999)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("nr_blocks", 1 << 40),
+        ("nr_blocks", 257),
+        ("bitmap_root", 1 << 30),
+        ("ref_count_root", 0),
+        ("tree_root", 0),
+        ("array_root", 1 << 50),
+        ("snapshot", 77),
+        ("bitset_root", 200),
+        ("metadata_block", 16),
+        ("blocks", (1 << 32) - 1),
+        ("blocks", 9999),
+        ("bits", 9999),
+    ],
+)
 def test_crafted_superblock(pair, field, value):
     era = pair.era()
     era.write(0, pattern("a", 8))
@@ -184,8 +230,13 @@ def test_crafted_superblock(pair, field, value):
     pair.meta.fill(eras.change(image, **{field: value}))
     pair.meta.close()
     device = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
-    for call in (lambda: device.load(device.line), device.resume, lambda: device.write(8, pattern("b", 8)),
-                 lambda: device.message("checkpoint"), device.suspend):
+    for call in (
+        lambda: device.load(device.line),
+        device.resume,
+        lambda: device.write(8, pattern("b", 8)),
+        lambda: device.message("checkpoint"),
+        device.suspend,
+    ):
         try:
             call()
         except OSError:
@@ -195,7 +246,9 @@ def test_crafted_superblock(pair, field, value):
 
 
 def test_count_without_a_number(pair, log):
-    """The space map says "more than two" of a block, and nothing says how many: the library would stop the machine."""
+    """The space map says "more than two" of a block, and nothing says how many: the library would
+    stop the machine.
+    """
     era = pair.era()
     era.write(0, pattern("a", 8))
     era.remove()
@@ -204,7 +257,7 @@ def test_count_without_a_number(pair, log):
     bitmap = struct.unpack_from("<Q", image, index * BLOCK + 16)[0]
     at = bitmap * BLOCK
     image[at + 16 + index // 4] |= 3 << index % 4 * 2
-    struct.pack_into("<I", image, at, metadata.checksum(bytes(image[at:at + BLOCK]), "bitmap"))
+    struct.pack_into("<I", image, at, metadata.checksum(bytes(image[at : at + BLOCK]), "bitmap"))
     pair.meta.fill(bytes(image))
     pair.meta.close()
     device = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
@@ -214,7 +267,9 @@ def test_count_without_a_number(pair, log):
 
 
 class Grown:
-    """Metadata whose trees are made deeper, by nodes with one child each, in blocks that the space map then has as used."""
+    """Metadata whose trees are made deeper, by nodes with one child each, in blocks that the space
+    map then has as used.
+    """
 
     def __init__(self, image):
         self.image = bytearray(image)
@@ -223,16 +278,22 @@ class Grown:
         self.bitmap = struct.unpack_from("<Q", image, index * BLOCK + 16)[0] * BLOCK
 
     def seal(self, at, kind):
-        struct.pack_into("<I", self.image, at, metadata.checksum(bytes(self.image[at:at + BLOCK]), kind))
+        struct.pack_into(
+            "<I", self.image, at, metadata.checksum(bytes(self.image[at : at + BLOCK]), kind)
+        )
 
     def above(self, root, levels):
         """So many nodes above a tree; gives the topmost."""
         key = struct.unpack_from("<Q", self.image, root * BLOCK + 32)[0]
         for _ in range(levels):
             self.free -= 1
-            assert not self.image[self.bitmap + 16 + self.free // 4] >> self.free % 4 * 2 & 3, "out of free blocks"
+            assert (
+                not self.image[self.bitmap + 16 + self.free // 4] >> self.free % 4 * 2 & 3
+            ), "out of free blocks"
             self.image[self.bitmap + 16 + self.free // 4] |= 1 << self.free % 4 * 2 + 1
-            self.image[self.free * BLOCK:(self.free + 1) * BLOCK] = node(1, 1, 8, [key], [struct.pack("<Q", root)], self.free)
+            self.image[self.free * BLOCK : (self.free + 1) * BLOCK] = node(
+                1, 1, 8, [key], [struct.pack("<Q", root)], self.free
+            )
             root = self.free
         self.seal(self.bitmap, "bitmap")
         return root
@@ -240,7 +301,9 @@ class Grown:
 
 @pytest.mark.parametrize("levels, accepted", [(2, True), (14, True), (15, False)])
 def test_deep_trees(pair, log, levels, accepted):
-    """As deep as the library goes, a tree of eras and its bitsets: few blocks are held at a time, which the kernel watches."""
+    """As deep as the library goes, a tree of eras and its bitsets: few blocks are held at a time,
+    which the kernel watches.
+    """
     era = pair.era()
     era.write(0, pattern("a", 8))
     era.suspend()

@@ -1,4 +1,5 @@
-"""Stores of snapshots gone wrong in hundreds of ways: refused, or read and used as the format says. Never a crash.
+"""Stores of snapshots gone wrong in hundreds of ways: refused, or read and used as the format says.
+Never a crash.
 
 The case's number is in the output of a failure; `--seed` and it repeat the damage.
 """
@@ -13,7 +14,9 @@ from lib import cow
 from lib.box import assert_same, pattern
 from lib.snaps import Origin, Snapshot
 
-pytestmark = pytest.mark.only("rust")  # what C makes of it is not ours to say: some of it brings the kernel down
+pytestmark = pytest.mark.only(
+    "rust"
+)  # what C makes of it is not ours to say: some of it brings the kernel down
 
 SECTORS = 512  # of the origin
 LENGTH = 700  # of the COW device
@@ -26,7 +29,7 @@ def image_of(size, records, rng):
     """A store with these records, over chunks that nobody has used yet."""
     image = bytearray(rng.randbytes(LENGTH * 512))
     for chunk, data in cow.metadata(size, records).items():
-        image[chunk * size * 512:chunk * size * 512 + len(data)] = data
+        image[chunk * size * 512 : chunk * size * 512 + len(data)] = data
     return image
 
 
@@ -37,12 +40,27 @@ def metadata_chunks(size, records):
 def number(rng, size):
     """Something for a field of a record."""
     chunks = LENGTH // size
-    return rng.choice((0, 1, 2, chunks - 1, chunks, cow.area_at(1, size), cow.area_at(2, size), SECTORS // size,
-                       1 << rng.randrange(64), (1 << 64) - 1, rng.randrange(chunks), rng.randrange(chunks),
-                       rng.getrandbits(64)))
+    return rng.choice(
+        (
+            0,
+            1,
+            2,
+            chunks - 1,
+            chunks,
+            cow.area_at(1, size),
+            cow.area_at(2, size),
+            SECTORS // size,
+            1 << rng.randrange(64),
+            (1 << 64) - 1,
+            rng.randrange(chunks),
+            rng.randrange(chunks),
+            rng.getrandbits(64),
+        )
+    )
 
 
 # Each changes an image in place.
+
 
 def flips(image, size, records, rng):
     for _ in range(rng.choice((1, 1, 2, 8))):
@@ -53,7 +71,9 @@ def flips(image, size, records, rng):
 
 def header_fields(image, size, records, rng):
     for _ in range(rng.choice((1, 1, 2))):
-        value = rng.choice((0, 1, 2, 3, 8, 128, 1 << rng.randrange(32), 0xffffffff, rng.getrandbits(32), LENGTH))
+        value = rng.choice(
+            (0, 1, 2, 3, 8, 128, 1 << rng.randrange(32), 0xFFFFFFFF, rng.getrandbits(32), LENGTH)
+        )
         struct.pack_into("<I", image, rng.choice((0, 4, 8, 12, 12)), value)
 
 
@@ -61,7 +81,9 @@ def record_fields(image, size, records, rng):
     for _ in range(rng.choice((1, 1, 2, 5))):
         area = rng.choice(metadata_chunks(size, records)[1:])
         slot = rng.randrange(min(cow.per_area(size), len(records) + 2))
-        struct.pack_into("<Q", image, area * size * 512 + slot * 16 + rng.choice((0, 8)), number(rng, size))
+        struct.pack_into(
+            "<Q", image, area * size * 512 + slot * 16 + rng.choice((0, 8)), number(rng, size)
+        )
 
 
 def chunks_moved(image, size, records, rng):
@@ -70,10 +92,12 @@ def chunks_moved(image, size, records, rng):
     if rng.random() < 0.5:
         b = rng.choice(metadata_chunks(size, records))
     step = size * 512
-    was = image[a * step:(a + 1) * step]
-    image[a * step:(a + 1) * step] = rng.choice((bytes(step), rng.randbytes(step), image[b * step:(b + 1) * step]))
+    was = image[a * step : (a + 1) * step]
+    image[a * step : (a + 1) * step] = rng.choice(
+        (bytes(step), rng.randbytes(step), image[b * step : (b + 1) * step])
+    )
     if rng.random() < 0.3:
-        image[b * step:(b + 1) * step] = was
+        image[b * step : (b + 1) * step] = was
 
 
 def records_of_anything(image, size, records, rng):
@@ -84,13 +108,13 @@ def records_of_anything(image, size, records, rng):
     for chunk, data in cow.metadata(size, wrong).items():
         at = chunk * size * 512
         if at + len(data) <= len(image):
-            image[at:at + len(data)] = data
+            image[at : at + len(data)] = data
 
 
 def cut_off(image, size, records, rng):
     """The end of the device is missing."""
     places = 1, 2, size, 2 * size, 3 * size, cow.area_at(1, size) * size, rng.randrange(1, LENGTH)
-    del image[rng.choice(places) * 512:]
+    del image[rng.choice(places) * 512 :]
 
 
 class Bench:
@@ -107,7 +131,9 @@ class Bench:
         self.real.fill(self.data)
         self.ram.fill(bytes(image))
         self.cow = self.box.mapped(f"0 {len(image) // 512} linear {self.ram.dev} 0")
-        self.snapshot = self.box.own(Snapshot(self.real, self.cow, size=size, length=SECTORS, start=False))
+        self.snapshot = self.box.own(
+            Snapshot(self.real, self.cow, size=size, length=SECTORS, start=False)
+        )
         try:
             self.snapshot.load(self.snapshot.line)
         except OSError as error:
@@ -186,7 +212,14 @@ def expected(image, size):
     return found
 
 
-DAMAGES = {flips: 50, header_fields: 30, record_fields: 60, chunks_moved: 40, records_of_anything: 20, cut_off: 30}
+DAMAGES = {
+    flips: 50,
+    header_fields: 30,
+    record_fields: 60,
+    chunks_moved: 40,
+    records_of_anything: 20,
+    cut_off: 30,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda it: it.__name__)
@@ -199,7 +232,9 @@ def test_damage(impl, box, log, rng, request, damage):
         most = cow.per_area(size)
         counts = 0, 1, 5, most - 1, most, most + 1, 2 * most, 2 * most + 9
         counts = [count for count in counts if cow.needed(count + 2, size) < LENGTH // size]
-        chunks = numbers.sample(range(SECTORS // size), min(numbers.choice(counts), SECTORS // size))
+        chunks = numbers.sample(
+            range(SECTORS // size), min(numbers.choice(counts), SECTORS // size)
+        )
         records = cow.numbered(chunks, size)
         image = image_of(size, records, numbers)
         damage(image, size, records, numbers)

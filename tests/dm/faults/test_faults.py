@@ -1,4 +1,6 @@
-"""Every allocation and every request of each target's scenario fails once. See lib/faults.py and `FAULT` there."""
+"""Every allocation and every request of each target's scenario fails once. See lib/faults.py and
+`FAULT` there.
+"""
 
 import errno
 import importlib
@@ -11,17 +13,28 @@ from lib import dm, faults, modules
 
 pytestmark = pytest.mark.only("rust")
 
-FILES = [path.stem for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith(("conftest", "test_"))]
-SCENARIOS = {scenario.target: scenario for scenario in (importlib.import_module(file).SCENARIO for file in FILES)}
+FILES = [
+    path.stem
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if not path.stem.startswith(("conftest", "test_"))
+]
+SCENARIOS = {
+    scenario.target: scenario
+    for scenario in (importlib.import_module(file).SCENARIO for file in FILES)
+}
 # FAULT="clone work slab 17" repeats one repetition, FAULT="clone work slab" one series.
 CHOSEN = os.environ.get("FAULT", "").split()
 
 
 @pytest.fixture
 def small_reserves():
-    """Reserves of dm-io and kcopyd as small as they may be: each element of one is an allocation that can fail."""
+    """Reserves of dm-io and kcopyd as small as they may be: each element of one is an allocation
+    that can fail.
+    """
     folder = "/sys/module/dm_mod/parameters"
-    with modules.setting(f"{folder}/reserved_bio_based_ios", "2"), modules.setting(f"{folder}/kcopyd_subjob_size_kb", "16"):
+    with modules.setting(f"{folder}/reserved_bio_based_ios", "2"), modules.setting(
+        f"{folder}/kcopyd_subjob_size_kb", "16"
+    ):
         yield
 
 
@@ -29,11 +42,23 @@ def test_every_target_has_a_scenario(impl, rust_module):
     assert modules.targets(rust_module) == set(SCENARIOS) and len(SCENARIOS) == len(FILES)
 
 
-@pytest.mark.parametrize("target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS])
+@pytest.mark.parametrize(
+    "target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS]
+)
 def test_series(request, impl, box, log, rust_module, small_reserves, target, name):
-    """No leak, no hang, true status, nothing lost that was acknowledged; at the end the module can go."""
-    assert not CHOSEN or CHOSEN[0] == "module" or any([it.target, *series] == CHOSEN[:3] for it in SCENARIOS.values()
-                                                      for tests in it.TESTS.values() for series in tests), "no such FAULT"
+    """No leak, no hang, true status, nothing lost that was acknowledged; at the end the module can
+    go.
+    """
+    assert (
+        not CHOSEN
+        or CHOSEN[0] == "module"
+        or any(
+            [it.target, *series] == CHOSEN[:3]
+            for it in SCENARIOS.values()
+            for tests in it.TESTS.values()
+            for series in tests
+        )
+    ), "no such FAULT"
     leaks = faults.Leaks()
     for part, kind in SCENARIOS[target].TESTS[name]:
         if CHOSEN and [target, part, kind] != CHOSEN[:3]:
@@ -41,7 +66,11 @@ def test_series(request, impl, box, log, rust_module, small_reserves, target, na
         scenario = SCENARIOS[target](box, rust_module, part, kind, log)
         mark = log.mark()
         try:
-            every = 1 if CHOSEN or request.config.getoption("--all-n") else scenario.EVERY.get((part, kind), 1)
+            every = (
+                1
+                if CHOSEN or request.config.getoption("--all-n")
+                else scenario.EVERY.get((part, kind), 1)
+            )
             series = faults.Series(scenario).run(int(CHOSEN[3]) if CHOSEN[3:] else None, every)
             if not CHOSEN[3:]:
                 scenario.complete(series, log.lines(mark))
@@ -73,7 +102,9 @@ class Loading(faults.Scenario):
         result = modules.insmod(self.module, check=False)
         if result.returncode:
             assert "Cannot allocate memory" in result.stderr, result.stderr
-            assert not modules.loaded(modules.RUST_MODULE) and not self.targets & set(dm.target_versions())
+            assert not modules.loaded(modules.RUST_MODULE) and not self.targets & set(
+                dm.target_versions()
+            )
             raise OSError(errno.ENOMEM, "not loaded")
 
     def allocate(self):

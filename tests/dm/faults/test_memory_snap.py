@@ -1,4 +1,6 @@
-"""Memory is short for a while, not for one allocation: what needs none goes on, and what waits does not keep a CPU busy."""
+"""Memory is short for a while, not for one allocation: what needs none goes on, and what waits does
+not keep a CPU busy.
+"""
 
 import contextlib
 import time
@@ -19,8 +21,16 @@ class Shortage(faults.Attribute):
 
     def __init__(self, module):
         start, end = faults.text_range(module)
-        super().__init__("failslab", require_start=hex(start), require_end=hex(end), reject_start=0, reject_end=0,
-                         stacktrace_depth=32, ignore_gfp_wait="N", cache_filter="N")
+        super().__init__(
+            "failslab",
+            require_start=hex(start),
+            require_end=hex(end),
+            reject_start=0,
+            reject_end=0,
+            stacktrace_depth=32,
+            ignore_gfp_wait="N",
+            cache_filter="N",
+        )
 
     @contextlib.contextmanager
     def lasting(self):
@@ -38,8 +48,9 @@ class Shortage(faults.Attribute):
 
 
 def test_table_of_exceptions(impl, box, request):
-    """An exception is durable and there is no memory to put it into the table. A later one that needs none ends; the worker
-    asks for memory fifty times a second at most."""
+    """An exception is durable and there is no memory to put it into the table. A later one that
+    needs none ends; the worker asks for memory fifty times a second at most.
+    """
     family = Family(box, sectors=70000)
     snapshot = family.snap("P", 8)
     family.write(snapshot, 80, pattern("own", 8))  # the table has memory for its neighbours

@@ -1,4 +1,6 @@
-"""The runner itself: faults come where they were ordered; it notices what must not be, and says how to see it again."""
+"""The runner itself: faults come where they were ordered; it notices what must not be, and says how
+to see it again.
+"""
 
 import errno
 import re
@@ -20,8 +22,14 @@ class Plain(faults.Scenario):
     def __init__(self, box, kind, lie=None, disks=1, piece=4):
         self.kind, self.lie = kind, lie
         self.disks = {"disk": [box.ram(1, cache=True) for _ in range(disks)]}
-        self.device = self.disks["disk"][0] if disks == 1 else box.mapped(
-            f"0 2048 striped 2 {piece} " + " ".join(f"{disk.dev} 0" for disk in self.disks["disk"]))
+        self.device = (
+            self.disks["disk"][0]
+            if disks == 1
+            else box.mapped(
+                f"0 2048 striped 2 {piece} "
+                + " ".join(f"{disk.dev} 0" for disk in self.disks["disk"])
+            )
+        )
         self.met = []
 
     def begin(self):
@@ -29,7 +37,9 @@ class Plain(faults.Scenario):
 
     def steps(self):
         may = () if self.lie == "unexpected" else {errno.EIO}
-        return [Step(call, may) for call in (self.first, self.second, self.flush, self.third, self.read)]
+        return [
+            Step(call, may) for call in (self.first, self.second, self.flush, self.third, self.read)
+        ]
 
     def first(self):
         self.device.write(0, pattern("first", 8))
@@ -78,7 +88,9 @@ def test_one_repetition(impl, box):
 
 
 def test_a_dead_disk_stays_dead(impl, box):
-    """Four of five requests have a size: from the third of them on the disk is dead, and then well again."""
+    """Four of five requests have a size: from the third of them on the disk is dead, and then well
+    again.
+    """
     series = faults.Series(Plain(box, "disk-dead"))
     series.run(only=3)
     assert series.failed == {"third": 1, "read": 1} and series.scenario.met == [2]
@@ -92,12 +104,14 @@ def test_it_notices(impl, box, lie, n):
     """An error of the wrong kind, an error after the only fault, something amiss at the end."""
     with pytest.raises(AssertionError) as caught:
         faults.Series(Plain(box, "disk", lie)).run()
-    note, = caught.value.__notes__
+    (note,) = caught.value.__notes__
     assert f"FAULT='plain five disk {n}'" in note and re.search(r"in step '\w+' after ", note)
 
 
 def test_a_torn_write(impl, box):
-    """Both disks of a striped one get their pieces; the one that fails keeps what it had, and the write says EIO."""
+    """Both disks of a striped one get their pieces; the one that fails keeps what it had, and the
+    write says EIO.
+    """
     for piece, n in (4, 1), (4, 2), (1, 1), (1, 3), (1, 8):
         scenario = Plain(box, "disk-torn", disks=2, piece=piece)
         device, fault = scenario.device, faults.make("disk-torn", scenario)
@@ -109,9 +123,11 @@ def test_a_torn_write(impl, box):
         assert refused.value.errno == errno.EIO
         assert fault.disarm()
         got = device.read(0, 8)
-        kept = [at for at in range(8) if got[at * 512:][:512] == old[at * 512:][:512]]
+        kept = [at for at in range(8) if got[at * 512 :][:512] == old[at * 512 :][:512]]
         assert kept == list(range((n - 1) * piece, n * piece)), "the piece that failed"
-        assert all(got[at * 512:][:512] == new[at * 512:][:512] for at in range(8) if at not in kept)
+        assert all(
+            got[at * 512 :][:512] == new[at * 512 :][:512] for at in range(8) if at not in kept
+        )
 
 
 def test_model():

@@ -31,7 +31,7 @@ class Trio:
         self.stale = pattern("destination", mib * 2048)
         self.source_disk.fill(self.data)
         self.dest_disk.fill(self.stale)
-        self.expected = bytearray(self.data[:self.sectors * 512])
+        self.expected = bytearray(self.data[: self.sectors * 512])
 
     def layered(self, *which):
         """Puts a device that can be held or made to fail between the clone and the disks named."""
@@ -40,19 +40,23 @@ class Trio:
         return self
 
     def clone(self, region=8, extra="1 no_hydration", **more):
-        return self.box.clone(self.meta, self.dest, self.source, region, extra, length=self.sectors, **more)
+        return self.box.clone(
+            self.meta, self.dest, self.source, region, extra, length=self.sectors, **more
+        )
 
     def wrote(self, sector, data):
         """Notes in the model what was written to the clone."""
-        self.expected[sector * 512:sector * 512 + len(data)] = data
+        self.expected[sector * 512 : sector * 512 + len(data)] = data
 
     def write(self, clone, sector, data, **how):
         clone.write(sector, data, **how)
         self.wrote(sector, data)
 
     def discard(self, clone, start, count):
-        """Discards and notes it: whole regions read as zeros from these disks afterwards. Of a region at the edge, which
-        is covered in part, a discard may take each sector inside the range or leave it; C leaves all."""
+        """Discards and notes it: whole regions read as zeros from these disks afterwards. Of a
+        region at the edge, which is covered in part, a discard may take each sector inside the
+        range or leave it; C leaves all.
+        """
         clone.discard(start, count)
         end, region = start + count, clone.region
         first = min(-(-start // region) * region, end)
@@ -63,8 +67,12 @@ class Trio:
                 continue
             got = clone.read(a, b - a)
             for at in range(0, len(got), 512):
-                sector, before = got[at:at + 512], bytes(self.expected[a * 512 + at:a * 512 + at + 512])
-                assert sector == before or not any(sector), f"discard at {start}+{count} damaged {a + at // 512}"
+                sector, before = got[at : at + 512], bytes(
+                    self.expected[a * 512 + at : a * 512 + at + 512]
+                )
+                assert sector == before or not any(
+                    sector
+                ), f"discard at {start}+{count} damaged {a + at // 512}"
             self.wrote(a, got)
 
     def check(self, device, where=None):
@@ -79,18 +87,24 @@ def assert_same(got, want, trio=None, where="device"):
     if got == want:
         return
     assert len(got) == len(want), f"{where}: {len(got)} bytes instead of {len(want)}"
-    bad = [n for n in range(len(want) // 512) if got[n * 512:n * 512 + 512] != want[n * 512:n * 512 + 512]]
+    bad = [
+        n
+        for n in range(len(want) // 512)
+        if got[n * 512 : n * 512 + 512] != want[n * 512 : n * 512 + 512]
+    ]
     notes = []
     for n in bad[:8]:
-        sector = got[n * 512:n * 512 + 512]
+        sector = got[n * 512 : n * 512 + 512]
         kind = "zeros" if not any(sector) else "something else"
         if trio is not None:
-            if sector == trio.data[n * 512:n * 512 + 512]:
+            if sector == trio.data[n * 512 : n * 512 + 512]:
                 kind = "source data"
-            elif sector == trio.stale[n * 512:n * 512 + 512]:
+            elif sector == trio.stale[n * 512 : n * 512 + 512]:
                 kind = "what the destination held before"
         notes.append(f"{n}: {kind}")
-    raise AssertionError(f"{where}: {len(bad)} sectors differ, first {bad[0]}, last {bad[-1]}; " + ", ".join(notes))
+    raise AssertionError(
+        f"{where}: {len(bad)} sectors differ, first {bad[0]}, last {bad[-1]}; " + ", ".join(notes)
+    )
 
 
 class Box:

@@ -8,5 +8,5 @@ def take_steps(rng, weights, count):
         try:
             step()
         except BaseException:
-            print("steps:", *(step.__name__ for step in taken[:n + 1]))
+            print("steps:", *(step.__name__ for step in taken[: n + 1]))
             raise

@@ -35,7 +35,9 @@ def is_metadata(chunk, size):
 
 
 def needed(exceptions, size):
-    """The chunks that a device must have for so many exceptions; behind a full area there must be another one."""
+    """The chunks that a device must have for so many exceptions; behind a full area there must be
+    another one.
+    """
     return data_at(exceptions, size)
 
 
@@ -63,11 +65,13 @@ def scattered(olds, size, rng, spread=2):
 
 
 def metadata(size, records, **fields):
-    """{chunk: bytes} of the header and of all areas, the empty one behind the last full one included."""
+    """{chunk: bytes} of the header and of all areas, the empty one behind the last full one
+    included.
+    """
     length, most = size * SECTOR, per_area(size)
     chunks = {0: header(size, **fields).ljust(length, b"\0")}
     for area in range(len(records) // most + 1):
-        here = b"".join(RECORD.pack(*record) for record in records[area * most:(area + 1) * most])
+        here = b"".join(RECORD.pack(*record) for record in records[area * most : (area + 1) * most])
         chunks[area_at(area, size)] = here.ljust(length, b"\0")
     return chunks
 
@@ -96,7 +100,7 @@ class Store:
     def __init__(self, source):
         if isinstance(source, (bytes, bytearray)):
             self.sectors = len(source) // SECTOR
-            read = lambda sector, count: bytes(source[sector * SECTOR:(sector + count) * SECTOR])
+            read = lambda sector, count: bytes(source[sector * SECTOR : (sector + count) * SECTOR])
         else:
             self.sectors, read = source.sectors, source.read
         magic, self.valid, self.version, self.size = HEADER.unpack_from(read(0, 1))
@@ -108,8 +112,8 @@ class Store:
         self.area = 0
         while self._read_area(read):
             self.area += 1
-        # Of several records with the same chunk of the COW device the first counts, and of those that are left with the
-        # same one of the origin.
+        # Of several records with the same chunk of the COW device the first counts, and of those
+        # that are left with the same one of the origin.
         self.taken, self.repeated = {}, []
         news = set()
         for old, new in self.records:
@@ -129,7 +133,7 @@ class Store:
         block = read(at * self.size, self.size)
         for index, (old, new) in enumerate(RECORD.iter_unpack(block)):
             if not new:
-                self.tail = block[(index + 1) * RECORD.size:]
+                self.tail = block[(index + 1) * RECORD.size :]
                 return False
             if is_metadata(new, self.size) or new >= self.chunks:
                 raise Damaged(f"record {len(self.records)} puts chunk {old} at {new}")
@@ -142,19 +146,28 @@ class Store:
 
 
 class Model:
-    """What a snapshot shows and what the devices below it hold, for I/O by one thread and a store that is not full."""
+    """What a snapshot shows and what the devices below it hold, for I/O by one thread and a store
+    that is not full.
+    """
 
     def __init__(self, origin, image, size=8):
-        """`image` is the content of the COW device; unless there is a store on it, one is made with this chunk size."""
+        """`image` is the content of the COW device; unless there is a store on it, one is made with
+        this chunk size.
+        """
         self.origin, self.image = bytearray(origin), bytearray(image)
         self.shown = bytearray(origin)
         if any(image[:4]):
             store = Store(image)
-            self.size, self.records, self.taken, self.next = store.size, store.records, store.taken, store.next
+            self.size, self.records, self.taken, self.next = (
+                store.size,
+                store.records,
+                store.taken,
+                store.next,
+            )
             for old, new in self.taken.items():
                 at, start = old * self.step, new * self.step
-                count = len(self.shown[at:at + self.step])
-                self.shown[at:at + count] = self.image[start:start + count]
+                count = len(self.shown[at : at + self.step])
+                self.shown[at : at + count] = self.image[start : start + count]
         else:
             self.size, self.records, self.taken, self.next = size, [], {}, 2
             self._overlay(metadata(size, []))
@@ -165,7 +178,7 @@ class Model:
 
     def _overlay(self, chunks):
         for chunk, data in chunks.items():
-            self.image[chunk * self.step:chunk * self.step + len(data)] = data
+            self.image[chunk * self.step : chunk * self.step + len(data)] = data
 
     def _take(self, chunk):
         """Makes an exception, unless there is one."""
@@ -174,11 +187,11 @@ class Model:
         new = self.taken[chunk] = self.next
         self.records.append((chunk, new))
         self.next += 2 if is_metadata(new + 1, self.size) else 1
-        self._overlay({new: self.origin[chunk * self.step:(chunk + 1) * self.step]})
+        self._overlay({new: self.origin[chunk * self.step : (chunk + 1) * self.step]})
         most = per_area(self.size)
         area, index = divmod(len(self.records) - 1, most)
         at = area_at(area, self.size) * self.step + index * RECORD.size
-        self.image[at:at + RECORD.size] = RECORD.pack(chunk, new)
+        self.image[at : at + RECORD.size] = RECORD.pack(chunk, new)
         if index == most - 1:
             self._overlay({area_at(area + 1, self.size): bytes(self.step)})
 
@@ -187,7 +200,7 @@ class Model:
         done = 0
         while done < len(data):
             chunk, offset = divmod(sector * SECTOR + done, self.step)
-            piece = data[done:done + self.step - offset]
+            piece = data[done : done + self.step - offset]
             yield chunk, offset, piece
             done += len(piece)
 
@@ -196,14 +209,14 @@ class Model:
         for chunk, offset, piece in self._pieces(sector, data):
             self._take(chunk)
             at = self.taken[chunk] * self.step + offset
-            self.image[at:at + len(piece)] = piece
-        self.shown[sector * SECTOR:sector * SECTOR + len(data)] = data
+            self.image[at : at + len(piece)] = piece
+        self.shown[sector * SECTOR : sector * SECTOR + len(data)] = data
 
     def write_origin(self, sector, data):
         """A write to the origin."""
         for chunk, _, _ in self._pieces(sector, data):
             self._take(chunk)
-        self.origin[sector * SECTOR:sector * SECTOR + len(data)] = data
+        self.origin[sector * SECTOR : sector * SECTOR + len(data)] = data
 
     def status(self):
         """What the snapshot says."""

@@ -21,8 +21,12 @@ def expected():
 @functools.cache
 def names():
     """The names of all delay points in the sources."""
-    found = [name for path in sorted((PROJECT / "rust").glob("**/*.rs")) if path.name != "delay.rs"
-             for name in _POINT.findall(path.read_text())]
+    found = [
+        name
+        for path in sorted((PROJECT / "rust").glob("**/*.rs"))
+        if path.name != "delay.rs"
+        for name in _POINT.findall(path.read_text())
+    ]
     assert found and len(found) == len(set(found)), f"no delay points, or two of one name: {found}"
     return found
 

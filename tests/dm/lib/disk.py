@@ -18,14 +18,14 @@ from . import wait
 
 SECTOR = 512
 _BLKDISCARD = 0x1277
-_BLKZEROOUT = 0x127f
-_BLKROGET = 0x125e
+_BLKZEROOUT = 0x127F
+_BLKROGET = 0x125E
 _PUNCH_HOLE = 0x03  # of a file, and keep its size
 
 
 def split(data):
     """The sectors of some bytes."""
-    return [data[at:at + SECTOR] for at in range(0, len(data), SECTOR)]
+    return [data[at : at + SECTOR] for at in range(0, len(data), SECTOR)]
 
 
 class Block:
@@ -107,7 +107,7 @@ class Block:
 
     def fill(self, data, sector=0, step=8192):
         for at in range(0, len(data), step * SECTOR):
-            self.write(sector + at // SECTOR, data[at:at + step * SECTOR])
+            self.write(sector + at // SECTOR, data[at : at + step * SECTOR])
 
     def flush(self):
         """fsync: the kernel sends a flush to the device."""
@@ -116,12 +116,16 @@ class Block:
 
     def discard(self, sector, count):
         with self._calling():
-            fcntl.ioctl(self._fd(), _BLKDISCARD, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+            fcntl.ioctl(
+                self._fd(), _BLKDISCARD, struct.pack("=QQ", sector * SECTOR, count * SECTOR)
+            )
 
     def zero(self, sector, count):
         """What `blkdiscard -z` does."""
         with self._calling():
-            fcntl.ioctl(self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR))
+            fcntl.ioctl(
+                self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR)
+            )
 
     def punch(self, sector, count):
         """The same by one large request, if the device has such; it may let the space go."""
@@ -134,7 +138,9 @@ class Block:
 
     @property
     def read_only(self):
-        return bool(struct.unpack("=i", fcntl.ioctl(self._fd(os.O_RDONLY), _BLKROGET, b"\0" * 4))[0])
+        return bool(
+            struct.unpack("=i", fcntl.ioctl(self._fd(os.O_RDONLY), _BLKROGET, b"\0" * 4))[0]
+        )
 
     def queue(self, name):
         return int(Path(f"/sys/dev/block/{self.dev}/queue/{name}").read_text())
@@ -148,7 +154,10 @@ def _is_blocked(thread):
 
     def look():
         text = Path(f"/proc/self/task/{thread}/status").read_text()
-        return re.search(r"^State:\tD", text, re.M) and re.search(r"^voluntary_ctxt_switches:.*", text, re.M).group()
+        return (
+            re.search(r"^State:\tD", text, re.M)
+            and re.search(r"^voluntary_ctxt_switches:.*", text, re.M).group()
+        )
 
     try:
         first = look()
@@ -161,16 +170,27 @@ def _is_blocked(thread):
 def in_flight(device):
     """Requests that have been sent to a device and have not ended.
 
-    What a target of ours keeps back is counted by the kernel when it goes on; until then it is known by who waits for it.
+    What a target of ours keeps back is counted by the kernel when it goes on; until then it is
+    known by who waits for it.
     """
     counted = sum(map(int, Path(f"/sys/dev/block/{device.dev}/inflight").read_text().split()))
     return max(counted, device.blocked())
 
 
 class Stats:
-    """/sys/block/*/stat. `reads` and `writes` are what arrived: completed requests plus those merged into them."""
+    """/sys/block/*/stat. `reads` and `writes` are what arrived: completed requests plus those
+    merged into them.
+    """
 
-    FIELDS = "reads", "read_sectors", "writes", "write_sectors", "discards", "discard_sectors", "flushes"
+    FIELDS = (
+        "reads",
+        "read_sectors",
+        "writes",
+        "write_sectors",
+        "discards",
+        "discard_sectors",
+        "flushes",
+    )
 
     def __init__(self, text):
         v = [int(word) for word in text.split()]
@@ -193,7 +213,9 @@ _NULL_BLK = Path("/sys/kernel/config/nullb")
 
 
 class Ram(Block):
-    """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache: flushes reach it."""
+    """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache:
+    flushes reach it.
+    """
 
     _serial = itertools.count()
 
@@ -202,9 +224,18 @@ class Ram(Block):
         self._config = _NULL_BLK / name
         self._config.mkdir()
         try:
-            for key, value in dict(size=mib, memory_backed=1, discard=int(discard), blocksize=blocksize, irqmode=0,
-                                   max_sectors=max_sectors, cache_size=mib if cache else 0, submit_queues=2,
-                                   hw_queue_depth=256, power=1).items():
+            for key, value in dict(
+                size=mib,
+                memory_backed=1,
+                discard=int(discard),
+                blocksize=blocksize,
+                irqmode=0,
+                max_sectors=max_sectors,
+                cache_size=mib if cache else 0,
+                submit_queues=2,
+                hw_queue_depth=256,
+                power=1,
+            ).items():
                 (self._config / key).write_text(str(value))
         except BaseException:
             self._config.rmdir()
@@ -219,7 +250,9 @@ class Ram(Block):
 
 
 class RamPool:
-    """Disks in memory for one test after the other: to make and remove them takes longer than most tests."""
+    """Disks in memory for one test after the other: to make and remove them takes longer than most
+    tests.
+    """
 
     def __init__(self):
         self._free = {}
@@ -248,9 +281,9 @@ class RamPool:
                 disks.pop().remove()
 
 
-_LOOP_CTL_GET_FREE = 0x4c82
-_LOOP_CONFIGURE = 0x4c0a
-_LOOP_CLR_FD = 0x4c01
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CLR_FD = 0x4C01
 
 
 class Loop(Block):
@@ -289,8 +322,10 @@ _LO_FLAGS_DIRECT_IO = 16
 
 
 class Jam(Block):
-    """A request-based disk over another device, with so few requests that they are soon used up: whoever sends one more then
-    sleeps in the submission, until the device below (which can be held) has answered."""
+    """A request-based disk over another device, with so few requests that they are soon used up:
+    whoever sends one more then sleeps in the submission, until the device below (which can be held)
+    has answered.
+    """
 
     def __init__(self, lower):
         self.lower = lower
@@ -301,7 +336,9 @@ class Jam(Block):
         backing = os.open(lower.path, os.O_RDWR | os.O_DIRECT)
         self._loop = os.open(self.path, os.O_RDWR)
         # struct loop_config; lo_flags are at 52 of struct loop_info64
-        config = struct.pack("=II52xI", backing, 512, _LO_FLAGS_DIRECT_IO).ljust(8 + 232 + 64, b"\0")
+        config = struct.pack("=II52xI", backing, 512, _LO_FLAGS_DIRECT_IO).ljust(
+            8 + 232 + 64, b"\0"
+        )
         try:
             fcntl.ioctl(self._loop, _LOOP_CONFIGURE, config)
         finally:

@@ -1,7 +1,7 @@
 """device-mapper through its ioctls: no process per call, and the exact errno of each.
 
-The main job and the demo use dmsetup; everything else comes here, because starting a process costs a third of a second
-in an emulated guest.
+The main job and the demo use dmsetup; everything else comes here, because starting a process costs
+a third of a second in an emulated guest.
 """
 
 import errno
@@ -17,12 +17,28 @@ from .disk import Block
 
 _HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7s")  # struct dm_ioctl
 _SPEC = struct.Struct("=Q Q i I 16s")  # struct dm_target_spec
-# Python lets other threads run during an ioctl only if its buffer has at most 1024 bytes, and many of these block.
+# Python lets other threads run during an ioctl only if its buffer has at most 1024 bytes, and many
+# of these block.
 _ROOM = 1024 - _HEADER.size
 _MORE_ROOM = 16384
 
-(_VERSION, _REMOVE_ALL, _LIST, _CREATE, _REMOVE, _RENAME, _SUSPEND, _STATUS, _WAIT, _LOAD, _CLEAR, _DEPS, _TABLE,
- _LIST_VERSIONS, _MESSAGE) = range(15)
+(
+    _VERSION,
+    _REMOVE_ALL,
+    _LIST,
+    _CREATE,
+    _REMOVE,
+    _RENAME,
+    _SUSPEND,
+    _STATUS,
+    _WAIT,
+    _LOAD,
+    _CLEAR,
+    _DEPS,
+    _TABLE,
+    _LIST_VERSIONS,
+    _MESSAGE,
+) = range(15)
 
 _READ_ONLY = 1 << 0
 _SUSPENDED = 1 << 1
@@ -36,7 +52,8 @@ _QUERY_INACTIVE = 1 << 12
 _DATA_OUT = 1 << 16
 _DEFERRED_REMOVE = 1 << 17
 
-# udev: no rules for these devices, so that nothing but the test opens them (DM_UDEV_DISABLE_* << 16).
+# udev: no rules for these devices, so that nothing but the test opens them (DM_UDEV_DISABLE_* <<
+# 16).
 _NO_RULES = (0x0002 | 0x0004 | 0x0008 | 0x0010) << 16
 
 _control = None
@@ -46,17 +63,33 @@ class Answer:
     """The header and the data that one ioctl gave back."""
 
     def __init__(self, raw):
-        (_, _, _, self.size, self.start, self.targets, self.opens, self.flags, self.event, _, self.dev,
-         self.name, _, _) = _HEADER.unpack_from(raw)
-        self.data = bytes(raw[self.start:self.size]) if self.start <= self.size else b""
+        (
+            _,
+            _,
+            _,
+            self.size,
+            self.start,
+            self.targets,
+            self.opens,
+            self.flags,
+            self.event,
+            _,
+            self.dev,
+            self.name,
+            _,
+            _,
+        ) = _HEADER.unpack_from(raw)
+        self.data = bytes(raw[self.start : self.size]) if self.start <= self.size else b""
 
     def specs(self):
         """(start, length, type, text) of every target, as status and table queries give them."""
         found, offset = [], 0
         for _ in range(self.targets):
             start, length, _, following, kind = _SPEC.unpack_from(self.data, offset)
-            text = self.data[offset + _SPEC.size:]
-            found.append((start, length, kind.rstrip(b"\0").decode(), text[:text.index(b"\0")].decode()))
+            text = self.data[offset + _SPEC.size :]
+            found.append(
+                (start, length, kind.rstrip(b"\0").decode(), text[: text.index(b"\0")].decode())
+            )
             offset = following
         return found
 
@@ -66,9 +99,26 @@ def _ioctl(command, name="", flags=0, data=b"", targets=0, event=0, room=_ROOM):
     if _control is None:
         _control = os.open("/dev/mapper/control", os.O_RDWR)
     raw = bytearray(_HEADER.size + max(room, len(data)))
-    _HEADER.pack_into(raw, 0, 4, 0, 0, len(raw), _HEADER.size, targets, 0, flags, event, 0, 0, name.encode(), b"", b"")
-    raw[_HEADER.size:_HEADER.size + len(data)] = data
-    fcntl.ioctl(_control, 3 << 30 | _HEADER.size << 16 | 0xfd << 8 | command, raw)
+    _HEADER.pack_into(
+        raw,
+        0,
+        4,
+        0,
+        0,
+        len(raw),
+        _HEADER.size,
+        targets,
+        0,
+        flags,
+        event,
+        0,
+        0,
+        name.encode(),
+        b"",
+        b"",
+    )
+    raw[_HEADER.size : _HEADER.size + len(data)] = data
+    fcntl.ioctl(_control, 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | command, raw)
     answer = Answer(raw)
     if answer.flags & _BUFFER_FULL and room < _MORE_ROOM and command != _WAIT:
         return _ioctl(command, name, flags, data, targets, event, _MORE_ROOM)
@@ -80,8 +130,8 @@ def target_versions():
     data, offset, found = _ioctl(_LIST_VERSIONS).data, 0, {}
     while offset + 16 <= len(data):
         following, *version = struct.unpack_from("=4I", data, offset)
-        text = data[offset + 16:]
-        found[text[:text.index(b"\0")].decode()] = tuple(version)
+        text = data[offset + 16 :]
+        found[text[: text.index(b"\0")].decode()] = tuple(version)
         if not following:
             break
         offset += following
@@ -89,7 +139,9 @@ def target_versions():
 
 
 def table(*lines):
-    """A table from lines such as '0 16 linear 8:0 0'; one line may also hold several separated by newlines."""
+    """A table from lines such as '0 16 linear 8:0 0'; one line may also hold several separated by
+    newlines.
+    """
     rows = [row.split(None, 3) for line in lines for row in str(line).splitlines() if row.strip()]
     return [(int(row[0]), int(row[1]), row[2], row[3] if len(row) > 3 else "") for row in rows]
 
@@ -112,8 +164,8 @@ class Mapped(Block):
     def __init__(self, *lines, name=None, read_only=False):
         self.name = name or f"t{next(_serial)}"
         answer = _ioctl(_CREATE, self.name)
-        self.minor = (answer.dev & 0xff) | (answer.dev >> 12 & ~0xff)
-        self.major = answer.dev >> 8 & 0xfff
+        self.minor = (answer.dev & 0xFF) | (answer.dev >> 12 & ~0xFF)
+        self.major = answer.dev >> 8 & 0xFFF
         self.gone = False
         super().__init__(f"/dev/dm-{self.minor}")
         if lines:
@@ -136,7 +188,11 @@ class Mapped(Block):
         _ioctl(_SUSPEND, self.name, event=_NO_RULES)
 
     def suspend(self, noflush=False, lockfs=False):
-        _ioctl(_SUSPEND, self.name, _SUSPENDED | (_NOFLUSH if noflush else 0) | (0 if lockfs else _SKIP_LOCKFS))
+        _ioctl(
+            _SUSPEND,
+            self.name,
+            _SUSPENDED | (_NOFLUSH if noflush else 0) | (0 if lockfs else _SKIP_LOCKFS),
+        )
 
     def swap(self, *lines, noflush=False):
         """Suspend, load, resume: the only order in which C's clone loses nothing."""
@@ -149,11 +205,15 @@ class Mapped(Block):
         _ioctl(_CLEAR, self.name)
 
     def message(self, *words, sector=0):
-        _ioctl(_MESSAGE, self.name, data=struct.pack("=Q", sector) + " ".join(words).encode() + b"\0")
+        _ioctl(
+            _MESSAGE, self.name, data=struct.pack("=Q", sector) + " ".join(words).encode() + b"\0"
+        )
 
     def ask(self, *words):
         """A message that has an answer."""
-        answer = _ioctl(_MESSAGE, self.name, data=struct.pack("=Q", 0) + " ".join(words).encode() + b"\0")
+        answer = _ioctl(
+            _MESSAGE, self.name, data=struct.pack("=Q", 0) + " ".join(words).encode() + b"\0"
+        )
         assert answer.flags & _DATA_OUT, "no answer"
         return answer.data.rstrip(b"\0").decode()
 
@@ -174,7 +234,11 @@ class Mapped(Block):
         return _ioctl(_WAIT, self.name, event=since).event
 
     def specs(self, noflush=False, table=False, inactive=False):
-        flags = (_NOFLUSH if noflush else 0) | (_STATUS_TABLE if table else 0) | (_QUERY_INACTIVE if inactive else 0)
+        flags = (
+            (_NOFLUSH if noflush else 0)
+            | (_STATUS_TABLE if table else 0)
+            | (_QUERY_INACTIVE if inactive else 0)
+        )
         return _ioctl(_TABLE, self.name, flags).specs()
 
     def status(self, noflush=True):
@@ -229,8 +293,8 @@ def leftovers():
         dev, following = struct.unpack_from("=QI", data, offset)
         if not dev:
             break
-        text = data[offset + 12:]
-        names.append(text[:text.index(b"\0")].decode())
+        text = data[offset + 12 :]
+        names.append(text[: text.index(b"\0")].decode())
         if not following:
             break
         offset += following
@@ -238,9 +302,11 @@ def leftovers():
 
 
 class Layered(Mapped):
-    """A linear device over a disk that can be made to misbehave, wholly or in ranges of sectors, and be held.
+    """A linear device over a disk that can be made to misbehave, wholly or in ranges of sectors,
+    and be held.
 
-    A held device (`hold`) queues whatever arrives until `release`: I/O "in flight" for exactly as long as a test wants.
+    A held device (`hold`) queues whatever arrives until `release`: I/O "in flight" for exactly as
+    long as a test wants.
     """
 
     def __init__(self, lower, sectors=None, name=None):
@@ -268,12 +334,16 @@ class Layered(Mapped):
 
     def error_writes(self, *ranges):
         """Writes (flushes included) fail in the ranges, reads do not."""
-        self._with(ranges or [(0, self.length)],
-                   lambda a, b: f"{a} {b - a} flakey {self.lower.dev} {a} 0 1 1 error_writes")
+        self._with(
+            ranges or [(0, self.length)],
+            lambda a, b: f"{a} {b - a} flakey {self.lower.dev} {a} 0 1 1 error_writes",
+        )
 
     def error_reads(self, *ranges):
-        self._with(ranges or [(0, self.length)],
-                   lambda a, b: f"{a} {b - a} flakey {self.lower.dev} {a} 0 1 1 error_reads")
+        self._with(
+            ranges or [(0, self.length)],
+            lambda a, b: f"{a} {b - a} flakey {self.lower.dev} {a} 0 1 1 error_reads",
+        )
 
     def heal(self):
         self._with([], None)
@@ -289,7 +359,8 @@ class Layered(Mapped):
 STATUS = re.compile(
     r"(?P<block>\d+) (?P<used>\d+)/(?P<blocks>\d+) (?P<region>\d+) (?P<hydrated>\d+)/(?P<regions>\d+) "
     r"(?P<hydrating>\d+) (?P<features>\d+(?: [a-z_]+)*) [46] hydration_threshold (?P<threshold>\d+) "
-    r"hydration_batch_size (?P<batch>\d+)(?: max_failures \d+)? (?P<mode>rw|ro)")
+    r"hydration_batch_size (?P<batch>\d+)(?: max_failures \d+)? (?P<mode>rw|ro)"
+)
 
 
 class Status:
@@ -314,7 +385,9 @@ class Clone(Mapped):
         self.length = length if length is not None else source.sectors
         self.region = region
         self.regions = -(-self.length // region)
-        self.line = f"0 {self.length} clone {meta.dev} {dest.dev} {source.dev} {region} {extra}".strip()
+        self.line = (
+            f"0 {self.length} clone {meta.dev} {dest.dev} {source.dev} {region} {extra}".strip()
+        )
         super().__init__(*([self.line] if start else []), name=name)
 
     def look(self, noflush=True):
@@ -325,17 +398,24 @@ class Clone(Mapped):
 
     def wait_full(self, deadline=wait.DEADLINE):
         """Waits until every region is on the destination and nothing is being copied any more."""
-        return wait.until(lambda: (s := self.look()).full and not s.hydrating and s,
-                          lambda: f"fully hydrated ({self.status()})", deadline)
+        return wait.until(
+            lambda: (s := self.look()).full and not s.hydrating and s,
+            lambda: f"fully hydrated ({self.status()})",
+            deadline,
+        )
 
     def wait_hydrating(self, least=1):
-        return wait.until(lambda: (s := self.look()).hydrating >= least and s,
-                          lambda: f"{least} regions in flight ({self.status()})")
+        return wait.until(
+            lambda: (s := self.look()).hydrating >= least and s,
+            lambda: f"{least} regions in flight ({self.status()})",
+        )
 
     def wait_quiet(self):
         """Waits until no copy is in flight."""
-        return wait.until(lambda: not (s := self.look()).hydrating and s,
-                          lambda: f"no copy in flight ({self.status()})")
+        return wait.until(
+            lambda: not (s := self.look()).hydrating and s,
+            lambda: f"no copy in flight ({self.status()})",
+        )
 
     def hydrate(self, threshold=None, batch=None):
         """Lets the background copy run, as fast as it may."""

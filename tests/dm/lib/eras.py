@@ -1,8 +1,8 @@
 """Eras: the device, the tools of thin-provisioning-tools, and an independent reader of the metadata.
 
-    block 0       superblock: present era, present bitset, roots of the two below, where the metadata snapshot is
-    tree          era: its bitset, for the eras that have ended and are not digested yet
-    array         for each block the last digested era in which it was written, or 0
+block 0       superblock: present era, present bitset, roots of the two below, where the metadata snapshot is
+tree          era: its bitset, for the eras that have ended and are not digested yet
+array         for each block the last digested era in which it was written, or 0
 """
 
 import re
@@ -16,16 +16,32 @@ from .metadata import BLOCK, Damaged, _require
 MAGIC = 0x7EC1077B
 ENTRIES = 1018  # of the array, per block
 FIELDS = {  # name: (offset, format)
-    "csum": (0, "<I"), "flags": (4, "<I"), "blocknr": (8, "<Q"), "uuid": (16, "16s"), "magic": (32, "<Q"),
-    "version": (40, "<I"), "nr_blocks": (44, "<Q"), "nr_allocated": (52, "<Q"), "bitmap_root": (60, "<Q"),
-    "ref_count_root": (68, "<Q"), "block_size": (172, "<I"), "metadata_block": (176, "<I"), "blocks": (180, "<I"),
-    "era": (184, "<I"), "bits": (188, "<I"), "bitset_root": (192, "<Q"), "tree_root": (200, "<Q"),
-    "array_root": (208, "<Q"), "snapshot": (216, "<Q"),
+    "csum": (0, "<I"),
+    "flags": (4, "<I"),
+    "blocknr": (8, "<Q"),
+    "uuid": (16, "16s"),
+    "magic": (32, "<Q"),
+    "version": (40, "<I"),
+    "nr_blocks": (44, "<Q"),
+    "nr_allocated": (52, "<Q"),
+    "bitmap_root": (60, "<Q"),
+    "ref_count_root": (68, "<Q"),
+    "block_size": (172, "<I"),
+    "metadata_block": (176, "<I"),
+    "blocks": (180, "<I"),
+    "era": (184, "<I"),
+    "bits": (188, "<I"),
+    "bitset_root": (192, "<Q"),
+    "tree_root": (200, "<Q"),
+    "array_root": (208, "<Q"),
+    "snapshot": (216, "<Q"),
 }
 
 
 def change(image, **fields):
-    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the checksum mended."""
+    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the
+    checksum mended.
+    """
     block = bytearray(image[:BLOCK])
     for name, value in fields.items():
         offset, form = FIELDS[name]
@@ -38,34 +54,50 @@ def change(image, **fields):
 class Metadata(metadata.Image):
     """Everything an image says; construction fails with Damaged where it contradicts itself.
 
-    `at` is the block of a metadata snapshot, to read that instead. Unless `sums`, checksums are taken for right, which is
-    a hundred times faster.
+    `at` is the block of a metadata snapshot, to read that instead. Unless `sums`, checksums are
+    taken for right, which is a hundred times faster.
     """
 
     def __init__(self, image, at=0, sums=True):
         self.image, self.sums = image, sums
-        head = image[at * BLOCK:(at + 1) * BLOCK]
+        head = image[at * BLOCK : (at + 1) * BLOCK]
         for name, (offset, form) in FIELDS.items():
             setattr(self, name, struct.unpack_from(form, head, offset)[0])
         _require(self.blocknr == at, "superblock does not know its own number")
         _require(self.magic == MAGIC, "wrong magic")
-        _require(not sums or self.csum == metadata.checksum(head, "era superblock"), "superblock checksum")
+        _require(
+            not sums or self.csum == metadata.checksum(head, "era superblock"),
+            "superblock checksum",
+        )
         _require(self.version == 1 and self.metadata_block == 8, "wrong version or block size")
-        _require(not any(head[224:]) and not any(head[76:172]) and not any(self.uuid) and not self.flags,
-                 "reserved bytes of the superblock are in use")
+        _require(
+            not any(head[224:]) and not any(head[76:172]) and not any(self.uuid) and not self.flags,
+            "reserved bytes of the superblock are in use",
+        )
         self._reached = {0, self.bitmap_root}
         self._counts = {}
-        self.present = self._bits(self.bitset_root, self.bits) if self.bitset_root and not at else set()
+        self.present = (
+            self._bits(self.bitset_root, self.bits) if self.bitset_root and not at else set()
+        )
         tree = self._btree(self.tree_root)
-        self.archived = {era: self._bits(*reversed(struct.unpack("<IQ", value))) for era, value in tree}
+        self.archived = {
+            era: self._bits(*reversed(struct.unpack("<IQ", value))) for era, value in tree
+        }
         keys = sorted(self.archived)
         # While the device is suspended its present era is archived too; a snapshot may be of then.
         last = keys[-1] if keys and at else self.era - bool(self.bitset_root)
         if keys:
-            _require(keys == list(range(keys[0], last + 1)), f"era {self.era}, but {keys} are archived")
-            _require(last in (self.era, self.era - 1), f"era {self.era}, but {last} is the last one archived")
+            _require(
+                keys == list(range(keys[0], last + 1)), f"era {self.era}, but {keys} are archived"
+            )
+            _require(
+                last in (self.era, self.era - 1),
+                f"era {self.era}, but {last} is the last one archived",
+            )
         self.array = self._array(self.array_root, ENTRIES, "I")
-        _require(len(self.array) == self.blocks, f"{len(self.array)} entries for {self.blocks} blocks")
+        _require(
+            len(self.array) == self.blocks, f"{len(self.array)} entries for {self.blocks} blocks"
+        )
         _require(max(self.array, default=0) <= self.era, "a block of an era to come")
         if at:
             return
@@ -78,7 +110,13 @@ class Metadata(metadata.Image):
     def _bits(self, root, bits):
         words = self._array(root, metadata.WORDS, "Q")
         _require(len(words) == -(-bits // 64), f"{len(words)} words for {bits} bits")
-        found = {i * 64 + bit for i, word in enumerate(words) if word for bit in range(64) if word >> bit & 1}
+        found = {
+            i * 64 + bit
+            for i, word in enumerate(words)
+            if word
+            for bit in range(64)
+            if word >> bit & 1
+        }
         _require(max(found, default=0) < max(bits, 1), "a bit behind the last one")
         return found
 
@@ -143,7 +181,9 @@ class Era(dm.Mapped):
         self.message("drop_metadata_snap")
 
     def since(self, era):
-        """The blocks written since an era began, by way of a metadata snapshot and an independent reader."""
+        """The blocks written since an era began, by way of a metadata snapshot and an independent
+        reader.
+        """
         self.take()
         try:
             at = self.look().snapshot
@@ -161,12 +201,14 @@ class Era(dm.Mapped):
 
     def wait_digested(self):
         """Waits until only the newest archived era is left in the tree (C leaves none)."""
+
         def done():
             image = self.meta.content()
             try:
                 return len(Metadata(image).archived) <= 1
             except Damaged:
                 return False  # read while it was being written
+
         wait.until(done, "archived eras are digested")
 
 
@@ -190,10 +232,13 @@ class Pair:
 
 # thin-provisioning-tools
 
+
 def tool(*words, check=True):
     result = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     if check:
-        assert not result.returncode, f"{' '.join(map(str, words))}: {result.returncode}\n{result.stdout}{result.stderr}"
+        assert (
+            not result.returncode
+        ), f"{' '.join(map(str, words))}: {result.returncode}\n{result.stdout}{result.stderr}"
     return result
 
 
@@ -216,7 +261,8 @@ def dump(device):
 
 
 def check(device, spare=None):
-    """What must hold of metadata at rest: the tools accept it, and so does our reader, which also finds what is lost.
+    """What must hold of metadata at rest: the tools accept it, and so does our reader, which also
+    finds what is lost.
 
     With a `spare` device it is dumped, restored there, and dumped again.
     """
@@ -226,6 +272,7 @@ def check(device, spare=None):
     found = read(device)
     if spare:
         import tempfile
+
         with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
             file.write(text)
             file.flush()

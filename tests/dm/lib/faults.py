@@ -35,7 +35,9 @@ class Attribute:
 
     def __init__(self, name, **more):
         self.folder = DEBUG / name
-        assert self.folder.is_dir(), f"{self.folder} is missing: run with scripts/vm --kernel uml (or debug)"
+        assert (
+            self.folder.is_dir()
+        ), f"{self.folder} is missing: run with scripts/vm --kernel uml (or debug)"
         self.put(verbose=0, probability=0, space=0, task_filter="N", **more)
         self.fires = 0
 
@@ -60,7 +62,9 @@ class Attribute:
         return self.left == 0
 
     def disarm(self, work):
-        """No faults any more. If none came the count is unknown: then `work` is done until it fails."""
+        """No faults any more. If none came the count is unknown: then `work` is done until it
+        fails.
+        """
         fired = self.fired()
         while not self.fired():
             try:
@@ -72,15 +76,17 @@ class Attribute:
 
 
 def text_range(module):
-    """[start, end) of a loaded module's code: the addresses of its sections, and their sizes from its file."""
+    """[start, end) of a loaded module's code: the addresses of its sections, and their sizes from
+    its file.
+    """
     elf = Path(module).read_bytes()
-    table, = struct.unpack_from("<Q", elf, 0x28)
-    size, count, names = struct.unpack_from("<HHH", elf, 0x3a)
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", elf, table + i * size) for i in range(count)]
     ranges = []
     for name, _, flags, _, _, length in headers:
         at = headers[names][4] + name
-        name = elf[at:elf.index(b"\0", at)].decode()
+        name = elf[at : elf.index(b"\0", at)].decode()
         if flags & 4 and length and not name.startswith(".init"):
             start = int(Path("/sys/module", modules.RUST_MODULE, "sections", name).read_text(), 16)
             ranges.append((start, start + length))
@@ -89,11 +95,19 @@ def text_range(module):
 
 
 def kernel_function(*names):
-    """[start, end) of a function of the kernel; or, if the compiler left no function of that name because it put it into its
-    callers, which are the other names, of all these. They stand together in one file."""
-    symbols = sorted((int(address, 16), symbol) for address, _, symbol, *_ in
-                     (line.split() for line in Path("/proc/kallsyms").read_text().splitlines()))
-    here = [at for at, symbol in symbols if symbol == names[0]] or [at for at, symbol in symbols if symbol in names[1:]]
+    """[start, end) of a function of the kernel; or, if the compiler left no function of that name
+    because it put it into its callers, which are the other names, of all these. They stand together
+    in one file.
+    """
+    symbols = sorted(
+        (int(address, 16), symbol)
+        for address, _, symbol, *_ in (
+            line.split() for line in Path("/proc/kallsyms").read_text().splitlines()
+        )
+    )
+    here = [at for at, symbol in symbols if symbol == names[0]] or [
+        at for at, symbol in symbols if symbol in names[1:]
+    ]
     assert here, f"the kernel has none of {names}"
     first, last = min(here), max(here)
     assert last - first < 1 << 16, f"{names} are not together"
@@ -118,19 +132,31 @@ class Fault:
 
 
 class Allocation(Fault):
-    """An allocation fails that the module makes, or that others make for it: its code is on the stack.
+    """An allocation fails that the module makes, or that others make for it: its code is on the
+    stack.
 
-    One function of the kernel can be left out: kmemleak's by default, as its own allocations would double the number;
-    the scenario may have a better use for the exception. A stack is walked word by word where the kernel has no better
-    way, so what is left of earlier calls may pass for the module: then callers fail, as they may.
+    One function of the kernel can be left out: kmemleak's by default, as its own allocations would
+    double the number; the scenario may have a better use for the exception. A stack is walked word
+    by word where the kernel has no better way, so what is left of earlier calls may pass for the
+    module: then callers fail, as they may.
     """
 
     def __init__(self, scenario, name, **more):
         super().__init__(scenario)
-        start, end = kernel_function(scenario.CALLER) if scenario.CALLER else text_range(scenario.module)
+        start, end = (
+            kernel_function(scenario.CALLER) if scenario.CALLER else text_range(scenario.module)
+        )
         no_start, no_end = kernel_function(*scenario.EXCEPT.get(scenario.part, ["__alloc_object"]))
-        self.attribute = Attribute(name, require_start=hex(start), require_end=hex(end), reject_start=hex(no_start),
-                                   reject_end=hex(no_end), stacktrace_depth=32, ignore_gfp_wait="N", **more)
+        self.attribute = Attribute(
+            name,
+            require_start=hex(start),
+            require_end=hex(end),
+            reject_start=hex(no_start),
+            reject_end=hex(no_end),
+            stacktrace_depth=32,
+            ignore_gfp_wait="N",
+            **more,
+        )
 
     def arm(self, n):
         self.attribute.arm(n)
@@ -177,7 +203,9 @@ class Death(Request):
         self.select("1")
         self.count_was = self.attribute.get("interval")
         # Requests pass while they are smaller than what is left of `space`.
-        self.attribute.put(interval=1, times=_FOREVER, space=(n - 1) * self.BLOCK + 1, probability=100)
+        self.attribute.put(
+            interval=1, times=_FOREVER, space=(n - 1) * self.BLOCK + 1, probability=100
+        )
 
     def count(self):
         return _FOREVER - self.attribute.left
@@ -199,11 +227,17 @@ def make(kind, scenario):
 
 
 class Step:
-    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made again, and must
-    succeed; that can be left (`again`) to the next repetition."""
+    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made
+    again, and must succeed; that can be left (`again`) to the next repetition.
+    """
 
     def __init__(self, call, may=(), again=True):
-        self.call, self.name, self.may, self.again = call, call.__name__.replace("_", " "), set(may), again
+        self.call, self.name, self.may, self.again = (
+            call,
+            call.__name__.replace("_", " "),
+            set(may),
+            again,
+        )
 
 
 class Stuck(Exception):
@@ -242,11 +276,15 @@ class Scenario:
         pass
 
     def assemble(self, disks):
-        """The disk, or a device whose sectors lie on two in turn, so many at a time: then what is longer is two requests."""
+        """The disk, or a device whose sectors lie on two in turn, so many at a time: then what is
+        longer is two requests.
+        """
         if len(disks) == 1:
             return disks[0]
-        return self.box.mapped(f"0 {sum(disk.sectors for disk in disks)} striped 2 {self.PIECE} "
-                               + " ".join(f"{disk.dev} 0" for disk in disks))
+        return self.box.mapped(
+            f"0 {sum(disk.sectors for disk in disks)} striped 2 {self.PIECE} "
+            + " ".join(f"{disk.dev} 0" for disk in disks)
+        )
 
 
 class Series:
@@ -260,7 +298,9 @@ class Series:
         self.repetitions = self.unseen = self.last = 0
 
     def run(self, only=None, every=1):
-        """All n, every so many, or one. Ends when twice in a row there were not n chances: their number may vary a little."""
+        """All n, every so many, or one. Ends when twice in a row there were not n chances: their
+        number may vary a little.
+        """
         start = time.monotonic()
         n, ends = only or 1, 0
         while ends < 2:
@@ -272,8 +312,10 @@ class Series:
                 break
             n += every
         steps = ", ".join(f"{name} {count}" for name, count in self.failed.items())
-        print(f"{self.title}: {self.repetitions} repetitions, "
-              f"{time.monotonic() - start:.0f} s; {self.unseen} without an error; errors: {steps}")
+        print(
+            f"{self.title}: {self.repetitions} repetitions, "
+            f"{time.monotonic() - start:.0f} s; {self.unseen} without an error; errors: {steps}"
+        )
         return self
 
     def repeat(self, n):
@@ -293,9 +335,11 @@ class Series:
             self.scenario.end(hit)
         except BaseException as error:
             where = " > ".join(self.trace) or "nothing"
-            error.add_note(f"{self.title}, n = {n}, in step '{self.name}' after {where}\n"
-                           f"repeat: FAULT='{self.title} {n}' "
-                           "python3 -m pytest --impl=rust tests/dm/faults -k 'series or loading'")
+            error.add_note(
+                f"{self.title}, n = {n}, in step '{self.name}' after {where}\n"
+                f"repeat: FAULT='{self.title} {n}' "
+                "python3 -m pytest --impl=rust tests/dm/faults -k 'series or loading'"
+            )
             raise
         self.unseen += bool(hit) and not any("=" in name for name in self.trace)
         return bool(hit)
@@ -313,13 +357,16 @@ class Series:
                 continue
             hit = self.fault.count()
             assert hit, f"failed with {errno.errorcode[error.errno]} before any fault"
-            assert error.errno in step.may, f"{errno.errorcode[error.errno]} is not an error that it may report"
+            assert (
+                error.errno in step.may
+            ), f"{errno.errorcode[error.errno]} is not an error that it may report"
             if self.fault.lasting or not step.again:
                 continue
             if hit > before:  # the fault came in this step, and will not come again
                 error = self.attempt(step)
-            assert error is None or self.scenario.excused(error), \
-                f"failed with {errno.errorcode[error.errno]} after the only fault"
+            assert error is None or self.scenario.excused(
+                error
+            ), f"failed with {errno.errorcode[error.errno]} after the only fault"
 
     def attempt(self, step):
         try:
@@ -333,7 +380,9 @@ class Series:
 
 
 class Model:
-    """What each sector of a device may hold: `now`, and `kept` if everything is lost that was not flushed."""
+    """What each sector of a device may hold: `now`, and `kept` if everything is lost that was not
+    flushed.
+    """
 
     def __init__(self, content, *others):
         pieces = [split(content)] + [split(other) for other in others]
@@ -370,23 +419,31 @@ class Model:
         got = split(content)
         assert len(got) == len(self.now), f"{where}: {len(got)} sectors"
         bad = [n for n, sector in enumerate(got) if sector not in self.now[n]]
-        notes = [f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
-                 for n in bad[:8]]
+        notes = [
+            f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
+            for n in bad[:8]
+        ]
         assert not bad, f"{where}: {len(bad)} sectors hold what they may not: {', '.join(notes)}"
 
 
 class Leaks:
-    """kmemleak, from the time on at which this was made. It leaves out what is younger than five seconds."""
+    """kmemleak, from the time on at which this was made. It leaves out what is younger than five
+    seconds.
+    """
 
     file = DEBUG / "kmemleak"
     AGE = 5.1
 
     def __init__(self):
-        assert self.file.exists(), "kmemleak is missing: run with scripts/vm --kernel uml (or debug)"
+        assert (
+            self.file.exists()
+        ), "kmemleak is missing: run with scripts/vm --kernel uml (or debug)"
         self.file.write_text("clear")
 
     def check(self):
-        """Fails with kmemleak's text. An object must have been without a reference, and unchanged, in two scans."""
+        """Fails with kmemleak's text. An object must have been without a reference, and unchanged,
+        in two scans.
+        """
         time.sleep(self.AGE)
         self.file.write_text("scan")
         self.file.write_text("scan")

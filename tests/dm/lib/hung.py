@@ -12,8 +12,9 @@ def go_on(box, *calls):
 
 
 class Neighbours:
-    """A device of each target, which must work whatever another one waits for. `check` makes each of them do what needs all
-    its devices, and then go away and come back."""
+    """A device of each target, which must work whatever another one waits for. `check` makes each
+    of them do what needs all its devices, and then go away and come back.
+    """
 
     def __init__(self, box):
         self.box, self.n = box, 0

@@ -41,9 +41,13 @@ class Log:
         return len(self._lines)
 
     def lines(self, since=0, only=None):
-        """Lines as 'LEVEL text', the level being the kernel's number (3 error, 4 warning, 6 information)."""
+        """Lines as 'LEVEL text', the level being the kernel's number (3 error, 4 warning, 6
+        information).
+        """
         self._pull()
-        return [f"{level} {text}" for level, text in self._lines[since:] if only is None or only in text]
+        return [
+            f"{level} {text}" for level, text in self._lines[since:] if only is None or only in text
+        ]
 
     def dm(self, since=0):
         """Only what device-mapper said."""

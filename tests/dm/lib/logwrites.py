@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from . import metadata
 from .disk import SECTOR, split
+
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 _MAGIC = 0x6A736677736872
 ZERO = bytes(SECTOR)
@@ -37,7 +38,7 @@ _TAG = b"power op"
 def tagged(number, data):
     """The data of the operation with this number, which every sector tells."""
     head = _TAG + struct.pack("<Q", number)
-    return b"".join(head + data[at + 16:at + SECTOR] for at in range(0, len(data), SECTOR))
+    return b"".join(head + data[at + 16 : at + SECTOR] for at in range(0, len(data), SECTOR))
 
 
 def tag(sector):
@@ -45,7 +46,9 @@ def tag(sector):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_SETUP, _DESTROY, _GETEVENTS, _SUBMIT = (206, 207, 208, 209) if os.uname().machine == "x86_64" else (0, 1, 4, 2)
+_SETUP, _DESTROY, _GETEVENTS, _SUBMIT = (
+    (206, 207, 208, 209) if os.uname().machine == "x86_64" else (0, 1, 4, 2)
+)
 
 
 def _call(*args):
@@ -64,9 +67,25 @@ def write_fua(path, sector, data):
     _call(_SETUP, 1, ctypes.byref(context))
     try:
         where = ctypes.c_char.from_buffer(buffer)
-        # struct iocb: data, key, flags, opcode (write), priority, file, buffer, length, offset, reserved, flags, event
-        block = ctypes.create_string_buffer(struct.pack("=QIIHhIQQqQII", 0, 0, os.RWF_DSYNC, 1, 0, fd,
-                                                        ctypes.addressof(where), len(data), sector * SECTOR, 0, 0, 0))
+        # struct iocb: data, key, flags, opcode (write), priority, file, buffer, length, offset,
+        # reserved, flags, event
+        block = ctypes.create_string_buffer(
+            struct.pack(
+                "=QIIHhIQQqQII",
+                0,
+                0,
+                os.RWF_DSYNC,
+                1,
+                0,
+                fd,
+                ctypes.addressof(where),
+                len(data),
+                sector * SECTOR,
+                0,
+                0,
+                0,
+            )
+        )
         _call(_SUBMIT, context, ctypes.c_long(1), ctypes.byref(ctypes.pointer(block)))
         event = (ctypes.c_int64 * 4)()
         _call(_GETEVENTS, context, ctypes.c_long(1), ctypes.c_long(1), event, None)
@@ -79,7 +98,9 @@ def write_fua(path, sector, data):
 
 
 class Entry:
-    """One entry of the log. `sectors` are pairs of a sector of its slice and what was written there."""
+    """One entry of the log. `sectors` are pairs of a sector of its slice and what was written
+    there.
+    """
 
     def __init__(self, flags, where=None, sectors=(), mark=None):
         self.flush, self.fua = bool(flags & FLUSH), bool(flags & FUA)
@@ -98,7 +119,11 @@ class Entry:
     def __repr__(self):
         if self.mark is not None:
             return f"mark {self.mark}"
-        kind = "flush" if self.flush else "discard" if self.discard else "FUA write" if self.fua else "write"
+        kind = (
+            "flush"
+            if self.flush
+            else "discard" if self.discard else "FUA write" if self.fua else "write"
+        )
         if not self.sectors:
             return f"{kind} {self.where}"
         return f"{kind} {self.where} {self.sectors[0][0]}+{len(self.sectors)}"
@@ -107,7 +132,9 @@ class Entry:
 class Recorder:
     """The devices under a target, each a slice of one disk, with a log of what reaches them."""
 
-    FLUSHES_APART_MS = None  # flushes go through devices of their own (`flushes`), and take so long before that
+    FLUSHES_APART_MS = (
+        None  # flushes go through devices of their own (`flushes`), and take so long before that
+    )
 
     def __init__(self, box, flush_ms, mib=1, meta_sectors=128, **more):
         """`more` are further slices: their names, and how many sectors they have."""
@@ -128,18 +155,30 @@ class Recorder:
             self.disk.fill(b"".join(content), first)
         at = f"{self.disk.dev} 0"
         self._slow = self.box.mapped(f"0 {self._length} delay {at} 0 {at} 0 {at} {self._flush_ms}")
-        self.log = self.box.mapped(f"0 {self._length} log-writes {self._slow.dev} {self._log_disk.dev}")
+        self.log = self.box.mapped(
+            f"0 {self._length} log-writes {self._slow.dev} {self._log_disk.dev}"
+        )
         # Not linear: through that a flush does not tell the slice that it came through.
-        self._parts = {name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
-                       for name, (first, sectors) in self.slices.items()}
-        self.devices = {name: self.box.mapped(f"0 {sectors} log-writes {self._parts[name].dev} {self._own[name].dev}")
-                        for name, (_, sectors) in self.slices.items()}
+        self._parts = {
+            name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
+            for name, (first, sectors) in self.slices.items()
+        }
+        self.devices = {
+            name: self.box.mapped(
+                f"0 {sectors} log-writes {self._parts[name].dev} {self._own[name].dev}"
+            )
+            for name, (_, sectors) in self.slices.items()
+        }
         self.tops, self.flushes = dict(self.devices), {}
         if self.FLUSHES_APART_MS is not None:
             for name, below in self.devices.items():
-                through = self.flushes[name] = self.box.mapped(f"0 {below.sectors} flakey {below.dev} 0 1 0")
-                self.tops[name] = self.box.mapped(f"0 {below.sectors} delay {below.dev} 0 0 {below.dev} 0 0 "
-                                                  f"{through.dev} 0 {self.FLUSHES_APART_MS}")
+                through = self.flushes[name] = self.box.mapped(
+                    f"0 {below.sectors} flakey {below.dev} 0 1 0"
+                )
+                self.tops[name] = self.box.mapped(
+                    f"0 {below.sectors} delay {below.dev} 0 0 {below.dev} 0 0 "
+                    f"{through.dev} 0 {self.FLUSHES_APART_MS}"
+                )
         self.meta, self.dest = self.tops["meta"], self.tops["dest"]
 
     def mark(self, text):
@@ -158,18 +197,34 @@ class Recorder:
         """Ends the recording and gives its entries."""
         self.logged()
         tops = [device for name, device in self.tops.items() if device is not self.devices[name]]
-        for device in (*tops, *self.flushes.values(), *self.devices.values(), *self._parts.values(), self.log, self._slow):
+        for device in (
+            *tops,
+            *self.flushes.values(),
+            *self.devices.values(),
+            *self._parts.values(),
+            self.log,
+            self._slow,
+        ):
             device.remove()
-        own = {name: [Entry(flags, name, zip(range(at, at + len(data)), data)) for flags, at, data in read(disk)]
-               for name, disk in self._own.items()}
+        own = {
+            name: [
+                Entry(flags, name, zip(range(at, at + len(data)), data))
+                for flags, at, data in read(disk)
+            ]
+            for name, disk in self._own.items()
+        }
         found = []
         for flags, sector, data in read(self._log_disk):
             if flags & MARK:
                 found.append(Entry(flags, mark=data))
                 continue
-            where, (base, sectors) = [(name, it) for name, it in self.slices.items() if it[0] <= sector][-1]
+            where, (base, sectors) = [
+                (name, it) for name, it in self.slices.items() if it[0] <= sector
+            ][-1]
             assert sector + len(data) <= base + sectors, (sector, flags)
-            found.append(Entry(flags, where, zip(range(sector - base, sector - base + len(data)), data)))
+            found.append(
+                Entry(flags, where, zip(range(sector - base, sector - base + len(data)), data))
+            )
         return in_order(in_time(found, own))
 
 
@@ -182,7 +237,7 @@ def read(disk):
         sector, length, flags, extra = struct.unpack_from("<4Q", head := disk.read(at, 1))
         at += 1
         if flags & MARK:
-            data = head[32:32 + extra].decode()
+            data = head[32 : 32 + extra].decode()
         elif flags & DISCARD:
             data = [ZERO] * length
         else:
@@ -194,23 +249,30 @@ def read(disk):
 
 
 def in_time(entries, own):
-    """Moves ordinary writes that stand behind the flush which made them durable, by the logs of their slices, in front
-    of it."""
-    due = {}  # (slice, first sector, sectors): the numbers of the flushes of the slice that took such writes, in order
+    """Moves ordinary writes that stand behind the flush which made them durable, by the logs of
+    their slices, in front of it.
+    """
+    due = (
+        {}
+    )  # (slice, first sector, sectors): the numbers of the flushes of the slice that took such writes, in order
     for where, log in own.items():
         flushes = 0
         for entry in log:
             if entry.is_ordinary:
                 due.setdefault(entry.place, []).append(flushes)
             flushes += entry.flush
-    result, flushes = [], {where: [] for where in own}  # where the flushes of a slice stand in the result
+    result, flushes = [], {
+        where: [] for where in own
+    }  # where the flushes of a slice stand in the result
     for entry in entries:
         if entry.is_ordinary:
             number = due[entry.place].pop(0)
             if number < len(flushes[entry.where]):
                 at = flushes[entry.where][number]
                 result.insert(at, entry)
-                flushes = {where: [n + (n >= at) for n in numbers] for where, numbers in flushes.items()}
+                flushes = {
+                    where: [n + (n >= at) for n in numbers] for where, numbers in flushes.items()
+                }
                 continue
         elif entry.flush:
             flushes[entry.where].append(len(result))
@@ -226,13 +288,16 @@ def in_order(entries):
             continue
         newer = {sector: number for sector, data in entry.sectors if (number := tag(data))}
         flushes = 0
-        for later in entries[n + 1:]:
+        for later in entries[n + 1 :]:
             flushes += later.flush
             if flushes > 3:
                 break
             if later.where == entry.where and not later.fua:
-                later.sectors = [(sector, data) for sector, data in later.sectors
-                                 if not (sector in newer and tag(data) and tag(data) < newer[sector])]
+                later.sectors = [
+                    (sector, data)
+                    for sector, data in later.sectors
+                    if not (sector in newer and tag(data) and tag(data) < newer[sector])
+                ]
     return entries
 
 
@@ -240,7 +305,9 @@ class Model:
     """What each sector of the clone may hold, given what was begun and what was acknowledged."""
 
     def __init__(self, start, stale, passdown, first=1):
-        """`start` is what the clone holds, `stale` what the destination does; operations count from `first`."""
+        """`start` is what the clone holds, `stale` what the destination does; operations count from
+        `first`.
+        """
         self.start, self.stale, self.passdown, self.first = start, stale, passdown, first
         self._operations = []  # (kind, first sector, list of sectors or count)
         self.reset()
@@ -261,7 +328,9 @@ class Model:
         return self.last
 
     def take(self, mark):
-        """Follows a mark: b = begun, n = failed, a = acknowledged with everything before, f = acknowledged alone."""
+        """Follows a mark: b = begun, n = failed, a = acknowledged with everything before, f =
+        acknowledged alone.
+        """
         kind, number = mark[0], int(mark[1:])
         if kind == "b":
             self._begin(number)
@@ -269,11 +338,20 @@ class Model:
             self._failed.add(number)
         elif kind == "a":
             for sector in list(self._open):
-                self._settle(sector, [i for i, (op, data) in enumerate(self._history[sector]) if op <= number and data])
+                self._settle(
+                    sector,
+                    [
+                        i
+                        for i, (op, data) in enumerate(self._history[sector])
+                        if op <= number and data
+                    ],
+                )
         elif kind == "f":
             _, first, data = self._operations[number - self.first]
             for sector in range(first, first + len(data)):
-                self._settle(sector, [i for i, (op, _) in enumerate(self._history[sector]) if op == number])
+                self._settle(
+                    sector, [i for i, (op, _) in enumerate(self._history[sector]) if op == number]
+                )
         else:
             raise AssertionError(mark)
 
@@ -287,13 +365,15 @@ class Model:
     def _settle(self, sector, durable):
         durable = [i for i in durable if self._history[sector][i][0] not in self._failed]
         if durable:
-            del self._history[sector][:durable[-1]]
+            del self._history[sector][: durable[-1]]
             if len(self._history[sector]) == 1:
                 self._open.discard(sector)
             self._renew(sector)
 
     def _renew(self, sector):
-        """After a discard: old, or zeros from the disk; or, of a region never filled, what the destination held."""
+        """After a discard: old, or zeros from the disk; or, of a region never filled, what the
+        destination held.
+        """
         history = self._history[sector]
         contents = [data for _, data in history if data is not None]
         if len(contents) < len(history):
@@ -316,16 +396,22 @@ class State:
 
 
 class Replay:
-    """Goes through a log, keeps what is durable and what may be, and follows the marks with a model."""
+    """Goes through a log, keeps what is durable and what may be, and follows the marks with a
+    model.
+    """
 
     def __init__(self, entries, model, meta, dest, **more):
         self.entries, self.model = entries, model
-        self.durable = {name: list(image) for name, image in {"meta": meta, "dest": dest, **more}.items()}
+        self.durable = {
+            name: list(image) for name, image in {"meta": meta, "dest": dest, **more}.items()
+        }
         self.pending = {name: [] for name in self.durable}
         model.reset()
 
     def cuts(self):
-        """Yields (name, sectors that may or may not be there, whether it is at a flush or FUA) at every cut point."""
+        """Yields (name, sectors that may or may not be there, whether it is at a flush or FUA) at
+        every cut point.
+        """
         for n, entry in enumerate(self.entries):
             if entry.mark is not None:
                 self.model.take(entry.mark)
@@ -339,14 +425,18 @@ class Replay:
             elif entry.fua:
                 self._apply(entry.where, entry.sectors)
                 gone = {sector for sector, _ in entry.sectors}
-                self.pending[entry.where] = [[(s, d) for s, d in write if s not in gone]
-                                             for write in self.pending[entry.where]]
+                self.pending[entry.where] = [
+                    [(s, d) for s, d in write if s not in gone]
+                    for write in self.pending[entry.where]
+                ]
             elif entry.sectors:
                 self.pending[entry.where].append(entry.sectors)
             yield f"after {n}: {entry}", self._optional(), entry.flush or entry.fua
 
     def _optional(self, entry=None):
-        writes = [(where, write) for where, pending in self.pending.items() for write in pending if write]
+        writes = [
+            (where, write) for where, pending in self.pending.items() for write in pending if write
+        ]
         if entry is not None and entry.sectors:
             writes.append((entry.where, entry.sectors))
         return writes
@@ -365,7 +455,10 @@ class Replay:
         return State(cut, how, images)
 
     def states(self, cut, writes, rng, single=6, random=3):
-        """End states at a cut: nothing of what is pending, all, one slice alone, a write missing, torn, and random."""
+        """End states at a cut: nothing of what is pending, all, one slice alone, a write missing,
+        torn, and random.
+        """
+
         def made(how, chosen):
             return self.state(cut, how, chosen)
 
@@ -379,10 +472,11 @@ class Replay:
                 yield made(f"all of {only}, nothing else", [w for w in writes if w[0] == only])
         if len(writes) > 1:
             for n in rng.sample(range(len(writes)), min(single, len(writes))):
-                yield made(f"all but write {n}", writes[:n] + writes[n + 1:])
+                yield made(f"all but write {n}", writes[:n] + writes[n + 1 :])
             n = rng.randrange(len(writes))
             yield made(f"only write {n}", [writes[n]])
-        # The first place of a slice has what leads to everything else; it may have been written to several times.
+        # The first place of a slice has what leads to everything else; it may have been written to
+        # several times.
         for where in present:
             rest = [(on, sectors) for on, sectors in writes if on != where or sectors[0][0]]
             if 0 < len(rest) < len(writes):
@@ -393,8 +487,13 @@ class Replay:
         yield made(f"write {n} torn, {len(torn[n][1])} of {len(sectors)} sectors", torn)
         for _ in range(random):
             share, seed = rng.random(), rng.random()
-            yield made(f"random subset {seed}, share {share:.2f}",
-                       [(where, [pair for pair in sectors if rng.random() < share]) for where, sectors in writes])
+            yield made(
+                f"random subset {seed}, share {share:.2f}",
+                [
+                    (where, [pair for pair in sectors if rng.random() < share])
+                    for where, sectors in writes
+                ],
+            )
 
 
 class Violation(AssertionError):
@@ -407,7 +506,9 @@ def without_flushes(entries):
 
 
 def with_late_flushes(entries):
-    """The log of a clone that flushes its destination at the end of a commit: after the two flushes of the metadata."""
+    """The log of a clone that flushes its destination at the end of a commit: after the two flushes
+    of the metadata.
+    """
     result, late, flushes = [], [], 0
     for entry in entries:
         if entry.flush and entry.where == "dest":
@@ -424,7 +525,9 @@ def with_late_flushes(entries):
 
 
 class Checker:
-    """Judges end states by what is on the devices alone: metadata by an independent reader, then every sector."""
+    """Judges end states by what is on the devices alone: metadata by an independent reader, then
+    every sector.
+    """
 
     def __init__(self, source, model, region):
         self.source, self.model, self.region = source, model, region
@@ -434,7 +537,7 @@ class Checker:
         """The regions that the metadata calls hydrated; none if it is blank."""
         image = b"".join(meta)
         if image not in self._known:
-            if not any(image[:metadata.BLOCK]):
+            if not any(image[: metadata.BLOCK]):
                 self._known[image] = frozenset()
             else:
                 try:
@@ -454,21 +557,34 @@ class Checker:
         return content
 
     def check(self, state, also=()):
-        """Gives the regions that are hydrated and the content; `also` are regions to be taken for hydrated."""
+        """Gives the regions that are hydrated and the content; `also` are regions to be taken for
+        hydrated.
+        """
         hydrated = self.hydrated(state.meta) | set(also)
         content = self.content(hydrated, state.dest)
-        bad = [n for n, (data, may) in enumerate(zip(content, self.model.allowed)) if data not in may]
+        bad = [
+            n for n, (data, may) in enumerate(zip(content, self.model.allowed)) if data not in may
+        ]
         if bad:
-            raise Violation(f"{state}: {len(bad)} sectors hold what they must not: "
-                            + ", ".join(self._explain(n, content[n], hydrated) for n in bad[:6]))
+            raise Violation(
+                f"{state}: {len(bad)} sectors hold what they must not: "
+                + ", ".join(self._explain(n, content[n], hydrated) for n in bad[:6])
+            )
         return hydrated, content
 
     def _explain(self, sector, data, hydrated):
         def name(data):
             if tag(data) is not None:
                 return f"operation {tag(data)}"
-            return ("zeros" if data == ZERO else "source" if data == self.source[sector]
-                    else "stale" if data == self.model.stale[sector] else "garbage")
+            return (
+                "zeros"
+                if data == ZERO
+                else (
+                    "source"
+                    if data == self.source[sector]
+                    else "stale" if data == self.model.stale[sector] else "garbage"
+                )
+            )
 
         where = "hydrated" if sector // self.region in hydrated else "not hydrated"
         return f"{sector} ({where}): {name(data)}, not {' or '.join(map(name, self.model.allowed[sector]))}"
@@ -507,10 +623,14 @@ class Opener:
     def open(self, state):
         self._put("meta", state.meta)
         self._put("dest", state.dest)
-        return self.box.clone(self.meta, self.dest, self.source, self.region, "1 no_hydration", length=self.sectors)
+        return self.box.clone(
+            self.meta, self.dest, self.source, self.region, "1 no_hydration", length=self.sectors
+        )
 
     def check(self, state, hydrated, content, hydrate):
-        """A clone over the state knows the regions and reads as predicted; also when the rest is hydrated."""
+        """A clone over the state knows the regions and reads as predicted; also when the rest is
+        hydrated.
+        """
         clone = self.open(state)
         status = clone.look()
         assert (status.mode, status.hydrated) == ("rw", len(hydrated)), f"{state}: {clone.status()}"
@@ -523,17 +643,23 @@ class Opener:
         clone.remove()
         meta = self._get("meta")
         if hydrate:
-            assert metadata.Metadata(b"".join(meta)).count == clone.regions, f"{state}: metadata of a finished clone"
+            assert (
+                metadata.Metadata(b"".join(meta)).count == clone.regions
+            ), f"{state}: metadata of a finished clone"
             self._compare(self.dest, content, f"{state}: the destination alone")
             self._get("dest")
         elif any(map(any, state.meta[:8])):
-            assert meta == state.meta, f"{state}: opened, read and removed, and the metadata has changed"
+            assert (
+                meta == state.meta
+            ), f"{state}: opened, read and removed, and the metadata has changed"
 
     def _compare(self, device, content, what):
         got = device.read(0, self.sectors)
         if got != b"".join(content):
             bad = [n for n, (a, b) in enumerate(zip(split(got), content)) if a != b]
-            raise Violation(f"{what}: {len(bad)} sectors are not as the metadata says, first {bad[:6]}")
+            raise Violation(
+                f"{what}: {len(bad)} sectors are not as the metadata says, first {bad[:6]}"
+            )
 
 
 class Openers:

@@ -1,8 +1,8 @@
 """An independent reader of clone metadata, written from the format's description and sharing no code with the module.
 
-    block 0          superblock: checksum, identity, sizes, root of the space map, root of the bitset
-    bitset           dm-array: a btree of array blocks, each up to 509 little-endian 64-bit words, one bit per region
-    space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one index block
+block 0          superblock: checksum, identity, sizes, root of the space map, root of the bitset
+bitset           dm-array: a btree of array blocks, each up to 509 little-endian 64-bit words, one bit per region
+space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one index block
 """
 
 import functools
@@ -11,13 +11,30 @@ import struct
 BLOCK = 4096
 SECTORS = BLOCK // 512
 MAGIC = 0x8AF27F64
-SALT = {"superblock": 257649492, "era superblock": 146538381, "array": 595846735, "btree": 121107, "index": 160478, "bitmap": 240779}
+SALT = {
+    "superblock": 257649492,
+    "era superblock": 146538381,
+    "array": 595846735,
+    "btree": 121107,
+    "index": 160478,
+    "bitmap": 240779,
+}
 WORDS = 509  # per array block
 PER_BITMAP = (BLOCK - 16) * 4  # blocks that one bitmap block covers
 FIELDS = {  # name: (offset, format)
-    "csum": (0, "<I"), "flags": (4, "<I"), "blocknr": (8, "<Q"), "uuid": (16, "16s"), "magic": (32, "<Q"),
-    "version": (40, "<I"), "nr_blocks": (44, "<Q"), "nr_allocated": (52, "<Q"), "bitmap_root": (60, "<Q"),
-    "ref_count_root": (68, "<Q"), "region_size": (172, "<Q"), "target_size": (180, "<Q"), "bitset_root": (188, "<Q"),
+    "csum": (0, "<I"),
+    "flags": (4, "<I"),
+    "blocknr": (8, "<Q"),
+    "uuid": (16, "16s"),
+    "magic": (32, "<Q"),
+    "version": (40, "<I"),
+    "nr_blocks": (44, "<Q"),
+    "nr_allocated": (52, "<Q"),
+    "bitmap_root": (60, "<Q"),
+    "ref_count_root": (68, "<Q"),
+    "region_size": (172, "<Q"),
+    "target_size": (180, "<Q"),
+    "bitset_root": (188, "<Q"),
 }
 
 
@@ -43,7 +60,9 @@ def checksum(block, kind):
 
 
 def change(image, **fields):
-    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the checksum mended."""
+    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the
+    checksum mended.
+    """
     block = bytearray(image[:BLOCK])
     for name, value in fields.items():
         offset, form = FIELDS[name]
@@ -76,11 +95,19 @@ class Image:
     sums = True  # whether checksums are looked at
 
     def _block(self, number, kind, number_at=8):
-        _require(number < self.nr_blocks and (number + 1) * BLOCK <= len(self.image), f"block {number} is outside")
-        block = self.image[number * BLOCK:(number + 1) * BLOCK]
-        _require(not self.sums or struct.unpack_from("<I", block)[0] == checksum(block, kind),
-                 f"{kind} block {number}: checksum")
-        _require(struct.unpack_from("<Q", block, number_at)[0] == number, f"{kind} block {number}: wrong number")
+        _require(
+            number < self.nr_blocks and (number + 1) * BLOCK <= len(self.image),
+            f"block {number} is outside",
+        )
+        block = self.image[number * BLOCK : (number + 1) * BLOCK]
+        _require(
+            not self.sums or struct.unpack_from("<I", block)[0] == checksum(block, kind),
+            f"{kind} block {number}: checksum",
+        )
+        _require(
+            struct.unpack_from("<Q", block, number_at)[0] == number,
+            f"{kind} block {number}: wrong number",
+        )
         self._reached.add(number)
         return block
 
@@ -90,7 +117,7 @@ class Image:
         flags, _, entries, most, size = struct.unpack_from("<IQIII", block, 4)
         _require(entries <= most, f"btree node {root}: {entries} entries of {most}")
         keys = struct.unpack_from(f"<{entries}Q", block, 32)
-        values = [block[32 + most * 8 + i * size:][:size] for i in range(entries)]
+        values = [block[32 + most * 8 + i * size :][:size] for i in range(entries)]
         _require(list(keys) == sorted(set(keys)), f"btree node {root}: keys out of order")
         if flags & 2:
             return list(zip(keys, values))
@@ -104,8 +131,14 @@ class Image:
             number = struct.unpack("<Q", value)[0]
             block = self._block(number, "array", number_at=16)
             most, count, size = struct.unpack_from("<III", block, 4)
-            _require((key, most, size) == (position, per_block, struct.calcsize(form)), f"array block {number}: header")
-            _require(len(entries) == position * per_block, f"array block {number}: the one before is not full")
+            _require(
+                (key, most, size) == (position, per_block, struct.calcsize(form)),
+                f"array block {number}: header",
+            )
+            _require(
+                len(entries) == position * per_block,
+                f"array block {number}: the one before is not full",
+            )
             entries += struct.unpack_from(f"<{count}{form}", block, 24)
         return entries
 
@@ -115,19 +148,31 @@ class Image:
         for n in range(-(-self.nr_blocks // PER_BITMAP)):
             number, free, _ = struct.unpack_from("<QII", index, 16 + 16 * n)
             block = self._block(number, "bitmap")
-            here = [block[16 + i // 4] >> i % 4 * 2 & 3 for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))]
+            here = [
+                block[16 + i // 4] >> i % 4 * 2 & 3
+                for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))
+            ]
             # What is behind the end of the device counts as free.
             taken = len(here) - here.count(0)
             _require(free == PER_BITMAP - taken, f"bitmap {n}: {free} free, {taken} taken")
             counts += here
         for number, count in self._btree(self.ref_count_root):
-            _require(counts[number] == 3, f"block {number} has a count of many references, and another")
+            _require(
+                counts[number] == 3, f"block {number} has a count of many references, and another"
+            )
             counts[number] = struct.unpack("<I", count)[0]
         self.references = counts
         used = {n for n, count in enumerate(counts) if count}
-        _require(len(used) == self.nr_allocated, f"{self.nr_allocated} blocks allocated, {len(used)} counted")
-        _require(self._reached <= used, f"in use but free for the space map: {sorted(self._reached - used)}")
-        # The space map keeps the blocks of the previous transaction until the next one: a crash goes back to them.
+        _require(
+            len(used) == self.nr_allocated,
+            f"{self.nr_allocated} blocks allocated, {len(used)} counted",
+        )
+        _require(
+            self._reached <= used,
+            f"in use but free for the space map: {sorted(self._reached - used)}",
+        )
+        # The space map keeps the blocks of the previous transaction until the next one: a crash
+        # goes back to them.
         self.leaked = used - self._reached
 
 
@@ -143,8 +188,10 @@ class Metadata(Image):
         _require(self.magic == MAGIC, "wrong magic")
         _require(self.csum == checksum(head, "superblock"), "superblock checksum")
         _require(self.version == 1, "wrong version")
-        _require(not any(head[196:]) and not any(head[76:172]) and not any(self.uuid) and not self.flags,
-                 "reserved bytes of the superblock are in use")
+        _require(
+            not any(head[196:]) and not any(head[76:172]) and not any(self.uuid) and not self.flags,
+            "reserved bytes of the superblock are in use",
+        )
         self.regions = -(-self.target_size // self.region_size)
         self._reached = {0, self.bitmap_root}
         self.words = self._bitset()
@@ -153,7 +200,9 @@ class Metadata(Image):
 
     def _bitset(self):
         words = self._array(self.bitset_root, WORDS, "Q")
-        _require(len(words) == -(-self.regions // 64), f"{len(words)} words for {self.regions} regions")
+        _require(
+            len(words) == -(-self.regions // 64), f"{len(words)} words for {self.regions} regions"
+        )
         if self.regions % 64:
             _require(not words[-1] >> self.regions % 64, "bits behind the last region are set")
         return words
@@ -163,7 +212,13 @@ class Metadata(Image):
 
     def hydrated(self):
         """The set of hydrated regions."""
-        return {i * 64 + bit for i, word in enumerate(self.words) if word for bit in range(64) if word >> bit & 1}
+        return {
+            i * 64 + bit
+            for i, word in enumerate(self.words)
+            if word
+            for bit in range(64)
+            if word >> bit & 1
+        }
 
     @property
     def count(self):

@@ -1,4 +1,6 @@
-"""Which implementation owns the names of the targets: the C modules of the kernel or ours. Only one can."""
+"""Which implementation owns the names of the targets: the C modules of the kernel or ours. Only one
+can.
+"""
 
 import contextlib
 import ctypes
@@ -11,7 +13,10 @@ from . import dm, wait
 
 PROJECT = Path(__file__).resolve().parents[3]
 C_MODULES = {  # by target
-    "clone": "dm_clone", "era": "dm_era", "snapshot": "dm_snapshot", "snapshot-origin": "dm_snapshot",
+    "clone": "dm_clone",
+    "era": "dm_era",
+    "snapshot": "dm_snapshot",
+    "snapshot-origin": "dm_snapshot",
     "snapshot-merge": "dm_snapshot",
 }
 RUST_MODULE = "dm_rust"
@@ -20,7 +25,9 @@ RUST_MODULE = "dm_rust"
 def run(*command, check=True):
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if check and result.returncode:
-        raise AssertionError(f"{' '.join(map(str, command))}: status {result.returncode}\n{result.stdout}{result.stderr}")
+        raise AssertionError(
+            f"{' '.join(map(str, command))}: status {result.returncode}\n{result.stdout}{result.stderr}"
+        )
     return result
 
 
@@ -45,7 +52,9 @@ def users(module):
 
 
 def c_file(target="clone"):
-    """The file of the C module of a target. It is loaded by path, because modprobe may have been told to keep it out."""
+    """The file of the C module of a target. It is loaded by path, because modprobe may have been
+    told to keep it out.
+    """
     folder = Path("/lib/modules", os.uname().release)
     name = C_MODULES[target].replace("_", "-")
     found = sorted(folder.glob(f"**/md/{name}.ko*"))
@@ -58,10 +67,16 @@ _INIT_MODULE, _DELETE_MODULE = (175, 176) if os.uname().machine == "x86_64" else
 
 
 class Swift:
-    """A module that is loaded and unloaded without starting a process, for tests that do it a hundred times."""
+    """A module that is loaded and unloaded without starting a process, for tests that do it a
+    hundred times.
+    """
 
     def __init__(self, file, name, parameters=""):
-        self._image, self._name, self._parameters = Path(file).read_bytes(), name.encode(), parameters.encode()
+        self._image, self._name, self._parameters = (
+            Path(file).read_bytes(),
+            name.encode(),
+            parameters.encode(),
+        )
         if str(file).endswith(".xz"):
             self._image = lzma.decompress(self._image)
 
@@ -114,7 +129,9 @@ def use(implementation, rust):
         if not loaded(RUST_MODULE):
             run("modprobe", "-a", "dm-mod", "dm-bufio", "dm-persistent-data")
             insmod(rust)
-    assert set(C_MODULES) <= set(dm.target_versions()), f"{implementation} did not register all targets"
+    assert set(C_MODULES) <= set(
+        dm.target_versions()
+    ), f"{implementation} did not register all targets"
     assert loaded(RUST_MODULE) == (implementation == "rust")
     assert all(loaded(module) == (implementation == "c") for module in C_MODULES.values())
 

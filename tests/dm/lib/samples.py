@@ -1,6 +1,6 @@
 """Metadata of each kind as C wrote it on x86, kept in tests/dm/data, for kernels and architectures that came later.
 
-    scripts/vm --module c -- env PYTHONPATH=tests/dm python3 -m lib.samples    # writes them anew
+scripts/vm --module c -- env PYTHONPATH=tests/dm python3 -m lib.samples    # writes them anew
 """
 
 import lzma
@@ -13,7 +13,13 @@ from . import eras, modules, snaps
 DATA = Path(__file__).resolve().parents[1] / "data"
 HYDRATED = {*range(3, 10), 100, *range(200, 256)}
 WRITTEN = {2: {0, 5, 6, 1023}, 3: {5, 40}, 4: {7}}  # by the era after which they were written
-COPIED = {0: b"a", 7: b"b", 100: b"c", 300: b"d", 301: b"e"}  # of these chunks the snapshot holds such bytes
+COPIED = {
+    0: b"a",
+    7: b"b",
+    100: b"c",
+    300: b"d",
+    301: b"e",
+}  # of these chunks the snapshot holds such bytes
 
 
 def clone(box):

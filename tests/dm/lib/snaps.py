@@ -1,8 +1,8 @@
 """Snapshots: the devices, and a family of them: an origin, its snapshots, and what each of them must read.
 
-    origin (snapshot-origin)     snapshot ── COW: a Gate, which can hold or fail
-              └── real ────────────┘              └── disk
-                   └── disk
+origin (snapshot-origin)     snapshot ── COW: a Gate, which can hold or fail
+          └── real ────────────┘              └── disk
+               └── disk
 """
 
 import errno
@@ -16,20 +16,27 @@ STATUS = re.compile(r"(?P<allocated>\d+)/(?P<total>\d+) (?P<metadata>\d+)")
 
 
 class Gate(dm.Mapped):
-    """A device over a disk that can be held or made to fail, as Layered can. What it holds is counted as in flight: dm
-    counts what has reached a table, and the table that holds it is another's below."""
+    """A device over a disk that can be held or made to fail, as Layered can. What it holds is
+    counted as in flight: dm counts what has reached a table, and the table that holds it is
+    another's below.
+    """
 
     def __init__(self, box, lower, sectors=None):
         self.lower, below = lower, box.layered(lower, sectors=sectors)
         self.hold, self.release, self.heal = below.hold, below.release, below.heal
-        self.error, self.error_reads, self.error_writes = below.error, below.error_reads, below.error_writes
+        self.error, self.error_reads, self.error_writes = (
+            below.error,
+            below.error_reads,
+            below.error_writes,
+        )
         super().__init__(f"0 {below.length} linear {below.dev} 0")
         box.own(self)
 
 
 class Valve(dm.Mapped):
-    """A device over another that can keep back one kind of request: reads, writes or flushes. They count as in flight,
-    as with a Gate."""
+    """A device over another that can keep back one kind of request: reads, writes or flushes. They
+    count as in flight, as with a Gate.
+    """
 
     KINDS = "reads", "writes", "flushes"
     LONG = 1_000_000_000  # ms; whatever waits goes on with the next table
@@ -42,7 +49,9 @@ class Valve(dm.Mapped):
 
     def hold(self, kind):
         self.held = True
-        delays = " ".join(f"{self.lower.dev} 0 {self.LONG if which == kind else 0}" for which in self.KINDS)
+        delays = " ".join(
+            f"{self.lower.dev} 0 {self.LONG if which == kind else 0}" for which in self.KINDS
+        )
         self._below.swap(f"0 {self.lower.sectors} delay {delays}", noflush=True)
 
     def release(self):
@@ -56,7 +65,9 @@ class Usage:
     def __init__(self, text):
         match = STATUS.fullmatch(text)
         assert match, f"not the status of a snapshot that works: {text!r}"
-        self.allocated, self.total, self.metadata = (int(match[name]) for name in ("allocated", "total", "metadata"))
+        self.allocated, self.total, self.metadata = (
+            int(match[name]) for name in ("allocated", "total", "metadata")
+        )
 
     @property
     def is_empty(self):
@@ -75,7 +86,9 @@ class Stored(dm.Mapped):
 
 
 class Snapshot(Stored):
-    """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that must be in it."""
+    """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that
+    must be in it.
+    """
 
     def __init__(self, origin, cow, kind="P", size=8, extra="", length=None, start=True, name=None):
         self.origin, self.cow, self.kind, self.size, self.extra = origin, cow, kind, size, extra
@@ -99,7 +112,9 @@ class Snapshot(Stored):
 
 
 class Origin(Stored):
-    """The device through which an origin is written while it has snapshots, or while one is merged into it."""
+    """The device through which an origin is written while it has snapshots, or while one is merged
+    into it.
+    """
 
     def __init__(self, real, length=None, start=True, name=None):
         self.real = real
@@ -116,7 +131,9 @@ class Origin(Stored):
         """Waits as long as the merge goes on, which on a busy machine may be long."""
         while not self.merged:
             status = self.status()
-            wait.until(lambda: self.merged or self.status() != status, f"the merge goes on ({status})")
+            wait.until(
+                lambda: self.merged or self.status() != status, f"the merge goes on ({status})"
+            )
 
 
 def merge_end(status):
@@ -127,8 +144,10 @@ def merge_end(status):
 
 
 def merge_line(snapshot):
-    return f"0 {snapshot.length} snapshot-merge " \
-           f"{snapshot.origin.dev} {snapshot.cow.dev} {snapshot.kind} {snapshot.size} {snapshot.extra}".strip()
+    return (
+        f"0 {snapshot.length} snapshot-merge "
+        f"{snapshot.origin.dev} {snapshot.cow.dev} {snapshot.kind} {snapshot.size} {snapshot.extra}".strip()
+    )
 
 
 class Merge(Origin):
@@ -143,7 +162,9 @@ class Merge(Origin):
 
 
 class Chaos:
-    """A family, and steps that a seed chooses. What inherits from it says which devices (`any`) and sectors (`range`)."""
+    """A family, and steps that a seed chooses. What inherits from it says which devices (`any`) and
+    sectors (`range`).
+    """
 
     def __init__(self, family, rng, sizes):
         self.family, self.rng = family, rng
@@ -163,8 +184,9 @@ class Chaos:
 
 
 class Family:
-    """An origin with known content and its snapshots. Each device has in `expected` what it must read. A snapshot whose
-    contents are not to be looked at any more is taken off `snapshots`."""
+    """An origin with known content and its snapshots. Each device has in `expected` what it must
+    read. A snapshot whose contents are not to be looked at any more is taken off `snapshots`.
+    """
 
     def __init__(self, box, sectors=4096, cache=False, real=None):
         self.box, self.cache, self.sectors = box, cache, sectors
@@ -198,13 +220,24 @@ class Family:
 
     def snap(self, kind="P", size=8, extra="", room=None, cow=None, length=None):
         """Takes a snapshot of what the origin holds now."""
-        return self._open(Snapshot(self.real, cow or self.cow(size, room), kind, size, extra, length or self.sectors,
-                                   start=False), self.origin.expected, ())
+        return self._open(
+            Snapshot(
+                self.real,
+                cow or self.cow(size, room),
+                kind,
+                size,
+                extra,
+                length or self.sectors,
+                start=False,
+            ),
+            self.origin.expected,
+            (),
+        )
 
     def _open(self, snapshot, expected, copied):
         """In LVM's order: loaded while the origin works, resumed while it is suspended."""
         self.box.own(snapshot)
-        snapshot.expected, snapshot.copied = expected[:snapshot.length * 512], set(copied)
+        snapshot.expected, snapshot.copied = expected[: snapshot.length * 512], set(copied)
         snapshot.load(snapshot.line)
         if not self.origin.suspended:
             self.origin.suspend()
@@ -221,33 +254,58 @@ class Family:
         self.origin.resume()
 
     def reopen(self, snapshot):
-        """Removes a snapshot and makes it anew on its COW. Nothing is written to the origin between."""
+        """Removes a snapshot and makes it anew on its COW. Nothing is written to the origin
+        between.
+        """
         self.origin.suspend()
         snapshot.remove()
         self.snapshots.remove(snapshot)
-        kept = (self.origin.expected, ()) if snapshot.kind == "N" else (snapshot.expected, snapshot.copied)
-        return self._open(Snapshot(self.real, snapshot.cow, snapshot.kind, snapshot.size, snapshot.extra,
-                                   snapshot.length, start=False), *kept)
+        kept = (
+            (self.origin.expected, ())
+            if snapshot.kind == "N"
+            else (snapshot.expected, snapshot.copied)
+        )
+        return self._open(
+            Snapshot(
+                self.real,
+                snapshot.cow,
+                snapshot.kind,
+                snapshot.size,
+                snapshot.extra,
+                snapshot.length,
+                start=False,
+            ),
+            *kept,
+        )
 
     # Merging
 
     def store(self, size, records, kind="P", cow_device=None, extra=""):
-        """A snapshot that exists on its COW device alone. What it shows is unlike what the origin holds."""
-        snapshot = Snapshot(self.real, cow_device or self.cow(size), kind, size, extra, self.sectors, start=False)
+        """A snapshot that exists on its COW device alone. What it shows is unlike what the origin
+        holds.
+        """
+        snapshot = Snapshot(
+            self.real, cow_device or self.cow(size), kind, size, extra, self.sectors, start=False
+        )
         self.box.own(snapshot)
         data = {new: pattern(f"chunk {new % 97}", size) for _, new in records}
         cow.put(snapshot.cow, size, data | cow.metadata(size, records))
         snapshot.expected, snapshot.copied = self.origin.expected[:], set()
         for old, new in cow.Store(snapshot.cow).taken.items():
             if old * size < self.sectors:
-                at, data = old * size * 512, pattern(f"chunk {new % 97}", size)[:(self.sectors - old * size) * 512]
-                snapshot.expected[at:at + len(data)] = data
+                at, data = (
+                    old * size * 512,
+                    pattern(f"chunk {new % 97}", size)[: (self.sectors - old * size) * 512],
+                )
+                snapshot.expected[at : at + len(data)] = data
                 snapshot.copied.add(old)
         return snapshot
 
     def merge(self, snapshot, direct=False, before=lambda: None):
-        """Begins to merge a snapshot into the origin and gives the device of the origin: by handover, in LVM's order,
-        or directly, as after a reboot. `before` is called when all is ready."""
+        """Begins to merge a snapshot into the origin and gives the device of the origin: by
+        handover, in LVM's order, or directly, as after a reboot. `before` is called when all is
+        ready.
+        """
         if direct:
             snapshot.remove()
             self.merge_begins(Merge(snapshot, start=False), snapshot)
@@ -266,7 +324,9 @@ class Family:
         return self.origin
 
     def merge_begins(self, front, snapshot):
-        """From here on the origin is what the snapshot was. Others get what it held, sooner or later."""
+        """From here on the origin is what the snapshot was. Others get what it held, sooner or
+        later.
+        """
         front.line = merge_line(snapshot)
         if front is not self._origin:
             self.origin.remove()
@@ -292,7 +352,9 @@ class Family:
         store = cow.Store(snapshot.cow)
         assert store.valid == 1 and not store.records and not store.tail.strip(b"\0")
         areas = (snapshot.cow.sectors // size - 1) // (cow.per_area(size) + 1)
-        assert not cow.left(snapshot.cow, size, min(areas, len(snapshot.copied) // cow.per_area(size) + 2))
+        assert not cow.left(
+            snapshot.cow, size, min(areas, len(snapshot.copied) // cow.per_area(size) + 2)
+        )
         self.merging = None
         self.check()
 
@@ -303,10 +365,12 @@ class Family:
 
     def wrote(self, device, sector, data):
         """Notes what was written to the origin or to a snapshot."""
-        device.expected[sector * 512:sector * 512 + len(data)] = data
+        device.expected[sector * 512 : sector * 512 + len(data)] = data
         end = sector + len(data) // 512
         for snapshot in self.snapshots if device is self._origin else [device]:
-            snapshot.copied.update(range(sector // snapshot.size, -(-min(end, snapshot.length) // snapshot.size)))
+            snapshot.copied.update(
+                range(sector // snapshot.size, -(-min(end, snapshot.length) // snapshot.size))
+            )
 
     def write(self, device, sector, data, **how):
         device.write(sector, data, **how)
@@ -318,12 +382,18 @@ class Family:
 
     def read(self, device, sector, count):
         """Reads and compares."""
-        want = device.expected[sector * 512:(sector + count) * 512]
-        assert_same(device.read(sector, count), want, where=f"{self.name(device)}: {count} sectors at {sector}")
+        want = device.expected[sector * 512 : (sector + count) * 512]
+        assert_same(
+            device.read(sector, count),
+            want,
+            where=f"{self.name(device)}: {count} sectors at {sector}",
+        )
 
     def discard(self, snapshot, start, count):
-        """Discards and notes it. A chunk in the COW that is covered whole becomes zeros; in one that is covered in part
-        each sector may become zeros or stay. Others change only with the origin, if discards are passed to it."""
+        """Discards and notes it. A chunk in the COW that is covered whole becomes zeros; in one
+        that is covered in part each sector may become zeros or stay. Others change only with the
+        origin, if discards are passed to it.
+        """
         snapshot.discard(start, count)
         end, size = start + count, snapshot.size
         if "passdown" in snapshot.extra:
@@ -339,7 +409,7 @@ class Family:
             if last - first < size:
                 got = snapshot.read(first, last - first)
                 for at in range(first, last):
-                    sector = got[(at - first) * 512:(at - first + 1) * 512]
+                    sector = got[(at - first) * 512 : (at - first + 1) * 512]
                     if not any(sector):
                         self._zero(snapshot, at, at + 1)
             else:
@@ -347,7 +417,7 @@ class Family:
 
     @staticmethod
     def _zero(device, start, end):
-        device.expected[start * 512:end * 512] = bytes((end - start) * 512)
+        device.expected[start * 512 : end * 512] = bytes((end - start) * 512)
 
     def name(self, device):
         if device is self._origin:
@@ -355,17 +425,22 @@ class Family:
         return f"snapshot {self.snapshots.index(device)} ({device.kind} {device.size})"
 
     def check(self, *devices):
-        """Compares devices (default: all) with the model; if nothing is being merged also the records in the COWs and
-        the disk of the origin."""
+        """Compares devices (default: all) with the model; if nothing is being merged also the
+        records in the COWs and the disk of the origin.
+        """
         for device in devices or [self.origin, *self.snapshots]:
             assert_same(device.content(), device.expected, where=self.name(device))
             if device is not self._origin and not self.merging and device.status() != "Overflow":
                 assert device.exceptions() == len(device.copied), self.name(device)
                 if not device.kind.upper().startswith("N"):
-                    store = cow.Store(device.cow if device.cow.sectors > 8 else device.cow.content())
+                    store = cow.Store(
+                        device.cow if device.cow.sectors > 8 else device.cow.content()
+                    )
                     assert store.taken.keys() == device.copied, self.name(device)
         if not devices and not self.merging:
-            assert_same(self.disk.content(self.sectors), self.origin.expected, where="disk of the origin")
+            assert_same(
+                self.disk.content(self.sectors), self.origin.expected, where="disk of the origin"
+            )
 
 
 class Watch:
@@ -382,7 +457,9 @@ class Watch:
         return sum(line.endswith(text) for line in self._log.dm(self._mark))
 
     def ended(self, reason, header=0):
-        """It has become Invalid: one event, one line in the log, nothing can be read or written, the header says so."""
+        """It has become Invalid: one event, one line in the log, nothing can be read or written,
+        the header says so.
+        """
         snapshot = self.snapshot
         snapshot.wait_status("Invalid")
         wait.until(lambda: snapshot.event == self.events + 1, "an event")
@@ -397,7 +474,12 @@ class Watch:
     def silent(self):
         """Nothing more has been told since it ended."""
         assert self.snapshot.event == self.events + 1
-        assert sum(self.said(f"Invalidating snapshot: {reason}") for reason in (self.FULL, self.FAILED)) == 1
+        assert (
+            sum(
+                self.said(f"Invalidating snapshot: {reason}") for reason in (self.FULL, self.FAILED)
+            )
+            == 1
+        )
 
 
 def fails(call, *args, code=errno.EIO):
@@ -416,4 +498,4 @@ def parameter(impl, name):
 
 
 def chunk_of(data, chunk, size):
-    return bytes(data[chunk * size * 512:(chunk + 1) * size * 512])
+    return bytes(data[chunk * size * 512 : (chunk + 1) * size * 512])

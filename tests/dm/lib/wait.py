@@ -1,4 +1,6 @@
-"""Waiting: for conditions with a deadline, and for I/O that runs in the background. No test sleeps and hopes."""
+"""Waiting: for conditions with a deadline, and for I/O that runs in the background. No test sleeps
+and hopes.
+"""
 
 import threading
 import time
@@ -15,7 +17,9 @@ def until(condition, what, deadline=DEADLINE, interval=0.01):
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"after {deadline:.0f} s still not: {what() if callable(what) else what}")
+            raise AssertionError(
+                f"after {deadline:.0f} s still not: {what() if callable(what) else what}"
+            )
         time.sleep(interval)
 
 

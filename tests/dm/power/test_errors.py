@@ -1,12 +1,15 @@
-"""Errors and power cuts together: flushes of a device fail from the n-th on, or the n-th request of it, and then the power is cut.
+"""Errors and power cuts together: flushes of a device fail from the n-th on, or the n-th request of
+it, and then the power is cut.
 
-What is known to be there after an error may be less than what can be read: the disk has it in its cache. Whoever builds on
-that loses what was durable before. Each series repeats a short work on one recorded target with a fault at n = 1, 2, ..., and
-judges what a cut may leave at each flush, and between, from the beginning to the end, which is some work after the fault. A
-first repetition without a fault tells how many n there are. Flushes are counted on a way of their own, so that nothing else is.
+What is known to be there after an error may be less than what can be read: the disk has it in its
+cache. Whoever builds on that loses what was durable before. Each series repeats a short work on one
+recorded target with a fault at n = 1, 2, ..., and judges what a cut may leave at each flush, and
+between, from the beginning to the end, which is some work after the fault. A first repetition
+without a fault tells how many n there are. Flushes are counted on a way of their own, so that
+nothing else is.
 
-A flush that fails once may do no harm: it is followed by one that succeeds, as part of a second attempt. So once a single one
-fails, and once several in a row.
+A flush that fails once may do no harm: it is followed by one that succeeds, as part of a second
+attempt. So once a single one fails, and once several in a row.
 """
 
 import errno
@@ -68,11 +71,14 @@ class Flushes(faults.Request):
 
 
 class Repetition:
-    """What each target adds: how the work begins, goes on under faults and after them, and what judges the log."""
+    """What each target adds: how the work begins, goes on under faults and after them, and what
+    judges the log.
+    """
 
     ROLES = ()  # devices that fail
-    # Whether flushes are counted apart, and fail in a row. Not where a flush and a write are one request: of that the core of
-    # device-mapper sends the write though the flush has failed, and the log does not tell what was written before it.
+    # Whether flushes are counted apart, and fail in a row. Not where a flush and a write are one
+    # request: of that the core of device-mapper sends the write though the flush has failed, and
+    # the log does not tell what was written before it.
     APART = True
 
     def __init__(self, box, impl, seed):
@@ -100,13 +106,18 @@ class Repetition:
             call(*args, **kwargs)
 
     def run(self, role, n=None, in_a_row=None):
-        """Returns (how many faults there were, the entries of the log, which of them were made while it was armed)."""
+        """Returns (how many faults there were, the entries of the log, which of them were made
+        while it was armed).
+        """
         self.fault, hit, self.role = None, 0, role
         self.begin()
         if n:
             rec = self.work.rec
-            self.fault = Flushes(self.box, rec.flushes[role], in_a_row) if in_a_row else \
-                faults.Request(SimpleNamespace(disks={role: [rec.tops[role]]}), role)
+            self.fault = (
+                Flushes(self.box, rec.flushes[role], in_a_row)
+                if in_a_row
+                else faults.Request(SimpleNamespace(disks={role: [rec.tops[role]]}), role)
+            )
             self.fault.arm(n)
         self.work.rec.mark("x")
         try:
@@ -117,8 +128,14 @@ class Repetition:
         self.work.rec.mark("y")
         self.go_further()
         entries = self.end()
-        first, last = (next(at for at, entry in enumerate(entries) if entry.mark == mark) for mark in "xy")
-        return hit, [entry for entry in entries if entry.mark not in ("x", "y")], entries[first + 1:last]
+        first, last = (
+            next(at for at, entry in enumerate(entries) if entry.mark == mark) for mark in "xy"
+        )
+        return (
+            hit,
+            [entry for entry in entries if entry.mark not in ("x", "y")],
+            entries[first + 1 : last],
+        )
 
 
 class Clone(Repetition):
@@ -174,7 +191,11 @@ class Era(Repetition):
         else:
             work = self.work
             work.rng.seed(self.seed)
-            work.clock, work.serial, work.blocks = test_power_era.Clock(), 0, work.sectors // work.size
+            work.clock, work.serial, work.blocks = (
+                test_power_era.Clock(),
+                0,
+                work.sectors // work.size,
+            )
             work.rec.start(work.meta, work.dest)
             work.create()
         self.block = 0
@@ -186,7 +207,9 @@ class Era(Repetition):
         work.serial += 1
         try:
             self.number = work.era.era
-        except AssertionError:  # it cannot say, as the metadata fails; until something succeeds again
+        except (
+            AssertionError
+        ):  # it cannot say, as the metadata fails; until something succeeds again
             assert self.fault or self.is_first
         work.clock.eras[work.serial] = self.number
         self.block += 1
@@ -226,11 +249,16 @@ class Snapshot(Repetition):
 
     def begin(self):
         if not self.work:
-            self.work = test_power_snap.Work(self.box, random.Random(self.seed), self.impl, (8, 16), flush_ms=1)
+            self.work = test_power_snap.Work(
+                self.box, random.Random(self.seed), self.impl, (8, 16), flush_ms=1
+            )
         else:
             work = self.work
             work.rng.seed(self.seed)
-            work.start(work.images, test_power_snap.Model([work.images["dest"]] * 3, test_power_snap.ABSENT))
+            work.start(
+                work.images,
+                test_power_snap.Model([work.images["dest"]] * 3, test_power_snap.ABSENT),
+            )
         for n in range(2):
             self.work.take(n)
         self.step()
@@ -240,9 +268,14 @@ class Snapshot(Repetition):
                 self.work.mark(test_power_snap.FILLING, n)
 
     def step(self):
-        """The origin fails only with its own disk, a snapshot only with its COW device or the origin."""
+        """The origin fails only with its own disk, a snapshot only with its COW device or the
+        origin.
+        """
         work = self.work
-        bears = {number: self.role in ("dest", name) for number, name in enumerate(("dest", *test_power_snap.COWS))}
+        bears = {
+            number: self.role in ("dest", name)
+            for number, name in enumerate(("dest", *test_power_snap.COWS))
+        }
         for number in 0, 1, 2, 0:
             self.attempt_on(bears[number], work.write, number)
             self.attempt_on(bears[number], work.write, number, whole=True)
@@ -273,7 +306,10 @@ class MergeSurvey(test_power_merge.MergeSurvey):
         lost = not any(state.images[test_power_snap.COWS[1]][0][4:8])
         compare = self.judge._compare
         if lost and self.role in ("other", "dest"):
-            self.judge._compare = lambda state, number, *more: number == test_power_merge.OTHER or compare(state, number, *more)
+            self.judge._compare = (
+                lambda state, number, *more: number == test_power_merge.OTHER
+                or compare(state, number, *more)
+            )
         try:
             return super().check(state)
         finally:
@@ -292,11 +328,15 @@ class Merge(Repetition):
 
     def begin(self):
         if not self.work:
-            self.work = self.Work(self.box, random.Random(self.seed), self.impl, (8, 8), 40, flush_ms=1)
+            self.work = self.Work(
+                self.box, random.Random(self.seed), self.impl, (8, 8), 40, flush_ms=1
+            )
         else:
             work = self.work
             work.rng.seed(self.seed)
-            work.start(work.images, test_power_snap.Model(work.model.contents, test_power_snap.TAKEN))
+            work.start(
+                work.images, test_power_snap.Model(work.model.contents, test_power_snap.TAKEN)
+            )
 
     def go_on(self):
         self.attempt(self.begin_merge)
@@ -304,9 +344,13 @@ class Merge(Repetition):
 
     def begin_merge(self):
         work = self.work
-        work.origin = device = self.box.own(Origin(work.rec.dest, test_power_snap.SECTORS, start=False))
+        work.origin = device = self.box.own(
+            Origin(work.rec.dest, test_power_snap.SECTORS, start=False)
+        )
         try:
-            device.load(f"0 {test_power_snap.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}")
+            device.load(
+                f"0 {test_power_snap.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}"
+            )
             device.resume()
         except OSError:
             device.remove()
@@ -330,7 +374,13 @@ class Merge(Repetition):
             if again or not work.origin:
                 self.begin_merge()
             self.step()
-            if wait.until(lambda: merge_end(work.origin.status()), lambda: f"merged ({work.origin.status()})") == "merged":
+            if (
+                wait.until(
+                    lambda: merge_end(work.origin.status()),
+                    lambda: f"merged ({work.origin.status()})",
+                )
+                == "merged"
+            ):
                 break
         else:
             raise AssertionError("it fails though all devices work")
@@ -352,12 +402,18 @@ TARGETS = {"clone": Clone, "era": Era, "snapshot": Snapshot, "snapshot-merge": M
 
 def some(numbers, count):
     """So many of them, from the first to the last."""
-    return sorted({numbers[round(n * (len(numbers) - 1) / max(1, count - 1))] for n in range(min(count, len(numbers)))})
+    return sorted(
+        {
+            numbers[round(n * (len(numbers) - 1) / max(1, count - 1))]
+            for n in range(min(count, len(numbers)))
+        }
+    )
 
 
 def numbers(log, target, role, everything):
-    """The n-th flushes that fail, and the n-th requests that are something else. Reads are not in the log, and counted when the
-    device fails; so where there are any, those are about the places."""
+    """The n-th flushes that fail, and the n-th requests that are something else. Reads are not in
+    the log, and counted when the device fails; so where there are any, those are about the places.
+    """
     requests = [entry for entry in log if entry.mark is None and entry.where == role]
     flushes = [n for n, entry in enumerate(requests, 1) if entry.flush]
     if TARGETS[target].APART:
@@ -365,13 +421,19 @@ def numbers(log, target, role, everything):
     others = [n for n, entry in enumerate(requests, 1) if not entry.flush]
     if everything:
         return flushes, others
-    return some(flushes, FLUSHES.get(target, FEW_FLUSHES)), some(others, OTHERS.get(target, FEW_OTHERS))
+    return some(flushes, FLUSHES.get(target, FEW_FLUSHES)), some(
+        others, OTHERS.get(target, FEW_OTHERS)
+    )
 
 
 @pytest.mark.only("rust")
-@pytest.mark.parametrize("target, role", [(target, role) for target, it in TARGETS.items() for role in it.ROLES])
+@pytest.mark.parametrize(
+    "target, role", [(target, role) for target, it in TARGETS.items() for role in it.ROLES]
+)
 def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
-    """Whatever fails, and whenever the power is cut afterwards: what was acknowledged before is there."""
+    """Whatever fails, and whenever the power is cut afterwards: what was acknowledged before is
+    there.
+    """
     if TARGETS[target].APART:
         monkeypatch.setattr(logwrites.Recorder, "FLUSHES_APART_MS", FLUSH_MS)
     rows = IN_A_ROW if TARGETS[target].APART else (None,)
@@ -382,21 +444,33 @@ def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
     states = repetition.judge(entries).states
     flushes, others = numbers(log, target, role, request.config.getoption("--all-n"))
     hits = {}  # kind: how many faults in each repetition
-    for kind, in_a_row, chosen in *((f"flush, {count or 1} in a row", count, flushes) for count in rows), ("other", None, others):
+    for kind, in_a_row, chosen in *(
+        (f"flush, {count or 1} in a row", count, flushes) for count in rows
+    ), ("other", None, others):
         hits[kind] = []
         for n in chosen:
             try:
                 hit, entries, _ = repetition.run(role, n, in_a_row)
                 states += repetition.judge(entries).states
             except BaseException as error:
-                error.add_note(f"{target}: request {n} of {role} failed ({kind}); --seed {request.config.seed}")
+                error.add_note(
+                    f"{target}: request {n} of {role} failed ({kind}); --seed {request.config.seed}"
+                )
                 raise
             hits[kind].append(int(hit))
-    done = "; ".join(f"{kind}: " + " ".join(f"{n}:{count}" for n, count in zip(others if kind == "other" else flushes, counts))
-                     for kind, counts in hits.items())
-    print(f"{target}, {role}: {sum(map(sum, hits.values()))} requests failed, {repetition.errors} errors, {states} end states")
+    done = "; ".join(
+        f"{kind}: "
+        + " ".join(
+            f"{n}:{count}" for n, count in zip(others if kind == "other" else flushes, counts)
+        )
+        for kind, counts in hits.items()
+    )
+    print(
+        f"{target}, {role}: {sum(map(sum, hits.values()))} requests failed, {repetition.errors} errors, {states} end states"
+    )
     print(f"which n, and how many failed from there on: {done}")
-    # The n-th flush is there, as all before it are as without faults; that the last ones are may depend on what goes on beside.
+    # The n-th flush is there, as all before it are as without faults; that the last ones are may
+    # depend on what goes on beside.
     for count in rows:
         made = hits[f"flush, {count or 1} in a row"]
         assert sum(map(bool, made)) >= max(1, len(flushes) - 2), hits

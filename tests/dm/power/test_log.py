@@ -39,7 +39,12 @@ def entry(flags, where, *sectors):
 def test_overtaken_flush():
     """The first flush of "a" takes the writes of "b", and a later flush of "b" ends before it."""
     write, again, late = entry(0, "b", 7), entry(DISCARD, "b", 7), entry(0, "b", 9)
-    mine, flush_a, flush_b, record = entry(0, "a", 1, 2), entry(FLUSH, "a"), entry(FLUSH, "b"), entry(FUA, "b", 8)
+    mine, flush_a, flush_b, record = (
+        entry(0, "a", 1, 2),
+        entry(FLUSH, "a"),
+        entry(FLUSH, "b"),
+        entry(FUA, "b", 8),
+    )
     last = entry(FLUSH, "b")
     log = [flush_b, record, write, mine, again, flush_a, late, last]
     own = {"a": [mine, flush_a], "b": [write, again, flush_b, record, late, last]}

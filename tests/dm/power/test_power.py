@@ -1,9 +1,10 @@
-"""Power cuts at every flush and FUA mark of a recorded run: whatever a cut leaves opens, is right, and keeps promises.
+"""Power cuts at every flush and FUA mark of a recorded run: whatever a cut leaves opens, is right,
+and keeps promises.
 
-lib/logwrites.py says what a disk may do. What the clone owes: a write that a flush or its own FUA acknowledged is
-there; each other sector holds one of the contents written since, or the one before; a discarded region may also hold
-zeros, or, if it was never filled, what the destination held. At the same moment each region that the metadata calls
-hydrated holds that data on the destination.
+lib/logwrites.py says what a disk may do. What the clone owes: a write that a flush or its own FUA
+acknowledged is there; each other sector holds one of the contents written since, or the one before;
+a discarded region may also hold zeros, or, if it was never filled, what the destination held. At
+the same moment each region that the metadata calls hydrated holds that data on the destination.
 """
 
 import errno
@@ -39,7 +40,9 @@ class Work:
         self.source = split(data)
         self.rec.source.lower.fill(data)
         # Only the first block of the metadata is blank.
-        self.meta = split(bytes(metadata.BLOCK)) + split(pattern("garbage", self.rec.meta_sectors - metadata.SECTORS))
+        self.meta = split(bytes(metadata.BLOCK)) + split(
+            pattern("garbage", self.rec.meta_sectors - metadata.SECTORS)
+        )
         self.dest = split(pattern("destination", self.sectors))
         self.model = Model(self.source, self.dest, passdown)
         self.start()
@@ -56,13 +59,31 @@ class Work:
         self.start()
 
     def create(self):
-        self.clone = self.box.clone(self.rec.meta, self.rec.dest, self.rec.source, self.region, self.extra,
-                                    length=self.sectors)
+        self.clone = self.box.clone(
+            self.rec.meta,
+            self.rec.dest,
+            self.rec.source,
+            self.region,
+            self.extra,
+            length=self.sectors,
+        )
 
     def run(self, steps):
         """Takes random steps; gives the log."""
-        kinds = {self.write: 8, self.write_regions: 4, self.fua: 4, self.flush: 4, self.discard: 2, self.copies: 3,
-                 self.burst: 4, self.collide: 2, self.suspend: 1, self.status: 1, self.reload: 0.4, self.recreate: 0.4}
+        kinds = {
+            self.write: 8,
+            self.write_regions: 4,
+            self.fua: 4,
+            self.flush: 4,
+            self.discard: 2,
+            self.copies: 3,
+            self.burst: 4,
+            self.collide: 2,
+            self.suspend: 1,
+            self.status: 1,
+            self.reload: 0.4,
+            self.recreate: 0.4,
+        }
         if self.impl == "c":
             del kinds[self.collide]  # C loses the second write (W1)
         take_steps(self.rng, kinds, steps)
@@ -89,7 +110,9 @@ class Work:
         return number, data
 
     def put(self, first, number, data, fua=False, flush=False):
-        """Writes; with FUA or a flush after it, the write is acknowledged. What else the flush covers is left open."""
+        """Writes; with FUA or a flush after it, the write is acknowledged. What else the flush
+        covers is left open.
+        """
         if fua:
             logwrites.write_fua(self.clone.path, first, data)
         else:
@@ -145,7 +168,9 @@ class Work:
             flush.result()
 
     def burst(self):
-        """Writes, with FUA and without, and flushes, while a device below stands still for a moment."""
+        """Writes, with FUA and without, and flushes, while a device below stands still for a
+        moment.
+        """
         if self.discarded:
             self.flush()
         before = self.model.last
@@ -156,17 +181,28 @@ class Work:
             size = self.sectors // SLOTS
             first, count = self.range(self.rng.random() < 0.5, size)
             number, data = self.begin(first + slot * size, count)
-            jobs.append(self.box.background(self.put, first + slot * size, number, data,
-                                            **self.rng.choice(({}, {"fua": True}, {"flush": True}))))
+            jobs.append(
+                self.box.background(
+                    self.put,
+                    first + slot * size,
+                    number,
+                    data,
+                    **self.rng.choice(({}, {"fua": True}, {"flush": True})),
+                )
+            )
             if self.rng.random() < 0.5:
-                jobs.append(self.box.background(self.flush, before))  # which promises nothing of the burst
+                jobs.append(
+                    self.box.background(self.flush, before)
+                )  # which promises nothing of the burst
             self.pause()
         held.resume()
         for job in jobs:
             job.result()
 
     def collide(self):
-        """A discard meets the copy that a write to a part of the region waits for; another part is written after it."""
+        """A discard meets the copy that a write to a part of the region waits for; another part is
+        written after it.
+        """
         if self.discarded:
             self.flush()
         region = self.rng.randrange(self.sectors // self.region) * self.region
@@ -208,7 +244,8 @@ class Work:
 
 
 class Survey:
-    """Judges every end state of a log by what is on the devices, and opens a clone over some of them.
+    """Judges every end state of a log by what is on the devices, and opens a clone over some of
+    them.
 
     With KASAN, to open one takes a tenth of a second; to judge one, a hundredth of that.
     """
@@ -225,7 +262,11 @@ class Survey:
         for cut, writes, mark in replay.cuts():
             self.cuts += 1
             self.marks += mark
-            states = replay.states(cut, writes, self.work.rng) if mark else [replay.state(cut, "all", writes)]
+            states = (
+                replay.states(cut, writes, self.work.rng)
+                if mark
+                else [replay.state(cut, "all", writes)]
+            )
             yield [state for state in states if self._new(state)]
 
     def _new(self, state):
@@ -252,13 +293,17 @@ class Survey:
         return self
 
     def __str__(self):
-        return (f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
-                f"{self.opened} opened, {self.hydrated} of them hydrated")
+        return (
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.opened} opened, {self.hydrated} of them hydrated"
+        )
 
 
 @pytest.mark.parametrize("region, passdown", [(8, True), (32, True), (8, False)])
 def test_power_cuts(impl, clone_box, rng, region, passdown):
-    """Random work from the format on; then all that a cut may leave, at every flush and FUA mark and between."""
+    """Random work from the format on; then all that a cut may leave, at every flush and FUA mark
+    and between.
+    """
     rng = random.Random(f"{rng.random()} {region} {passdown}")
     work = Work(clone_box, rng, region, passdown, impl)
     survey = Survey(work, work.run(45), Openers(8, clone_box, work.rec, region)).run()
@@ -267,14 +312,16 @@ def test_power_cuts(impl, clone_box, rng, region, passdown):
 
 
 def test_cut_after_cut(impl, clone_box, rng):
-    """From what a cut left on to the next cut, again and again; in the end everything is hydrated and right."""
+    """From what a cut left on to the next cut, again and again; in the end everything is hydrated
+    and right.
+    """
     work = Work(clone_box, rng, 16, True, impl)
     for _ in range(8):
         work.write()
         work.flush()  # so that there is something to cut, whatever chance does
         survey = Survey(work, work.run(rng.randrange(1, 12)))
         first = next(n for n, entry in enumerate(survey.entries) if entry.mark is None)
-        survey.entries = survey.entries[:rng.randrange(first, len(survey.entries)) + 1]
+        survey.entries = survey.entries[: rng.randrange(first, len(survey.entries)) + 1]
         for states in filter(None, survey.at_cuts()):
             state = rng.choice(states)
             _, content = survey.checker.check(state)
@@ -287,7 +334,9 @@ def test_cut_after_cut(impl, clone_box, rng):
 
 
 def test_format(impl, clone_box, rng):
-    """Cuts during the format, between load and resume, and at the first commit: formatted again, or complete."""
+    """Cuts during the format, between load and resume, and at the first commit: formatted again, or
+    complete.
+    """
     work = Work(clone_box, rng, 8, True, impl)
     work.write()
     work.flush()
@@ -297,8 +346,9 @@ def test_format(impl, clone_box, rng):
 
 
 def record_region_that_finishes_in_a_commit(box, rng, impl):
-    """Region 3 is flushed for. While the destination is flushed, region 4 is filled, and after that region 5, which is
-    flushed for too before the commit goes on. All are in one word; the second flush must not end with this commit.
+    """Region 3 is flushed for. While the destination is flushed, region 4 is filled, and after that
+    region 5, which is flushed for too before the commit goes on. All are in one word; the second
+    flush must not end with this commit.
     """
     work = Work(box, rng, 8, True, impl, flush_ms=200)
     work.put(24, *work.begin(24, 8))
@@ -318,13 +368,17 @@ def record_region_that_finishes_in_a_commit(box, rng, impl):
 
 
 def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
-    """A region that is filled between the flush of the destination and the superblock is not marked by that commit."""
+    """A region that is filled between the flush of the destination and the superblock is not marked
+    by that commit.
+    """
     work, entries = record_region_that_finishes_in_a_commit(clone_box, rng, impl)
     survey = Survey(work, entries, Openers(4, clone_box, work.rec, 8)).run(share=1)
     print(survey)
     between = objections = 0
     for state in (state for states in Survey(work, entries).at_cuts() for state in states):
-        if {3} <= survey.checker.hydrated(state.meta) <= {3, 4} and state.dest[40:48] == work.dest[40:48]:
+        if {3} <= survey.checker.hydrated(state.meta) <= {3, 4} and state.dest[40:48] == work.dest[
+            40:48
+        ]:
             between += 1
             # The same with both bits, as if the commit had taken the word from the map.
             with pytest.raises(Violation, match="stale"):
@@ -333,9 +387,13 @@ def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
     assert between == objections > 0
 
 
-@pytest.mark.parametrize("wrong", [logwrites.without_flushes, logwrites.with_late_flushes], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "wrong", [logwrites.without_flushes, logwrites.with_late_flushes], ids=lambda f: f.__name__
+)
 def test_wrong_order_is_found(impl, clone_box, rng, wrong):
-    """The check objects to the same log if the destination is not flushed, or only behind the superblock."""
+    """The check objects to the same log if the destination is not flushed, or only behind the
+    superblock.
+    """
     work = Work(clone_box, rng, 8, True, impl)
     entries = work.run(25)
     Survey(work, entries).run()
@@ -344,13 +402,18 @@ def test_wrong_order_is_found(impl, clone_box, rng, wrong):
 
 
 def test_torn_superblock(impl, clone_box, rng):
-    """Finer than sectors, which is more than a disk may do: refused, unless nothing is missing. Never worse."""
+    """Finer than sectors, which is more than a disk may do: refused, unless nothing is missing.
+    Never worse.
+    """
     work = Work(clone_box, rng, 8, True, impl)
     for _ in range(2):
         work.write()
         work.flush()
-    blocks = [b"".join(data for _, data in entry.sectors[:metadata.SECTORS]) for entry in work.end()
-              if entry.where == "meta" and entry.sectors and entry.sectors[0][0] == 0]
+    blocks = [
+        b"".join(data for _, data in entry.sectors[: metadata.SECTORS])
+        for entry in work.end()
+        if entry.where == "meta" and entry.sectors and entry.sectors[0][0] == 0
+    ]
     old, new = blocks[-2:]
     meta = clone_box.ram(1)
     for at in range(4, 204, 8):

@@ -1,8 +1,9 @@
 """Power cuts under an era: whatever a cut leaves, each change that is on the origin is in the list.
 
-A block that holds what an operation wrote is marked in the era of that time or in a later one, for the mark is durable before
-the write is sent on. That is judged at every flush and FUA write, and between, for many of the states that a cut may leave;
-the metadata by an independent reader, now and then by era_check and by an era device that goes on from there.
+A block that holds what an operation wrote is marked in the era of that time or in a later one, for
+the mark is durable before the write is sent on. That is judged at every flush and FUA write, and
+between, for many of the states that a cut may leave; the metadata by an independent reader, now and
+then by era_check and by an era device that goes on from there.
 """
 
 import pytest
@@ -39,22 +40,36 @@ class Work:
         self.rec = Recorder(box, 5, meta_sectors=META_SECTORS)
         self.sectors = self.rec.sectors
         self.blocks = self.sectors // size
-        self.meta = split(bytes(metadata.BLOCK)) + split(pattern("garbage", META_SECTORS - metadata.SECTORS))
+        self.meta = split(bytes(metadata.BLOCK)) + split(
+            pattern("garbage", META_SECTORS - metadata.SECTORS)
+        )
         self.dest = split(pattern("origin", self.sectors))
         self.clock, self.serial = Clock(), 0
         self.rec.start(self.meta, self.dest)
         self.create()
 
     def create(self):
-        self.era = self.box.own(eras.Era(self.rec.meta, self.rec.dest, self.size, length=self.blocks * self.size))
+        self.era = self.box.own(
+            eras.Era(self.rec.meta, self.rec.dest, self.size, length=self.blocks * self.size)
+        )
         self.now()
 
     def now(self):
         self.rec.mark(f"e{self.era.era}")
 
     def run(self, steps):
-        kinds = {self.write: 10, self.fua: 3, self.flush: 2, self.discard: 2, self.checkpoint: 4, self.snapshot: 1.5,
-                 self.suspend: 1, self.resize: 0.7, self.recreate: 0.5, self.at_once: 3}
+        kinds = {
+            self.write: 10,
+            self.fua: 3,
+            self.flush: 2,
+            self.discard: 2,
+            self.checkpoint: 4,
+            self.snapshot: 1.5,
+            self.suspend: 1,
+            self.resize: 0.7,
+            self.recreate: 0.5,
+            self.at_once: 3,
+        }
         for step in self.rng.choices(list(kinds), list(kinds.values()), k=steps):
             step()
         self.era.remove()
@@ -98,8 +113,12 @@ class Work:
         self.now()
 
     def resize(self):
-        self.blocks = self.rng.randrange(self.sectors // self.size // 2, self.sectors // self.size + 1)
-        self.era.swap(f"0 {self.blocks * self.size} era {self.rec.meta.dev} {self.rec.dest.dev} {self.size}")
+        self.blocks = self.rng.randrange(
+            self.sectors // self.size // 2, self.sectors // self.size + 1
+        )
+        self.era.swap(
+            f"0 {self.blocks * self.size} era {self.rec.meta.dev} {self.rec.dest.dev} {self.size}"
+        )
         self.now()
 
     def recreate(self):
@@ -123,7 +142,7 @@ class Judge:
     def image(self, state):
         meta = b"".join(state.meta)
         if meta not in self._known:
-            if not any(meta[:metadata.BLOCK]):
+            if not any(meta[: metadata.BLOCK]):
                 self._known[meta] = None
             else:
                 try:
@@ -146,8 +165,10 @@ class Judge:
             if block >= len(found):
                 continue  # cut off
             if found[block] < self.work.clock.eras[number]:
-                raise Violation(f"{state}: block {block} holds operation {number} of era {self.work.clock.eras[number]}, "
-                                f"but is said to be of era {found[block]}")
+                raise Violation(
+                    f"{state}: block {block} holds operation {number} of era {self.work.clock.eras[number]}, "
+                    f"but is said to be of era {found[block]}"
+                )
         return image
 
 
@@ -163,7 +184,9 @@ class Survey:
         for cut, writes, mark in replay.cuts():
             self.cuts += 1
             self.marks += mark
-            for state in replay.states(cut, writes, rng) if mark else [replay.state(cut, "all", writes)]:
+            for state in (
+                replay.states(cut, writes, rng) if mark else [replay.state(cut, "all", writes)]
+            ):
                 key = hash((*map(id, state.meta), *map(id, state.dest)))
                 if key in seen:
                     continue
@@ -197,8 +220,10 @@ class Survey:
         self.opened += 1
 
     def __str__(self):
-        return (f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
-                f"{self.checked} given to era_check, {self.opened} opened")
+        return (
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.checked} given to era_check, {self.opened} opened"
+        )
 
 
 @pytest.mark.parametrize("size", [8, 24])
@@ -212,7 +237,9 @@ def test_power_cuts(impl, box, rng, request, size):
 
 
 def test_wrong_order_is_found(impl, box, rng):
-    """The judge objects to the same log if the metadata is never flushed, or its writes are not there."""
+    """The judge objects to the same log if the metadata is never flushed, or its writes are not
+    there.
+    """
     work = Work(box, rng, 8)
     work.run(0)
     work = Work(box, rng, 8)

@@ -1,9 +1,10 @@
-"""Power cuts under a merge: whatever a cut leaves, the merge goes on from there and ends with what the snapshot held and what
-was written since, and another snapshot of the origin still shows what it did.
+"""Power cuts under a merge: whatever a cut leaves, the merge goes on from there and ends with what
+the snapshot held and what was written since, and another snapshot of the origin still shows what it
+did.
 
-The log is one of the origin, the COW device that is merged and that of another snapshot. At every flush and FUA mark, and
-between, the end states are judged from the bytes; in some of them the merge is carried to its end by the implementation under
-test, and by C.
+The log is one of the origin, the COW device that is merged and that of another snapshot. At every
+flush and FUA mark, and between, the end states are judged from the bytes; in some of them the merge
+is carried to its end by the implementation under test, and by C.
 """
 
 import random
@@ -34,7 +35,14 @@ class MergeWork(Work):
 
     def __init__(self, box, rng, impl, sizes, count, flush_ms=4):
         modules.run("modprobe", "-a", "dm-log-writes")
-        self.box, self.rng, self.impl, self.sizes, self.kind, self.extra = box, rng, impl, sizes, "P", ""
+        self.box, self.rng, self.impl, self.sizes, self.kind, self.extra = (
+            box,
+            rng,
+            impl,
+            sizes,
+            "P",
+            "",
+        )
         size, other = sizes
         self.records = cow.numbered(rng.sample(range(SECTORS // size), count), size)
         lengths = [cow.needed(SECTORS // it, it) * it for it in sizes]
@@ -42,33 +50,50 @@ class MergeWork(Work):
         data = split(pattern("origin", SECTORS))
         shown, image = list(data), split(pattern("chunks", lengths[0]))
         for chunk, content in cow.metadata(size, self.records).items():
-            image[chunk * size:(chunk + 1) * size] = split(content)
+            image[chunk * size : (chunk + 1) * size] = split(content)
         for old, new in self.records:
-            shown[old * size:(old + 1) * size] = image[new * size:(new + 1) * size]
+            shown[old * size : (old + 1) * size] = image[new * size : (new + 1) * size]
         empty = split(bytes(lengths[1] * 512))
         for chunk, content in cow.metadata(other, []).items():
-            empty[chunk * other:(chunk + 1) * other] = split(content)
-        self.start({"dest": data, **dict(zip(COWS, (image, empty)))}, Model([shown, data, data], TAKEN))
+            empty[chunk * other : (chunk + 1) * other] = split(content)
+        self.start(
+            {"dest": data, **dict(zip(COWS, (image, empty)))}, Model([shown, data, data], TAKEN)
+        )
 
     def start(self, images, model):
         self.images, self.model = images, model
         self.rec.start(*(images[name] for name in self.rec.slices))
-        self.snapshots = [None, self.box.own(Snapshot(self.rec.dest, self.cows[1], size=self.sizes[1], length=SECTORS))]
+        self.snapshots = [
+            None,
+            self.box.own(Snapshot(self.rec.dest, self.cows[1], size=self.sizes[1], length=SECTORS)),
+        ]
         self.begin_merge()
 
     def begin_merge(self):
         self.origin = self.box.own(Merge(self.rec.dest, self.cows[0], self.sizes[0]))
 
     def run(self, steps):
-        kinds = {self.write: 8, self.write_chunks: 4, self.fua: 3, self.flush: 3, self.burst: 4, self.suspend: 3,
-                 self.again: 1, self.status: 1}
+        kinds = {
+            self.write: 8,
+            self.write_chunks: 4,
+            self.fua: 3,
+            self.flush: 3,
+            self.burst: 4,
+            self.suspend: 3,
+            self.again: 1,
+            self.status: 1,
+        }
         take_steps(self.rng, kinds, steps)
         self.origin.wait_merged()
         self.write(MERGED)
         return self.end()
 
     def device(self, number=None):
-        return self.rng.choice(self.devices) if number is None else (number, dict(self.devices)[number])
+        return (
+            self.rng.choice(self.devices)
+            if number is None
+            else (number, dict(self.devices)[number])
+        )
 
     def flush(self, number=None, upto=None):
         super().flush(OTHER if number else number, upto)
@@ -89,7 +114,7 @@ class MergeSurvey(Survey):
         """Gives the content of the merged origin and of the other snapshot."""
         work, size = self.work, self.work.sizes[0]
         store = cow.Store(Image(state.images[COWS[0]]))
-        if store.records != work.records[:len(store.records)]:
+        if store.records != work.records[: len(store.records)]:
             raise Violation(f"{state}: records that nobody made: {store.records}")
         self.merged.add(len(store.records))
         shown = []
@@ -97,7 +122,9 @@ class MergeSurvey(Survey):
             store, image = cow.Store(Image(state.images[name])), state.images[name]
             content = list(state.dest)
             for old, new in store.taken.items():
-                content[old * store.size:(old + 1) * store.size] = image[new * store.size:(new + 1) * store.size]
+                content[old * store.size : (old + 1) * store.size] = image[
+                    new * store.size : (new + 1) * store.size
+                ]
             self.judge._compare(state, number, content, store)
             shown.append(content)
         return shown
@@ -107,7 +134,9 @@ class MergeSurvey(Survey):
         disks, work = self.disks(), self.work
         for name, disk in disks.items():
             disk.fill(b"".join(state.images[name]))
-        other = work.box.own(Snapshot(disks["dest"], disks[COWS[1]], size=work.sizes[1], length=SECTORS))
+        other = work.box.own(
+            Snapshot(disks["dest"], disks[COWS[1]], size=work.sizes[1], length=SECTORS)
+        )
         merge = work.box.own(Merge(disks["dest"], disks[COWS[0]], work.sizes[0]))
         assert_same(merge.content(), b"".join(shown[0]), where=f"{state}: while it is merged")
         merge.wait_merged()
@@ -118,7 +147,9 @@ class MergeSurvey(Survey):
         assert not cow.Store(disks[COWS[0]]).records, f"{state}: records are left"
 
 
-@pytest.mark.parametrize("sizes, count", [((1, 8), 200), ((2, 1), 150), ((8, 8), 200), ((16, 1), 5)])
+@pytest.mark.parametrize(
+    "sizes, count", [((1, 8), 200), ((2, 1), 150), ((8, 8), 200), ((16, 1), 5)]
+)
 def test_power_cuts_of_a_merge(impl, box, rng, rust_module, sizes, count):
     rng = random.Random(f"{rng.random()} {sizes}")
     work = MergeWork(box, rng, impl, sizes, count)
@@ -126,4 +157,3 @@ def test_power_cuts_of_a_merge(impl, box, rng, rust_module, sizes, count):
     print(survey, f"and {len(survey.merged)} numbers of records")
     survey.by_c(rust_module)
     assert survey.marks > 20 and survey.opened and 0 in survey.merged
-

@@ -1,10 +1,11 @@
-"""Power cuts under an origin and its snapshots: whatever a cut leaves, each snapshot is right, or says that it is lost.
+"""Power cuts under an origin and its snapshots: whatever a cut leaves, each snapshot is right, or
+says that it is lost.
 
-lib/logwrites.py says what a disk may do. Origin and COW devices are slices of one log, each with flushes of its own. A
-snapshot shows what the origin held when it was taken, and what was written to it since, as far as that is acknowledged;
-each other sector holds one of the contents written since, or the one before. That is judged from the bytes, by
-lib/cow.py, at every flush and FUA mark and between; some of the states are opened by the implementation under test, and
-in the end by C.
+lib/logwrites.py says what a disk may do. Origin and COW devices are slices of one log, each with
+flushes of its own. A snapshot shows what the origin held when it was taken, and what was written to
+it since, as far as that is acknowledged; each other sector holds one of the contents written since,
+or the one before. That is judged from the bytes, by lib/cow.py, at every flush and FUA mark and
+between; some of the states are opened by the implementation under test, and in the end by C.
 """
 
 import errno
@@ -23,7 +24,14 @@ SECTORS = 2048  # of the origin
 SLOTS = 16  # writes that are on their way at once go to different ones
 COWS = "meta", "other"  # the slices of the COW devices
 # What is known of a snapshot.
-ABSENT, LOADING, LOADED, TAKEN, FILLING, LOST = "absent", "loading", "loaded", "taken", "filling", "lost"
+ABSENT, LOADING, LOADED, TAKEN, FILLING, LOST = (
+    "absent",
+    "loading",
+    "loaded",
+    "taken",
+    "filling",
+    "lost",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +41,9 @@ def seed(request):
 
 
 class Model(logwrites.Model):
-    """What the sectors of all devices may hold, as if they stood in a row: first those of the origin, then those of
-    each snapshot. Operations are numbered across all of them."""
+    """What the sectors of all devices may hold, as if they stood in a row: first those of the
+    origin, then those of each snapshot. Operations are numbered across all of them.
+    """
 
     def __init__(self, contents, phase, first=1):
         """The contents are those of all devices, the phase that of all snapshots."""
@@ -58,7 +67,14 @@ class Model(logwrites.Model):
         elif word == "flush":
             number, row = int(numbers[0]), self.row(int(numbers[1]))
             for sector in [sector for sector in self._open if sector in row]:
-                self._settle(sector, [i for i, (op, data) in enumerate(self._history[sector]) if op <= number and data])
+                self._settle(
+                    sector,
+                    [
+                        i
+                        for i, (op, data) in enumerate(self._history[sector])
+                        if op <= number and data
+                    ],
+                )
         else:
             self.phases[int(numbers[0])] = word
             if word == TAKEN:
@@ -67,26 +83,40 @@ class Model(logwrites.Model):
     def _copy(self, device):
         """A snapshot begins with what the origin holds, and has held since a flush."""
         for sector, at in zip(self.row(0), self.row(device)):
-            (_, data), = self._history[sector]
+            ((_, data),) = self._history[sector]
             self._history[at] = [(0, data)]
-            self.allowed[at] = data,
+            self.allowed[at] = (data,)
 
     def may(self, device):
-        return self.allowed[device * SECTORS:(device + 1) * SECTORS]
+        return self.allowed[device * SECTORS : (device + 1) * SECTORS]
 
 
 def soil(sectors, clean):
-    """What a COW device holds before it is one: the first 4096 bytes are wiped, as LVM does, or all."""
-    return split(bytes(sectors * 512)) if clean else split(bytes(4096) + pattern("soil", sectors)[4096:])
+    """What a COW device holds before it is one: the first 4096 bytes are wiped, as LVM does, or
+    all.
+    """
+    return (
+        split(bytes(sectors * 512))
+        if clean
+        else split(bytes(4096) + pattern("soil", sectors)[4096:])
+    )
 
 
 class Work:
-    """A recorded origin with snapshots, and random steps on them which the model knows. Devices have numbers: 0 is the
-    origin, the others are its snapshots."""
+    """A recorded origin with snapshots, and random steps on them which the model knows. Devices
+    have numbers: 0 is the origin, the others are its snapshots.
+    """
 
     def __init__(self, box, rng, impl, sizes, room=None, kind="P", extra="", flush_ms=4):
         modules.run("modprobe", "-a", "dm-log-writes")
-        self.box, self.rng, self.impl, self.sizes, self.kind, self.extra = box, rng, impl, sizes, kind, extra
+        self.box, self.rng, self.impl, self.sizes, self.kind, self.extra = (
+            box,
+            rng,
+            impl,
+            sizes,
+            kind,
+            extra,
+        )
         lengths = [(room or cow.needed(SECTORS // size, size)) * size for size in sizes]
         self.rec = Recorder(box, flush_ms, **dict(zip(("meta_sectors", "other"), lengths)))
         # C would take garbage in the first area for records.
@@ -114,7 +144,7 @@ class Work:
 
     @property
     def cows(self):
-        return [self.rec.tops[name] for name in COWS[:len(self.sizes)]]
+        return [self.rec.tops[name] for name in COWS[: len(self.sizes)]]
 
     @property
     def devices(self):
@@ -122,8 +152,17 @@ class Work:
         return [(n, it) for n, it in enumerate([self.origin, *self.snapshots]) if it]
 
     def load(self, n):
-        snapshot = self.box.own(Snapshot(self.rec.dest, self.cows[n], self.kind, self.sizes[n], self.extra, SECTORS,
-                                         start=False))
+        snapshot = self.box.own(
+            Snapshot(
+                self.rec.dest,
+                self.cows[n],
+                self.kind,
+                self.sizes[n],
+                self.extra,
+                SECTORS,
+                start=False,
+            )
+        )
         snapshot.load(snapshot.line)
         return snapshot
 
@@ -145,8 +184,18 @@ class Work:
 
     def run(self, steps):
         """Takes random steps; gives the log."""
-        kinds = {self.write: 8, self.write_chunks: 5, self.fua: 3, self.flush: 3, self.burst: 4, self.suspend: 1,
-                 self.reload: 1, self.reopen: 1, self.status: 0.5, **({self.discard: 3} if self.extra else {})}
+        kinds = {
+            self.write: 8,
+            self.write_chunks: 5,
+            self.fua: 3,
+            self.flush: 3,
+            self.burst: 4,
+            self.suspend: 1,
+            self.reload: 1,
+            self.reopen: 1,
+            self.status: 0.5,
+            **({self.discard: 3} if self.extra else {}),
+        }
         take_steps(self.rng, kinds, steps)
         return self.end()
 
@@ -162,7 +211,11 @@ class Work:
 
     def range(self, number, whole=False):
         """A random range: of chunks of the device, or of any other."""
-        unit = self.sizes[number - 1] if whole and number else self.rng.choice(self.sizes) if whole else 1
+        unit = (
+            self.sizes[number - 1]
+            if whole and number
+            else self.rng.choice(self.sizes) if whole else 1
+        )
         count = max(1, self.rng.choice((1, 3, 20, 100)) // unit) * unit
         return self.rng.randrange((SECTORS - count) // unit + 1) * unit, count
 
@@ -174,7 +227,9 @@ class Work:
         return serial, data
 
     def put(self, device, first, serial, data, fua=False, flush=False):
-        """Writes; with FUA, or a flush after it, the write is acknowledged. What else the flush covers is left open."""
+        """Writes; with FUA, or a flush after it, the write is acknowledged. What else the flush
+        covers is left open.
+        """
         if fua:
             logwrites.write_fua(device.path, first, data)
         else:
@@ -221,7 +276,9 @@ class Work:
         self.flush(number)
 
     def burst(self):
-        """Writes to all devices, to the same chunks too, and flushes, while a device below stands still a moment."""
+        """Writes to all devices, to the same chunks too, and flushes, while a device below stands
+        still a moment.
+        """
         before, width = self.model.last, self.rng.choice((3, 20, SECTORS // SLOTS))
         start = self.rng.randrange(SECTORS - SLOTS * width + 1)
         held = self.rng.choice([self.rec.dest, *self.cows])
@@ -232,9 +289,15 @@ class Work:
             count = self.rng.randrange(1, width + 1)
             first = start + slot * width + self.rng.randrange(width - count + 1)
             how = self.rng.choice(({}, {}, {"fua": True}, {"flush": True}))
-            jobs.append(self.box.background(self.put, device, first, *self.begin(number, first, count), **how))
+            jobs.append(
+                self.box.background(
+                    self.put, device, first, *self.begin(number, first, count), **how
+                )
+            )
             if self.rng.random() < 0.3:
-                jobs.append(self.box.background(self.flush, self.rng.randrange(len(self.devices)), before))
+                jobs.append(
+                    self.box.background(self.flush, self.rng.randrange(len(self.devices)), before)
+                )
             self.pause()
         held.resume()
         for job in jobs:
@@ -286,7 +349,7 @@ class Image:
         self.image, self.sectors = image, len(image)
 
     def read(self, sector, count):
-        return b"".join(self.image[sector:sector + count])
+        return b"".join(self.image[sector : sector + count])
 
 
 class Judge:
@@ -296,7 +359,9 @@ class Judge:
         self.work, self.model = work, work.model
 
     def check(self, state):
-        """Gives what each snapshot shows: the store and the content. None for one that is absent, lost, or not made."""
+        """Gives what each snapshot shows: the store and the content. None for one that is absent,
+        lost, or not made.
+        """
         shown = []
         self._compare(state, 0, state.dest)
         for n, phase in enumerate(self.model.phases):
@@ -325,7 +390,9 @@ class Judge:
             raise Violation(f"{what}: records that nobody made: {store.repeated or store.records}")
         content = list(state.dest)
         for old, new in store.taken.items():
-            content[old * store.size:(old + 1) * store.size] = image[new * store.size:(new + 1) * store.size]
+            content[old * store.size : (old + 1) * store.size] = image[
+                new * store.size : (new + 1) * store.size
+            ]
         if phase in (TAKEN, FILLING):
             self._compare(state, n + 1, content, store)
         return store, content
@@ -335,16 +402,29 @@ class Judge:
         bad = [n for n, (data, may) in enumerate(zip(content, allowed)) if data not in may]
         if bad:
             what = f"snapshot {device - 1}" if device else "origin"
-            raise Violation(f"{state}: {what}: {len(bad)} sectors hold what they must not: "
-                            + ", ".join(self._explain(n, content[n], allowed[n], store) for n in bad[:6]))
+            raise Violation(
+                f"{state}: {what}: {len(bad)} sectors hold what they must not: "
+                + ", ".join(self._explain(n, content[n], allowed[n], store) for n in bad[:6])
+            )
 
     def _explain(self, sector, data, may, store):
         def name(data):
             number = logwrites.tag(data)
-            return (f"operation {number}" if number is not None else "zeros" if not any(data)
-                    else "the first content" if data == self.model.start[sector] else "garbage")
+            return (
+                f"operation {number}"
+                if number is not None
+                else (
+                    "zeros"
+                    if not any(data)
+                    else "the first content" if data == self.model.start[sector] else "garbage"
+                )
+            )
 
-        where = "" if store is None else " (exception)" if sector // store.size in store.taken else " (origin)"
+        where = (
+            ""
+            if store is None
+            else " (exception)" if sector // store.size in store.taken else " (origin)"
+        )
         return f"{sector}{where}: {name(data)}, not {' or '.join(map(name, may))}"
 
 
@@ -366,7 +446,11 @@ class Survey:
                 self._seen.clear()
             self.cuts += 1
             self.marks += mark
-            states = replay.states(cut, writes, self.work.rng) if mark else [replay.state(cut, "all", writes)]
+            states = (
+                replay.states(cut, writes, self.work.rng)
+                if mark
+                else [replay.state(cut, "all", writes)]
+            )
             yield [state for state in states if self._new(state)]
 
     def _new(self, state):
@@ -377,14 +461,18 @@ class Survey:
         return True
 
     def run(self, share=0.1):
-        """One state of such a share of the cut points is opened, and so are some of these by C in the end."""
+        """One state of such a share of the cut points is opened, and so are some of these by C in
+        the end.
+        """
         rng = self.work.rng
         for states in self.at_cuts():
             self.states += len(states)
             judged = [(state, self.judge.check(state)) for state in states]
             if judged and rng.random() < share:
                 case = (*rng.choice(judged), list(self.work.model.phases))
-                self.open(*case, further=0 if self.work.impl == "c" else rng.choice((0, 0, 1, 6, 60)))
+                self.open(
+                    *case, further=0 if self.work.impl == "c" else rng.choice((0, 0, 1, 6, 60))
+                )
                 self.opened += 1
                 self.kept.append(case)
         return self
@@ -402,24 +490,39 @@ class Survey:
         if self._disks is None:
             box, slices = self.work.box, self.work.rec.slices
             rams = {name: box.ram(-(-sectors // 2048)) for name, (_, sectors) in slices.items()}
-            self._disks = {name: box.mapped(f"0 {slices[name][1]} linear {ram.dev} 0") for name, ram in rams.items()}
+            self._disks = {
+                name: box.mapped(f"0 {slices[name][1]} linear {ram.dev} 0")
+                for name, ram in rams.items()
+            }
         return self._disks
 
     def open(self, state, shown, phases, further=0):
-        """Snapshots over the state say and show what was judged; and still do when they and the origin are written to,
-        so many times."""
+        """Snapshots over the state say and show what was judged; and still do when they and the
+        origin are written to, so many times.
+        """
         disks, work = self.disks(), self.work
         for name, disk in disks.items():
             disk.fill(b"".join(state.images[name]))
         present = [n for n, phase in enumerate(phases) if phase != ABSENT]
-        opened = {n: work.box.own(Snapshot(disks["dest"], disks[COWS[n]], work.kind, work.sizes[n], length=SECTORS))
-                  for n in present}
+        opened = {
+            n: work.box.own(
+                Snapshot(disks["dest"], disks[COWS[n]], work.kind, work.sizes[n], length=SECTORS)
+            )
+            for n in present
+        }
         wanted = {n: bytearray(b"".join(shown[n][1] if shown[n] else state.dest)) for n in present}
         lost = {n for n in present if not shown[n] and any(state.images[COWS[n]][0])}
         for n, device in opened.items():
             size = work.sizes[n]
-            status = "Invalid" if n in lost else shown[n][0].status() if shown[n] else \
-                f"{2 * size}/{disks[COWS[n]].sectors} {2 * size}"
+            status = (
+                "Invalid"
+                if n in lost
+                else (
+                    shown[n][0].status()
+                    if shown[n]
+                    else f"{2 * size}/{disks[COWS[n]].sectors} {2 * size}"
+                )
+            )
             assert device.status() == status, f"{state}: snapshot {n}"
         if further:
             self.write(disks, opened, wanted, lost, further)
@@ -445,7 +548,7 @@ class Survey:
                 continue
             (front if n is None else opened[n]).write(first, data)
             if n is not None:
-                wanted[n][first * 512:first * 512 + len(data)] = data
+                wanted[n][first * 512 : first * 512 + len(data)] = data
         front.remove()
 
     @staticmethod
@@ -455,8 +558,10 @@ class Survey:
         return min(((look.total - look.allocated) // size for look, size in looks), default=100)
 
     def __str__(self):
-        return (f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
-                f"{self.opened} opened")
+        return (
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.opened} opened"
+        )
 
 
 def check_store(disks, n, wanted, where):
@@ -465,13 +570,17 @@ def check_store(disks, n, wanted, where):
     content, store = bytearray(disks["dest"].content()), cow.Store(image)
     step = store.size * 512
     for old, new in store.taken.items():
-        content[old * step:(old + 1) * step] = image[new * step:(new + 1) * step]
+        content[old * step : (old + 1) * step] = image[new * step : (new + 1) * step]
     assert_same(bytes(content), bytes(wanted), where=where)
 
 
-@pytest.mark.parametrize("sizes, extra", [((8,), ""), ((1, 16), ""), ((16, 8), "1 discard_zeroes_cow")])
+@pytest.mark.parametrize(
+    "sizes, extra", [((8,), ""), ((1, 16), ""), ((16, 8), "1 discard_zeroes_cow")]
+)
 def test_power_cuts(impl, box, rng, rust_module, sizes, extra):
-    """Random work from the first table on, a second snapshot is taken meanwhile; then all that a cut may leave."""
+    """Random work from the first table on, a second snapshot is taken meanwhile; then all that a
+    cut may leave.
+    """
     rng = random.Random(f"{rng.random()} {sizes}")
     work = Work(box, rng, impl, sizes, extra="" if impl == "c" else extra)
     kinds = {work.write: 1, work.flush: 1, work.burst: 1}
@@ -495,9 +604,12 @@ def test_cut_after_cut(impl, box, rng):
         work.write()
         survey = Survey(work, work.run(rng.randrange(8)))
         # The first cut comes when both snapshots are there.
-        ready = max((n for n, entry in enumerate(survey.entries) if (entry.mark or "").startswith(TAKEN)), default=0)
+        ready = max(
+            (n for n, entry in enumerate(survey.entries) if (entry.mark or "").startswith(TAKEN)),
+            default=0,
+        )
         ends = [n for n, entry in enumerate(survey.entries) if n > ready and entry.mark is None]
-        survey.entries = survey.entries[:rng.choice(ends) + 1]
+        survey.entries = survey.entries[: rng.choice(ends) + 1]
         for states in filter(None, survey.at_cuts()):
             state = rng.choice(states)
             shown = survey.judge.check(state)
@@ -510,7 +622,9 @@ def test_cut_after_cut(impl, box, rng):
 @pytest.mark.only("rust")  # C writes the header without waiting for the first area
 @pytest.mark.parametrize("size", [1, 8, 64])
 def test_creation(impl, box, rng, rust_module, size):
-    """Cuts while a store is made on a device that is not all blank: there is none yet, or an empty one."""
+    """Cuts while a store is made on a device that is not all blank: there is none yet, or an empty
+    one.
+    """
     work = Work(box, rng, impl, (size,))
     work.take(0)
     survey = Survey(work, work.end()).run(share=1)
@@ -541,16 +655,20 @@ def test_roll_over(impl, box, rng, rust_module, together):
 
 @pytest.mark.only("rust")  # C writes back what stands behind the last record
 def test_torn_records(impl, box, rng):
-    """A batch of records in three sectors, of which any may be there without the others. What has become no record is
-    never one again, however many follow."""
+    """A batch of records in three sectors, of which any may be there without the others. What has
+    become no record is never one again, however many follow.
+    """
     work = Work(box, rng, impl, (4,))
     work.take(0)
     work.put_at(0, 80)
     work.put_at(400, 200)
     survey = Survey(work, work.end())
-    torn, = [n for n, entry in enumerate(survey.entries)
-             if entry.where == "meta" and entry.fua and len(entry.sectors) == 3]
-    survey.entries = survey.entries[:torn + 1]
+    (torn,) = [
+        n
+        for n, entry in enumerate(survey.entries)
+        if entry.where == "meta" and entry.fua and len(entry.sectors) == 3
+    ]
+    survey.entries = survey.entries[: torn + 1]
     replay = Replay(survey.entries, work.model, **work.images)
     for cut, writes, _ in replay.cuts():
         if cut.startswith(f"before {torn}:"):
@@ -565,11 +683,13 @@ def test_torn_records(impl, box, rng):
 @pytest.mark.only("rust")  # C lets writes go on before the header is durable
 @pytest.mark.parametrize("kind, through", [("P", 0), ("P", 1), ("PO", 0), ("PO", 1)])
 def test_full(impl, box, rng, rust_module, kind, through):
-    """The COW device gets full, by writes through the origin or the snapshot, one behind the other and at once. Whoever
-    reads the disks then finds that the snapshot is lost, or all that it must show."""
+    """The COW device gets full, by writes through the origin or the snapshot, one behind the other
+    and at once. Whoever reads the disks then finds that the snapshot is lost, or all that it must
+    show.
+    """
     work = Work(box, rng, impl, (8,), room=cow.needed(12, 8), kind=kind)
     work.take(0)
-    snapshot, = work.snapshots
+    (snapshot,) = work.snapshots
     chunks = rng.sample(range(SECTORS // 8), 40)
     for _ in range(10):
         work.put_at(chunks.pop() * 8 + 2, 3)
@@ -578,7 +698,9 @@ def test_full(impl, box, rng, rust_module, kind, through):
         work.mark(FILLING, 0)
     held = rng.choice((work.rec.meta, work.rec.dest))
     held.suspend(noflush=True)
-    jobs = [work.background_put(chunks.pop() * 8 + 1, rng.choice((2, 7, 30)), through) for _ in range(4)]
+    jobs = [
+        work.background_put(chunks.pop() * 8 + 1, rng.choice((2, 7, 30)), through) for _ in range(4)
+    ]
     work.pause()
     held.resume()
     for job in jobs:
@@ -590,7 +712,10 @@ def test_full(impl, box, rng, rust_module, kind, through):
         work.mark(FILLING, 0)
     for _ in range(3):
         work.put_at(chunks.pop() * 8, 20, 0)
-    wait.until(lambda: snapshot.event > before + (kind == "PO" and through), "an event says that it is lost")
+    wait.until(
+        lambda: snapshot.event > before + (kind == "PO" and through),
+        "an event says that it is lost",
+    )
     assert snapshot.status() == "Invalid"
     work.mark(LOST, 0)
     work.put_at(chunks.pop() * 8, 20, 0)
@@ -617,21 +742,29 @@ def without_fua(entries):
 def header_first(entries):
     """The log of a store whose header is written before its first area."""
     n = next(n for n, entry in enumerate(entries) if entry.where == "meta" and entry.fua)
-    return [entries[n], *entries[:n], *entries[n + 1:]]
+    return [entries[n], *entries[:n], *entries[n + 1 :]]
 
 
 def successor_last(entries):
     """The log of a store whose second area is cleared when the first is full already."""
     area = cow.area_at(1, 1)
-    n, clears = next((n, entry) for n, entry in enumerate(entries)
-                     if entry.where == "meta" and not entry.fua and (area, bytes(512)) in entry.sectors)
-    end = next(m for m in range(n + 1, len(entries)) if entries[m].where == "meta" and entries[m].fua)
-    return [*entries[:n], *entries[n + 1:end + 1], clears, *entries[end + 1:]]
+    n, clears = next(
+        (n, entry)
+        for n, entry in enumerate(entries)
+        if entry.where == "meta" and not entry.fua and (area, bytes(512)) in entry.sectors
+    )
+    end = next(
+        m for m in range(n + 1, len(entries)) if entries[m].where == "meta" and entries[m].fua
+    )
+    return [*entries[:n], *entries[n + 1 : end + 1], clears, *entries[end + 1 :]]
 
 
 @pytest.mark.only("rust")
-@pytest.mark.parametrize("size, wrong", [(1, without_flushes), (1, without_fua), (16, header_first),
-                                         (1, successor_last)], ids=lambda it: getattr(it, "__name__", it))
+@pytest.mark.parametrize(
+    "size, wrong",
+    [(1, without_flushes), (1, without_fua), (16, header_first), (1, successor_last)],
+    ids=lambda it: getattr(it, "__name__", it),
+)
 def test_wrong_order_is_found(impl, box, rng, size, wrong):
     """The judge objects to the same log in another order, and to what a disk makes of other writes."""
     work = Work(box, rng, impl, (size,))

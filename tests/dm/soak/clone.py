@@ -17,37 +17,73 @@ BATCHES = 1, 0, 4, 64, 4294967295
 LAYERS = "source", "dest", "meta"
 
 MESSAGES = {  # words: errno
-    "enable_hydration": 0, "disable_hydration": 0, "ENABLE_hydration and more": 0, "hydration_threshold 16": 0,
-    "hydration_threshold 0": 0, "hydration_threshold 4294967295": 0, "hydration_batch_size 8": 0,
-    "statistics": 0, "hydrate_range 100 900": 0, "max_failures 0": 0, "hydrate_range 0": errno.EINVAL,
-    "hydrate_range 4000 1000": errno.EINVAL, "hydration_batch_size 0": 0, "Hydration_Batch_Size +3": 0, "hydration_threshold": errno.EINVAL,
-    "hydration_threshold x": errno.EINVAL, "hydration_threshold 4294967296": errno.EINVAL,
-    "hydration_batch_size -1": errno.EINVAL, "hydration_batch_size 1 2": errno.EINVAL, "nonsense": errno.EINVAL,
+    "enable_hydration": 0,
+    "disable_hydration": 0,
+    "ENABLE_hydration and more": 0,
+    "hydration_threshold 16": 0,
+    "hydration_threshold 0": 0,
+    "hydration_threshold 4294967295": 0,
+    "hydration_batch_size 8": 0,
+    "statistics": 0,
+    "hydrate_range 100 900": 0,
+    "max_failures 0": 0,
+    "hydrate_range 0": errno.EINVAL,
+    "hydrate_range 4000 1000": errno.EINVAL,
+    "hydration_batch_size 0": 0,
+    "Hydration_Batch_Size +3": 0,
+    "hydration_threshold": errno.EINVAL,
+    "hydration_threshold x": errno.EINVAL,
+    "hydration_threshold 4294967296": errno.EINVAL,
+    "hydration_batch_size -1": errno.EINVAL,
+    "hydration_batch_size 1 2": errno.EINVAL,
+    "nonsense": errno.EINVAL,
     "nonsense 1": errno.EINVAL,
 }
 BAD_LINES = {  # what replaces what is behind the devices: errno
-    "": errno.EINVAL, "7": errno.EINVAL, "12": errno.EINVAL, "4194304": errno.EINVAL, "{region} 3 a b c": errno.EINVAL,
-    "{region} 1 hydrate": errno.EINVAL, "{region} 0 1 hydration_threshold": errno.EINVAL,
-    "{region} 0 2 hydration_threshold -1": errno.EINVAL, "{region} 0 2 speed 1": errno.EINVAL,
+    "": errno.EINVAL,
+    "7": errno.EINVAL,
+    "12": errno.EINVAL,
+    "4194304": errno.EINVAL,
+    "{region} 3 a b c": errno.EINVAL,
+    "{region} 1 hydrate": errno.EINVAL,
+    "{region} 0 1 hydration_threshold": errno.EINVAL,
+    "{region} 0 2 hydration_threshold -1": errno.EINVAL,
+    "{region} 0 2 speed 1": errno.EINVAL,
     "{other}": errno.EINVAL,  # another region size than the metadata's
 }
 
-OPTIONS = dict(hydration=FLAG, passdown=FLAG, on_read=RARELY, zero=RARELY, threshold=st.integers(0, len(THRESHOLDS) - 1),
-               batch=st.integers(0, len(BATCHES) - 1))
+OPTIONS = dict(
+    hydration=FLAG,
+    passdown=FLAG,
+    on_read=RARELY,
+    zero=RARELY,
+    threshold=st.integers(0, len(THRESHOLDS) - 1),
+    batch=st.integers(0, len(BATCHES) - 1),
+)
 
 
 class Clone(Layers):
     """One clone over three disks, each behind a layer that can fail or hold.
 
-    An I/O may fail only for a reason: a fault in its way while it was, a mode that a fault has led to, or the error table.
+    An I/O may fail only for a reason: a fault in its way while it was, a mode that a fault has led
+    to, or the error table.
     """
 
     TARGET = "clone"
     BAD_LINES = BAD_LINES
-    SETUP = dict(region=st.integers(0, len(REGIONS) - 1), short=st.integers(0, len(SHORT) - 1), cache=FLAG) | OPTIONS
+    SETUP = (
+        dict(
+            region=st.integers(0, len(REGIONS) - 1),
+            short=st.integers(0, len(SHORT) - 1),
+            cache=FLAG,
+        )
+        | OPTIONS
+    )
 
     def __init__(self, box, setup, tally):
-        self.trio = box.trio(mib=MIB, cache=setup["cache"], sectors=MIB * 2048 - SHORT[setup["short"]])
+        self.trio = box.trio(
+            mib=MIB, cache=setup["cache"], sectors=MIB * 2048 - SHORT[setup["short"]]
+        )
         self.trio.layered(*LAYERS)
         super().__init__(box, setup, tally, self.trio, bytes(self.trio.expected))
         self.region = REGIONS[setup["region"]]
@@ -60,17 +96,32 @@ class Clone(Layers):
 
     @staticmethod
     def _options(arguments):
-        return dict(hydration=arguments["hydration"], passdown=arguments["passdown"], on_read=arguments["on_read"],
-                    zero=arguments["zero"],
-                    threshold=THRESHOLDS[arguments["threshold"]], batch=BATCHES[arguments["batch"]])
+        return dict(
+            hydration=arguments["hydration"],
+            passdown=arguments["passdown"],
+            on_read=arguments["on_read"],
+            zero=arguments["zero"],
+            threshold=THRESHOLDS[arguments["threshold"]],
+            batch=BATCHES[arguments["batch"]],
+        )
 
     def words(self, options):
         """The words of a table line behind the devices."""
         features = [] if options["hydration"] else ["no_hydration"]
         features += [] if options["passdown"] else ["no_discard_passdown"]
         features += ["hydrate_on_read"] * options["on_read"] + ["zero_discards"] * options["zero"]
-        return " ".join([str(self.region), str(len(features)), *features, "4", "hydration_threshold",
-                         str(options["threshold"]), "hydration_batch_size", str(options["batch"])])
+        return " ".join(
+            [
+                str(self.region),
+                str(len(features)),
+                *features,
+                "4",
+                "hydration_threshold",
+                str(options["threshold"]),
+                "hydration_batch_size",
+                str(options["batch"]),
+            ]
+        )
 
     def line(self, words):
         trio = self.trio
@@ -79,14 +130,17 @@ class Clone(Layers):
     def make(self, options):
         """Creates the device, a new lifetime of its metadata in core."""
         trio = self.trio
-        self.clone = self.device = self.box.clone(trio.meta, trio.dest, trio.source, self.region, start=False,
-                                                  length=self.sectors)
+        self.clone = self.device = self.box.clone(
+            trio.meta, trio.dest, trio.source, self.region, start=False, length=self.sectors
+        )
         self.pending = None
         try:
             self.clone.load(self.line(self.words(options)))
             self.clone.resume()
         except OSError as error:
-            assert error.errno == errno.EIO and "meta" in self.faults, f"created with {self.faults}: {error}"
+            assert (
+                error.errno == errno.EIO and "meta" in self.faults
+            ), f"created with {self.faults}: {error}"
             self.heal()
             self.clone.load(self.line(self.words(options)))
             self.clone.resume()
@@ -130,14 +184,18 @@ class Clone(Layers):
         if op.anything or op.unreadable:
             return True
         if op.kind == "read":
-            return any(f.reads and f.layer != "meta" and f.meets(op.start, op.end) for f in op.faults)
+            return any(
+                f.reads and f.layer != "meta" and f.meets(op.start, op.end) for f in op.faults
+            )
         if op.trouble:
             return True
         first, last = op.start // self.region * self.region, -(-op.end // self.region) * self.region
         for fault in op.faults:
             if fault.layer == "source" and fault.reads and fault.meets(first, last):
                 return True
-            if fault.layer == "dest" and (fault.meets(first, last) or op.kind in ("flush", "discard")):
+            if fault.layer == "dest" and (
+                fault.meets(first, last) or op.kind in ("flush", "discard")
+            ):
                 return True
         return False
 
@@ -145,9 +203,9 @@ class Clone(Layers):
 
     def origin_of(self, sector, value):
         at = sector * 512
-        if value == self.trio.data[at:at + 512]:
+        if value == self.trio.data[at : at + 512]:
             return "source data"
-        if value == self.trio.stale[at:at + 512]:
+        if value == self.trio.stale[at : at + 512]:
             return "what the destination held before"
         return super().origin_of(sector, value)
 
@@ -165,7 +223,9 @@ class Clone(Layers):
             self.clone.flush()
         except OSError as error:
             return self.failed(op, error)
-        if op.anything:  # the error table takes no flush, and dm acknowledges one that no target takes
+        if (
+            op.anything
+        ):  # the error table takes no flush, and dm acknowledges one that no target takes
             self.model.gave_up(op)
             return "flushed nothing"
         self.safe |= known
@@ -178,7 +238,8 @@ class Clone(Layers):
             self.clone.discard(start, count)
         except OSError as error:
             return self.failed(op, error)
-        # Without pass-down, a hydrated region stays and any other becomes what is below. Read-only, nothing happens.
+        # Without pass-down, a hydrated region stays and any other becomes what is below. Read-only,
+        # nothing happens.
         below = disk.read(start, count)
         certain = not op.trouble and not op.anything
         if certain:
@@ -186,8 +247,13 @@ class Clone(Layers):
             self.known.update(range(-(-op.start // self.region), end // self.region))
             passed = self.live["passdown"] and not self.live["zero"]
             if passed and not self.limits_unsure and not op.faults and not op.clashes:
-                first, last = -(-start // self.region) * self.region, op.end // self.region * self.region
-                assert not any(below[max(0, first - start) * 512:max(0, last - start) * 512]), f"{op} left data behind"
+                first, last = (
+                    -(-start // self.region) * self.region,
+                    op.end // self.region * self.region,
+                )
+                assert not any(
+                    below[max(0, first - start) * 512 : max(0, last - start) * 512]
+                ), f"{op} left data behind"
         self.model.discarded(op, self.region, certain, below)
 
     # Messages and status
@@ -229,7 +295,9 @@ class Clone(Layers):
         text = self.clone.status(noflush)
         if text == "Error":  # between the failure of a commit and the change of the mode
             assert self.unreadable, "the metadata could always be read"
-            text = wait.until(lambda: (now := self.clone.status()) != "Error" and now, "the mode follows an error")
+            text = wait.until(
+                lambda: (now := self.clone.status()) != "Error" and now, "the mode follows an error"
+            )
         if text == "Fail":
             assert self.unreadable, "failed, while the metadata could always be read"
             status, mode = None, "Fail"
@@ -238,12 +306,18 @@ class Clone(Layers):
             mode = status.mode
             assert mode == "rw" or self.trouble, f"read-only without a reason: {text}"
             assert status.region == self.region and status.regions == self.clone.regions, text
-            assert max(self.least, known) <= status.hydrated <= status.regions, \
-                f"{text}: at least {self.least} before, {known} written"
+            assert (
+                max(self.least, known) <= status.hydrated <= status.regions
+            ), f"{text}: at least {self.least} before, {known} written"
             self.least = status.hydrated
-            assert not self.suspended or not status.hydrating, f"a copy runs while suspended: {text}"
+            assert (
+                not self.suspended or not status.hydrating
+            ), f"a copy runs while suspended: {text}"
             live = self.live
-            assert (status.threshold, status.batch) == (live["threshold"], live["batch"]), f"{text}: not {live}"
+            assert (status.threshold, status.batch) == (
+                live["threshold"],
+                live["batch"],
+            ), f"{text}: not {live}"
             assert ("no_hydration" in status.features) != live["hydration"], f"{text}: not {live}"
             if "no_discard_passdown" not in status.features:
                 assert live["passdown"], f"{text}: not {live}"
@@ -252,7 +326,9 @@ class Clone(Layers):
             if not status.hydrating:
                 self.lingering.clear()
         if mode != self.mode and not self.fresh_mode:
-            wait.until(lambda: self.clone.event > self.events, f"an event, since {self.mode} became {mode}")
+            wait.until(
+                lambda: self.clone.event > self.events, f"an event, since {self.mode} became {mode}"
+            )
         self.events, self.mode, self.fresh_mode = self.clone.event, mode, False
         return status
 
@@ -295,7 +371,8 @@ class Clone(Layers):
         try:
             self.patiently(self.clone.resume)
         except OSError as error:
-            # A new table opens failed metadata again, which fails again; then the device stays suspended.
+            # A new table opens failed metadata again, which fails again; then the device stays
+            # suspended.
             assert self.fresh and bad and self.trouble, f"resume: {error}"
             self.suspended = True
             assert self.clone.suspended
@@ -305,7 +382,9 @@ class Clone(Layers):
         if self.fresh and not bad:
             self.fresh = False
             status = self.look()
-            assert self.unflushable or status and status.mode == "rw", "a new table did not recover the metadata"
+            assert (
+                self.unflushable or status and status.mode == "rw"
+            ), "a new table did not recover the metadata"
             if status and status.mode == "rw":
                 self.calm()
         self.fresh = False
@@ -351,7 +430,7 @@ class Clone(Layers):
         self.heal()
         self.trio.meta.fill(bytes(4096))
         self.trio.meta.close()
-        self.model.restart(self.trio.data[:self.sectors * 512])
+        self.model.restart(self.trio.data[: self.sectors * 512])
         self.known, self.safe = set(), set()
         self.make(self._options(options))
 
@@ -376,15 +455,18 @@ class Clone(Layers):
 
     @event(2, now=FLAG, **OPTIONS)
     def remove_force(self, now, **options):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is, then removal."""
+        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
+        then removal.
+        """
         lost = self.trouble
         self.fail_everything(now)
         self.clone.remove()
         return self.reopen(lost, options)
 
     def reopen(self, lost, options):
-        """The device is gone: its metadata is in order, and goes on. If a commit failed, what it was to make durable is
-        lost or not; otherwise everything is there."""
+        """The device is gone: its metadata is in order, and goes on. If a commit failed, what it
+        was to make durable is lost or not; otherwise everything is there.
+        """
         try:
             image = metadata.read(self.trio.meta_disk)
         except metadata.Damaged as damage:
@@ -395,7 +477,9 @@ class Clone(Layers):
             self.known = set(self.safe)
         else:
             self.model.keep()
-            assert len(found) >= self.least, f"{len(found)} regions on disk, {self.least} were hydrated"
+            assert (
+                len(found) >= self.least
+            ), f"{len(found)} regions on disk, {self.least} were hydrated"
         assert self.known <= found, f"not on disk: regions {sorted(self.known - found)[:9]}"
         self.safe = set(self.known)
         self.make(self._options(options))
@@ -409,14 +493,18 @@ class Clone(Layers):
 
     @event(6, layer=st.sampled_from(["source", "dest"]), copies=FLAG)
     def hold(self, layer, copies):
-        """What arrives at the layer waits; if wanted and possible, with copies of the sweep on their way to it."""
+        """What arrives at the layer waits; if wanted and possible, with copies of the sweep on
+        their way to it.
+        """
         if layer in self.held:
             return IDLE
         self.hold_layer(layer)
         if copies and not self.faults and not self.trouble and not self.suspended:
             self.live |= dict(hydration=True, threshold=16, batch=4)
             self.clone.hydrate(16, 4)
-            status = wait.until(lambda: (now := self.look()) and (now.hydrating or now.full) and now, "a copy")
+            status = wait.until(
+                lambda: (now := self.look()) and (now.hydrating or now.full) and now, "a copy"
+            )
             return "with copies" if status.hydrating else None
 
     @event(2)
@@ -432,7 +520,9 @@ class Clone(Layers):
         self.clone.wait_full()
 
     def finish(self):
-        """All devices work: nothing that was acknowledged is missing, and in the end the destination has it all."""
+        """All devices work: nothing that was acknowledged is missing, and in the end the
+        destination has it all.
+        """
         self.heal()
         self.release()
         self.join()

@@ -1,9 +1,12 @@
-"""Rounds in which several threads load, suspend, resume and remove the same devices at the same time, with I/O.
+"""Rounds in which several threads load, suspend, resume and remove the same devices at the same
+time, with I/O.
 
-A round has a cast: players, each a list of calls in a thread of its own, which a seed chooses. All begin at once, while threads
-sleep at the delay points of the module, and one is held there while others go on by some steps: a race that needs them to come so
-far in a small window is not left to luck. In a duet that is the first one, and the other begins when he is held. Whatever order comes of it, some things hold; what these are the scenarios of the
-targets say, each in a class of its own. A call may be refused, with the errors that its player names; that is counted.
+A round has a cast: players, each a list of calls in a thread of its own, which a seed chooses. All
+begin at once, while threads sleep at the delay points of the module, and one is held there while
+others go on by some steps: a race that needs them to come so far in a small window is not left to
+luck. In a duet that is the first one, and the other begins when he is held. Whatever order comes of
+it, some things hold; what these are the scenarios of the targets say, each in a class of its own. A
+call may be refused, with the errors that its player names; that is counted.
 """
 
 import collections
@@ -22,8 +25,9 @@ STILL = 0.1  # or until none has gone on for so long (s) beside what their devic
 
 
 class Writer:
-    """Writes to sectors that nobody else writes to, and reads them back, until told to stop. `may[sector]` is what each may
-    hold: one content if the last write to it was acknowledged."""
+    """Writes to sectors that nobody else writes to, and reads them back, until told to stop.
+    `may[sector]` is what each may hold: one content if the last write to it was acknowledged.
+    """
 
     def __init__(self, crowd, device, sectors, name):
         self.crowd, self.device, self.sectors, self.name = crowd, device, list(sectors), name
@@ -66,17 +70,22 @@ class Writer:
         got = self.device.read(sector, 1)
         self.crowd.count("read")
         may = self.may.get(sector)
-        assert may is None or self.is_good(sector, got), f"{self.name}: sector {sector} holds {got[:30]}, not {shown(may)}"
+        assert may is None or self.is_good(
+            sector, got
+        ), f"{self.name}: sector {sector} holds {got[:30]}, not {shown(may)}"
 
     def is_good(self, sector, data):
         may = self.may[sector]
         return None in may or data in may or data in self.also(sector)
 
     def check(self, got, where):
-        """What was acknowledged is in this content of the device. Sectors of which nothing is known may be as they were."""
+        """What was acknowledged is in this content of the device. Sectors of which nothing is known
+        may be as they were.
+        """
         for sector, may in self.may.items():
-            assert self.is_good(sector, got[sector]), \
-                f"{where}: sector {sector} of {self.name} holds {got[sector][:30]}, not {shown(may)}"
+            assert self.is_good(
+                sector, got[sector]
+            ), f"{where}: sector {sector} of {self.name} holds {got[sector][:30]}, not {shown(may)}"
 
 
 def shown(may):
@@ -176,9 +185,19 @@ class Crowd:
                 start.wait(DEADLINE)
                 writer.run(rng, stop)
 
-            jobs = [self.box.background(self.perform, name, calls, start) for name, calls in cast.items()]
-            io = [self.box.background(write, writer, type(rng)(rng.random())) for writer in self.writers]
-            holding = [self.box.background(self.hold, type(rng)(rng.random()), start, over)] if self.HOLDS else []
+            jobs = [
+                self.box.background(self.perform, name, calls, start)
+                for name, calls in cast.items()
+            ]
+            io = [
+                self.box.background(write, writer, type(rng)(rng.random()))
+                for writer in self.writers
+            ]
+            holding = (
+                [self.box.background(self.hold, type(rng)(rng.random()), start, over)]
+                if self.HOLDS
+                else []
+            )
             try:
                 try:
                     for job in jobs:
@@ -199,11 +218,17 @@ class Crowd:
             self.box.close()
 
     def missing(self):
-        return [f"{what}: {self.tally[what]}, not {least}" for what, least in self.LEAST.items() if self.tally[what] < least]
+        return [
+            f"{what}: {self.tally[what]}, not {least}"
+            for what, least in self.LEAST.items()
+            if self.tally[what] < least
+        ]
 
     @staticmethod
     def awake(device):
-        """Resumes a device. Returns whether its table went live; if it was refused, the device fails from now on."""
+        """Resumes a device. Returns whether its table went live; if it was refused, the device
+        fails from now on.
+        """
         try:
             device.resume()
             return True
@@ -223,6 +248,7 @@ class Crowd:
 
 def named(name, call):
     """The call, under a name in what is counted."""
+
     def it():
         return call()
 

@@ -1,7 +1,9 @@
-"""Runs of random events: drawn from a seed, carried out, made shorter when they fail. Knows nothing of any target.
+"""Runs of random events: drawn from a seed, carried out, made shorter when they fail. Knows nothing
+of any target.
 
-A *plan* is all that a run depends on but time: a setup and a list of events, each a name and its arguments. Every event
-means something in every state, so any part of a list is a list too. A *batch* is a few plans drawn from one seed.
+A *plan* is all that a run depends on but time: a setup and a list of events, each a name and its
+arguments. Every event means something in every state, so any part of a list is a list too. A
+*batch* is a few plans drawn from one seed.
 """
 
 import collections
@@ -29,19 +31,24 @@ IDLE = "idle"
 
 
 def event(weight, **arguments):
-    """Marks a method of a driver as an event: how often it comes, and the strategy of each argument."""
+    """Marks a method of a driver as an event: how often it comes, and the strategy of each
+    argument.
+    """
+
     def mark(method):
         method.event = weight, arguments
         return method
+
     return mark
 
 
 class Driver:
-    """A device under test with its model. To make one sets it up; methods marked as events may come in any order.
+    """A device under test with its model. To make one sets it up; methods marked as events may come
+    in any order.
 
-    An event returns None if it was carried out, or a word for a different outcome, which is counted: IDLE if it had
-    nothing to do, for example "failed" for an error that was in order. What is not in order raises. The driver may
-    count other things in its tally, by (what, outcome).
+    An event returns None if it was carried out, or a word for a different outcome, which is
+    counted: IDLE if it had nothing to do, for example "failed" for an error that was in order. What
+    is not in order raises. The driver may count other things in its tally, by (what, outcome).
     """
 
     TARGET = None
@@ -61,14 +68,20 @@ class Driver:
         """{name: (weight, {argument: strategy})}"""
         found = {}
         for base in reversed(cls.__mro__):
-            found |= {name: method.event for name, method in vars(base).items() if hasattr(method, "event")}
+            found |= {
+                name: method.event
+                for name, method in vars(base).items()
+                if hasattr(method, "event")
+            }
         return found
 
     @classmethod
     def plans(cls):
         """The strategy of all plans."""
         kinds = cls.events()
-        choice = st.sampled_from([name for name, (weight, _) in kinds.items() for _ in range(weight)])
+        choice = st.sampled_from(
+            [name for name, (weight, _) in kinds.items() for _ in range(weight)]
+        )
 
         @st.composite
         def one(draw):
@@ -76,23 +89,32 @@ class Driver:
             return [name, {key: draw(value) for key, value in kinds[name][1].items()}]
 
         least, most = EVENTS_PER_RUN
-        return st.builds(lambda setup, events: Plan(cls.TARGET, setup, events),
-                         st.fixed_dictionaries(cls.SETUP), st.lists(one(), min_size=least, max_size=most))
-
+        return st.builds(
+            lambda setup, events: Plan(cls.TARGET, setup, events),
+            st.fixed_dictionaries(cls.SETUP),
+            st.lists(one(), min_size=least, max_size=most),
+        )
 
     @classmethod
     def tours(cls, wanted=()):
-        """The strategy of plans in which each event comes once, and those that are wanted four times, in any order."""
+        """The strategy of plans in which each event comes once, and those that are wanted four
+        times, in any order.
+        """
         kinds = cls.events()
         names = [*kinds, *wanted, *wanted, *wanted]
 
         @st.composite
         def events(draw):
-            return [[name, {key: draw(value) for key, value in kinds[name][1].items()}]
-                    for name in draw(st.permutations(names))]
+            return [
+                [name, {key: draw(value) for key, value in kinds[name][1].items()}]
+                for name in draw(st.permutations(names))
+            ]
 
-        return st.builds(lambda setup, events: Plan(cls.TARGET, setup, events),
-                         st.fixed_dictionaries(cls.SETUP), events())
+        return st.builds(
+            lambda setup, events: Plan(cls.TARGET, setup, events),
+            st.fixed_dictionaries(cls.SETUP),
+            events(),
+        )
 
 
 class Plan:
@@ -122,7 +144,9 @@ def spell(name, arguments):
 
 
 def say(text):
-    """Writes into the kernel log, where it stands beside what the kernel says and outlives the guest."""
+    """Writes into the kernel log, where it stands beside what the kernel says and outlives the
+    guest.
+    """
     with open("/dev/kmsg", "w") as file:
         file.write(f"soak: {text}\n")
 
@@ -143,9 +167,11 @@ class Failure:
         marks = ["  -> " if n == self.at else "     " for n in range(len(steps))]
         setup = spell("setup", self.plan.setup)
         where = "at the end" if self.at >= len(steps) else f"in event {self.at + 1} of {len(steps)}"
-        return "\n".join([f"{type(self.error).__name__} {where}: {self.error}", "", f"     {setup}"]
-                         + [mark + step for mark, step in zip(marks, steps)]
-                         + ["", "again: --events " + quote(str(self.plan))])
+        return "\n".join(
+            [f"{type(self.error).__name__} {where}: {self.error}", "", f"     {setup}"]
+            + [mark + step for mark, step in zip(marks, steps)]
+            + ["", "again: --events " + quote(str(self.plan))]
+        )
 
 
 def kernel_log(failure):
@@ -206,7 +232,9 @@ class Soak:
         self.runs, self.spent, self.tally = 0, 0.0, collections.Counter()
 
     def run(self, plan, tally=None):
-        """Carries out a plan, and returns its Failure or None. A run that hangs is ended, and says where it was."""
+        """Carries out a plan, and returns its Failure or None. A run that hangs is ended, and says
+        where it was.
+        """
         log, start = kmsg.Log(), time.monotonic()
         # Two ways out of a hang: an exception, and if the kernel does not return, at least words.
         signal.signal(signal.SIGALRM, too_long)
@@ -229,16 +257,22 @@ class Soak:
 
     @property
     def is_enough(self):
-        return self.runs >= LEAST_RUNS and len(self.missing()) <= (1 - self.least) * len(self.driver.events())
+        return self.runs >= LEAST_RUNS and len(self.missing()) <= (1 - self.least) * len(
+            self.driver.events()
+        )
 
     def go(self, seeds, seconds):
-        """Batches for so long, and until everything has happened; returns the report of a failure, or None."""
+        """Batches for so long, and until everything has happened; returns the report of a failure,
+        or None.
+        """
         start = time.monotonic()
         end, last = start + seconds, start + seconds + OVERTIME
         while time.monotonic() < end or not self.is_enough:
             if time.monotonic() > last:
-                return (f"soak of {self.driver.TARGET}: {self.runs} runs in {self.spent:.0f} s, which is too little: "
-                        f"{', '.join(self.missing()) or 'nothing'} never happened")
+                return (
+                    f"soak of {self.driver.TARGET}: {self.runs} runs in {self.spent:.0f} s, which is too little: "
+                    f"{', '.join(self.missing()) or 'nothing'} never happened"
+                )
             seed = next(seeds)
             report = not self.is_enough and self.batch(seed, tour=True) or self.batch(seed, end)
             if report:
@@ -246,8 +280,9 @@ class Soak:
         return None
 
     def batch(self, seed, end=float("inf"), runs=RUNS_PER_BATCH, tour=False):
-        """Some runs from a seed, as far as time (`end`) permits, or one in which every event comes; returns the report of a
-        failure, or None."""
+        """Some runs from a seed, as far as time (`end`) permits, or one in which every event comes;
+        returns the report of a failure, or None.
+        """
         failures, drawn = [], 0
 
         def attempt(plan):
@@ -257,17 +292,23 @@ class Soak:
             if failures or time.monotonic() > end or tour and drawn == 1:
                 return
             self.runs += 1
-            say(f"run {self.runs} of {self.driver.TARGET}, seed {seed}: {spell('setup', plan.setup)}")
+            say(
+                f"run {self.runs} of {self.driver.TARGET}, seed {seed}: {spell('setup', plan.setup)}"
+            )
             failure = self.run(plan, self.tally)
             if failure:
                 failures.append(failure)
 
-        # Hypothesis draws the plans. It would shrink them too, but takes hundreds of runs to get as far as Reducer does
-        # in dozens, and gives up on failures that come only now and then.
+        # Hypothesis draws the plans. It would shrink them too, but takes hundreds of runs to get as
+        # far as Reducer does in dozens, and gives up on failures that come only now and then.
         plans = self.driver.tours(self.missing()) if tour else self.driver.plans()
         settings = hypothesis.settings(
-            max_examples=2 if tour else runs, database=None, deadline=None, phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck))
+            max_examples=2 if tour else runs,
+            database=None,
+            deadline=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
         hypothesis.seed(seed)(settings(hypothesis.given(plans)(attempt)))()
         return self.explain(failures[0], f"seed {seed}") if failures else None
 
@@ -283,21 +324,26 @@ class Soak:
                 return None
 
     def explain(self, first, origin):
-        """What there is to say about a failure: the shortest list that fails too, and the first one as it was."""
+        """What there is to say about a failure: the shortest list that fails too, and the first one
+        as it was.
+        """
         reducer = Reducer(self.run, self.seconds)
         shortest = reducer.reduce(first)
         again = 0 if first.stuck else sum(self.run(shortest.plan) is not None for _ in range(3))
-        text = (f"{origin}: a run of {self.driver.TARGET} failed\n\nTHE SHORTEST event list found in {reducer.runs} "
-                f"runs; it failed again in {again} runs of 3\n\n" + shortest.report())
+        text = (
+            f"{origin}: a run of {self.driver.TARGET} failed\n\nTHE SHORTEST event list found in {reducer.runs} "
+            f"runs; it failed again in {again} runs of 3\n\n" + shortest.report()
+        )
         if shortest is not first:
             text += "\n\nTHE FIRST\n\n" + first.report()
         return text + kernel_log(shortest)
 
 
 class Reducer:
-    """Makes a failing plan shorter: fewer events, then simpler arguments. Any failure counts, and an attempt that
-    passes although it could fail (a race) only costs length. Where the first plan does not fail at once again, each
-    attempt gets three runs."""
+    """Makes a failing plan shorter: fewer events, then simpler arguments. Any failure counts, and
+    an attempt that passes although it could fail (a race) only costs length. Where the first plan
+    does not fail at once again, each attempt gets three runs.
+    """
 
     def __init__(self, run, seconds):
         self.run, self.end = run, time.monotonic() + seconds
@@ -307,7 +353,7 @@ class Reducer:
         self.best = failure
         if failure.stuck:
             return failure
-        if not self.fails(failure.plan.events[:failure.at + 1]):
+        if not self.fails(failure.plan.events[: failure.at + 1]):
             self.tries = 3
             self.passed.clear()
         size = len(self.best.plan.events) // 2
@@ -317,7 +363,9 @@ class Reducer:
         return self.best
 
     def fails(self, events, setup=None):
-        """Tries events; if they fail, they are the best from now on, without those behind the failure."""
+        """Tries events; if they fail, they are the best from now on, without those behind the
+        failure.
+        """
         plan = Plan(self.best.plan.target, setup or self.best.plan.setup, events)
         if str(plan) in self.passed:
             return False
@@ -328,20 +376,22 @@ class Reducer:
             say(f"shorter: {spell('setup', plan.setup)}")
             failure = self.run(plan)
             if failure:
-                failure.plan = Plan(plan.target, plan.setup, events[:failure.at + 1])
+                failure.plan = Plan(plan.target, plan.setup, events[: failure.at + 1])
                 self.best = failure
                 return True
         self.passed.add(str(plan))
         return False
 
     def drop(self, size):
-        """Leaves out so many events in a row, from the end to the start; tells whether anything could go."""
+        """Leaves out so many events in a row, from the end to the start; tells whether anything
+        could go.
+        """
         shorter = False
         at = len(self.best.plan.events)
         while at > 0:
             at = max(0, min(at, len(self.best.plan.events)) - size)
             events = self.best.plan.events
-            shorter |= self.fails(events[:at] + events[at + size:])
+            shorter |= self.fails(events[:at] + events[at + size :])
         return shorter
 
     def simplify(self):
@@ -352,7 +402,9 @@ class Reducer:
                 if self.fails(self.best.plan.events, self.best.plan.setup | {key: value}):
                     break
         for n in range(len(self.best.plan.events)):
-            for key, old in self.best.plan.events[n][1].items() if n < len(self.best.plan.events) else ():
+            for key, old in (
+                self.best.plan.events[n][1].items() if n < len(self.best.plan.events) else ()
+            ):
                 for value in simpler(old):
                     name, arguments = self.best.plan.events[n]
                     events = list(self.best.plan.events)
@@ -371,7 +423,9 @@ def simpler(value):
 
 
 def seeds(seed):
-    """The seed itself first, then others that follow from it: so a batch is repeated by its own seed."""
+    """The seed itself first, then others that follow from it: so a batch is repeated by its own
+    seed.
+    """
     yield seed
     more = random.Random(seed)
     while True:

@@ -17,18 +17,28 @@ from lib.metadata import Damaged
 MIB = 5
 SIZES = 8, 24, 128, 1024
 ENTRIES = 1018  # of the array, per block
-# Sectors less than the origin has: the last block is short, or just not; the last is 1018 blocks of 8 sectors.
+# Sectors less than the origin has: the last block is short, or just not; the last is 1018 blocks of
+# 8 sectors.
 SHORT = 0, 1, 27, 1000, MIB * 2048 - ENTRIES * 8
 LAYERS = "origin", "meta"
 NEVER, ANY = 0, 1 << 40  # eras
 
 MESSAGES = {  # words: errno; those of a method of their own are not here
-    "nonsense": errno.EINVAL, "checkpoint now": errno.EINVAL, "take_metadata_snap 1": errno.EINVAL,
-    "drop_metadata_snap all of it": errno.EINVAL, "check": errno.EINVAL, "checkpoint2": errno.EINVAL,
+    "nonsense": errno.EINVAL,
+    "checkpoint now": errno.EINVAL,
+    "take_metadata_snap 1": errno.EINVAL,
+    "drop_metadata_snap all of it": errno.EINVAL,
+    "check": errno.EINVAL,
+    "checkpoint2": errno.EINVAL,
 }
 BAD_LINES = {  # what replaces what is behind the devices: errno
-    "": errno.EINVAL, "7": errno.EINVAL, "0": errno.EINVAL, "{size} 1": errno.EINVAL, "{size}x": errno.EINVAL,
-    "-8": errno.EINVAL, "{other}": errno.EINVAL,  # another block size than the metadata's
+    "": errno.EINVAL,
+    "7": errno.EINVAL,
+    "0": errno.EINVAL,
+    "{size} 1": errno.EINVAL,
+    "{size}x": errno.EINVAL,
+    "-8": errno.EINVAL,
+    "{other}": errno.EINVAL,  # another block size than the metadata's
 }
 # System calls that write, as /proc/*/syscall names them: ioctl, pwritev, pwritev2.
 WRITING = {"16", "296", "328"}
@@ -44,16 +54,19 @@ def inside_a_write(task):
 
 
 class Era(Layers):
-    """One era device, whose table may be shorter than the origin, over layers that can fail or hold.
+    """One era device, whose table may be shorter than the origin, over layers that can fail or
+    hold.
 
-    For each block there are two bounds of the era that is known for it. `least`: when the last write to it that was
-    acknowledged, or that is seen on the origin though it failed, began, this era was the present one. `most`: when the last
-    write to it ended, whatever became of it, no era after this one had begun. Where nothing overlaps they are the same.
+    For each block there are two bounds of the era that is known for it. `least`: when the last
+    write to it that was acknowledged, or that is seen on the origin though it failed, began, this
+    era was the present one. `most`: when the last write to it ended, whatever became of it, no era
+    after this one had begun. Where nothing overlaps they are the same.
 
-    A write that is in flight when a checkpoint has returned belongs to the era that began: see `began`.
+    A write that is in flight when a checkpoint has returned belongs to the era that began: see
+    `began`.
 
-    An I/O may fail only for a reason: a fault of the origin in its way while it was, for writes any of the metadata, or
-    the error table. Steps of the metadata fail only with a fault of its layer.
+    An I/O may fail only for a reason: a fault of the origin in its way while it was, for writes any
+    of the metadata, or the error table. Steps of the metadata fail only with a fault of its layer.
     """
 
     TARGET = "era"
@@ -75,7 +88,9 @@ class Era(Layers):
         self.snapshot = None  # where it is
         self.frozen = None  # the bounds of what it says
         self.unsure = False  # whether there is a snapshot
-        self.open_era = False  # the last era may not have been archived when the device was suspended
+        self.open_era = (
+            False  # the last era may not have been archived when the device was suspended
+        )
         self.make()
 
     # The device
@@ -89,7 +104,9 @@ class Era(Layers):
 
     def make(self):
         pair = self.pair
-        self.device = self.box.own(eras.Era(pair.meta, pair.origin, self.size, start=False, length=self.sectors))
+        self.device = self.box.own(
+            eras.Era(pair.meta, pair.origin, self.size, start=False, length=self.sectors)
+        )
         self.pending = None
         self.suspended = self.error_table = self.trouble = False
         self.new_faults()
@@ -97,7 +114,9 @@ class Era(Layers):
             self.device.load(self.line(self.sectors))
             self.device.resume()
         except OSError as error:
-            assert error.errno == errno.EIO and "meta" in self.faults, f"created with {self.faults}: {error}"
+            assert (
+                error.errno == errno.EIO and "meta" in self.faults
+            ), f"created with {self.faults}: {error}"
             self.heal()
             self.device.load(self.line(self.sectors))
             self.device.resume()
@@ -139,15 +158,20 @@ class Era(Layers):
                     return True
             elif op.kind in ("flush", "discard"):
                 return True
-            elif fault.meets(op.start, op.end) and (fault.reads if op.kind == "read" else fault.writes):
+            elif fault.meets(op.start, op.end) and (
+                fault.reads if op.kind == "read" else fault.writes
+            ):
                 return True
         return op.kind == "discard" and op.unsupported
 
     # I/O
 
     def origin_of(self, sector, value):
-        return "what the origin held before" if value == self.data[sector * 512:sector * 512 + 512] \
+        return (
+            "what the origin held before"
+            if value == self.data[sector * 512 : sector * 512 + 512]
             else super().origin_of(sector, value)
+        )
 
     def touched(self, start, end):
         return range(start // self.size, -(-end // self.size))
@@ -162,7 +186,11 @@ class Era(Layers):
         seen = set()
         if not certain and op.kind == "write":
             disk = self.pair.origin_disk.read(op.start, op.end - op.start)
-            here = [n for n in range(op.start, op.end) if disk[(n - op.start) * 512:][:512] in op.values(n)]
+            here = [
+                n
+                for n in range(op.start, op.end)
+                if disk[(n - op.start) * 512 :][:512] in op.values(n)
+            ]
             seen = {n // self.size for n in here}
         blocks = self.touched(op.start, op.end)
         with self.model.lock:
@@ -172,8 +200,13 @@ class Era(Layers):
 
     def failed(self, op, error):
         if op.changes:
-            # Only a fault of the metadata, or the error table, keeps a write from being let through.
-            through = not op.anything and not any(fault.layer == "meta" for fault in op.faults) and op.end <= self.sectors
+            # Only a fault of the metadata, or the error table, keeps a write from being let
+            # through.
+            through = (
+                not op.anything
+                and not any(fault.layer == "meta" for fault in op.faults)
+                and op.end <= self.sectors
+            )
             self.over(op, through and error.errno == errno.EIO)
         return super().failed(op, error)
 
@@ -246,7 +279,9 @@ class Era(Layers):
         assert status.era > before, f"the era is {status.era} as before"
         with self.model.lock:
             for op in self.model.active:
-                one = op.flushes is False and op.end - op.start <= ONE_BIO  # what waits is the write itself
+                one = (
+                    op.flushes is False and op.end - op.start <= ONE_BIO
+                )  # what waits is the write itself
                 if op.changes and one and op.era < status.era and inside_a_write(op.task):
                     self.tally["write", "in flight at the end of an era"] += 1
                     op.era = status.era
@@ -261,11 +296,14 @@ class Era(Layers):
             if wanted and error.errno == wanted:
                 self.unsure = False
                 now = self.look()
-                assert not status or not now or now.era == status.era, f"{words} was refused, and began an era"
+                assert (
+                    not status or not now or now.era == status.era
+                ), f"{words} was refused, and began an era"
                 return "refused"
             # The end of an era flushes the origin.
-            assert error.errno == errno.EIO and ("meta" in self.faults or "origin" in self.faults and "drop" not in words), \
-                f"{words}: {error}"
+            assert error.errno == errno.EIO and (
+                "meta" in self.faults or "origin" in self.faults and "drop" not in words
+            ), f"{words}: {error}"
             self.look()
             return "failed"
         assert not wanted, f"{words} was accepted"
@@ -344,10 +382,16 @@ class Era(Layers):
     def compare(self, found, least, most):
         """Nothing is missing, and nothing is there that was not written."""
         found = found + [NEVER] * (len(least) - len(found))
-        missing = [f"{n}: {era} instead of {least[n]}" for n, era in enumerate(found) if era < least[n]]
-        assert not missing, f"{len(missing)} blocks were written later than listed: {', '.join(missing[:8])}"
+        missing = [
+            f"{n}: {era} instead of {least[n]}" for n, era in enumerate(found) if era < least[n]
+        ]
+        assert (
+            not missing
+        ), f"{len(missing)} blocks were written later than listed: {', '.join(missing[:8])}"
         extra = [f"{n}: {era} instead of {most[n]}" for n, era in enumerate(found) if era > most[n]]
-        assert not extra, f"{len(extra)} blocks are listed that were not written: {', '.join(extra[:8])}"
+        assert (
+            not extra
+        ), f"{len(extra)} blocks are listed that were not written: {', '.join(extra[:8])}"
         self.tally["blocks compared", "exactly"] += sum(0 < a == b for a, b in zip(least, most))
         self.tally["blocks compared", "not exactly"] += sum(a < b for a, b in zip(least, most))
 
@@ -357,14 +401,18 @@ class Era(Layers):
 
     @event(2)
     def killed(self):
-        """Somebody waits for the end of an era, and is killed. It may have ended, but nothing was promised."""
+        """Somebody waits for the end of an era, and is killed. It may have ended, but nothing was
+        promised.
+        """
         if self.suspended:
             return IDLE
         self.release()
         self.hold_layer("origin")
         for block in 0, 1:
             self.spawn(self.do_write, *self.extent(block * self.size, 1))
-        process = subprocess.Popen(["dmsetup", "message", self.device.name, "0", "checkpoint"], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            ["dmsetup", "message", self.device.name, "0", "checkpoint"], stderr=subprocess.DEVNULL
+        )
         try:
             before, done = self.number, process.wait(0.05)
         except subprocess.TimeoutExpired:
@@ -449,8 +497,9 @@ class Era(Layers):
 
     @event(5, by=st.integers(-40, 40), odd=st.integers(0, 9))
     def resize(self, by, odd):
-        """A table that is longer or shorter by some blocks and sectors; with 0, that has as many blocks as fit into one
-        block of the array."""
+        """A table that is longer or shorter by some blocks and sectors; with 0, that has as many
+        blocks as fit into one block of the array.
+        """
         blocks = self.sectors // self.size + by if by else ENTRIES
         sectors = max(self.size, min(blocks * self.size + odd, MIB * 2048))
         if sectors < self.sectors:
@@ -472,7 +521,9 @@ class Era(Layers):
 
     @event(2, now=FLAG)
     def remove_force(self, now):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is, then removal."""
+        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
+        then removal.
+        """
         self.fail_everything(now)
         return self.remove()
 
@@ -492,10 +543,14 @@ class Era(Layers):
             self.ended.clear()
         self.compare(image.eras(), *self.bounds())
         if not self.unsure:
-            assert image.snapshot == (self.snapshot or 0), f"snapshot {image.snapshot} on disk, it was {self.snapshot}"
+            assert image.snapshot == (
+                self.snapshot or 0
+            ), f"snapshot {image.snapshot} on disk, it was {self.snapshot}"
         self.unsure = True
         # The space map may hold on to some of the previous transaction.
-        assert len(image.leaked) < 10, f"{len(image.leaked)} blocks are in use without a reference: {image.leaked}"
+        assert (
+            len(image.leaked) < 10
+        ), f"{len(image.leaked)} blocks are in use without a reference: {image.leaked}"
         self.make()
         return "with a fault" if trouble else None
 

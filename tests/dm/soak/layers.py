@@ -1,6 +1,8 @@
-"""What the drivers share whose device lies over disks: I/O at once or in threads, and layers that fail or hold.
+"""What the drivers share whose device lies over disks: I/O at once or in threads, and layers that
+fail or hold.
 
-I/O that cannot end before something is let go (the device is suspended, or a layer held) goes to a thread.
+I/O that cannot end before something is let go (the device is suspended, or a layer held) goes to a
+thread.
 """
 
 import errno
@@ -21,8 +23,11 @@ FLAG = st.booleans()
 SMALL = st.integers(0, 20)
 WAIT = st.sampled_from([True, True, True, False])
 RARELY = st.sampled_from([False] * 5 + [True])
-FAULT = dict(kind=st.sampled_from(["error", "error_reads", "error_writes"]), start=SECTOR,
-             count=st.sampled_from([8, 40, 500, 0]))
+FAULT = dict(
+    kind=st.sampled_from(["error", "error_reads", "error_writes"]),
+    start=SECTOR,
+    count=st.sampled_from([8, 40, 500, 0]),
+)
 
 
 class Fault:
@@ -85,7 +90,9 @@ class Layers(Driver):
 
     def expose(self, op):
         """An I/O on its way meets the present faults."""
-        op.faults += [fault for fault in [*self.faults.values(), *self.lingering] if fault not in op.faults]
+        op.faults += [
+            fault for fault in [*self.faults.values(), *self.lingering] if fault not in op.faults
+        ]
         op.anything |= self.error_table
 
     def prepare(self, op):
@@ -129,7 +136,9 @@ class Layers(Driver):
         except OSError as error:
             return self.failed(op, error)
         bad = self.model.saw(op, got)
-        assert not bad, f"{op}: {len(bad)} sectors are wrong: " + ", ".join(self.name(*pair) for pair in bad[:6])
+        assert not bad, f"{op}: {len(bad)} sectors are wrong: " + ", ".join(
+            self.name(*pair) for pair in bad[:6]
+        )
 
     def name(self, sector, value):
         """Words for what a sector holds."""
@@ -180,7 +189,9 @@ class Layers(Driver):
     def read(self, start, count, now):
         return self.io(now, self.do_read, *self.extent(start, count))
 
-    @event(10, start=SECTOR, count=st.sampled_from([1, 1, 3, 8, 40, 300, 1500]), fua=RARELY, now=WAIT)
+    @event(
+        10, start=SECTOR, count=st.sampled_from([1, 1, 3, 8, 40, 300, 1500]), fua=RARELY, now=WAIT
+    )
     def write(self, start, count, fua, now):
         return self.io(now, self.do_write, *self.extent(start, count), fua)
 
@@ -259,7 +270,9 @@ class Layers(Driver):
         self.pending = None
 
     def run(self):
-        """Nothing is held and nothing is suspended any more; metadata that keeps it from that is healed."""
+        """Nothing is held and nothing is suspended any more; metadata that keeps it from that is
+        healed.
+        """
         self.release()
         if self.suspended and self.resume() == "failed":
             self.heal()
@@ -312,7 +325,8 @@ class Layers(Driver):
         if not count:
             ranges = [(0, device.length)]
         else:
-            # Whole blocks: a block of the metadata that is written in half is beyond repair, for C too. Few are in use.
+            # Whole blocks: a block of the metadata that is written in half is beyond repair, for C
+            # too. Few are in use.
             start = start % (160 if layer == "meta" else device.length) // 8 * 8
             ranges = [(start, min(start + -(-count // 8) * 8, device.length))]
         self.disturb(layer, Fault(layer, kind, ranges))
@@ -340,4 +354,6 @@ class Layers(Driver):
 
     def read_all(self):
         for start in range(0, self.sectors, 1024):
-            assert self.do_read(*self.extent(start, 1024)) is None, "the device fails although no other does"
+            assert (
+                self.do_read(*self.extent(start, 1024)) is None
+            ), "the device fails although no other does"

@@ -1,8 +1,9 @@
 """What each sector of a device may hold, while I/O overlaps, fails and is lost.
 
-A sector's content is one value (bytes) or, where nobody can know, a frozenset of them. Every I/O begins and ends in the
-model. A write that fails, or that overlaps another, leaves its sectors uncertain; a read that sees one of the values
-makes them certain again. Beside it stands what a lost commit may bring back: the values since the last good flush.
+A sector's content is one value (bytes) or, where nobody can know, a frozenset of them. Every I/O
+begins and ends in the model. A write that fails, or that overlaps another, leaves its sectors
+uncertain; a read that sees one of the values makes them certain again. Beside it stands what a lost
+commit may bring back: the values since the last good flush.
 """
 
 import threading
@@ -14,7 +15,9 @@ ZEROS = bytes(512)
 
 def content(number, sector, count):
     """The data of write `number`: each sector says which write it is of, and which sector it is."""
-    return b"".join((b"write%07d/%07d " % (number, n) * 25)[:512] for n in range(sector, sector + count))
+    return b"".join(
+        (b"write%07d/%07d " % (number, n) * 25)[:512] for n in range(sector, sector + count)
+    )
 
 
 def values(held):
@@ -41,7 +44,7 @@ class Op:
     def values(self, sector):
         """What it may leave in a sector."""
         at = (sector - self.start) * 512
-        return {data[at:at + 512] for data in self.data}
+        return {data[at : at + 512] for data in self.data}
 
     def __repr__(self):
         return f"{self.kind} of {self.end - self.start} sectors at {self.start}"
@@ -78,7 +81,7 @@ class Model:
                 for sector in range(op.start, op.end):
                     self._add(sector, op.values(sector))
             elif kind == "read":
-                op.before = self.now[op.start:op.end]
+                op.before = self.now[op.start : op.end]
                 for other in self.active:
                     if other.changes:
                         op.clashes.update(range(max(op.start, other.start), min(op.end, other.end)))
@@ -107,13 +110,14 @@ class Model:
                         self.since.pop(sector, None)
 
     def discarded(self, op, region, certain, below):
-        """A discard has ended. If it is `certain` that it was carried out, its whole regions read as what is `below`,
-        on the destination. Other sectors it may have taken or left."""
+        """A discard has ended. If it is `certain` that it was carried out, its whole regions read
+        as what is `below`, on the destination. Other sectors it may have taken or left.
+        """
         first, last = -(-op.start // region) * region, op.end // region * region
         with self.lock:
             self.active.remove(op)
             for sector in range(op.start, op.end):
-                raw = below[(sector - op.start) * 512:][:512]
+                raw = below[(sector - op.start) * 512 :][:512]
                 if certain and first <= sector < last and sector not in op.clashes:
                     self.since[sector] = self.since.get(sector, frozenset()) | {raw}
                     self.now[sector] = raw
@@ -143,12 +147,16 @@ class Model:
             self.active.remove(op)
             for sector in range(op.start, op.end):
                 before, at = op.before[sector - op.start], (sector - op.start) * 512
-                value = got[at:at + 512]
+                value = got[at : at + 512]
                 if value == before:
                     continue
                 if value in values(before):
                     # A write on its way beside the read may have landed after it.
-                    if sector not in op.clashes and sector not in op.added and self.now[sector] is before:
+                    if (
+                        sector not in op.clashes
+                        and sector not in op.added
+                        and self.now[sector] is before
+                    ):
                         self.now[sector] = value
                 elif value not in op.added.get(sector, ()):
                     bad.append((sector, value))

@@ -20,9 +20,16 @@ ROOMS = None, 34, 300, 3  # chunks of the COW device, or as many as there is roo
 FEATURES = "", "1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"
 FORMS = len(KINDS) * len(SIZES) * len(ROOMS) * len(FEATURES)
 BAD_LINES = {  # what replaces what is behind the devices: errno
-    "": errno.EINVAL, "P": errno.EINVAL, "PX 8": errno.EINVAL, "X 8": errno.EINVAL, "P 3": errno.EINVAL,
-    "P 8x": errno.EINVAL, "P 8 1": errno.EINVAL, "P 8 1 nonsense": errno.EINVAL,
-    "P 8 1 discard_passdown_origin": errno.EINVAL, "P 8 3 a b c": errno.EINVAL,
+    "": errno.EINVAL,
+    "P": errno.EINVAL,
+    "PX 8": errno.EINVAL,
+    "X 8": errno.EINVAL,
+    "P 3": errno.EINVAL,
+    "P 8x": errno.EINVAL,
+    "P 8 1": errno.EINVAL,
+    "P 8 1 nonsense": errno.EINVAL,
+    "P 8 1 discard_passdown_origin": errno.EINVAL,
+    "P 8 3 a b c": errno.EINVAL,
 }
 
 
@@ -49,7 +56,9 @@ class Form:
 
 
 class Face(Layers):
-    """A device of the family, with what it must read. Its layers and threads are those of the family."""
+    """A device of the family, with what it must read. Its layers and threads are those of the
+    family.
+    """
 
     def __init__(self, family, device, region, content):
         super().__init__(family.box, family.setup, family.tally, family.parts, b"")
@@ -135,7 +144,8 @@ class Front(Face):
 
     def prepare(self, op):
         super().prepare(op)
-        # An exception is owed to the snapshots that are there now; others may come to see the write.
+        # An exception is owed to the snapshots that are there now; others may come to see the
+        # write.
         op.watchers = self.family.snapshots() if op.changes else []
         for watcher in op.watchers:
             watcher.touched(op)
@@ -153,7 +163,9 @@ class Front(Face):
                 continue
             if op.kind == "flush" and fault.writes:
                 return True
-            if fault.meets(op.start, op.end) and (fault.reads if op.kind == "read" else fault.writes):
+            if fault.meets(op.start, op.end) and (
+                fault.reads if op.kind == "read" else fault.writes
+            ):
                 return True
         return False
 
@@ -172,9 +184,10 @@ class Front(Face):
 class Snapshot(Face):
     """A snapshot.
 
-    `tried` are chunks that somebody began to write to, `sure` those to which a write was acknowledged: the first may
-    have an exception, the second must. A snapshot may be lost, for good, if its COW device had no room for all it has
-    tried, or after a fault of it or of the origin. Whether it is shows when all I/O has ended.
+    `tried` are chunks that somebody began to write to, `sure` those to which a write was
+    acknowledged: the first may have an exception, the second must. A snapshot may be lost, for
+    good, if its COW device had no room for all it has tried, or after a fault of it or of the
+    origin. Whether it is shows when all I/O has ended.
     """
 
     name_of_target = "snapshot"
@@ -236,9 +249,18 @@ class Snapshot(Face):
         super().wrote(op)
 
     def do_discard(self, start, count):
-        """Each sector is as before, or zeros; with passdown so is the origin, past all other snapshots."""
-        past = [face for face in self.family.faces() if face is not self] if "passdown" in self.form.features else []
-        ops = [(face, face.model.begin("discard", start, count, bytes(count * 512))) for face in (self, *past)]
+        """Each sector is as before, or zeros; with passdown so is the origin, past all other
+        snapshots.
+        """
+        past = (
+            [face for face in self.family.faces() if face is not self]
+            if "passdown" in self.form.features
+            else []
+        )
+        ops = [
+            (face, face.model.begin("discard", start, count, bytes(count * 512)))
+            for face in (self, *past)
+        ]
         try:
             self.device.discard(start, count)
         except OSError as error:
@@ -320,22 +342,33 @@ class Snapshot(Face):
         disk = self.family.disks[self.layer]
         magic, valid = cow.HEADER.unpack(disk.read(0, 1)[:16])[:2]
         assert magic == cow.MAGIC
-        assert not self.lost or not valid or self.cow_failed, "it was lost, and the header does not say so"
+        assert (
+            not self.lost or not valid or self.cow_failed
+        ), "it was lost, and the header does not say so"
         if self.lost:
             return
         assert valid, "it was not lost, but the header says so"
         store = cow.Store(SimpleNamespace(sectors=self.form.sectors, read=disk.read))
-        self.tally["store compared", f"of {store.area + 1} areas" if store.area < 3 else "of more"] += 1
-        assert store.records == cow.numbered([old for old, _ in store.records], self.region), "records out of order"
+        self.tally[
+            "store compared", f"of {store.area + 1} areas" if store.area < 3 else "of more"
+        ] += 1
+        assert store.records == cow.numbered(
+            [old for old, _ in store.records], self.region
+        ), "records out of order"
         olds = set(store.taken)
         missing, extra = sorted(self.sure - olds), sorted(olds - self.tried)
-        assert not (store.repeated or missing or extra), \
-            f"repeated {store.repeated[:4]}, missing {missing[:4]}, too many {extra[:4]}"
-        real, data = self.family.disks["real"].content(self.sectors), disk.content(store.next * self.region)
+        assert not (
+            store.repeated or missing or extra
+        ), f"repeated {store.repeated[:4]}, missing {missing[:4]}, too many {extra[:4]}"
+        real, data = self.family.disks["real"].content(self.sectors), disk.content(
+            store.next * self.region
+        )
         for n, held in enumerate(self.model.now):
             old, rest = divmod(n, self.region)
-            source, at = (data, store.taken[old] * self.region + rest) if old in store.taken else (real, n)
-            got = source[at * 512:at * 512 + 512]
+            source, at = (
+                (data, store.taken[old] * self.region + rest) if old in store.taken else (real, n)
+            )
+            got = source[at * 512 : at * 512 + 512]
             assert got in model.values(held), f"on disk: {self.name(n, got)}"
 
 
@@ -352,28 +385,39 @@ def on_any(name):
 
 
 class Family(Layers):
-    """The origin's disk and three COW devices, each behind a layer that can fail or hold, and what is over them.
+    """The origin's disk and three COW devices, each behind a layer that can fail or hold, and what
+    is over them.
 
-    Origin I/O fails only if its own disk does. An I/O of a snapshot may fail if a device in its way does, or if the
-    snapshot has a reason to be lost. Snapshots are taken, opened and removed while the origin is suspended, as by LVM.
+    Origin I/O fails only if its own disk does. An I/O of a snapshot may fail if a device in its way
+    does, or if the snapshot has a reason to be lost. Snapshots are taken, opened and removed while
+    the origin is suspended, as by LVM.
     """
 
     TARGET = "snapshot"
-    SETUP = {f"form{n}": st.integers(0, FORMS - 1) for n in range(SLOTS)} | {"short": st.sampled_from([0, 1, 27, 1000])}
+    SETUP = {f"form{n}": st.integers(0, FORMS - 1) for n in range(SLOTS)} | {
+        "short": st.sampled_from([0, 1, 27, 1000])
+    }
     ORIGIN = 1  # how often it is picked, of so many times that a snapshot is
     PIECES = 1  # lines of the origin's table
 
     def __init__(self, box, setup, tally):
-        self.disks = {"real": box.ram(MIB), **{f"cow{n}": box.ram(2 * MIB + 1) for n in range(SLOTS)}}
+        self.disks = {
+            "real": box.ram(MIB),
+            **{f"cow{n}": box.ram(2 * MIB + 1) for n in range(SLOTS)},
+        }
         self.forms = [Form(setup[f"form{n}"], self.disks[f"cow{n}"]) for n in range(SLOTS)]
         data = pattern("origin", MIB * 2048)
         self.disks["real"].fill(data)
-        lengths = {f"cow{n}": form.sectors for n, form in enumerate(self.forms)} | {"real": MIB * 2048 - setup["short"]}
-        parts = SimpleNamespace(**{name: box.layered(disk, sectors=lengths[name]) for name, disk in self.disks.items()})
+        lengths = {f"cow{n}": form.sectors for n, form in enumerate(self.forms)} | {
+            "real": MIB * 2048 - setup["short"]
+        }
+        parts = SimpleNamespace(
+            **{name: box.layered(disk, sectors=lengths[name]) for name, disk in self.disks.items()}
+        )
         super().__init__(box, setup, tally, parts, b"")
         self.sectors, self.slots = lengths["real"], [None] * SLOTS
         self.front = None
-        self.make_front(data[:self.sectors * 512])
+        self.make_front(data[: self.sectors * 512])
         self.take(0)
 
     # The devices
@@ -385,12 +429,18 @@ class Family(Layers):
         return [face for face in self.slots if face]
 
     def pick(self, which):
-        return ([self.front] * self.ORIGIN + self.snapshots() * 2)[which % (self.ORIGIN + 2 * len(self.snapshots()))]
+        return ([self.front] * self.ORIGIN + self.snapshots() * 2)[
+            which % (self.ORIGIN + 2 * len(self.snapshots()))
+        ]
 
     def origin_line(self):
-        ends = [self.sectors * n // self.PIECES // 8 * 8 for n in range(self.PIECES)] + [self.sectors]
-        return "\n".join(f"{start} {end - start} snapshot-origin {self.parts.real.dev}"
-                         for start, end in zip(ends, ends[1:]))
+        ends = [self.sectors * n // self.PIECES // 8 * 8 for n in range(self.PIECES)] + [
+            self.sectors
+        ]
+        return "\n".join(
+            f"{start} {end - start} snapshot-origin {self.parts.real.dev}"
+            for start, end in zip(ends, ends[1:])
+        )
 
     def line(self, slot):
         cow_device = getattr(self.parts, f"cow{slot}")
@@ -419,7 +469,9 @@ class Family(Layers):
     # What all do
 
     read, write, write_regions, flush, discard, zero_out, stream, remove_open = map(
-        on_any, ("read", "write", "write_regions", "flush", "discard", "zero_out", "stream", "remove_open"))
+        on_any,
+        ("read", "write", "write_regions", "flush", "discard", "zero_out", "stream", "remove_open"),
+    )
 
     def run(self):
         self.release()
@@ -429,7 +481,9 @@ class Family(Layers):
 
     @event(2)
     def join(self):
-        """Lets everything go on, waits for the I/O on its way, and sees what has become of the snapshots."""
+        """Lets everything go on, waits for the I/O on its way, and sees what has become of the
+        snapshots.
+        """
         idle = not self.threads
         self.run()
         self.finish_threads()
@@ -452,7 +506,9 @@ class Family(Layers):
         if inactive and not face.pending:
             assert rows == []
             return "none loaded"
-        assert {(kind, text) for _, _, kind, text in rows} == {(face.name_of_target, face.words(inactive))}, rows
+        assert {(kind, text) for _, _, kind, text in rows} == {
+            (face.name_of_target, face.words(inactive))
+        }, rows
 
     @event(5, which=SMALL, noflush=FLAG, lockfs=FLAG)
     def suspend(self, which, noflush, lockfs):
@@ -522,13 +578,25 @@ class Family(Layers):
             self.front.resume()
 
     def open(self, slot):
-        """A table for a COW device, not live yet; None if the device below does not let it be read or made."""
-        device = self.box.own(snaps.Snapshot(self.parts.real, getattr(self.parts, f"cow{slot}"), self.forms[slot].kind,
-                                             self.forms[slot].size, length=self.sectors, start=False))
+        """A table for a COW device, not live yet; None if the device below does not let it be read
+        or made.
+        """
+        device = self.box.own(
+            snaps.Snapshot(
+                self.parts.real,
+                getattr(self.parts, f"cow{slot}"),
+                self.forms[slot].kind,
+                self.forms[slot].size,
+                length=self.sectors,
+                start=False,
+            )
+        )
         try:
             self.patiently(device.load, self.line(slot))
         except OSError as error:
-            assert error.errno == errno.EIO and f"cow{slot}" in self.faults, f"loaded with {self.faults}: {error}"
+            assert (
+                error.errno == errno.EIO and f"cow{slot}" in self.faults
+            ), f"loaded with {self.faults}: {error}"
             device.remove()
             return None
         return device
@@ -555,7 +623,9 @@ class Family(Layers):
 
     @event(4, slot=st.integers(0, SLOTS - 1))
     def recreate(self, slot):
-        """A snapshot is made anew from what is on its COW device. Nothing is written to the origin between."""
+        """A snapshot is made anew from what is on its COW device. Nothing is written to the origin
+        between.
+        """
         face = self.slots[slot]
         if not face or not face.form.persistent or face.lost or face.error_table:
             return IDLE
@@ -579,7 +649,9 @@ class Family(Layers):
 
     @event(2, which=SMALL, now=FLAG)
     def remove_force(self, which, now):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is, then removal."""
+        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
+        then removal.
+        """
         face = self.pick(which)
         self.run()
         face.fail_everything(now)
@@ -611,7 +683,9 @@ class Family(Layers):
         time.sleep(0.002)
 
     def finish(self):
-        """All devices work: each snapshot has everything, or is lost for a reason; and new ones can be taken."""
+        """All devices work: each snapshot has everything, or is lost for a reason; and new ones can
+        be taken.
+        """
         self.heal()
         self.join()
         for slot, face in enumerate(self.slots):

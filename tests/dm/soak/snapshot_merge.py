@@ -1,5 +1,6 @@
-"""The soak's driver of the snapshot-merge target: the devices of that of snapshot; now and then one of the snapshots is
-merged into the origin, which goes on being used."""
+"""The soak's driver of the snapshot-merge target: the devices of that of snapshot; now and then one
+of the snapshots is merged into the origin, which goes on being used.
+"""
 
 import errno
 
@@ -10,7 +11,9 @@ from lib import cow, snaps, wait
 
 
 class Front(snapshot.Front):
-    """The origin, or what merges into it: then an I/O may need the COW device too, and fail with it."""
+    """The origin, or what merges into it: then an I/O may need the COW device too, and fail with
+    it.
+    """
 
     @property
     def merging(self):
@@ -32,8 +35,11 @@ class Front(snapshot.Front):
         return refused(self.device, self.line())
 
     def excused(self, op):
-        return super().excused(op) or \
-            bool(self.merging) and any(fault.layer in ("real", self.merging.layer) for fault in op.faults)
+        return (
+            super().excused(op)
+            or bool(self.merging)
+            and any(fault.layer in ("real", self.merging.layer) for fault in op.faults)
+        )
 
     def wrote(self, op, durable=False):
         if not self.merging:
@@ -78,8 +84,9 @@ def refused(device, line):
 
 
 class Family(snapshot.Family):
-    """What was acknowledged is there, through all errors, suspends and new tables; and when all devices work the merge
-    comes to its end, with exactly what the snapshot showed."""
+    """What was acknowledged is there, through all errors, suspends and new tables; and when all
+    devices work the merge comes to its end, with exactly what the snapshot showed.
+    """
 
     TARGET = "snapshot-merge"
     ORIGIN = 8
@@ -157,8 +164,14 @@ class Family(snapshot.Family):
     def cover(self, face, chunks, other):
         """The chunks of another snapshot in which these lie."""
         size = face.region
-        return {n for chunk in chunks for n in range(chunk * size // other.region,
-                                                     -(-min((chunk + 1) * size, self.sectors) // other.region))}
+        return {
+            n
+            for chunk in chunks
+            for n in range(
+                chunk * size // other.region,
+                -(-min((chunk + 1) * size, self.sectors) // other.region),
+            )
+        }
 
     @event(3)
     def merge_again(self):
@@ -185,7 +198,9 @@ class Family(snapshot.Family):
             raise AssertionError("it fails though all devices work")
         face, device = self.merging, self.front.device
         store = cow.Store(getattr(self.parts, face.layer))
-        assert store.valid and not store.records and not store.tail.strip(b"\0"), "there are records left"
+        assert (
+            store.valid and not store.records and not store.tail.strip(b"\0")
+        ), "there are records left"
         for other in self.snapshots():
             other.sure |= self.owed[other]
         self.front.read_all()

@@ -1,5 +1,6 @@
-"""The soak's driver of the snapshot-origin target: the devices of that of snapshot, with most of the I/O on the origin,
-which has three lines."""
+"""The soak's driver of the snapshot-origin target: the devices of that of snapshot, with most of
+the I/O on the origin, which has three lines.
+"""
 
 from snapshot import Family
 

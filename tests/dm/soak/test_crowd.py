@@ -13,8 +13,11 @@ import pytest
 from lib import box, delay, modules
 
 # At least. In the debug kernel a round takes ten times as long.
-ROUNDS = {"clone": 2, "era": 2, "snapshot": 6} if os.environ.get("DM_RUST_KERNEL") == "debug" else \
-    {"clone": 8, "era": 8, "snapshot": 24}
+ROUNDS = (
+    {"clone": 2, "era": 2, "snapshot": 6}
+    if os.environ.get("DM_RUST_KERNEL") == "debug"
+    else {"clone": 8, "era": 8, "snapshot": 24}
+)
 OVERTIME = 120
 SECONDS_PER_ROUND = 240
 
@@ -52,11 +55,17 @@ def go(crowd, request, rust_module):
             error.add_note(f"round {crowd.rounds} of {name}, seed {seed}")
             raise
         signal.alarm(SECONDS_PER_ROUND)
-    slept = {point: count - before.get(point, (0, 0))[1] for point, (_, count) in delay.counts().items()}
-    print(f"crowd of {name}: {crowd.rounds} rounds in {time.monotonic() - start:.0f} s; " + ", ".join(
-        f"{what} {count}" for what, count in sorted(crowd.tally.items())))
+    slept = {
+        point: count - before.get(point, (0, 0))[1] for point, (_, count) in delay.counts().items()
+    }
+    print(
+        f"crowd of {name}: {crowd.rounds} rounds in {time.monotonic() - start:.0f} s; "
+        + ", ".join(f"{what} {count}" for what, count in sorted(crowd.tally.items()))
+    )
     print("slept at " + ", ".join(f"{point} {count}" for point, count in slept.items() if count))
-    assert not crowd.missing(), f"too little has happened in {crowd.rounds} rounds: {crowd.missing()}"
+    assert (
+        not crowd.missing()
+    ), f"too little has happened in {crowd.rounds} rounds: {crowd.missing()}"
     assert sum(slept.values()) > crowd.rounds, slept
     modules.unload(modules.RUST_MODULE)
     modules.insmod(rust_module)

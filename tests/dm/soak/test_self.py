@@ -1,4 +1,6 @@
-"""The soak itself: a wrong device is found, explained in a few events that fail again, and its seed is named."""
+"""The soak itself: a wrong device is found, explained in a few events that fail again, and its seed
+is named.
+"""
 
 import errno
 import re
@@ -104,7 +106,9 @@ def events_in(report):
 
 def test_a_wrong_device_is_found_and_explained():
     seed, report = failing_batch(OverWrong)
-    assert f"seed {seed}: a run of wrong failed" in report and "failed again in 3 runs of 3" in report
+    assert (
+        f"seed {seed}: a run of wrong failed" in report and "failed again in 3 runs of 3" in report
+    )
     plan = events_in(report)
     assert sorted(name for name, _ in plan.events) == ["discard", "read", "write"], report
     assert all(engine.spell(*step) in report for step in plan.events)
@@ -158,8 +162,17 @@ def test_time_alone_is_not_enough(monkeypatch):
 
 # The driver of the clone target, over clones that lie. Each list passes with one that does not.
 
-SETUP = {"region": 0, "short": 1, "cache": False, "hydration": False, "passdown": True, "on_read": False,
-         "zero": False, "threshold": 0, "batch": 0}
+SETUP = {
+    "region": 0,
+    "short": 1,
+    "cache": False,
+    "hydration": False,
+    "passdown": True,
+    "on_read": False,
+    "zero": False,
+    "threshold": 0,
+    "batch": 0,
+}
 OPTIONS = {key: SETUP[key] for key in clone.OPTIONS}
 WRITE = ["write", {"start": 100, "count": 30, "fua": False, "now": True}]
 READ = ["read", {"start": 120, "count": 3, "now": True}]
@@ -193,24 +206,51 @@ def forgets(it):
 def writes_to_the_source(it):
     device, disk = it.clone, it.trio.source_disk
     write = device.write
-    device.write = lambda sector, data, fua=False: (write(sector, data, fua), disk.write(sector, data))
+    device.write = lambda sector, data, fua=False: (
+        write(sector, data, fua),
+        disk.write(sector, data),
+    )
 
 
 def counts_down(it):
     device, status = it.clone, it.clone.status
-    device.status = lambda *flags: status(*flags).replace(f" {it.least}/512", f" {max(0, it.least - 1)}/512")
+    device.status = lambda *flags: status(*flags).replace(
+        f" {it.least}/512", f" {max(0, it.least - 1)}/512"
+    )
 
 
 LIES = {  # name: (what it does to the driver, events, words of the failure)
-    "loses a write": (lambda it: setattr(it.clone, "write", nothing), [WRITE, READ], "sectors are wrong|written"),
-    "loses a discard": (lambda it: setattr(it.clone, "discard", nothing), [WRITE, DISCARD], "left data behind|discard"),
-    "fails a read": (lambda it: setattr(it.clone, "read", fails), [READ], "read .* failed without a reason"),
-    "fails a flush": (lambda it: setattr(it.clone, "flush", fails), [WRITE, FLUSH], "flush .* failed without a reason"),
-    "ignores a message": (lambda it: setattr(it.clone, "message", nothing),
-                          [["message", {"words": "hydration_threshold 16"}]], "threshold"),
+    "loses a write": (
+        lambda it: setattr(it.clone, "write", nothing),
+        [WRITE, READ],
+        "sectors are wrong|written",
+    ),
+    "loses a discard": (
+        lambda it: setattr(it.clone, "discard", nothing),
+        [WRITE, DISCARD],
+        "left data behind|discard",
+    ),
+    "fails a read": (
+        lambda it: setattr(it.clone, "read", fails),
+        [READ],
+        "read .* failed without a reason",
+    ),
+    "fails a flush": (
+        lambda it: setattr(it.clone, "flush", fails),
+        [WRITE, FLUSH],
+        "flush .* failed without a reason",
+    ),
+    "ignores a message": (
+        lambda it: setattr(it.clone, "message", nothing),
+        [["message", {"words": "hydration_threshold 16"}]],
+        "threshold",
+    ),
     "forgets what it wrote": (forgets, [WRITE, RECREATE], "on disk"),
-    "acknowledges a flush for nothing": (lambda it: setattr(it.clone, "flush", nothing),
-                                         [WRITE, DEAD_METADATA, FLUSH, RECREATE], "not on disk"),
+    "acknowledges a flush for nothing": (
+        lambda it: setattr(it.clone, "flush", nothing),
+        [WRITE, DEAD_METADATA, FLUSH, RECREATE],
+        "not on disk",
+    ),
     "writes to the source": (writes_to_the_source, [WRITE], "the source was written to"),
     "counts down": (counts_down, [WRITE, STATUS], "at least"),
 }

@@ -1,4 +1,6 @@
-"""All targets of our module under random events; see engine.py. One driver per target, in a file of its name."""
+"""All targets of our module under random events; see engine.py. One driver per target, in a file of
+its name.
+"""
 
 import importlib
 import time
@@ -30,7 +32,9 @@ def drivers(impl, rust_module):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_soak(drivers, request, soak_in_guest):
-    """For --seconds, which the targets share, and until each event has happened. A failure says how to repeat it."""
+    """For --seconds, which the targets share, and until each event has happened. A failure says how
+    to repeat it.
+    """
     option = request.config.getoption
     # In the debug kernel, which takes ten times as long, two thirds of the events are enough.
     least = 2 / 3 if option("--few") else 1.0

@@ -149,8 +149,8 @@ pub(crate) mod faults {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     }
 
-    /// Runs `f` with its allocation number `n`, counted from zero, failing, and tells whether it was
-    /// reached.
+    /// Runs `f` with its allocation number `n`, counted from zero, failing, and tells whether it
+    /// was reached.
     pub(crate) fn with_failing<T>(n: usize, f: impl FnOnce() -> T) -> (T, bool) {
         LEFT.set(Some(n));
         let result = f();

@@ -135,8 +135,8 @@ impl Leaf {
         self.entries.insert_within_capacity(index, entry).ok()
     }
 
-    /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how many entries there are
-    /// more; `None` if the table has to look at it.
+    /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how
+    /// many entries there are more; `None` if the table has to look at it.
     #[inline]
     pub(super) fn append(&mut self, run: &Run) -> Result<Option<u64>, Refused> {
         let Some(last) = self.entries.last_mut() else {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copies by pieces, with errors and with being given up at any moment, against what is true of all of them.
+//! Copies by pieces, with errors and with being given up at any moment, against what is true of all
+//! of them.
 
 use proptest::prelude::*;
 use std::vec::Vec;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Block sizes and geometry of an era: a walk over all sectors of small targets, 128-bit arithmetic for large ones.
+//! Block sizes and geometry of an era: a walk over all sectors of small targets, 128-bit arithmetic
+//! for large ones.
 
 use proptest::prelude::*;
 
@@ -108,7 +109,8 @@ proptest! {
         }
     }
 
-    /// An access touches the blocks of its sectors, and at least that of the first; what is behind the end is in the last.
+    /// An access touches the blocks of its sectors, and at least that of the first; what is behind
+    /// the end is in the last.
     #[test]
     fn small_targets(
         sectors in (1u32..12).prop_map(|eights| eights * 8),

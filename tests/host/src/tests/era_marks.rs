@@ -70,7 +70,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 proptest! {
-    /// Every block of a range is in one of its parts, and nothing else; the parts are the words in order.
+    /// Every block of a range is in one of its parts, and nothing else; the parts are the words in
+    /// order.
     #[test]
     fn ranges_are_cut_into_words(range in ranges(), up in prop_oneof![Just(0u32), 0..u32::MAX - 2000]) {
         let range = blocks(range.first + up, range.last + up);
@@ -127,8 +128,9 @@ proptest! {
         prop_assert_eq!(blocks_of(word, bits, end).collect::<Vec<_>>(), model);
     }
 
-    /// Each block that is marked in a bitset and that the device has is transcribed once, in order; the bitset may be from a
-    /// time when the device was longer or shorter. It is read no further than it reaches.
+    /// Each block that is marked in a bitset and that the device has is transcribed once, in order;
+    /// the bitset may be from a time when the device was longer or shorter. It is read no further
+    /// than it reaches.
     #[test]
     fn bitsets_are_transcribed(
         set in prop::collection::btree_set(0u32..500, 0..60),
@@ -196,7 +198,8 @@ fn allocations_may_fail() {
     assert!(!reached);
 }
 
-/// Readers see each mark that was announced to them, none that was not on its way, and what was written before a mark.
+/// Readers see each mark that was announced to them, none that was not on its way, and what was
+/// written before a mark.
 #[test]
 fn readers_need_no_lock() {
     const BLOCKS: u32 = 64 * 40 + 17;

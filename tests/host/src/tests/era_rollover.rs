@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The end of an era: all interleavings of a model of `rust/targets/era/rollover.rs`, of the worker in `io.rs`, and of
-//! `rust/sys/epochs.rs`, and the same with a step left out or misplaced, which must be noticed.
+//! The end of an era: all interleavings of a model of `rust/targets/era/rollover.rs`, of the worker
+//! in `io.rs`, and of `rust/sys/epochs.rs`, and the same with a step left out or misplaced, which
+//! must be noticed.
 //!
-//! There is one block, two writers, the worker that marks, and a thread that sends one checkpoint after the other. Steps are
-//! as small as other threads can tell; memory is taken as the same for all. Commits may fail, whether they have reached the
-//! disk or not, and whoever waits may be killed.
+//! There is one block, two writers, the worker that marks, and a thread that sends one checkpoint
+//! after the other. Steps are as small as other threads can tell; memory is taken as the same for
+//! all. Commits may fail, whether they have reached the disk or not, and whoever waits may be
+//! killed.
 
 use std::collections::HashSet;
 use std::vec::Vec;
@@ -142,7 +144,8 @@ struct State {
     undrained: bool,
     /// The writers for which the grace period waits.
     grace: [bool; 2],
-    /// What the last successful checkpoint told its caller: later writes are recorded in this era or later ones.
+    /// What the last successful checkpoint told its caller: later writes are recorded in this era
+    /// or later ones.
     promised: u8,
     faults: u8,
     kills: u8,
@@ -367,7 +370,8 @@ impl Explorer {
         Ok(steps)
     }
 
-    /// How a commit may fail: having reached the disk or not, with metadata that can be opened again or not.
+    /// How a commit may fail: having reached the disk or not, with metadata that can be opened
+    /// again or not.
     fn failures(&self) -> impl Iterator<Item = (bool, bool)> + use<> {
         let open: &[bool] = if self.world.closes {
             &[true, false]
@@ -510,7 +514,8 @@ fn is_well(world: World) {
     }
 }
 
-/// When a checkpoint has returned, all that is recorded only in older eras has ended, and nothing of that kind comes later.
+/// When a checkpoint has returned, all that is recorded only in older eras has ended, and nothing
+/// of that kind comes later.
 #[test]
 fn promises_are_kept() {
     is_well(World { writes: 2, ..WORLD });
@@ -535,7 +540,8 @@ fn killed_checkpoints() {
     });
 }
 
-/// Commits fail once, twice in a row, and for a checkpoint and a mark; the metadata is opened again.
+/// Commits fail once, twice in a row, and for a checkpoint and a mark; the metadata is opened
+/// again.
 #[test]
 fn failed_commits() {
     is_well(World { faults: 3, ..WORLD });
@@ -546,7 +552,8 @@ fn failed_commits() {
     });
 }
 
-/// The same if it cannot be opened until the next step. Bits may then outlive the era on disk; promises are kept.
+/// The same if it cannot be opened until the next step. Bits may then outlive the era on disk;
+/// promises are kept.
 #[test]
 fn metadata_that_is_lost_for_a_while() {
     is_well(World {
@@ -558,8 +565,8 @@ fn metadata_that_is_lost_for_a_while() {
     });
 }
 
-/// Each step is needed: without it, or elsewhere, some interleaving breaks a promise, or the rule that bits stand for
-/// the era on disk.
+/// Each step is needed: without it, or elsewhere, some interleaving breaks a promise, or the rule
+/// that bits stand for the era on disk.
 #[test]
 fn mistakes_are_found() {
     for (mistake, faults, kills, strict, rule) in [

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The superblock of an era against a parser of bytes and a checksum by long division, both written from the format's
-//! description; every way to damage it; and fuzz.
+//! The superblock of an era against a parser of bytes and a checksum by long division, both written
+//! from the format's description; every way to damage it; and fuzz.
 
 use proptest::prelude::*;
 use std::format;
@@ -82,7 +82,8 @@ fn size(sectors: u32) -> BlockSize {
     BlockSize::from_sectors(sectors).unwrap()
 }
 
-/// What `era_restore` 1.1.0 writes for a device of 1000 blocks of 128 sectors in its fifth era, on 256 metadata blocks.
+/// What `era_restore` 1.1.0 writes for a device of 1000 blocks of 128 sectors in its fifth era, on
+/// 256 metadata blocks.
 fn sample() -> Superblock {
     let mut sm_root = [0; SM_ROOT_SIZE];
     for (index, number) in [256, 9, 8, 7].into_iter().enumerate() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Header and areas of a persistent store against parsers of bytes written from the format's description; damage; fuzz.
+//! Header and areas of a persistent store against parsers of bytes written from the format's
+//! description; damage; fuzz.
 
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -500,7 +501,8 @@ fn failures() {
     assert_load(8, 100_000, &[&bytes, &bytes]);
 }
 
-/// Records as a store may have them, good and bad: runs, what lies elsewhere, repetitions, and any numbers.
+/// Records as a store may have them, good and bad: runs, what lies elsewhere, repetitions, and any
+/// numbers.
 fn records() -> impl Strategy<Value = Vec<(u64, u64)>> {
     let number = prop_oneof![
         4 => 0..80u64,

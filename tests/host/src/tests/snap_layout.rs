@@ -161,7 +161,8 @@ fn ends_of_numbers() {
     assert_eq!(huge.allocate(1, Sectors(u64::MAX)), None);
 }
 
-/// A store takes as many chunks as LVM's formula says: one for the header, and areas up to the end of the list.
+/// A store takes as many chunks as LVM's formula says: one for the header, and areas up to the end
+/// of the list.
 #[test]
 fn room_near_whole_stripes() {
     for sectors in all_sizes() {
@@ -189,7 +190,8 @@ fn room_near_whole_stripes() {
     }
 }
 
-/// The case in which C writes behind the end: the last slot of an area in a device of whole stripes.
+/// The case in which C writes behind the end: the last slot of an area in a device of whole
+/// stripes.
 #[test]
 fn last_slot_of_a_device_of_whole_stripes() {
     let layout = layout(8);
@@ -207,7 +209,8 @@ fn last_slot_of_a_device_of_whole_stripes() {
     assert_eq!(allocator.allocate(300, cow), Some((CowChunk(259), 1)));
 }
 
-/// The room is for records, which may lag behind the chunks, or be ahead of them where some of them mean nothing.
+/// The room is for records, which may lag behind the chunks, or be ahead of them where some of them
+/// mean nothing.
 #[test]
 fn records_and_chunks_out_of_step() {
     let layout = layout(1);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The merge: all orders of events in a model of `rust/targets/snapshot/merge.rs`, and the same with a step left out or
-//! misplaced, which must be noticed; and what it has besides the steps.
+//! The merge: all orders of events in a model of `rust/targets/snapshot/merge.rs`, and the same
+//! with a step left out or misplaced, which must be noticed; and what it has besides the steps.
 //!
 //! There are two chunks with a record each, a thread that writes and flushes, one that starts and
-//! stops the merge, and one that takes a snapshot of the origin, for which the merge is paused. Steps
-//! are as small as others can tell. Each thing may fail; records that could not be cleared may be there
-//! or not. In every state the power may be cut.
+//! stops the merge, and one that takes a snapshot of the origin, for which the merge is paused.
+//! Steps are as small as others can tell. Each thing may fail; records that could not be cleared
+//! may be there or not. In every state the power may be cut.
 
 use std::collections::HashSet;
 use std::vec;
@@ -179,7 +179,8 @@ impl State {
         self.writer = Writer::Idle;
     }
 
-    /// What may be read of a chunk: the last value that was acknowledged, or the one that is being written.
+    /// What may be read of a chunk: the last value that was acknowledged, or the one that is being
+    /// written.
     fn may_be(&self, chunk: usize, value: u8) -> bool {
         let being_written = self.writer != Writer::Idle && self.at as usize == chunk;
         value == self.acked[chunk] || (being_written && value == self.value)
@@ -260,7 +261,8 @@ impl World {
                 }
             }
             Other::Pausing if state.machine.is_at_rest() || self.is_hasty() => {
-                // Origin writes that are on their way then may be seen by it or not: here they have ended.
+                // Origin writes that are on their way then may be seen by it or not: here they have
+                // ended.
                 if state.writer == Writer::ToOrigin {
                     return;
                 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chunk sizes against plain arithmetic, table lines against a transcription of the C parser, the texts of the status.
+//! Chunk sizes against plain arithmetic, table lines against a transcription of the C parser, the
+//! texts of the status.
 
 use proptest::prelude::*;
 use std::string::{

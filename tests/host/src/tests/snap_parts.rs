@@ -51,7 +51,8 @@ fn chunks(tables: &KVVec<Extents>, stripe: u32) -> BTreeMap<u64, u64> {
     found
 }
 
-/// What [`leading`] finds in a table where each chunk of `mapped` is a run of its own, and how often it asks.
+/// What [`leading`] finds in a table where each chunk of `mapped` is a run of its own, and how
+/// often it asks.
 fn lead(mapped: &[bool], most: u64, stripe: u32) -> (u64, usize) {
     let mut asked = 0;
     let found = leading(Chunk(7), most, stripe, |index, chunk, wanted| {

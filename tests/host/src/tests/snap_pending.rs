@@ -157,7 +157,8 @@ proptest! {
                 }
                 Step::Remove(nth) => {
                     let Some(entry) = list.get(nth).cloned() else { continue };
-                    // What has not been in a batch is taken out from the front only, as of a store that is given up.
+                    // What has not been in a batch is taken out from the front only, as of a store
+                    // that is given up.
                     if !matches!(entry.2, Stage::Committed) {
                         continue;
                     }
@@ -192,8 +193,8 @@ proptest! {
         }
     }
 
-    /// A barrier is never passed while somebody reads who was there before it, and is passed when all of these are gone and
-    /// those who came between two looks.
+    /// A barrier is never passed while somebody reads who was there before it, and is passed when
+    /// all of these are gone and those who came between two looks.
     #[test]
     fn readers_of_before(steps in proptest::collection::vec((0u8..4, 0usize..8), 1..200)) {
         let mut readers = Readers::default();

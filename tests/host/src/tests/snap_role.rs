@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who takes over from whom: all orders of what device-mapper does to two devices with the same COW device, hook by hook, and the
-//! same with mistakes that must be noticed.
+//! Who takes over from whom: all orders of what device-mapper does to two devices with the same COW
+//! device, hook by hook, and the same with mistakes that must be noticed.
 //!
-//! One device has the live table. Another one may be loaded with a table that takes over. Both may be suspended, resumed
-//! and removed. A device's lock is held over a suspension and over a resume; a suspension may be interrupted, and another
-//! target of the table may fail its `preresume`.
+//! One device has the live table. Another one may be loaded with a table that takes over. Both may
+//! be suspended, resumed and removed. A device's lock is held over a suspension and over a resume;
+//! a suspension may be interrupted, and another target of the table may fail its `preresume`.
 
 use std::collections::HashSet;
 use std::vec;
@@ -140,7 +140,8 @@ impl State {
         if self.tables.iter().filter(is_live).count() > 1 {
             return Err(TWO);
         }
-        // Nothing is going on, and one waits for the other, which is suspended. Whoever tries comes through in the end.
+        // Nothing is going on, and one waits for the other, which is suspended. Whoever tries comes
+        // through in the end.
         let idle = |table: &Table| table.doing == Doing::Nothing && table.suspended;
         let waits = self.tables[1].role == Some(Role::Successor) && self.tables[0].role.is_some();
         if waits && self.tables.iter().all(idle) {

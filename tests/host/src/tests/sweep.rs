@@ -2,8 +2,8 @@
 
 //! Background hydration on a simulated clone: random delays, failures, user I/O and limits.
 //!
-//! Whatever happens, good regions get hydrated in a bounded time, bad ones neither stop nor slow the
-//! others, and the rules about what may be started are never broken.
+//! Whatever happens, good regions get hydrated in a bounded time, bad ones neither stop nor slow
+//! the others, and the rules about what may be started are never broken.
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -270,8 +270,9 @@ proptest! {
             }
         }
 
-        // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some failures
-        // of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a batch.
+        // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some
+        // failures of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a
+        // batch.
         clone.limits = Limits { threshold: limits.0, batch: limits.1, user_busy: busy, ..clone.limits };
         clone.asked = 0;
         clone.started.clear();
@@ -292,8 +293,8 @@ proptest! {
         let start = clone.now;
         clone.run_until(start + 300_000, |_| 5);
         prop_assert!(clone.is_complete());
-        // Waits of 1, 2, 4, .. 64 s fit into five minutes nine times; a pass tries a bad region at most
-        // in a batch and alone.
+        // Waits of 1, 2, 4, .. 64 s fit into five minutes nine times; a pass tries a bad region at
+        // most in a batch and alone.
         let tries = clone.started.iter().filter(|(at, _)| *at > start + 30_000).count();
         prop_assert!(tries >= clone.bad.len(), "{tries}");
         prop_assert!(tries <= clone.bad.len() * 2 * 6, "{tries}");

@@ -196,8 +196,8 @@ fn bad_zone_does_not_hold_up_the_rest() {
 
 #[test]
 fn more_failed_batches_than_are_remembered() {
-    // Every batch has a bad region, and all of them are in flight at once. No good region has to wait
-    // for the back-off.
+    // Every batch has a bad region, and all of them are in flight at once. No good region has to
+    // wait for the back-off.
     let mut clone = Clone::new(512, (0..512).step_by(8), 512, 8);
     let start = clone.now;
     clone.run_until(start + 2_500, |_| 3);
