@@ -88,8 +88,8 @@ impl kernel::Module for DmRust {
         })?;
         let snapshots = targets::snapshot::World::new()?;
         Ok(DmRust {
-            _clone: register(module, targets::registry::Registry::new()?)?,
-            _era: register(module, targets::registry::Registry::new()?)?,
+            _clone: register(module, targets::shared_metadata::SharedMetadata::new()?)?,
+            _era: register(module, targets::shared_metadata::SharedMetadata::new()?)?,
             _snapshot: register(module, snapshots.clone())?,
             _origin: register(module, snapshots.clone())?,
             _merge: register(module, snapshots)?,

@@ -3,7 +3,7 @@
 //! Devices that a target uses, and the target's own handle.
 //!
 //! Both point into structures of device-mapper that die when the target's destructor returns. A
-//! shared [`Anchor`] counts them, and the destructor waits for the count to drop to zero: a handle
+//! shared [`TargetRef`] counts them, and the destructor waits for the count to drop to zero: a handle
 //! can never outlive what it points to.
 
 use crate::{
@@ -67,14 +67,14 @@ use kernel::{
 ///
 /// Device-mapper's list of a table's devices has no lock: it counts on constructors and
 /// destructors, which it runs one at a time. So devices are opened only in the constructor
-/// ([`New`](super::target::New) cannot leave it), and closed only by [`close`](Self::close), in the
+/// ([`TargetBuilder`](super::target::New) cannot leave it), and closed only by [`close`](Self::close), in the
 /// destructor, whichever thread drops a [`Device`].
 ///
 /// Of a device the file is kept, never its `dm_dev`: if another line of the table wants more of the
 /// device than reading, device-mapper opens the device again and frees the `dm_dev` that all lines
 /// have. Whoever needs one gets it anew.
 #[pin_data]
-pub(super) struct Anchor {
+pub(super) struct TargetRef {
     ti: NonNull<bindings::dm_target>,
     users: Atomic<i32>,
     #[pin]
@@ -85,18 +85,18 @@ pub(super) struct Anchor {
     #[pin]
     services: Mutex<Option<KBox<Owned>>>,
     #[pin]
-    event: Work<Anchor>,
+    event: Work<TargetRef>,
 }
 
 impl_has_work! {
-    impl HasWork<Anchor> for Anchor { self.event }
+    impl HasWork<TargetRef> for TargetRef { self.event }
 }
 
-impl WorkItem for Anchor {
-    type Pointer = Arc<Anchor>;
+impl WorkItem for TargetRef {
+    type Pointer = Arc<TargetRef>;
 
     /// Raises an event.
-    fn run(this: Arc<Anchor>) {
+    fn run(this: Arc<TargetRef>) {
         // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as
         // long, and does not change.
         unsafe { bindings::dm_table_event((*this.ti.as_ptr()).table) }
@@ -116,13 +116,13 @@ struct Owned {
     next: Option<KBox<Owned>>,
 }
 
-// SAFETY: Pointers that are used as `Anchor` says; the counters and lists have their own
+// SAFETY: Pointers that are used as `TargetRef` says; the counters and lists have their own
 // synchronisation.
-unsafe impl Send for Anchor {}
+unsafe impl Send for TargetRef {}
 // SAFETY: As above.
-unsafe impl Sync for Anchor {}
+unsafe impl Sync for TargetRef {}
 
-impl Anchor {
+impl TargetRef {
     /// Makes the anchor of a target under construction. May sleep.
     ///
     /// # Safety
@@ -130,7 +130,7 @@ impl Anchor {
     /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is
     /// called.
     pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
-        let new = pin_init!(Anchor {
+        let new = pin_init!(TargetRef {
             ti,
             users: Atomic::new(0),
             unused <- new_wait_queue!("dm_rust_anchor"),
@@ -141,9 +141,9 @@ impl Anchor {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
-    pub(super) fn user(self: &Arc<Self>) -> AnchorUser {
+    pub(super) fn user(self: &Arc<Self>) -> TargetUse {
         self.users.fetch_add(1, Relaxed);
-        AnchorUser(self.clone())
+        TargetUse(self.clone())
     }
 
     /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which
@@ -182,7 +182,7 @@ impl Anchor {
         }
         // Nobody has a handle any more, so none comes after it. An event that is pending is still
         // raised: the mapped device may have another table by now, and users wait for it.
-        queue::flush::<Anchor, 0>(self);
+        queue::flush::<TargetRef, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
             let Opened { file, next: rest } = KBox::into_inner(opened);
@@ -196,9 +196,9 @@ impl Anchor {
 
 /// One counted pointer into the target: while it lives, the target stays, and its devices stay
 /// open.
-pub(super) struct AnchorUser(Arc<Anchor>);
+pub(super) struct TargetUse(Arc<TargetRef>);
 
-impl AnchorUser {
+impl TargetUse {
     /// Whether a device belongs to the same target, and so stays open as long as this lives.
     pub(super) fn keeps(&self, device: &Device) -> bool {
         Arc::ptr_eq(&self.0, &device.anchor.0)
@@ -209,7 +209,7 @@ impl AnchorUser {
     }
 }
 
-impl Drop for AnchorUser {
+impl Drop for TargetUse {
     fn drop(&mut self) {
         if self.0.users.fetch_sub(1, Release) == 1 {
             self.0.unused.wake_all();
@@ -218,10 +218,10 @@ impl Drop for AnchorUser {
 }
 
 /// A live target's handle to its table and mapped device.
-pub(crate) struct Handle(AnchorUser);
+pub(crate) struct Handle(TargetUse);
 
 impl Handle {
-    pub(super) fn new(anchor: &Arc<Anchor>) -> Self {
+    pub(super) fn new(anchor: &Arc<TargetRef>) -> Self {
         Handle(anchor.user())
     }
 
@@ -239,7 +239,7 @@ impl Handle {
     pub(crate) fn event(&self) {
         // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the
         // module.
-        unsafe { queue::enqueue_on_system::<Anchor, 0>(self.0 .0.clone()) }
+        unsafe { queue::enqueue_on_system::<TargetRef, 0>(self.0 .0.clone()) }
     }
 
     /// The identity of the mapped device: equal for all tables of one device. Any context.
@@ -305,7 +305,7 @@ pub(crate) enum Access {
 /// The block device is that of a file in the anchor's list of opened devices.
 pub(crate) struct Device {
     bdev: NonNull<kb::block_device>,
-    anchor: AnchorUser,
+    anchor: TargetUse,
 }
 
 // SAFETY: The device is open until it is dropped; block devices may be used from any thread.
@@ -315,7 +315,7 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// Opens the device that a table line names, by path or `major:minor`. Sleeps.
-    pub(super) fn open(anchor: &Arc<Anchor>, path: &CStr, access: Access) -> Result<Self> {
+    pub(super) fn open(anchor: &Arc<TargetRef>, path: &CStr, access: Access) -> Result<Self> {
         let mode = match access {
             Access::Read => bindings::BLK_OPEN_READ,
             Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,

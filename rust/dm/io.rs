@@ -8,8 +8,8 @@ use crate::{
     bindings,
     dm::{
         device::{
-            AnchorUser,
             Device, //
+            TargetUse,
         },
         pages::Pages, //
     },
@@ -139,12 +139,12 @@ pub(crate) trait IoDone: Send + Sized + 'static {
 pub(crate) struct Request<C> {
     /// The context.
     pub(crate) context: C,
-    pub(super) client: Option<Arc<Flying>>,
+    pub(super) client: Option<Arc<InflightCount>>,
     next: Option<PoolBox<Request<C>>>,
 }
 
 impl<C> Request<C> {
-    /// A request for [`IoClient::submit`] or [`CopyClient::copy`](super::copy::CopyClient::copy).
+    /// A request for [`IoClient::submit`] or [`KcopydClient::copy`](super::kcopyd::KcopydClient::copy).
     pub(crate) fn new(context: C) -> Self {
         Request {
             context,
@@ -208,7 +208,7 @@ impl<C> Drop for RequestList<C> {
 
 /// The requests of a client that have not ended.
 #[pin_data]
-pub(super) struct Flying {
+pub(super) struct InflightCount {
     count: Atomic<i32>,
     /// Some read failed.
     failed: Atomic<bool>,
@@ -216,10 +216,10 @@ pub(super) struct Flying {
     none: WaitQueue,
 }
 
-impl Flying {
+impl InflightCount {
     /// None.
     pub(super) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(Flying {
+        let new = pin_init!(InflightCount {
             count: Atomic::new(0),
             failed: Atomic::new(false),
             none <- new_wait_queue!("dm_rust_io"),
@@ -264,9 +264,9 @@ fn memory(bytes: &mut [u8]) -> (bindings::dm_io_memory, Sectors) {
 /// It serves devices of one target, which stay open until the client and all its requests are gone.
 pub(crate) struct IoClient {
     raw: NonNull<bindings::dm_io_client>,
-    flying: Arc<Flying>,
+    flying: Arc<InflightCount>,
     // Dropped last: see above.
-    target: AnchorUser,
+    target: TargetUse,
 }
 
 // SAFETY: dm-io clients may be used from any thread.
@@ -276,11 +276,11 @@ unsafe impl Sync for IoClient {}
 
 impl IoClient {
     /// Makes a client. Sleeps.
-    pub(super) fn new(target: AnchorUser) -> Result<Self> {
+    pub(super) fn new(target: TargetUse) -> Result<Self> {
         // SAFETY: No preconditions.
         let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
-        match Flying::new() {
+        match InflightCount::new() {
             Ok(flying) => Ok(IoClient {
                 raw,
                 flying,
@@ -410,10 +410,10 @@ impl IoClient {
     ) -> Result {
         /// # Safety
         ///
-        /// For dm-io only, as the callback of a request whose context is an `Arc<Flying>`.
+        /// For dm-io only, as the callback of a request whose context is an `Arc<InflightCount>`.
         unsafe extern "C" fn notify(error: c_ulong, unsupported: c_ulong, context: *mut c_void) {
             // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
-            let flying = unsafe { Arc::from_raw(context.cast::<Flying>()) };
+            let flying = unsafe { Arc::from_raw(context.cast::<InflightCount>()) };
             if error | unsupported != 0 {
                 flying.failed.store(true, Relaxed);
             }

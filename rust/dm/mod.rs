@@ -4,14 +4,14 @@
 //!
 //! C headers: `include/linux/device-mapper.h`, `dm-io.h`, `drivers/md/persistent-data/*.h`.
 
+pub(crate) mod arguments;
 pub(crate) mod bio;
-pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod io;
+pub(crate) mod kcopyd;
 pub(crate) mod limits;
 pub(crate) mod pages;
 pub(crate) mod pdata;
 pub(crate) mod reader;
 pub(crate) mod status;
-pub(crate) mod table;
 pub(crate) mod target;

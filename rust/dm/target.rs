@@ -2,7 +2,7 @@
 
 //! Targets: the hooks of device-mapper as a Rust trait, and their registration.
 //!
-//! A target has two lives. While its constructor runs it is a [`New`]: exclusive, in process
+//! A target has two lives. While its constructor runs it is a [`TargetBuilder`]: exclusive, in process
 //! context, free to sleep and to fail. What the constructor returns is shared: every hook gets
 //! `&self` and may run at any time, on any CPU, together with the others.
 //!
@@ -12,6 +12,7 @@
 use crate::{
     bindings,
     dm::{
+        arguments::Arguments, //
         bio::{
             bio_data_size,
             EndBio,
@@ -20,14 +21,14 @@ use crate::{
             Mapped,
             PerBio, //
         },
-        copy::CopyClient,
         device::{
             Access,
-            Anchor,
             Device,
             Handle, //
+            TargetRef,
         },
         io::IoClient,
+        kcopyd::KcopydClient,
         limits::Limits,
         status::{
             Answer,
@@ -35,7 +36,6 @@ use crate::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words, //
     },
     logic::units::{
         Sector,
@@ -49,7 +49,7 @@ use crate::{
         },
         log::err,
         queue::{
-            Place,
+            QueueKind,
             WorkQueue, //
         }, //
     }, //
@@ -106,15 +106,15 @@ impl From<Error> for CtrError {
     }
 }
 
-/// Attaches a text to an error: `open()?` becomes `open().text(c"Error opening device")?`.
-pub(crate) trait Text<T> {
+/// Attaches a text to an error: `open()?` becomes `open().or_message(c"Error opening device")?`.
+pub(crate) trait OrMessage<T> {
     /// The same result with a text for the user.
-    fn text(self, text: &'static CStr) -> Result<T, CtrError>;
+    fn or_message(self, message: &'static CStr) -> Result<T, CtrError>;
 }
 
-impl<T, E: Into<Error>> Text<T> for Result<T, E> {
-    fn text(self, text: &'static CStr) -> Result<T, CtrError> {
-        self.map_err(|e| CtrError::new(text, e.into()))
+impl<T, E: Into<Error>> OrMessage<T> for Result<T, E> {
+    fn or_message(self, message: &'static CStr) -> Result<T, CtrError> {
+        self.map_err(|e| CtrError::new(message, e.into()))
     }
 }
 
@@ -124,13 +124,13 @@ impl<T, E: Into<Error>> Text<T> for Result<T, E> {
 ///
 /// The constructor of the target is running, in this thread: device-mapper lends the target to
 /// nobody else.
-pub(crate) struct New<'a> {
+pub(crate) struct TargetBuilder<'a> {
     ti: NonNull<bindings::dm_target>,
-    anchor: Arc<Anchor>,
+    anchor: Arc<TargetRef>,
     _call: PhantomData<&'a mut ()>,
 }
 
-impl New<'_> {
+impl TargetBuilder<'_> {
     /// Length of the target.
     pub(crate) fn len(&self) -> Sectors {
         // SAFETY: By the invariant the target is live.
@@ -166,19 +166,19 @@ impl New<'_> {
 
     /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper
     /// waits for them. Sleeps.
-    pub(crate) fn queue(&self, name: &CStr, place: Place) -> Result<WorkQueue> {
+    pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
         // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has
         // failed: in a system call or a work item of device-mapper, and the module stays loaded as
         // long as it has targets.
-        self.anchor.keep(|| unsafe { WorkQueue::make(name, place) })
+        self.anchor.keep(|| unsafe { WorkQueue::make(name, kind) })
     }
 
     /// Makes a client of kcopyd, in the same way. Sleeps.
-    pub(crate) fn copy_client(&self) -> Result<CopyClient> {
+    pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
         // SAFETY: The anchor drops the keeper in process context, in the destructor or after a
         // failed constructor, never from a callback of kcopyd; the module stays while it has
         // targets.
-        self.anchor.keep(|| unsafe { CopyClient::make() })
+        self.anchor.keep(|| unsafe { KcopydClient::make() })
     }
 
     /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is
@@ -299,9 +299,9 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// Makes a target of a table line. Process context, sleeps; the device may be live with another
     /// table meanwhile.
     fn ctr(
-        new: &mut New<'_>,
+        builder: &mut TargetBuilder<'_>,
         shared: &Self::Shared,
-        words: Words<'_>,
+        args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError>;
 
     /// The target is about to go: stop what runs on its own (work items, copies). Sleeps.
@@ -342,7 +342,11 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
 
     /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
-    fn message(_this: ArcBorrow<'_, Self>, _words: Words<'_>, _out: &mut StatusBuf<'_>) -> Result {
+    fn message(
+        _this: ArcBorrow<'_, Self>,
+        _args: Arguments<'_>,
+        _out: &mut StatusBuf<'_>,
+    ) -> Result {
         Err(EINVAL)
     }
 
@@ -359,7 +363,7 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
 /// What `ti->private` points to.
 struct Private<T> {
     target: Arc<T>,
-    anchor: Arc<Anchor>,
+    anchor: Arc<TargetRef>,
 }
 
 /// A registered target type. Unregisters when dropped.
@@ -394,7 +398,7 @@ impl<T: Target> Registration<T> {
                     err!(
                         "dm_rust",
                         "target `{}' is registered already: is module `{}' loaded?",
-                        crate::sys::log::Text(T::NAME),
+                        crate::sys::log::CStrDisplay(T::NAME),
                         T::C_MODULE
                     );
                 }
@@ -474,21 +478,21 @@ impl<T: Target> Registration<T> {
             let ti = NonNull::new(ti).ok_or(EINVAL)?;
             let private = KBox::new_uninit(GFP_KERNEL)?;
             // SAFETY: `dtr`, or the failure below, closes the anchor before the target goes away.
-            let anchor = unsafe { Anchor::new(ti) }?;
+            let anchor = unsafe { TargetRef::new(ti) }?;
             // SAFETY: The type of a target is set before its constructor runs.
             let kind = unsafe { (*ti.as_ptr()).type_ };
             // SAFETY: The type is the `inner` of a registration of this `T`, which outlives its
             // tables.
             let this = unsafe { &*container_of!(Opaque::cast_from(kind), Self, inner) };
             // SAFETY: Device-mapper keeps the words until the constructor returns.
-            let words = unsafe { Words::new(argc, argv) };
+            let args = unsafe { Arguments::new(argc, argv) };
             // INVARIANT: This is the constructor.
-            let mut new = New {
+            let mut new = TargetBuilder {
                 ti,
                 anchor: anchor.clone(),
                 _call: PhantomData,
             };
-            match T::ctr(&mut new, &this.shared, words) {
+            match T::ctr(&mut new, &this.shared, args) {
                 Ok(target) => {
                     let private = KBox::write(private, Private { target, anchor });
                     // SAFETY: The target is still lent to the constructor.
@@ -655,12 +659,12 @@ impl<T: Target> Registration<T> {
     ) -> c_int {
         from_result(|| {
             // SAFETY: Device-mapper keeps the words until the hook returns.
-            let words = unsafe { Words::new(argc, argv) };
+            let args = unsafe { Arguments::new(argc, argv) };
             // One byte stays for the final nul. CAST: 32 bits fit into usize.
             let mut answer = Answer::new(maxlen.saturating_sub(1) as usize);
             // SAFETY: In a hook.
             let target = unsafe { Self::target(ti) };
-            T::message(target, words, &mut StatusBuf::new(&mut answer))?;
+            T::message(target, args, &mut StatusBuf::new(&mut answer))?;
             let text = answer.finish()?;
             if text.is_empty() {
                 return Ok(0);

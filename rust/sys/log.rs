@@ -49,9 +49,9 @@ pub(crate) fn miscounted() {
 }
 
 /// A C string as text in messages; what is not UTF-8 is shown as a question mark.
-pub(crate) struct Text<'a>(pub(crate) &'a core::ffi::CStr);
+pub(crate) struct CStrDisplay<'a>(pub(crate) &'a core::ffi::CStr);
 
-impl fmt::Display for Text<'_> {
+impl fmt::Display for CStrDisplay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(core::str::from_utf8(bytes(self.0)).unwrap_or("?"))
     }

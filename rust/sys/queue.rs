@@ -47,11 +47,11 @@ impl Service for Raw {
 
 /// On which CPU the items of a queue run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum QueueKind {
     /// On that which enqueued them.
-    SameCpu,
+    PerCpu,
     /// On whichever is idle.
-    AnyCpu,
+    Unbound,
 }
 
 /// A use of a workqueue. A target gets it from its constructor (`New::queue`), may clone and drop
@@ -74,12 +74,12 @@ impl WorkQueue {
     /// # Safety
     ///
     /// As [`Kept::new`].
-    pub(crate) unsafe fn make(name: &CStr, place: Place) -> Result<(Self, Keeper<Raw>)> {
-        let place = match place {
-            Place::SameCpu => bindings::DMR_WQ_PERCPU,
-            Place::AnyCpu => bindings::DMR_WQ_UNBOUND,
+    pub(crate) unsafe fn make(name: &CStr, kind: QueueKind) -> Result<(Self, Keeper<Raw>)> {
+        let kind = match kind {
+            QueueKind::PerCpu => bindings::DMR_WQ_PERCPU,
+            QueueKind::Unbound => bindings::DMR_WQ_UNBOUND,
         };
-        let flags = bindings::DMR_WQ_MEM_RECLAIM | place;
+        let flags = bindings::DMR_WQ_MEM_RECLAIM | kind;
         let make = || {
             // SAFETY: `name` is nul-terminated; the kernel copies it.
             let wq = unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) };

@@ -5,16 +5,16 @@
 //! Built only on request (`make DM_RUST_EXAMPLE=1`). `Documentation/adding-a-target.md` goes
 //! through it.
 
+use crate::dm::arguments::Arguments;
 use crate::dm::bio::{MapBio, Mapped};
 use crate::dm::device::{Access, Device};
 use crate::dm::io::{Buffer, IoClient, Transfer};
 use crate::dm::status::{StatusBuf, StatusKind};
-use crate::dm::table::Words;
-use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text as _};
+use crate::dm::target::{CtrError, DeviceVisitor, OrMessage as _, Stop, Target, TargetBuilder};
 use crate::logic::args::parse_decimal_u64;
 use crate::logic::units::{Sector, Sectors};
-use crate::sys::log::Text;
-use crate::sys::queue::{enqueue_delayed, OnQueue, Place, WorkQueue};
+use crate::sys::log::CStrDisplay;
+use crate::sys::queue::{enqueue_delayed, OnQueue, QueueKind, WorkQueue};
 use crate::sys::string::bytes;
 use crate::sys::time::Millis;
 use kernel::prelude::*;
@@ -71,18 +71,22 @@ impl Target for Example {
     type PerBio = [u8; 0];
     type Shared = ();
 
-    fn ctr(new: &mut New<'_>, (): &(), mut words: Words<'_>) -> Result<Arc<Self>, CtrError> {
-        let (Some(path), Some(offset), None) = (words.next(), words.next(), words.next()) else {
+    fn ctr(
+        builder: &mut TargetBuilder<'_>,
+        (): &(),
+        mut args: Arguments<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let (Some(path), Some(offset), None) = (args.next(), args.next(), args.next()) else {
             return Err(CtrError::new(c"Device and offset are needed", EINVAL));
         };
         let offset = parse_decimal_u64(bytes(offset)).map(Sector);
-        let offset = offset.ok_or(EINVAL).text(c"Invalid offset")?;
+        let offset = offset.ok_or(EINVAL).or_message(c"Invalid offset")?;
         let device = new
             .open(path, Access::ReadWrite)
-            .text(c"Device lookup failed")?;
-        let (len, io) = (new.len(), new.io_client()?);
-        let queue = new.queue(c"rust-linear", Place::AnyCpu)?;
-        new.want_flushes();
+            .or_message(c"Device lookup failed")?;
+        let (len, io) = (builder.len(), builder.io_client()?);
+        let queue = builder.queue(c"rust-linear", QueueKind::Unbound)?;
+        builder.want_flushes();
         Arc::pin_init(
             pin_init!(Example {
                 device,
@@ -95,7 +99,7 @@ impl Target for Example {
             }),
             GFP_KERNEL,
         )
-        .text(c"Out of memory")
+        .or_message(c"Out of memory")
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, [u8; 0]>) -> Mapped<'a> {
@@ -116,8 +120,12 @@ impl Target for Example {
 
     /// `peek <sector>` answers with the first bytes of a sector, `tick` starts the clock, `repeat
     /// <n> <word>` says a word.
-    fn message(this: ArcBorrow<'_, Self>, mut words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
-        let (name, number) = (words.next().ok_or(EINVAL)?, words.next());
+    fn message(
+        this: ArcBorrow<'_, Self>,
+        mut args: Arguments<'_>,
+        out: &mut StatusBuf<'_>,
+    ) -> Result {
+        let (name, number) = (args.next().ok_or(EINVAL)?, args.next());
         if bytes(name) == b"tick" {
             enqueue_delayed::<Example, 1>(this.into(), Millis(1));
             return Ok(());
@@ -125,7 +133,7 @@ impl Target for Example {
         let number = number.and_then(|word| parse_decimal_u64(bytes(word)));
         let number = number.ok_or(EINVAL)?;
         if bytes(name) == b"repeat" {
-            let word = Text(words.next().ok_or(EINVAL)?);
+            let word = CStrDisplay(args.next().ok_or(EINVAL)?);
             (0..number).for_each(|_| out.emit(fmt!("{}", word)));
             return Ok(());
         }

@@ -8,7 +8,7 @@ pub(crate) mod clone;
 pub(crate) mod era;
 #[cfg(dm_rust_example)]
 pub(crate) mod example;
-pub(crate) mod registry;
+pub(crate) mod shared_metadata;
 pub(crate) mod snapshot;
 #[cfg(dm_rust_example)]
 pub(crate) mod stray;

@@ -6,11 +6,11 @@
 //! Built with the example (`make DM_RUST_EXAMPLE=1`), for the test that this cannot go wrong: the
 //! wrappers refuse it.
 
+use crate::dm::arguments::Arguments;
 use crate::dm::bio::{MapBio, Mapped};
 use crate::dm::device::{Access, Device};
 use crate::dm::status::{StatusBuf, StatusKind};
-use crate::dm::table::Words;
-use crate::dm::target::{CtrError, DeviceVisitor, New, Stop, Target, Text};
+use crate::dm::target::{CtrError, DeviceVisitor, OrMessage, Stop, Target, TargetBuilder};
 use crate::logic::units::{Sector, Sectors};
 use crate::sys::string::bytes;
 use kernel::new_mutex;
@@ -58,11 +58,11 @@ impl Target for Stray {
     type Shared = Arc<Lost>;
 
     fn ctr(
-        new: &mut New<'_>,
+        builder: &mut TargetBuilder<'_>,
         lost: &Arc<Lost>,
-        mut words: Words<'_>,
+        mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (Some(path), Some(way)) = (words.next(), words.next()) else {
+        let (Some(path), Some(way)) = (args.next(), args.next()) else {
             return Err(CtrError::new(c"A device and what to do are needed", EINVAL));
         };
         let way = match bytes(way) {
@@ -72,7 +72,9 @@ impl Target for Stray {
             b"visit" => Way::Visit,
             _ => return Err(CtrError::new(c"Unknown word", EINVAL)),
         };
-        let device = new.open(path, Access::ReadWrite).text(c"No device")?;
+        let device = builder
+            .open(path, Access::ReadWrite)
+            .or_message(c"No device")?;
         let used = if way == Way::Lend {
             *lost.lock() = Some(device.shared());
             device.shared()
@@ -80,9 +82,9 @@ impl Target for Stray {
             lost.lock()
                 .take()
                 .ok_or(ENODEV)
-                .text(c"Nobody has lent a device")?
+                .or_message(c"Nobody has lent a device")?
         };
-        let len = new.len();
+        let len = builder.len();
         Arc::new(
             Stray {
                 device,
@@ -92,7 +94,7 @@ impl Target for Stray {
             },
             GFP_KERNEL,
         )
-        .text(c"Out of memory")
+        .or_message(c"Out of memory")
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, [u8; 0]>) -> Mapped<'a> {

@@ -2,7 +2,7 @@
 
 //! Which regions are hydrated: in core for routing, on disk for the next time.
 //!
-//! There is one [`Metadata`] for a metadata device, however many tables name it: see `registry.rs`.
+//! There is one [`Metadata`] for a metadata device, however many tables name it: see `shared_metadata.rs`.
 //!
 //! # What is on disk
 //!
@@ -86,7 +86,7 @@ use crate::{
         },
         noio::NoIo, //
     },
-    targets::registry, //
+    targets::shared_metadata, //
 };
 use kernel::{
     new_mutex,
@@ -375,7 +375,7 @@ pub(crate) struct Metadata {
     state: IrqLock<State>,
 }
 
-impl registry::Metadata for Metadata {
+impl shared_metadata::Metadata for Metadata {
     type Key = Geometry;
 
     /// Opens a metadata device, or formats a blank one, and reads its bits.

@@ -23,6 +23,7 @@ mod work;
 
 use crate::{
     dm::{
+        arguments::Arguments,
         bio::{
             EndBio,
             Ended,
@@ -45,14 +46,13 @@ use crate::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words,
         target::{
             CtrError,
             DeviceVisitor,
-            New,
+            OrMessage, //
             Stop,
             Target,
-            Text, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -98,7 +98,7 @@ use crate::{
             err,
             info,
             warning,
-            Text as LogText, //
+            CStrDisplay, //
         },
         pool::Pool,
         queue::{
@@ -107,7 +107,7 @@ use crate::{
             enqueue_delayed,
             flush,
             OnQueue,
-            Place,
+            QueueKind,
             WorkQueue, //
         },
         string::bytes,
@@ -117,9 +117,9 @@ use crate::{
             WaitQueue, //
         }, //
     },
-    targets::registry::{
-        Member,
-        Registry, //
+    targets::shared_metadata::{
+        MetadataRef,
+        SharedMetadata, //
     }, //
 };
 use copy::{
@@ -214,13 +214,13 @@ pub(crate) struct Clone {
     read_queue: WorkQueue,
     /// For the committer, which waits for the metadata device too.
     commit_queue: WorkQueue,
-    metadata: Member<Metadata>,
+    metadata: MetadataRef<Metadata>,
     metadata_device: Device,
     destination: Device,
     source: Device,
     handle: Handle,
     /// The words of the table line behind the devices, as they were given.
-    words: CString,
+    args: CString,
 
     hydration: Atomic<bool>,
     threshold: Atomic<u32>,
@@ -299,25 +299,25 @@ impl Target for Clone {
     const C_MODULE: &'static str = "dm_clone";
     const NOWAIT: bool = true;
     type PerBio = IoState;
-    type Shared = Arc<Registry<Metadata>>;
+    type Shared = Arc<SharedMetadata<Metadata>>;
 
     fn ctr(
-        new: &mut New<'_>,
-        registry: &Arc<Registry<Metadata>>,
-        mut words: Words<'_>,
+        builder: &mut TargetBuilder<'_>,
+        all: &Arc<SharedMetadata<Metadata>>,
+        mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
         let few = CtrError::new(c"Invalid number of arguments", EINVAL);
-        if words.len() < 4 {
+        if args.len() < 4 {
             return Err(few);
         }
         let (Some(metadata), Some(destination), Some(source)) =
-            (words.next(), words.next(), words.next())
+            (args.next(), args.next(), args.next())
         else {
             return Err(few);
         };
-        let metadata_device = new
+        let metadata_device = builder
             .open(metadata, Access::ReadWrite)
-            .text(c"Error opening metadata device")?;
+            .or_message(c"Error opening metadata device")?;
         if metadata_device.sectors() > METADATA_WARN {
             warning!(
                 "clone",
@@ -326,17 +326,17 @@ impl Target for Clone {
                 METADATA_USABLE
             );
         }
-        let destination = new
+        let destination = builder
             .open(destination, Access::ReadWrite)
-            .text(c"Error opening destination device")?;
-        let source = new
+            .or_message(c"Error opening destination device")?;
+        let source = builder
             .open(source, Access::Read)
-            .text(c"Error opening source device")?;
+            .or_message(c"Error opening source device")?;
 
-        let echo = CString::try_from_fmt(fmt!("{}", words))
-            .text(c"Failed to allocate memory for table line")?;
-        let mut words = words.map(bytes);
-        let region_size = words
+        let echo = CString::try_from_fmt(fmt!("{}", args))
+            .or_message(c"Failed to allocate memory for table line")?;
+        let mut args = args.map(bytes);
+        let region_size = args
             .next()
             .ok_or(c"Invalid region size")
             .and_then(RegionSize::parse)
@@ -349,8 +349,9 @@ impl Target for Clone {
                 return Err(CtrError::new(text, EINVAL));
             }
         }
-        let geometry = Geometry::new(region_size, new.len()).text(TooManyRegions::TEXT)?;
-        let options = Options::parse(&mut words)
+        let geometry =
+            Geometry::new(region_size, builder.len()).or_message(TooManyRegions::TEXT)?;
+        let options = Options::parse(&mut args)
             .map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
 
         // The C target takes both, and formats or fills the one over the data of the other.
@@ -366,38 +367,39 @@ impl Target for Clone {
             }
         }
 
-        let handle = new.handle();
-        let metadata = registry
+        let handle = builder.handle();
+        let metadata = all
             .join(
                 &metadata_device,
                 handle.mapped_device(),
                 handle.table_id(),
                 geometry,
             )
-            .text(c"Failed to load metadata")?;
+            .or_message(c"Failed to load metadata")?;
         let queue = |name| {
-            new.queue(name, Place::SameCpu)
-                .text(c"Failed to allocate workqueue")
+            builder
+                .queue(name, QueueKind::PerCpu)
+                .or_message(c"Failed to allocate workqueue")
         };
         let (read_queue, commit_queue) = (queue(c"dm-clone-read")?, queue(c"dm-clone-commit")?);
         let queue = queue(c"dm-clone")?;
-        let (reader, writer) = (new.io_client()?, new.io_client()?);
+        let (reader, writer) = (builder.io_client()?, builder.io_client()?);
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
         let zeros = if options.zero_discards {
-            Buffer::new(ZEROS).text(memory)?
+            Buffer::new(ZEROS).or_message(memory)?
         } else {
             Buffer::default()
         };
-        let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).text(memory)?;
-        let pieces = Pool::new(PIECE_RESERVE).text(memory)?;
-        let lanes = Lanes::new(SLOTS).text(memory)?;
+        let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).or_message(memory)?;
+        let pieces = Pool::new(PIECE_RESERVE).or_message(memory)?;
+        let lanes = Lanes::new(SLOTS).or_message(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
-            .text(c"Failed to allocate clone structure")?;
-        let runs = Runs::new().text(c"Failed to allocate clone structure")?;
+            .or_message(c"Failed to allocate clone structure")?;
+        let runs = Runs::new().or_message(c"Failed to allocate clone structure")?;
 
-        new.want_flushes();
-        new.want_discards();
-        new.want_write_zeroes();
+        builder.want_flushes();
+        builder.want_discards();
+        builder.want_write_zeroes();
         Arc::pin_init(
             pin_init!(Clone {
                 reader,
@@ -413,7 +415,7 @@ impl Target for Clone {
                 destination,
                 source,
                 handle,
-                words: echo,
+                args: echo,
                 hydration: Atomic::new(options.hydration),
                 threshold: Atomic::new(options.threshold),
                 batch: Atomic::new(options.batch),
@@ -443,7 +445,7 @@ impl Target for Clone {
             }),
             GFP_KERNEL,
         )
-        .text(c"Failed to allocate clone structure")
+        .or_message(c"Failed to allocate clone structure")
     }
 
     fn dtr(this: &Arc<Self>) {
@@ -539,8 +541,8 @@ impl Target for Clone {
         }
     }
 
-    fn message(this: ArcBorrow<'_, Self>, words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
-        this.execute(words, out)
+    fn message(this: ArcBorrow<'_, Self>, args: Arguments<'_>, out: &mut StatusBuf<'_>) -> Result {
+        this.execute(args, out)
     }
 
     fn iterate_devices(
@@ -679,19 +681,23 @@ impl Clone {
     }
 
     fn table(&self, out: &mut StatusBuf<'_>) {
-        let words = LogText(&self.words);
+        let args = CStrDisplay(&self.args);
         out.emit(fmt!(
             "{} {} {} {}",
             self.metadata_device,
             self.destination,
             self.source,
-            words
+            args
         ))
     }
 
-    fn execute(self: ArcBorrow<'_, Self>, mut words: Words<'_>, out: &mut StatusBuf<'_>) -> Result {
-        let count = words.len();
-        let word = words.next().ok_or(EINVAL)?;
+    fn execute(
+        self: ArcBorrow<'_, Self>,
+        mut args: Arguments<'_>,
+        out: &mut StatusBuf<'_>,
+    ) -> Result {
+        let count = args.len();
+        let word = args.next().ok_or(EINVAL)?;
         let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());
         if is("enable_hydration") {
             self.failures.store(0, Relaxed);
@@ -711,10 +717,10 @@ impl Clone {
             }
             1 if is(Mode::ReadWrite.as_str()) => return self.recover(),
             2 => {}
-            3 if is("hydrate_range") => return self.hydrate_range(words),
+            3 if is("hydrate_range") => return self.hydrate_range(args),
             _ => return Err(EINVAL),
         }
-        let value = words
+        let value = args
             .next()
             .and_then(|value| parse_decimal_u32(bytes(value)));
         if is(HYDRATION_THRESHOLD) {
@@ -729,7 +735,7 @@ impl Clone {
                 "clone",
                 "{}: Unsupported message `{}'",
                 self.handle,
-                LogText(word)
+                CStrDisplay(word)
             );
             return Err(EINVAL);
         }
@@ -738,8 +744,8 @@ impl Clone {
 
     /// Copies the regions of a range before all others: first sector and length, from the start of
     /// the target.
-    fn hydrate_range(self: ArcBorrow<'_, Self>, words: Words<'_>) -> Result {
-        let mut numbers = words.map(|word| parse_decimal_u64(bytes(word)).ok_or(EINVAL));
+    fn hydrate_range(self: ArcBorrow<'_, Self>, args: Arguments<'_>) -> Result {
+        let mut numbers = args.map(|word| parse_decimal_u64(bytes(word)).ok_or(EINVAL));
         let mut number = || numbers.next().unwrap_or(Err(EINVAL));
         let (start, len) = (Sector(number()?), Sectors(number()?));
         let geometry = self.metadata.geometry();

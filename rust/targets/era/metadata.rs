@@ -25,7 +25,7 @@ use crate::{
         bdev::BlockDevice,
         log::err, //
     },
-    targets::registry, //
+    targets::shared_metadata, //
 };
 use kernel::{
     new_mutex,
@@ -109,7 +109,7 @@ pub(crate) struct Metadata {
     info: SpinLock<Option<Info>>,
 }
 
-impl registry::Metadata for Metadata {
+impl shared_metadata::Metadata for Metadata {
     type Key = BlockSize;
 
     /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the

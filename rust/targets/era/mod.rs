@@ -24,6 +24,7 @@ mod rollover;
 
 use crate::{
     dm::{
+        arguments::Arguments,
         bio::{
             BioQueue,
             EndBio,
@@ -41,14 +42,13 @@ use crate::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words,
         target::{
             CtrError,
             DeviceVisitor,
-            New,
+            OrMessage, //
             Stop,
             Target,
-            Text, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -75,13 +75,13 @@ use crate::{
         log::{
             err,
             info,
-            Text as LogText, //
+            CStrDisplay, //
         },
         noio::NoIo,
         queue::{
             cancel,
             flush,
-            Place,
+            QueueKind,
             WorkQueue, //
         },
         string::bytes,
@@ -90,9 +90,9 @@ use crate::{
             WaitQueue, //
         }, //
     },
-    targets::registry::{
-        Member,
-        Registry, //
+    targets::shared_metadata::{
+        MetadataRef,
+        SharedMetadata, //
     }, //
 };
 use digest::Digester;
@@ -133,7 +133,7 @@ use rollover::{
 #[pin_data]
 pub(crate) struct Era {
     queue: WorkQueue,
-    metadata: Member<Metadata>,
+    metadata: MetadataRef<Metadata>,
     metadata_device: Device,
     origin: Device,
     handle: Handle,
@@ -183,57 +183,58 @@ impl Target for Era {
     const C_MODULE: &'static str = "dm_era";
     const NOWAIT: bool = true;
     type PerBio = Stamp;
-    type Shared = Arc<Registry<Metadata>>;
+    type Shared = Arc<SharedMetadata<Metadata>>;
 
     fn ctr(
-        new: &mut New<'_>,
-        registry: &Arc<Registry<Metadata>>,
-        mut words: Words<'_>,
+        builder: &mut TargetBuilder<'_>,
+        all: &Arc<SharedMetadata<Metadata>>,
+        mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
         let count = || CtrError::new(c"Invalid argument count", EINVAL);
-        if words.len() != 3 {
+        if args.len() != 3 {
             return Err(count());
         }
-        let mut word = || words.next().ok_or_else(count);
-        let metadata_device = new
+        let mut word = || args.next().ok_or_else(count);
+        let metadata_device = builder
             .open(word()?, Access::ReadWrite)
-            .text(c"Error opening metadata device")?;
-        let origin = new
+            .or_message(c"Error opening metadata device")?;
+        let origin = builder
             .open(word()?, Access::ReadWrite)
-            .text(c"Error opening data device")?;
+            .or_message(c"Error opening data device")?;
         let size = parse_strict_u32(bytes(word()?))
             .ok_or(EINVAL)
-            .text(BlockSize::UNREADABLE)?;
+            .or_message(BlockSize::UNREADABLE)?;
         let size = BlockSize::from_sectors(size)
             .ok_or(EINVAL)
-            .text(BlockSize::INVALID)?;
-        let geometry = Geometry::new(size, new.len())
+            .or_message(BlockSize::INVALID)?;
+        let geometry = Geometry::new(size, builder.len())
             .ok_or(EINVAL)
-            .text(Geometry::TOO_MANY)?;
+            .or_message(Geometry::TOO_MANY)?;
         if metadata_device.number() == origin.number() {
             let text = c"Metadata device and data device are the same";
             return Err(CtrError::new(text, EBUSY));
         }
 
-        let handle = new.handle();
+        let handle = builder.handle();
         let (device, table) = (handle.mapped_device(), handle.table_id());
-        let metadata = registry
+        let metadata = all
             .join(&metadata_device, device, table, size)
-            .text(c"Error reading metadata")?;
-        let queue = new
-            .queue(c"dm-era", Place::AnyCpu)
-            .text(c"could not create workqueue for metadata object")?;
+            .or_message(c"Error reading metadata")?;
+        let queue = builder
+            .queue(c"dm-era", QueueKind::Unbound)
+            .or_message(c"could not create workqueue for metadata object")?;
         let memory = c"Error allocating era structure";
-        let epochs = Epochs::new().text(memory)?;
+        let epochs = Epochs::new().or_message(memory)?;
         let marks = (
-            Marks::new(geometry.blocks()).text(memory)?,
-            Marks::new(geometry.blocks()).text(memory)?,
+            Marks::new(geometry.blocks()).or_message(memory)?,
+            Marks::new(geometry.blocks()).or_message(memory)?,
         );
-        let turns = KBox::pin_init(new_wait_queue!("dm_era_turns"), GFP_KERNEL).text(memory)?;
+        let turns =
+            KBox::pin_init(new_wait_queue!("dm_era_turns"), GFP_KERNEL).or_message(memory)?;
 
-        new.want_flushes();
-        new.pass_discards();
-        new.want_write_zeroes();
+        builder.want_flushes();
+        builder.pass_discards();
+        builder.want_write_zeroes();
         Arc::pin_init(
             pin_init!(Era {
                 queue,
@@ -258,7 +259,7 @@ impl Target for Era {
             }),
             GFP_KERNEL,
         )
-        .text(memory)
+        .or_message(memory)
     }
 
     fn dtr(this: &Arc<Self>) {
@@ -334,8 +335,12 @@ impl Target for Era {
         }
     }
 
-    fn message(this: ArcBorrow<'_, Self>, mut words: Words<'_>, _: &mut StatusBuf<'_>) -> Result {
-        let (count, word) = (words.len(), words.next());
+    fn message(
+        this: ArcBorrow<'_, Self>,
+        mut args: Arguments<'_>,
+        _: &mut StatusBuf<'_>,
+    ) -> Result {
+        let (count, word) = (args.len(), args.next());
         let (1, Some(word)) = (count, word) else {
             err!("era", "incorrect number of message arguments");
             return Err(EINVAL);
@@ -349,7 +354,7 @@ impl Target for Era {
         } else if is("drop_metadata_snap") {
             this.drop_snapshot()
         } else {
-            err!("era", "unsupported message '{}'", LogText(word));
+            err!("era", "unsupported message '{}'", CStrDisplay(word));
             Err(EINVAL)
         }
     }

@@ -44,21 +44,21 @@ use crate::{
             BioQueue,
             Status, //
         },
-        copy::{
-            Arrival,
-            Copied,
-            CopyJob,
-            MAX_DESTINATIONS, //
-        },
         device::Device,
         io::{
             Request,
             RequestList, //
         },
+        kcopyd::{
+            Arrival,
+            Copied,
+            CopyJob,
+            MAX_DESTINATIONS, //
+        },
         target::{
             CtrError,
-            New,
-            Text, //
+            OrMessage, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -97,7 +97,7 @@ use crate::{
             enqueue_delayed,
             flush,
             OnQueue,
-            Place,
+            QueueKind,
             WorkQueue, //
         },
         rw_sem::{
@@ -163,7 +163,11 @@ impl World {
     }
 
     /// The family of an origin, for another of its targets. Sleeps.
-    pub(super) fn family(self: &Arc<Self>, new: &New<'_>, number: u32) -> Result<Arc<Family>> {
+    pub(super) fn family(
+        self: &Arc<Self>,
+        new: &TargetBuilder<'_>,
+        number: u32,
+    ) -> Result<Arc<Family>> {
         // Who waits for the list may be about to resume a device that this memory would be written
         // to.
         let _noio = NoIo::enter();
@@ -216,7 +220,7 @@ impl World {
         if merge && !matches!(roster.merging, Merging::None) {
             return Err(CtrError::new(c"A snapshot is already merging.", EINVAL));
         }
-        lists::push(&mut roster.claims, cow, GFP_KERNEL).text(memory)?;
+        lists::push(&mut roster.claims, cow, GFP_KERNEL).or_message(memory)?;
         if merge {
             roster.merging = Merging::Claimed;
         }
@@ -228,7 +232,7 @@ impl World {
         };
         // Not before others can see the claim: of two that look at the same time at least one sees
         // the other.
-        let others = self.others(family.number).text(memory)?;
+        let others = self.others(family.number).or_message(memory)?;
         if others.iter().any(|other| other.roster.lock().has(cow)) {
             let text = c"COW device is in use by another snapshot";
             return Err(CtrError::new(text, EBUSY));
@@ -394,9 +398,9 @@ impl OnQueue for Family {
 }
 
 impl Family {
-    fn new(new: &New<'_>, world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
-        let queue = new.queue(c"dm-snap", Place::SameCpu)?;
-        let commits = new.queue(c"dm-snap-commit", Place::SameCpu)?;
+    fn new(new: &TargetBuilder<'_>, world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
+        let queue = new.queue(c"dm-snap", QueueKind::PerCpu)?;
+        let commits = new.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
         let copies = Copies::new(new)?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     dm::{
+        arguments::Arguments,
         bio::{
             BioQueue,
             EndBio,
@@ -41,20 +42,19 @@ use crate::{
             Op,
             Status, //
         },
-        copy::Copied,
+        kcopyd::Copied,
         limits::Limits,
         status::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words,
         target::{
             CtrError,
             DeviceVisitor,
-            New,
+            OrMessage, //
             Stop,
             Target,
-            Text, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -170,8 +170,12 @@ impl Target for Merge {
     type PerBio = Stamp;
     type Shared = Arc<World>;
 
-    fn ctr(new: &mut New<'_>, world: &Arc<World>, words: Words<'_>) -> Result<Arc<Self>, CtrError> {
-        let (table, claim) = Snapshot::make(new, world, words, true)?;
+    fn ctr(
+        builder: &mut TargetBuilder<'_>,
+        world: &Arc<World>,
+        args: Arguments<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let (table, claim) = Snapshot::make(builder, world, args, true)?;
         let made = Self::make(&table);
         match &made {
             Ok(this) => table.family.roster.lock().merging = Merging::There(this.clone()),
@@ -210,9 +214,9 @@ impl Target for Merge {
             return Self::write(this, bio, span);
         }
         match table.store().find(span.chunk, span.chunks, false).0 {
-            Found::Mapped(new, len) => {
+            Found::Mapped(builder, len) => {
                 bio.accept(table.part(&span, len));
-                bio.set_sector(table.place(new, span.at));
+                bio.set_sector(table.place(builder, span.at));
                 bio.remap(&table.cow)
             }
             Found::Hole(len) => {
@@ -278,10 +282,10 @@ impl Merge {
     /// Makes the rest, when the table is there.
     fn make(table: &Arc<Snapshot>) -> Result<Arc<Self>, CtrError> {
         let memory = c"Cannot allocate private snapshot structure";
-        let most = table.store().prepare_merge().text(memory)?;
+        let most = table.store().prepare_merge().or_message(memory)?;
         let progress = Progress {
             machine: Machine::new(),
-            runs: KVVec::with_capacity(most, GFP_KERNEL).text(memory)?,
+            runs: KVVec::with_capacity(most, GFP_KERNEL).or_message(memory)?,
             next: 0,
             closed: false,
             in_doubt: false,
@@ -301,7 +305,7 @@ impl Merge {
             table.begin,
             table.len,
         );
-        let front = front.text(memory)?;
+        let front = front.or_message(memory)?;
         let (own_table, own_front) = (table.clone(), front.clone());
         let this = Arc::pin_init(
             pin_init!(Merge {
@@ -317,7 +321,7 @@ impl Merge {
         if this.is_err() {
             front.retire();
         }
-        this.text(memory)
+        this.or_message(memory)
     }
 
     /// A write: to the COW device, to the origin if that has been merged, and neither while it is.
@@ -326,10 +330,10 @@ impl Merge {
         loop {
             let within = |chunk, most| this.progress.lock().within(chunk, most);
             match table.store().find_open(span.chunk, span.chunks, within) {
-                Place::Open(new, len, stamp) => {
+                Place::Open(builder, len, stamp) => {
                     bio.accept(table.part(&span, len));
                     bio.set_per_bio(stamp);
-                    bio.set_sector(table.place(new, span.at));
+                    bio.set_sector(table.place(builder, span.at));
                     return bio.remap(&table.cow);
                 }
                 Place::Merged(len) => {
@@ -612,9 +616,9 @@ impl Merge {
             let at = table.absolute(bio.sector());
             let open = |_, most| Within::Outside(most);
             match store.find_open(store.size().chunk(at), 1, open) {
-                Place::Open(new, _, stamp) => {
+                Place::Open(builder, _, stamp) => {
                     bio.set_per_bio(stamp);
-                    bio.set_sector(table.place(new, at));
+                    bio.set_sector(table.place(builder, at));
                     bio.submit(&table.cow);
                 }
                 // It was closed, so it is in the table.

@@ -31,6 +31,7 @@ mod store;
 
 use crate::{
     dm::{
+        arguments::Arguments,
         bio::{
             Bio,
             BioQueue,
@@ -54,14 +55,13 @@ use crate::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words,
         target::{
             CtrError,
             DeviceVisitor,
-            New,
+            OrMessage, //
             Stop,
             Target,
-            Text, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -116,7 +116,7 @@ use crate::{
         log::{
             err,
             warning,
-            Text as Shown, //
+            CStrDisplay, //
         },
         noio::NoIo,
         queue::flush,
@@ -168,9 +168,9 @@ struct Membership {
 
 impl Membership {
     /// Sleeps.
-    fn new(new: &New<'_>, world: &Arc<World>, origin: u32) -> Result<Self> {
+    fn new(builder: &TargetBuilder<'_>, world: &Arc<World>, origin: u32) -> Result<Self> {
         Ok(Membership {
-            family: world.family(new, origin)?,
+            family: world.family(builder, origin)?,
             kept: false,
         })
     }
@@ -253,8 +253,12 @@ impl Target for Snapshot {
     type PerBio = Stamp;
     type Shared = Arc<World>;
 
-    fn ctr(new: &mut New<'_>, world: &Arc<World>, words: Words<'_>) -> Result<Arc<Self>, CtrError> {
-        let (this, _claim) = Self::make(new, world, words, false)?;
+    fn ctr(
+        builder: &mut TargetBuilder<'_>,
+        world: &Arc<World>,
+        args: Arguments<'_>,
+    ) -> Result<Arc<Self>, CtrError> {
+        let (this, _claim) = Self::make(builder, world, args, false)?;
         Ok(this)
     }
 
@@ -374,18 +378,18 @@ fn open_store(
     let memory = c"Unable to allocate hash table space";
     if options.store == Kind::Transient {
         check_begin(begin, size)?;
-        return Store::new(false, size, 0).text(memory);
+        return Store::new(false, size, 0).or_message(memory);
     }
-    let (header, found) = read_header(cow, io, options, size, blocks).text(unreadable)?;
+    let (header, found) = read_header(cow, io, options, size, blocks).or_message(unreadable)?;
     check_begin(begin, found)?;
-    let store = Store::new(true, found, sectors(blocks.cow)).text(memory)?;
+    let store = Store::new(true, found, sectors(blocks.cow)).or_message(memory)?;
     match header {
-        Header::Blank => store.format(cow, io).text(unreadable)?,
+        Header::Blank => store.format(cow, io).or_message(unreadable)?,
         Header::Store { valid: false, .. } => {
             warning!("snapshots", "Snapshot is marked invalid.");
             store.set_state(State::Invalid);
         }
-        Header::Store { .. } => store.load(cow).text(unreadable)?,
+        Header::Store { .. } => store.load(cow).or_message(unreadable)?,
     }
     Ok(store)
 }
@@ -448,27 +452,27 @@ fn refused(refusal: Refusal) -> CtrError {
 impl Snapshot {
     /// Makes a table; what comes with it is dropped when it is complete. Sleeps.
     fn make(
-        new: &mut New<'_>,
+        builder: &mut TargetBuilder<'_>,
         world: &Arc<World>,
-        mut words: Words<'_>,
+        mut args: Arguments<'_>,
         is_merged: bool,
     ) -> Result<(Arc<Self>, Claim), CtrError> {
         let (4.., Some(origin), Some(cow), Some(kind), Some(size)) = (
-            words.len(),
-            words.next(),
-            words.next(),
-            words.next(),
-            words.next(),
+            args.len(),
+            args.next(),
+            args.next(),
+            args.next(),
+            args.next(),
         ) else {
             return Err(CtrError::new(c"requires 4 or more arguments", EINVAL));
         };
-        let mut rest = words.map(bytes);
+        let mut rest = args.map(bytes);
         let features = Features::parse(&mut rest).map_err(refused)?;
         if rest.next().is_some() {
             warning!("snapshots", "extra arguments are ignored");
         }
 
-        let origin = new
+        let origin = builder
             .open(
                 origin,
                 if is_merged {
@@ -477,8 +481,10 @@ impl Snapshot {
                     Access::Read
                 },
             )
-            .text(c"Cannot get origin device")?;
-        let cow = new.open(cow, new.access()).text(c"Cannot get COW device")?;
+            .or_message(c"Cannot get origin device")?;
+        let cow = builder
+            .open(cow, builder.access())
+            .or_message(c"Cannot get COW device")?;
         if cow.number() == origin.number() {
             let text = c"COW device cannot be the same as origin device";
             return Err(CtrError::new(text, EINVAL));
@@ -498,12 +504,12 @@ impl Snapshot {
         }
 
         let memory = c"Cannot allocate private snapshot structure";
-        let membership = Membership::new(new, world, origin.number())
-            .text(c"Snapshot origin struct allocation failed")?;
+        let membership = Membership::new(builder, world, origin.number())
+            .or_message(c"Snapshot origin struct allocation failed")?;
         let family = membership.family().clone();
         let (source, claim) = world.claim(&family, cow.number(), is_merged)?;
-        let io = new.io_client().text(memory)?;
-        let begin = new.begin();
+        let io = builder.io_client().or_message(memory)?;
+        let begin = builder.begin();
         let (store, role) = match source {
             Some(store) => {
                 if is_merged && !store.is_persistent() {
@@ -518,18 +524,18 @@ impl Snapshot {
             }
         };
 
-        let outlet = Outlet::new(cow.shared()).text(memory)?;
-        let copies = Copies::new(new).text(memory)?;
-        new.pass_flushes(if is_merged { 2 } else { 1 });
+        let outlet = Outlet::new(cow.shared()).or_message(memory)?;
+        let copies = Copies::new(builder).or_message(memory)?;
+        builder.pass_flushes(if is_merged { 2 } else { 1 });
         match (
             features.discard_zeroes_cow,
             features.discard_passdown_origin,
         ) {
-            (true, true) => new.split_discards(2),
-            (true, false) => new.split_discards(1),
+            (true, true) => builder.split_discards(2),
+            (true, false) => builder.split_discards(1),
             _ => {}
         }
-        let (its, handle, len) = (family.clone(), new.handle(), new.len());
+        let (its, handle, len) = (family.clone(), builder.handle(), builder.len());
         let this = Arc::pin_init(
             pin_init!(Snapshot {
                 family: its,
@@ -551,8 +557,8 @@ impl Snapshot {
             }),
             GFP_KERNEL,
         )
-        .text(memory)?;
-        family.enter(&this).text(memory)?;
+        .or_message(memory)?;
+        family.enter(&this).or_message(memory)?;
         membership.keep();
         Ok((this, claim))
     }
@@ -765,7 +771,7 @@ impl Snapshot {
                 let [major, minor, patch] = T::VERSION;
                 out.emit(fmt!(
                     "target_name={},target_version={}.{}.{},snap_origin_name={},snap_cow_name={}{}",
-                    Shown(T::NAME),
+                    CStrDisplay(T::NAME),
                     major,
                     minor,
                     patch,

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     dm::{
+        arguments::Arguments,
         bio::{
             BioQueue,
             MapBio,
@@ -25,14 +26,13 @@ use crate::{
             StatusBuf,
             StatusKind, //
         },
-        table::Words,
         target::{
             CtrError,
             DeviceVisitor,
-            New,
+            OrMessage, //
             Stop,
             Target,
-            Text, //
+            TargetBuilder,
         }, //
     },
     logic::{
@@ -88,22 +88,23 @@ impl Target for Origin {
     type Shared = Arc<World>;
 
     fn ctr(
-        new: &mut New<'_>,
+        builder: &mut TargetBuilder<'_>,
         world: &Arc<World>,
-        mut words: Words<'_>,
+        mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (Some(path), None) = (words.next(), words.next()) else {
+        let (Some(path), None) = (args.next(), args.next()) else {
             let text = c"origin: incorrect number of arguments";
             return Err(CtrError::new(text, EINVAL));
         };
         let memory = c"Cannot allocate private origin structure";
-        let device = new
-            .open(path, new.access())
-            .text(c"Cannot get target device")?;
-        let membership = Membership::new(new, world, device.number()).text(memory)?;
+        let device = builder
+            .open(path, builder.access())
+            .or_message(c"Cannot get target device")?;
+        let membership = Membership::new(builder, world, device.number()).or_message(memory)?;
         let family = membership.family().clone();
-        new.pass_flushes(1);
-        let this = Self::enter(family, device, new.begin(), new.len()).text(memory)?;
+        builder.pass_flushes(1);
+        let this =
+            Self::enter(family, device, builder.begin(), builder.len()).or_message(memory)?;
         membership.keep();
         Ok(this)
     }

@@ -17,13 +17,13 @@ use crate::{
             Bio,
             BioQueue, //
         },
-        copy::CopyClient,
         device::Device,
         io::{
             Request,
             RequestList, //
         },
-        target::New, //
+        kcopyd::KcopydClient,
+        target::TargetBuilder, //
     },
     sys::{
         irq_lock::{
@@ -115,7 +115,7 @@ impl WorkItem<1> for Outlet {
 /// as well.
 #[pin_data]
 pub(super) struct Copies {
-    client: CopyClient,
+    client: KcopydClient,
     #[pin]
     jobs: IrqLock<RequestList<Job>>,
     #[pin]
@@ -128,7 +128,7 @@ impl_has_work! {
 
 impl Copies {
     /// Sleeps.
-    pub(super) fn new(new: &New<'_>) -> Result<Arc<Self>> {
+    pub(super) fn new(new: &TargetBuilder<'_>) -> Result<Arc<Self>> {
         let client = new.copy_client()?;
         let new = pin_init!(Copies {
             client,
@@ -139,7 +139,7 @@ impl Copies {
     }
 
     /// Makes another target one of those that it belongs to. Sleeps.
-    pub(super) fn share(&self, new: &New<'_>) -> Result {
+    pub(super) fn share(&self, new: &TargetBuilder<'_>) -> Result {
         new.share(&self.client)
     }
 

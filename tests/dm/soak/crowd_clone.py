@@ -27,9 +27,9 @@ class Clone(Crowd):
         "held at between preresume and resume": 1,
     }
     HOLDS = (
-        "registry: entered, not yet accepted",
-        "registry: opened, not yet shared",
-        "registry: left, not yet closed",
+        "shared metadata: entered, not yet accepted",
+        "shared metadata: opened, not yet shared",
+        "shared metadata: left, not yet closed",
         "between preresume and resume",
     )
 

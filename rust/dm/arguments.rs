@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Words of a table line or of a message.
+//! Arguments of a table line or of a message.
 
 use crate::sys::{
-    log::Text,
+    log::CStrDisplay,
     string::c_string, //
 };
 use core::marker::PhantomData;
@@ -15,19 +15,19 @@ use kernel::{
 
 /// The words that are left, in order.
 #[derive(Clone)]
-pub(crate) struct Words<'a> {
+pub(crate) struct Arguments<'a> {
     next: *const *mut c_char,
     left: usize,
     _argv: PhantomData<&'a CStr>,
 }
 
-impl Words<'_> {
+impl Arguments<'_> {
     /// # Safety
     ///
     /// `argv` has `argc` pointers to nul-terminated strings, which are not changed during `'a`.
     pub(super) unsafe fn new(argc: u32, argv: *const *mut c_char) -> Self {
         // CAST: 32 bits fit into usize on every architecture with device-mapper.
-        Words {
+        Arguments {
             next: argv,
             left: argc as usize,
             _argv: PhantomData,
@@ -35,7 +35,7 @@ impl Words<'_> {
     }
 }
 
-impl<'a> Iterator for Words<'a> {
+impl<'a> Iterator for Arguments<'a> {
     type Item = &'a CStr;
 
     fn next(&mut self) -> Option<&'a CStr> {
@@ -53,7 +53,7 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-impl ExactSizeIterator for Words<'_> {
+impl ExactSizeIterator for Arguments<'_> {
     // The provided method asserts that both bounds of `size_hint` agree, hence could panic.
     fn len(&self) -> usize {
         self.left
@@ -61,12 +61,12 @@ impl ExactSizeIterator for Words<'_> {
 }
 
 /// The words, separated by blanks.
-impl fmt::Display for Words<'_> {
+impl fmt::Display for Arguments<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for word in self.clone() {
             f.write_str(separator)?;
-            fmt::Display::fmt(&Text(word), f)?;
+            fmt::Display::fmt(&CStrDisplay(word), f)?;
             separator = " ";
         }
         Ok(())

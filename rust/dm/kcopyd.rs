@@ -9,7 +9,7 @@ use crate::{
     dm::{
         device::Device,
         io::{
-            Flying,
+            InflightCount,
             Request, //
         }, //
     },
@@ -125,7 +125,7 @@ impl Copied {
 /// A client of kcopyd, with a reserve of memory so that one copy can always go on.
 pub(crate) struct Client {
     raw: NonNull<bindings::dm_kcopyd_client>,
-    flying: Arc<Flying>,
+    flying: Arc<InflightCount>,
 }
 
 // SAFETY: Clients may be used from any thread.
@@ -142,9 +142,9 @@ impl Service for Client {
 }
 
 /// A use of a client. Copies that have not ended keep the client, but not its uses.
-pub(crate) type CopyClient = Kept<Client>;
+pub(crate) type KcopydClient = Kept<Client>;
 
-impl CopyClient {
+impl KcopydClient {
     /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all
     /// others. Sleeps.
     ///
@@ -153,7 +153,7 @@ impl CopyClient {
     /// As [`Kept::new`].
     pub(super) unsafe fn make() -> Result<(Self, Keeper<Client>)> {
         let make = || {
-            let flying = Flying::new()?;
+            let flying = InflightCount::new()?;
             // SAFETY: The throttle is a variable of the module.
             let raw = from_err_ptr(unsafe {
                 bindings::dm_kcopyd_client_create(bindings::dmr_param_snapshot_throttle())

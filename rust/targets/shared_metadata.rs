@@ -39,26 +39,26 @@ pub(crate) trait Metadata: Send + Sync + Sized + 'static {
 }
 
 /// A table's use of a metadata device, in the list of all.
-struct Use<M> {
+struct Entry<M> {
     number: u32,
     owner: MappedDevice,
     table: TableId,
     /// None while it is being opened.
     metadata: Option<Arc<M>>,
-    next: Option<KBox<Use<M>>>,
+    next: Option<KBox<Entry<M>>>,
 }
 
 /// All metadata devices in use.
 #[pin_data]
-pub(crate) struct Registry<M> {
+pub(crate) struct SharedMetadata<M> {
     #[pin]
-    uses: Mutex<Option<KBox<Use<M>>>>,
+    entries: Mutex<Option<KBox<Entry<M>>>>,
 }
 
-impl<M: Metadata> Registry<M> {
+impl<M: Metadata> SharedMetadata<M> {
     /// An empty registry. Sleeps.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(Registry { uses <- new_mutex!(None, "dm_rust_registry") });
+        let new = pin_init!(SharedMetadata { entries <- new_mutex!(None, "dm_rust_metadata") });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
@@ -70,24 +70,24 @@ impl<M: Metadata> Registry<M> {
         owner: MappedDevice,
         table: TableId,
         key: M::Key,
-    ) -> Result<Member<M>> {
-        let (shared, place) = self.enter(device.number(), owner, table)?;
+    ) -> Result<MetadataRef<M>> {
+        let (shared, guard) = self.enter(device.number(), owner, table)?;
         let metadata = match shared {
             Some(metadata) => {
-                delay_point!(c"registry: entered, not yet accepted");
+                delay_point!(c"shared metadata: entered, not yet accepted");
                 metadata.accept(key)?;
                 metadata
             }
             None => {
                 let metadata = M::open(device, key)?;
-                delay_point!(c"registry: opened, not yet shared");
-                self.publish(&place, &metadata);
+                delay_point!(c"shared metadata: opened, not yet shared");
+                self.publish(&guard, &metadata);
                 metadata
             }
         };
-        Ok(Member {
+        Ok(MetadataRef {
             metadata,
-            _place: place,
+            _guard: guard,
         })
     }
 
@@ -97,8 +97,8 @@ impl<M: Metadata> Registry<M> {
         number: u32,
         owner: MappedDevice,
         table: TableId,
-    ) -> Result<(Option<Arc<M>>, Place<M>)> {
-        let new = Use {
+    ) -> Result<(Option<Arc<M>>, EntryGuard<M>)> {
+        let new = Entry {
             number,
             owner,
             table,
@@ -106,8 +106,8 @@ impl<M: Metadata> Registry<M> {
             next: None,
         };
         let mut new = KBox::new(new, GFP_KERNEL)?;
-        let mut uses = self.uses.lock();
-        let mut next = uses.as_ref();
+        let mut entries = self.entries.lock();
+        let mut next = entries.as_ref();
         while let Some(other) = next {
             if other.number == number {
                 if other.owner != owner || other.table == table || other.metadata.is_none() {
@@ -119,25 +119,18 @@ impl<M: Metadata> Registry<M> {
             next = other.next.as_ref();
         }
         let shared = new.metadata.clone();
-        new.next = uses.take();
-        *uses = Some(new);
-        let registry = self.clone();
-        Ok((
-            shared,
-            Place {
-                number,
-                table,
-                registry,
-            },
-        ))
+        new.next = entries.take();
+        *entries = Some(new);
+        let all = self.clone();
+        Ok((shared, EntryGuard { number, table, all }))
     }
 
     /// Lets others share what has been opened.
-    fn publish(&self, place: &Place<M>, metadata: &Arc<M>) {
-        let mut uses = self.uses.lock();
-        let mut next = (*uses).as_mut();
+    fn publish(&self, guard: &EntryGuard<M>, metadata: &Arc<M>) {
+        let mut entries = self.entries.lock();
+        let mut next = (*entries).as_mut();
         while let Some(other) = next {
-            if other.number == place.number && other.table == place.table {
+            if other.number == guard.number && other.table == guard.table {
                 other.metadata = Some(metadata.clone());
             }
             next = other.next.as_mut();
@@ -146,12 +139,12 @@ impl<M: Metadata> Registry<M> {
 
     /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is
     /// for the caller to drop.
-    fn leave(&self, place: &Place<M>) -> Option<Arc<M>> {
-        let mut uses = self.uses.lock();
-        let mut link = &mut *uses;
+    fn leave(&self, guard: &EntryGuard<M>) -> Option<Arc<M>> {
+        let mut entries = self.entries.lock();
+        let mut link = &mut *entries;
         while link
             .as_ref()
-            .is_some_and(|other| other.number != place.number || other.table != place.table)
+            .is_some_and(|other| other.number != guard.number || other.table != guard.table)
         {
             link = &mut link.as_mut()?.next;
         }
@@ -162,28 +155,28 @@ impl<M: Metadata> Registry<M> {
 }
 
 /// An entry in the registry: it ends when dropped. Process context, sleeps.
-struct Place<M: Metadata> {
+struct EntryGuard<M: Metadata> {
     number: u32,
     table: TableId,
-    registry: Arc<Registry<M>>,
+    all: Arc<SharedMetadata<M>>,
 }
 
-impl<M: Metadata> Drop for Place<M> {
+impl<M: Metadata> Drop for EntryGuard<M> {
     fn drop(&mut self) {
         // Closing it may take long: not under the registry's lock.
-        let last = self.registry.leave(self);
-        delay_point!(c"registry: left, not yet closed");
+        let last = self.all.leave(self);
+        delay_point!(c"shared metadata: left, not yet closed");
         drop(last);
     }
 }
 
 /// A table's membership.
-pub(super) struct Member<M: Metadata> {
+pub(super) struct MetadataRef<M: Metadata> {
     metadata: Arc<M>,
-    _place: Place<M>,
+    _guard: EntryGuard<M>,
 }
 
-impl<M: Metadata> core::ops::Deref for Member<M> {
+impl<M: Metadata> core::ops::Deref for MetadataRef<M> {
     type Target = M;
 
     fn deref(&self) -> &M {
