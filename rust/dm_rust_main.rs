@@ -63,9 +63,9 @@ type Slot<T> = Option<Pin<KBox<Registration<T>>>>;
 struct DmRust {
     _clone: Slot<targets::clone::Clone>,
     _era: Slot<targets::era::Era>,
-    _snapshot: Slot<targets::snapshot::Snapshot>,
-    _origin: Slot<targets::snapshot::Origin>,
-    _merge: Slot<targets::snapshot::Merge>,
+    _snapshot: Slot<targets::snapshot::SnapshotTarget>,
+    _origin: Slot<targets::snapshot::OriginTarget>,
+    _merge: Slot<targets::snapshot::MergeTarget>,
     #[cfg(dm_rust_example)]
     _example: Slot<targets::example::Example>,
     #[cfg(dm_rust_example)]
@@ -78,15 +78,15 @@ impl kernel::Module for DmRust {
             [
                 targets::clone::Clone::NAME,
                 targets::era::Era::NAME,
-                targets::snapshot::Snapshot::NAME,
-                targets::snapshot::Origin::NAME,
-                targets::snapshot::Merge::NAME,
+                targets::snapshot::SnapshotTarget::NAME,
+                targets::snapshot::OriginTarget::NAME,
+                targets::snapshot::MergeTarget::NAME,
             ]
             .iter()
             .any(|target| name == sys::string::bytes(target))
                 || (cfg!(dm_rust_example) && [&b"rust-linear"[..], b"rust-stray"].contains(&name))
         })?;
-        let snapshots = targets::snapshot::World::new()?;
+        let snapshots = targets::snapshot::Origins::new()?;
         Ok(DmRust {
             _clone: register(module, targets::shared_metadata::SharedMetadata::new()?)?,
             _era: register(module, targets::shared_metadata::SharedMetadata::new()?)?,

@@ -33,8 +33,8 @@ use crate::logic::{
             Chunk,
             CowChunk, //
         },
-        extents::{
-            Extents,
+        exception_table::{
+            ExceptionTable,
             Found,
             Refused,
             Run,
@@ -53,14 +53,14 @@ pub(crate) const RECORD: usize = 16;
 /// A record as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Disk {
+struct DiskException {
     old: U64,
     new: U64,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Disk>() == RECORD);
-    assert!(core::mem::align_of::<Disk>() == 1);
+    assert!(core::mem::size_of::<DiskException>() == RECORD);
+    assert!(core::mem::align_of::<DiskException>() == 1);
 };
 
 /// Says that the chunk `old` of the origin is at `new` on the COW device. All zeros end the list.
@@ -77,14 +77,14 @@ pub(crate) struct Record {
 impl Record {
     /// Reads a slot of an area; `None` if the area does not have it.
     pub(crate) fn get(area: &[u8], slot: u64) -> Option<Self> {
-        let (disk, _) = Disk::ref_from_prefix(area.get(start(slot)?..)?).ok()?;
+        let (disk, _) = DiskException::ref_from_prefix(area.get(start(slot)?..)?).ok()?;
         Some(disk.read())
     }
 
     /// Writes a slot of an area; `None` if the area does not have it.
     pub(crate) fn put(self, area: &mut [u8], slot: u64) -> Option<()> {
-        let (disk, _) = Disk::mut_from_prefix(area.get_mut(start(slot)?..)?).ok()?;
-        *disk = Disk {
+        let (disk, _) = DiskException::mut_from_prefix(area.get_mut(start(slot)?..)?).ok()?;
+        *disk = DiskException {
             old: U64::new(self.old.0),
             new: U64::new(self.new.0),
         };
@@ -92,7 +92,7 @@ impl Record {
     }
 }
 
-impl Disk {
+impl DiskException {
     fn read(&self) -> Record {
         Record {
             old: Chunk(self.old.get()),
@@ -108,7 +108,7 @@ fn start(slot: u64) -> Option<usize> {
 
 /// A record that no store can have; `Display` writes the line for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bad {
+pub(crate) struct DamagedException {
     /// Its number, counted from zero over all areas.
     pub(crate) index: u64,
     /// The record.
@@ -117,7 +117,7 @@ pub(crate) struct Bad {
     pub(crate) chunks: u64,
 }
 
-impl fmt::Display for Bad {
+impl fmt::Display for DamagedException {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Record { old, new } = self.record;
         let what = if new.0 < self.chunks {
@@ -139,7 +139,7 @@ impl fmt::Display for Bad {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// For what is on disk.
-    Bad(Bad),
+    Damaged(DamagedException),
     /// For something else.
     Error(Error),
 }
@@ -153,7 +153,7 @@ impl From<Error> for Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Bad(_) => EINVAL,
+            Failure::Damaged(_) => EINVAL,
             Failure::Error(error) => error,
         }
     }
@@ -193,7 +193,7 @@ pub(crate) struct Loader {
     /// From `next` up to here there is neither metadata nor the end of the COW device.
     free: u64,
     /// The chunks of the COW device that were seen below `first`, each mapped to itself.
-    seen: Extents,
+    seen: ExceptionTable,
     spares: Spares,
 }
 
@@ -208,7 +208,7 @@ impl Loader {
             next: layout.place(0),
             first: layout.place(0),
             free: 0,
-            seen: Extents::new(),
+            seen: ExceptionTable::new(),
             spares: Spares::new(),
         }
     }
@@ -242,7 +242,7 @@ impl Loader {
         let mut run = Run::default();
         let mut left = piece;
         let mut fed = Fed::More;
-        while let Ok((disk, rest)) = Disk::ref_from_prefix(left) {
+        while let Ok((disk, rest)) = DiskException::ref_from_prefix(left) {
             let record = disk.read();
             if record.new == CowChunk(0) {
                 let stale = left.iter().any(|byte| *byte != 0);
@@ -281,7 +281,7 @@ impl Loader {
     fn take_any(&mut self, record: Record) -> Result<bool, Failure> {
         let Record { new, .. } = record;
         if new.0 >= self.chunks || self.layout.is_metadata(new) {
-            return Err(Failure::Bad(Bad {
+            return Err(Failure::Damaged(DamagedException {
                 index: self.records,
                 record,
                 chunks: self.chunks,

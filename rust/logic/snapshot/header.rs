@@ -44,7 +44,7 @@ pub(crate) const VERSION: u32 = 1;
 /// The header as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Disk {
+struct DiskHeader {
     magic: U32,
     valid: U32,
     version: U32,
@@ -52,8 +52,8 @@ struct Disk {
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Disk>() == 16);
-    assert!(core::mem::align_of::<Disk>() == 1);
+    assert!(core::mem::size_of::<DiskHeader>() == 16);
+    assert!(core::mem::align_of::<DiskHeader>() == 1);
 };
 
 /// Why a chunk is no header this code can use; `Display` writes the line for the log.
@@ -103,7 +103,7 @@ pub(crate) struct Override {
 impl Override {
     /// Looks for it in a chunk, which need not be a sound header otherwise.
     pub(crate) fn find(chunk: &[u8], table: ChunkSize) -> Option<Self> {
-        let (disk, _) = Disk::ref_from_prefix(chunk).ok()?;
+        let (disk, _) = DiskHeader::ref_from_prefix(chunk).ok()?;
         let found = disk.chunk_size.get();
         let other = disk.magic.get() == MAGIC && found != table.sectors();
         other.then_some(Self { found, table })
@@ -143,7 +143,7 @@ impl Header {
         read: ChunkSize,
         blocks: BlockSizes,
     ) -> Result<Self, Invalid> {
-        let (disk, _) = Disk::ref_from_prefix(chunk).map_err(|_| Invalid::Magic)?;
+        let (disk, _) = DiskHeader::ref_from_prefix(chunk).map_err(|_| Invalid::Magic)?;
         match disk.magic.get() {
             0 => return Ok(Self::Blank),
             MAGIC => {}
@@ -169,13 +169,13 @@ impl Header {
 
     /// Writes the header into a chunk and clears the rest; `None` if the chunk is too short.
     pub(crate) fn encode(&self, chunk: &mut [u8]) -> Option<()> {
-        let (disk, rest) = Disk::mut_from_prefix(chunk).ok()?;
+        let (disk, rest) = DiskHeader::mut_from_prefix(chunk).ok()?;
         let [magic, valid, version, chunk_size] = match *self {
             Self::Blank => [0; 4],
             Self::Store { valid, size } => [MAGIC, valid.into(), VERSION, size.sectors()],
         }
         .map(U32::new);
-        *disk = Disk {
+        *disk = DiskHeader {
             magic,
             valid,
             version,

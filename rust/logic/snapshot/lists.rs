@@ -7,7 +7,7 @@ use crate::env::{
     Flags,
     KVVec, //
 };
-use crate::logic::snapshot::extents::PackedRun;
+use crate::logic::snapshot::exception_table::PackedRun;
 
 /// Counts the items at the front for which `starts` holds, if it holds for none behind them.
 pub(crate) fn leading<T>(items: &[T], starts: impl Fn(&T) -> bool) -> usize {

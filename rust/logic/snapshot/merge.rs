@@ -38,29 +38,29 @@ use crate::logic::{
     count::Count,
     snapshot::{
         chunks::Chunk,
-        extents::Run,
+        exception_table::Run,
         lists::leading, //
     }, //
 };
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Task {
+pub(crate) enum MergeStep {
     /// Nothing, until somebody calls.
     Nothing,
-    /// Read the last records, then [`Merge::read`].
+    /// Read the last records, then [`MergeState::read`].
     Read,
-    /// See that no other snapshot needs what the batch overwrites, then [`Merge::guarded`].
+    /// See that no other snapshot needs what the batch overwrites, then [`MergeState::guarded`].
     Guard,
-    /// See that no write to the batch is in flight, then [`Merge::drained`].
+    /// See that no write to the batch is in flight, then [`MergeState::drained`].
     Drain,
-    /// Start copies: each with [`Merge::starts`], and behind the last [`Merge::all_started`].
+    /// Start copies: each with [`MergeState::starts`], and behind the last [`MergeState::all_started`].
     Copy,
-    /// Flush the origin and clear the records, then [`Merge::committed`].
+    /// Flush the origin and clear the records, then [`MergeState::committed`].
     Commit,
-    /// Write the records back that are in doubt, then [`Merge::restored`].
+    /// Write the records back that are in doubt, then [`MergeState::restored`].
     Restore,
-    /// Let what waits for the batch go on, then [`Merge::let_go`].
+    /// Let what waits for the batch go on, then [`MergeState::let_go`].
     LetGo(Fate),
 }
 
@@ -87,7 +87,7 @@ pub(crate) enum Records {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum State {
+enum MergeStage {
     Stopped {
         in_doubt: bool,
     },
@@ -116,18 +116,18 @@ enum State {
 /// A merge. Never sleeps; its user locks it. What is reported too late, in another state, changes
 /// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Merge {
-    state: State,
+pub(crate) struct MergeState {
+    state: MergeStage,
     wanted: bool,
     /// How many keep it between two batches.
     pauses: Count,
 }
 
-impl Merge {
+impl MergeState {
     /// A merge that was not started yet.
     pub(crate) const fn new() -> Self {
-        Merge {
-            state: State::Stopped { in_doubt: false },
+        MergeState {
+            state: MergeStage::Stopped { in_doubt: false },
             wanted: false,
             pauses: Count::none(),
         }
@@ -139,21 +139,23 @@ impl Merge {
     }
 
     /// What is to be done.
-    pub(crate) fn task(&self) -> Task {
+    pub(crate) fn task(&self) -> MergeStep {
         match self.state {
-            State::Stopped { .. } | State::Failed { .. } | State::Finished => Task::Nothing,
-            State::Reading => Task::Read,
-            State::Guarding => Task::Guard,
-            State::Draining => Task::Drain,
-            State::Copying {
+            MergeStage::Stopped { .. } | MergeStage::Failed { .. } | MergeStage::Finished => {
+                MergeStep::Nothing
+            }
+            MergeStage::Reading => MergeStep::Read,
+            MergeStage::Guarding => MergeStep::Guard,
+            MergeStage::Draining => MergeStep::Drain,
+            MergeStage::Copying {
                 all_started: false,
                 failed: false,
                 ..
-            } => Task::Copy,
-            State::Copying { .. } => Task::Nothing,
-            State::Committing => Task::Commit,
-            State::Restoring { .. } => Task::Restore,
-            State::LettingGo { fate, .. } => Task::LetGo(fate),
+            } => MergeStep::Copy,
+            MergeStage::Copying { .. } => MergeStep::Nothing,
+            MergeStage::Committing => MergeStep::Commit,
+            MergeStage::Restoring { .. } => MergeStep::Restore,
+            MergeStage::LettingGo { fate, .. } => MergeStep::LetGo(fate),
         }
     }
 
@@ -161,7 +163,7 @@ impl Merge {
     pub(crate) fn is_at_rest(&self) -> bool {
         matches!(
             self.state,
-            State::Stopped { .. } | State::Failed { .. } | State::Finished
+            MergeStage::Stopped { .. } | MergeStage::Failed { .. } | MergeStage::Finished
         )
     }
 
@@ -169,25 +171,25 @@ impl Merge {
     pub(crate) fn has_failed(&self) -> bool {
         matches!(
             self.state,
-            State::Failed { .. }
-                | State::Restoring { failed: true }
-                | State::LettingGo { failed: true, .. }
+            MergeStage::Failed { .. }
+                | MergeStage::Restoring { failed: true }
+                | MergeStage::LettingGo { failed: true, .. }
         )
     }
 
     /// Whether there is nothing left to merge.
     pub(crate) fn is_finished(&self) -> bool {
-        self.state == State::Finished
+        self.state == MergeStage::Finished
     }
 
     /// Lets it begin, or begin again behind a failure; not before the last pause ends.
     pub(crate) fn start(&mut self) {
         self.wanted = true;
         match self.state {
-            State::Failed { in_doubt } => self.state = State::Stopped { in_doubt },
-            State::Restoring { .. } => self.state = State::Restoring { failed: false },
+            MergeStage::Failed { in_doubt } => self.state = MergeStage::Stopped { in_doubt },
+            MergeStage::Restoring { .. } => self.state = MergeStage::Restoring { failed: false },
             // Not to rest then, but to begin.
-            State::LettingGo { fate, .. } => self.let_go_with(fate, false),
+            MergeStage::LettingGo { fate, .. } => self.let_go_with(fate, false),
             _ => {}
         }
         self.begin();
@@ -195,12 +197,12 @@ impl Merge {
 
     /// Begins if it may, and does not yet.
     fn begin(&mut self) {
-        if let (State::Stopped { in_doubt }, true) = (self.state, self.goes()) {
+        if let (MergeStage::Stopped { in_doubt }, true) = (self.state, self.goes()) {
             self.state = if in_doubt {
                 // The data is on the origin, durably, and has not changed since.
-                State::Committing
+                MergeStage::Committing
             } else {
-                State::Reading
+                MergeStage::Reading
             };
         }
     }
@@ -227,24 +229,24 @@ impl Merge {
     /// Ends a batch that has not changed anything yet.
     fn break_off(&mut self) {
         match self.state {
-            State::Guarding => self.state = State::Stopped { in_doubt: false },
-            State::Draining => self.let_go_with(Fate::Kept, false),
+            MergeStage::Guarding => self.state = MergeStage::Stopped { in_doubt: false },
+            MergeStage::Draining => self.let_go_with(Fate::Kept, false),
             _ => {}
         }
     }
 
     fn let_go_with(&mut self, fate: Fate, failed: bool) {
-        self.state = State::LettingGo { fate, failed };
+        self.state = MergeStage::LettingGo { fate, failed };
     }
 
     /// The last records were read; whether there are any.
     pub(crate) fn read(&mut self, any: Result<bool, ()>) {
-        if self.state == State::Reading {
+        if self.state == MergeStage::Reading {
             self.state = match any {
-                Err(()) => State::Failed { in_doubt: false },
-                Ok(false) => State::Finished,
-                Ok(true) if self.goes() => State::Guarding,
-                Ok(true) => State::Stopped { in_doubt: false },
+                Err(()) => MergeStage::Failed { in_doubt: false },
+                Ok(false) => MergeStage::Finished,
+                Ok(true) if self.goes() => MergeStage::Guarding,
+                Ok(true) => MergeStage::Stopped { in_doubt: false },
             };
         }
     }
@@ -252,17 +254,17 @@ impl Merge {
     /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done
     /// before anybody else can call.
     pub(crate) fn guarded(&mut self) -> bool {
-        let goes_on = self.state == State::Guarding;
+        let goes_on = self.state == MergeStage::Guarding;
         if goes_on {
-            self.state = State::Draining;
+            self.state = MergeStage::Draining;
         }
         goes_on
     }
 
     /// No write to the batch is in flight.
     pub(crate) fn drained(&mut self) {
-        if self.state == State::Draining {
-            self.state = State::Copying {
+        if self.state == MergeStage::Draining {
+            self.state = MergeStage::Copying {
                 flying: Count::none(),
                 all_started: false,
                 failed: false,
@@ -273,7 +275,7 @@ impl Merge {
     /// A copy is about to start. Tells whether it may.
     pub(crate) fn starts(&mut self) -> bool {
         match &mut self.state {
-            State::Copying {
+            MergeStage::Copying {
                 flying,
                 all_started: false,
                 failed: false,
@@ -287,7 +289,7 @@ impl Merge {
 
     /// There are no more copies to start.
     pub(crate) fn all_started(&mut self) {
-        if let State::Copying { all_started, .. } = &mut self.state {
+        if let MergeStage::Copying { all_started, .. } = &mut self.state {
             *all_started = true;
             self.look_at_copies();
         }
@@ -295,7 +297,7 @@ impl Merge {
 
     /// A copy has ended. Tells whether it is the first one that failed.
     pub(crate) fn copied(&mut self, ok: bool) -> bool {
-        let State::Copying { flying, failed, .. } = &mut self.state else {
+        let MergeStage::Copying { flying, failed, .. } = &mut self.state else {
             return false;
         };
         let is_first = !ok && !*failed;
@@ -307,23 +309,23 @@ impl Merge {
 
     fn look_at_copies(&mut self) {
         match self.state {
-            State::Copying {
+            MergeStage::Copying {
                 flying,
                 failed: true,
                 ..
             } if flying.is_zero() => self.let_go_with(Fate::Kept, true),
-            State::Copying {
+            MergeStage::Copying {
                 flying,
                 all_started: true,
                 failed: false,
-            } if flying.is_zero() => self.state = State::Committing,
+            } if flying.is_zero() => self.state = MergeStage::Committing,
             _ => {}
         }
     }
 
     /// The origin was flushed and the records were cleared, or that has failed.
     pub(crate) fn committed(&mut self, records: Records) {
-        if self.state == State::Committing {
+        if self.state == MergeStage::Committing {
             match records {
                 Records::Cleared => self.let_go_with(Fate::Merged, false),
                 Records::Kept => self.let_go_with(Fate::Kept, true),
@@ -335,15 +337,19 @@ impl Merge {
     /// A write waits for a batch in doubt.
     pub(crate) fn doubted(&mut self) {
         match self.state {
-            State::Failed { in_doubt: true } => self.state = State::Restoring { failed: true },
-            State::Stopped { in_doubt: true } => self.state = State::Restoring { failed: false },
+            MergeStage::Failed { in_doubt: true } => {
+                self.state = MergeStage::Restoring { failed: true }
+            }
+            MergeStage::Stopped { in_doubt: true } => {
+                self.state = MergeStage::Restoring { failed: false }
+            }
             _ => {}
         }
     }
 
     /// The records of a batch in doubt were written back, or that has failed.
     pub(crate) fn restored(&mut self, ok: bool) {
-        if let State::Restoring { failed } = self.state {
+        if let MergeStage::Restoring { failed } = self.state {
             let fate = if ok { Fate::Kept } else { Fate::InDoubt };
             self.let_go_with(fate, failed || !ok && !self.wanted);
         }
@@ -351,12 +357,12 @@ impl Merge {
 
     /// What waited for the batch goes on.
     pub(crate) fn let_go(&mut self) {
-        if let State::LettingGo { fate, failed } = self.state {
+        if let MergeStage::LettingGo { fate, failed } = self.state {
             let in_doubt = fate == Fate::InDoubt;
             if failed {
-                self.state = State::Failed { in_doubt };
+                self.state = MergeStage::Failed { in_doubt };
             } else {
-                self.state = State::Stopped { in_doubt };
+                self.state = MergeStage::Stopped { in_doubt };
                 self.begin();
             }
         }

@@ -7,14 +7,14 @@
 
 pub(crate) mod area;
 pub(crate) mod chunks;
-pub(crate) mod extents;
+pub(crate) mod exception_table;
+pub(crate) mod handover;
 pub(crate) mod header;
 pub(crate) mod layout;
 pub(crate) mod lists;
 pub(crate) mod merge;
 pub(crate) mod options;
-pub(crate) mod parts;
 pub(crate) mod pending;
-pub(crate) mod readers;
-pub(crate) mod role;
 pub(crate) mod status;
+pub(crate) mod stripes;
+pub(crate) mod tracked_reads;

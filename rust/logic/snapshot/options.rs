@@ -38,7 +38,7 @@ const DEFAULT_CHUNK: u32 = 32;
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Store {
+pub(crate) enum StoreKind {
     /// It survives on the COW device.
     Persistent {
         /// Whether a full COW device only stops writes to the snapshot, as long as it can.
@@ -48,14 +48,14 @@ pub(crate) enum Store {
     Transient,
 }
 
-impl Store {
+impl StoreKind {
     /// Whether a snapshot with such a store can be merged into its origin.
     pub(crate) fn can_merge(self) -> bool {
         self != Self::Transient
     }
 }
 
-impl fmt::Display for Store {
+impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Persistent { overflow: false } => "P",
@@ -160,7 +160,7 @@ impl fmt::Display for Features {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// The kind of the store.
-    pub(crate) store: Store,
+    pub(crate) store: StoreKind,
     /// The size of a chunk, unless it is left open, which is zero in the line.
     pub(crate) chunk_size: Option<ChunkSize>,
     /// The features.
@@ -184,9 +184,9 @@ impl Options {
             sectors => Some(blocks.chunk_size(sectors)?),
         };
         let store = match store {
-            [b'N' | b'n', ..] => Store::Transient,
-            [_] => Store::Persistent { overflow: false },
-            [_, b'O' | b'o', ..] => Store::Persistent { overflow: true },
+            [b'N' | b'n', ..] => StoreKind::Transient,
+            [_] => StoreKind::Persistent { overflow: false },
+            [_, b'O' | b'o', ..] => StoreKind::Persistent { overflow: true },
             _ => return Err("Unsupported persistent store option"),
         };
         Ok(Self {
@@ -201,7 +201,7 @@ impl Options {
     pub(crate) fn first_chunk_size(&self, blocks: BlockSizes) -> Option<ChunkSize> {
         let open = || {
             let sectors = blocks.cow.wrapping_shr(SECTOR_SHIFT).max(DEFAULT_CHUNK);
-            ChunkSize::from_sectors(sectors).filter(|_| self.store != Store::Transient)
+            ChunkSize::from_sectors(sectors).filter(|_| self.store != StoreKind::Transient)
         };
         self.chunk_size.or_else(open)
     }

@@ -23,7 +23,7 @@ use crate::logic::{
             Chunk,
             CowChunk, //
         },
-        extents::Run,
+        exception_table::Run,
         lists::leading, //
     }, //
 };
@@ -63,7 +63,7 @@ impl Seq {
 
 /// An exception on its way, and what waits for it.
 #[derive(Debug)]
-pub(crate) struct Pending<W> {
+pub(crate) struct PendingException<W> {
     /// Its name.
     pub(crate) seq: Seq,
     /// From where to where.
@@ -74,7 +74,7 @@ pub(crate) struct Pending<W> {
     pub(crate) waiting: W,
 }
 
-impl<W> Pending<W> {
+impl<W> PendingException<W> {
     /// Whether it is in the table: only readers of before are waited for.
     pub(crate) fn is_there(&self) -> bool {
         matches!(self.stage, Stage::Draining(_))
@@ -97,8 +97,8 @@ impl<W> Pending<W> {
 ///   below `tail`.
 /// - `index` has the first chunk and the name of each, sorted by chunk; no two have a chunk in
 ///   common.
-pub(crate) struct Book<W> {
-    ring: KVVec<Option<Pending<W>>>,
+pub(crate) struct PendingExceptions<W> {
+    ring: KVVec<Option<PendingException<W>>>,
     index: KVVec<(Chunk, Seq)>,
     head: u64,
     /// The first that is in no batch yet.
@@ -109,14 +109,14 @@ pub(crate) struct Book<W> {
     batch: Option<u64>,
 }
 
-impl<W> Book<W> {
+impl<W> PendingExceptions<W> {
     /// Makes a book with room for so many.
     pub(crate) fn new(room: usize, flags: Flags) -> Result<Self, AllocError> {
         let mut ring = KVVec::with_capacity(room, flags)?;
         for _ in 0..room {
             ring.push_within_capacity(None).map_err(|_| AllocError)?;
         }
-        Ok(Book {
+        Ok(PendingExceptions {
             ring,
             index: KVVec::with_capacity(room, flags)?,
             head: 0,
@@ -151,14 +151,14 @@ impl<W> Book<W> {
     }
 
     /// The exception of a name.
-    pub(crate) fn get(&mut self, seq: Seq) -> Option<&mut Pending<W>> {
+    pub(crate) fn get(&mut self, seq: Seq) -> Option<&mut PendingException<W>> {
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.as_mut()?;
         (pending.seq == seq).then_some(pending)
     }
 
     /// The exception that a chunk is in.
-    pub(crate) fn find(&mut self, chunk: Chunk) -> Option<&mut Pending<W>> {
+    pub(crate) fn find(&mut self, chunk: Chunk) -> Option<&mut PendingException<W>> {
         let behind = leading(&self.index, |(first, _)| *first <= chunk);
         let (_, seq) = *self.index.get(behind.checked_sub(1)?)?;
         self.get(seq).filter(|it| it.place(chunk).is_some())
@@ -192,7 +192,7 @@ impl<W> Book<W> {
         {
             return Err(waiting);
         }
-        *entry = Some(Pending {
+        *entry = Some(PendingException {
             seq,
             run,
             stage,
@@ -292,7 +292,7 @@ impl<W> Book<W> {
     }
 
     /// Takes an exception out.
-    pub(crate) fn remove(&mut self, seq: Seq) -> Option<Pending<W>> {
+    pub(crate) fn remove(&mut self, seq: Seq) -> Option<PendingException<W>> {
         self.get(seq)?;
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.take()?;

@@ -29,7 +29,7 @@ use crate::{
                 Chunk,
                 CowChunk, //
             },
-            extents::Run,
+            exception_table::Run,
             header::Header,
             layout::{
                 Allocator,
@@ -59,7 +59,7 @@ const WINDOW: u32 = 128;
 const PER_SECTOR: u64 = 512 / RECORD as u64;
 
 /// See above. Used by one at a time.
-pub(super) struct Disk {
+pub(super) struct PersistentStore {
     layout: Layout,
     /// Sectors of a block of the device; zero if the store is transient.
     block: u32,
@@ -111,11 +111,11 @@ fn window(layout: Layout) -> u32 {
     layout.size().sectors().min(WINDOW)
 }
 
-impl Disk {
+impl PersistentStore {
     /// A store of which nothing is known yet, on a device with such blocks (in sectors). Sleeps.
     pub(super) fn new(layout: Layout, block: u32, batch: usize) -> Result<Self> {
         let window = if block == 0 { 0 } else { window(layout) };
-        Ok(Disk {
+        Ok(PersistentStore {
             layout,
             block,
             records: 0,
@@ -462,7 +462,7 @@ impl Disk {
                     break stale;
                 }
                 Err(failure) => {
-                    if let Failure::Bad(bad) = &failure {
+                    if let Failure::Damaged(bad) = &failure {
                         err!("persistent snapshot", "{}", bad);
                     }
                     return Err(failure.into());

@@ -20,7 +20,7 @@ use super::{
         Reserved,
         State, //
     },
-    Snapshot, //
+    SnapshotTarget, //
 };
 use crate::{
     dm::bio::{
@@ -34,13 +34,13 @@ use crate::{
     logic::{
         snapshot::{
             chunks::Chunk,
-            extents::Found,
+            exception_table::Found,
+            handover::Handover, //
             pending::{
                 Seq,
                 Stage, //
             },
-            readers::Generation,
-            role::Role, //
+            tracked_reads::Generation,
         },
         units::{
             Sector,
@@ -60,54 +60,54 @@ use zerocopy_derive::{
 /// What is kept with a bio: what its end means.
 #[derive(Clone, Copy, FromBytes, IntoBytes)]
 #[repr(transparent)]
-pub(crate) struct Stamp(u64);
+pub(crate) struct PerBioData(u64);
 
-/// The meaning of a [`Stamp`].
-pub(super) enum Kind {
+/// The meaning of a [`PerBioData`].
+pub(super) enum BioKind {
     /// Nothing.
     None,
     /// A reader of the origin, counted in a part of the table.
-    Reader(usize, Generation),
+    TrackedRead(usize, Generation),
     /// The data of an exception; and whether it failed.
-    Direct(Seq, bool),
+    FullChunkWrite(Seq, bool),
     /// A discard that becomes zeros.
-    Zero,
+    ZeroedDiscard,
     /// A write to the origin, of the target with such a number.
-    Origin,
+    OriginWrite,
 }
 
-impl Stamp {
+impl PerBioData {
     /// Its end means nothing.
-    pub(super) const NONE: Stamp = Stamp(0);
-    /// See [`Kind::Zero`].
-    pub(super) const ZERO: Stamp = Stamp(3 << Self::SHIFT);
+    pub(super) const NONE: PerBioData = PerBioData(0);
+    /// See [`BioKind::ZeroedDiscard`].
+    pub(super) const ZERO: PerBioData = PerBioData(3 << Self::SHIFT);
 
     const SHIFT: u32 = 60;
     const FAILED: u64 = 1 << 59;
     const VALUE: u64 = Self::FAILED - 1;
 
-    /// See [`Kind::Reader`].
-    pub(super) fn reader(shard: usize, generation: Generation) -> Self {
+    /// See [`BioKind::TrackedRead`].
+    pub(super) fn reader(stripe: usize, generation: Generation) -> Self {
         // CAST: The number of a part, and usize has at most 64 bits.
-        Stamp(1 << Self::SHIFT | (shard as u64) << 1 | u64::from(generation.to_bit()))
+        PerBioData(1 << Self::SHIFT | (stripe as u64) << 1 | u64::from(generation.to_bit()))
     }
 
-    /// See [`Kind::Direct`].
+    /// See [`BioKind::FullChunkWrite`].
     pub(super) fn direct(seq: Seq) -> Self {
-        Stamp(2 << Self::SHIFT | seq.to_bits() & Self::VALUE)
+        PerBioData(2 << Self::SHIFT | seq.to_bits() & Self::VALUE)
     }
 
     fn with_failure(self, failed: bool) -> Self {
-        Stamp(if failed {
+        PerBioData(if failed {
             self.0 | Self::FAILED
         } else {
             self.0
         })
     }
 
-    /// See [`Kind::Origin`].
+    /// See [`BioKind::OriginWrite`].
     pub(super) fn of_origin(id: u32) -> Self {
-        Stamp(4 << Self::SHIFT | u64::from(id))
+        PerBioData(4 << Self::SHIFT | u64::from(id))
     }
 
     /// The number of the origin's target, if it is a write to one.
@@ -116,15 +116,15 @@ impl Stamp {
     }
 
     /// What the stamp means.
-    pub(super) fn kind(self) -> Kind {
+    pub(super) fn kind(self) -> BioKind {
         let value = self.0 & Self::VALUE;
         match self.0 >> Self::SHIFT {
             // CAST: The number of a part.
-            1 => Kind::Reader((value >> 1) as usize, Generation::from_bit(value & 1 != 0)),
-            2 => Kind::Direct(Seq::from_bits(value), self.0 & Self::FAILED != 0),
-            3 => Kind::Zero,
-            4 => Kind::Origin,
-            _ => Kind::None,
+            1 => BioKind::TrackedRead((value >> 1) as usize, Generation::from_bit(value & 1 != 0)),
+            2 => BioKind::FullChunkWrite(Seq::from_bits(value), self.0 & Self::FAILED != 0),
+            3 => BioKind::ZeroedDiscard,
+            4 => BioKind::OriginWrite,
+            _ => BioKind::None,
         }
     }
 }
@@ -136,9 +136,9 @@ pub(super) struct Span {
     pub(super) chunks: u64,
 }
 
-impl Snapshot {
+impl SnapshotTarget {
     /// Where a bio is.
-    pub(super) fn span<'a>(&self, bio: &MapBio<'a, Stamp>) -> Span {
+    pub(super) fn span<'a>(&self, bio: &MapBio<'a, PerBioData>) -> Span {
         let at = self.absolute(bio.sector());
         let size = self.store().size();
         let chunk = size.chunk(at);
@@ -160,14 +160,17 @@ impl Snapshot {
 }
 
 /// Decides on a bio.
-pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
-    bio.set_per_bio(Stamp::NONE);
+pub(super) fn map<'a>(
+    this: ArcBorrow<'_, SnapshotTarget>,
+    mut bio: MapBio<'a, PerBioData>,
+) -> Mapped<'a> {
+    bio.set_per_bio(PerBioData::NONE);
     if bio.is_flush() {
         return bio.remap(&this.cow);
     }
     let store = this.store();
     match store.state() {
-        State::Valid if this.role() != Role::Former => {}
+        State::Valid if this.role() != Handover::Former => {}
         // It fails when the header says why.
         State::Failing => return defer(this, bio),
         _ => return bio.kill(),
@@ -186,8 +189,8 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>)
             bio.set_sector(this.place(new, span.at));
             bio.remap(&this.cow)
         }
-        (Found::Hole(len), Some(stamp)) => {
-            bio.set_per_bio(stamp);
+        (Found::Hole(len), Some(per_bio)) => {
+            bio.set_per_bio(per_bio);
             bio.accept(this.part(&span, len));
             bio.set_sector(span.at);
             bio.remap(&this.origin)
@@ -197,7 +200,11 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>)
 }
 
 /// A write to a chunk that was not on the COW device just now.
-fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Span) -> Mapped<'a> {
+fn write<'a>(
+    this: ArcBorrow<'_, SnapshotTarget>,
+    mut bio: MapBio<'a, PerBioData>,
+    span: Span,
+) -> Mapped<'a> {
     let store = this.store();
     let size = store.size();
     let whole = if size.offset(span.at).is_zero() {
@@ -205,26 +212,26 @@ fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Sp
     } else {
         0
     };
-    let mut ledger = store.ledger();
-    match store.look(&mut ledger, span.chunk, span.chunks) {
+    let mut allocation = store.allocation();
+    match store.look(&mut allocation, span.chunk, span.chunks) {
         Look::There(new, len) => {
-            drop(ledger);
+            drop(allocation);
             bio.accept(this.part(&span, len));
             bio.set_sector(this.place(new, span.at));
             return bio.remap(&this.cow);
         }
         Look::OnItsWay(seq, len) => {
-            if let Some(pending) = ledger.book.get(seq) {
+            if let Some(pending) = allocation.book.get(seq) {
                 let (new, _) = pending.place(span.chunk).unwrap_or_default();
                 bio.accept(this.part(&span, len));
                 bio.set_sector(this.place(new, span.at));
                 if pending.is_there() {
-                    drop(ledger);
+                    drop(allocation);
                     return bio.remap(&this.cow);
                 }
                 let (bio, mapped) = bio.take();
                 pending.waiting.own.push(bio);
-                drop(ledger);
+                drop(allocation);
                 return mapped;
             }
         }
@@ -234,47 +241,47 @@ fn write<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>, span: Sp
             } else {
                 (Stage::Waiting, 1)
             };
-            let reserved = store.reserve(&mut ledger, &this.cow, span.chunk, stage, (1, most));
+            let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
             if let Reserved::Run(seq, run) = reserved {
                 bio.accept(this.part(&span, run.len));
                 bio.set_sector(this.place(run.new, span.at));
                 if whole != 0 {
-                    drop(ledger);
-                    bio.set_per_bio(Stamp::direct(seq));
+                    drop(allocation);
+                    bio.set_per_bio(PerBioData::direct(seq));
                     return bio.remap(&this.cow);
                 }
                 let (bio, mapped) = bio.take();
-                if let Some(pending) = ledger.book.get(seq) {
+                if let Some(pending) = allocation.book.get(seq) {
                     pending.waiting.own.push(bio);
                 }
-                drop(ledger);
-                this.family.wake();
+                drop(allocation);
+                this.group.wake();
                 return mapped;
             }
         }
     }
-    drop(ledger);
+    drop(allocation);
     bio.accept(this.part(&span, 1));
     defer(this, bio)
 }
 
 /// Leaves a bio to the worker.
-fn defer<'a>(this: ArcBorrow<'_, Snapshot>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+fn defer<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let (bio, mapped) = bio.take();
     this.deferred.lock().push(bio);
-    this.family.wake();
+    this.group.wake();
     mapped
 }
 
 /// A discard: whole chunks that are on the COW device become zeros; of others nothing is to be
 /// done.
-fn discard<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let store = this.store();
     let span = this.span(&bio);
     if bio.copy_number() != 0 {
         // Past the snapshots, as the feature is meant.
-        if let Some(stamp) = store.enter(span.chunk) {
-            bio.set_per_bio(stamp);
+        if let Some(per_bio) = store.enter(span.chunk) {
+            bio.set_per_bio(per_bio);
         }
         bio.set_sector(span.at);
         return bio.remap(&this.origin);
@@ -300,52 +307,55 @@ fn discard<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: MapBio<'a, Stamp>) -> Map
             if whole == 0 {
                 return bio.remap(&this.cow);
             }
-            bio.set_per_bio(Stamp::ZERO);
+            bio.set_per_bio(PerBioData::ZERO);
             defer(this, bio)
         }
     }
 }
 
 /// A bio has ended.
-pub(super) fn end_io<'a>(this: ArcBorrow<'_, Snapshot>, mut bio: EndBio<'a, Stamp>) -> Ended<'a> {
+pub(super) fn end_io<'a>(
+    this: ArcBorrow<'_, SnapshotTarget>,
+    mut bio: EndBio<'a, PerBioData>,
+) -> Ended<'a> {
     match bio.per_bio().kind() {
-        Kind::Reader(shard, generation) => {
-            if this.store().leave(shard, generation) {
-                this.family.wake();
+        BioKind::TrackedRead(stripe, generation) => {
+            if this.store().leave(stripe, generation) {
+                this.group.wake();
             }
             bio.done()
         }
-        Kind::Direct(..) => {
+        BioKind::FullChunkWrite(..) => {
             let failed = !bio.status().is_ok();
-            let stamp = bio.per_bio().with_failure(failed);
-            bio.set_per_bio(stamp);
+            let per_bio = bio.per_bio().with_failure(failed);
+            bio.set_per_bio(per_bio);
             let (bio, ended) = bio.take();
             this.direct.lock().push(bio);
-            this.family.wake();
+            this.group.wake();
             ended
         }
-        Kind::None | Kind::Zero | Kind::Origin => bio.done(),
+        BioKind::None | BioKind::ZeroedDiscard | BioKind::OriginWrite => bio.done(),
     }
 }
 
-impl Snapshot {
+impl SnapshotTarget {
     /// Takes on the writes that are the data of an exception, and have ended. The worker only.
     pub(super) fn direct_ended(self: &Arc<Self>, out: &mut Released) {
         let mut bios = self.direct.lock().take();
         while let Some(bio) = bios.pop() {
-            let Kind::Direct(seq, failed) = bio.per_bio().kind() else {
+            let BioKind::FullChunkWrite(seq, failed) = bio.per_bio().kind() else {
                 self.store().fail_write(bio);
                 continue;
             };
-            let mut ledger = self.store().ledger();
-            match ledger.book.get(seq) {
+            let mut allocation = self.store().allocation();
+            match allocation.book.get(seq) {
                 Some(pending) => {
                     pending.waiting.direct = Some(bio);
-                    drop(ledger);
+                    drop(allocation);
                     self.data_ended(seq, !failed, out);
                 }
                 None => {
-                    drop(ledger);
+                    drop(allocation);
                     self.store().fail_write(bio);
                 }
             }
@@ -359,7 +369,7 @@ impl Snapshot {
             self.fail(kernel::error::code::EIO);
         }
         if store.state() == State::Valid {
-            store.ledger().book.copied(seq);
+            store.allocation().book.copied(seq);
         } else if let Some(pending) = store.abandon(seq) {
             store.refuse(pending.waiting, out);
         }

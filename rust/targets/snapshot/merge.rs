@@ -9,26 +9,26 @@
 //!        └─ all else: as through `snapshot-origin` ─────────────────────> origin
 //! ```
 //!
-//! The merge goes batch by batch, the last records first; [`Machine`] has the steps. One work item
+//! The merge goes batch by batch, the last records first; [`MergeState`] has the steps. One work item
 //! does what is to be done; whatever ends that it waits for calls it again.
 
 use super::{
     disk::Tail,
-    family::{
+    group::{
         Merging,
-        World, //
+        Origins, //
     },
     io::{
-        Kind,
+        BioKind,
+        PerBioData, //
         Span,
-        Stamp, //
     },
     store::{
         Place,
         State, //
     },
-    Origin,
-    Snapshot, //
+    OriginTarget,
+    SnapshotTarget, //
 };
 use crate::{
     dm::{
@@ -60,22 +60,22 @@ use crate::{
     logic::{
         snapshot::{
             chunks::Chunk,
-            extents::{
+            exception_table::{
                 Found,
                 Run,
                 Spares, //
             },
+            handover::Handover, //
             merge::{
                 arrange,
                 Fate,
-                Merge as Machine,
+                MergeState,
+                MergeStep,
                 Pace,
                 Records,
-                Task,
                 Within, //
             },
-            parts::PARTS,
-            role::Role, //
+            stripes::PARTS,
         }, //
     },
     sys::{
@@ -114,7 +114,7 @@ use kernel::{
 
 /// Where the merge is.
 struct Progress {
-    machine: Machine,
+    machine: MergeState,
     /// The batch, sorted by chunks of the origin.
     runs: KVVec<Run>,
     /// The first of them that another snapshot may need, then the first that is not being copied
@@ -126,7 +126,7 @@ struct Progress {
     in_doubt: bool,
     /// Users were told how it ended.
     told: bool,
-    waiting: BioQueue<Stamp>,
+    waiting: BioQueue<PerBioData>,
 }
 
 /// What the work item has for itself.
@@ -142,10 +142,10 @@ struct Own {
 
 /// A merge: one line of a table.
 #[pin_data]
-pub(crate) struct Merge {
-    table: Arc<Snapshot>,
+pub(crate) struct MergeTarget {
+    table: Arc<SnapshotTarget>,
     /// The origin, where nothing has to be merged.
-    front: Arc<Origin>,
+    front: Arc<OriginTarget>,
     #[pin]
     progress: IrqLock<Progress>,
     #[pin]
@@ -154,32 +154,32 @@ pub(crate) struct Merge {
     #[pin]
     rest: WaitQueue,
     #[pin]
-    merger: Work<Merge, 1>,
+    merger: Work<MergeTarget, 1>,
 }
 
 impl_has_work! {
-    impl HasWork<Merge, 1> for Merge { self.merger }
+    impl HasWork<MergeTarget, 1> for MergeTarget { self.merger }
 }
 
 #[vtable]
-impl Target for Merge {
+impl Target for MergeTarget {
     const NAME: &'static CStr = c"snapshot-merge";
     const VERSION: [u32; 3] = [1, 5, 0];
     const C_MODULE: &'static str = "dm_snapshot";
     const NOWAIT: bool = false;
-    type PerBio = Stamp;
-    type Shared = Arc<World>;
+    type PerBio = PerBioData;
+    type Shared = Arc<Origins>;
 
     fn ctr(
         builder: &mut TargetBuilder<'_>,
-        world: &Arc<World>,
+        origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (table, claim) = Snapshot::make(builder, world, args, true)?;
+        let (table, claim) = SnapshotTarget::make(builder, origins, args, true)?;
         let made = Self::make(&table);
         match &made {
-            Ok(this) => table.family.roster.lock().merging = Merging::There(this.clone()),
-            Err(_) => Snapshot::dtr(&table),
+            Ok(this) => table.group.members.lock().merging = Merging::There(this.clone()),
+            Err(_) => SnapshotTarget::dtr(&table),
         }
         drop(claim);
         made
@@ -187,15 +187,15 @@ impl Target for Merge {
 
     fn dtr(this: &Arc<Self>) {
         this.stop();
-        this.table.family.roster.lock().merging = Merging::None;
-        flush::<Merge, 1>(this);
+        this.table.group.members.lock().merging = Merging::None;
+        flush::<MergeTarget, 1>(this);
         this.front.retire();
-        Snapshot::dtr(&this.table);
+        SnapshotTarget::dtr(&this.table);
     }
 
-    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         let table = &this.table;
-        bio.set_per_bio(Stamp::NONE);
+        bio.set_per_bio(PerBioData::NONE);
         if bio.is_flush() {
             return match bio.copy_number() {
                 0 => bio.remap(&table.origin),
@@ -206,7 +206,7 @@ impl Target for Merge {
             // What is merged later would not stay discarded.
             return bio.end(Status::OK);
         }
-        if table.store().state() != State::Valid || table.role() == Role::Former {
+        if table.store().state() != State::Valid || table.role() == Handover::Former {
             return this.front.pass(bio);
         }
         let span = table.span(&bio);
@@ -226,9 +226,9 @@ impl Target for Merge {
         }
     }
 
-    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
-        if let Kind::Reader(shard, generation) = bio.per_bio().kind() {
-            if this.table.store().leave(shard, generation) {
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
+        if let BioKind::TrackedRead(stripe, generation) = bio.per_bio().kind() {
+            if this.table.store().leave(stripe, generation) {
                 Arc::<Self>::from(this).nudge();
             }
         }
@@ -244,16 +244,16 @@ impl Target for Merge {
     }
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
-        Snapshot::postsuspend(this.table.as_arc_borrow());
+        SnapshotTarget::postsuspend(this.table.as_arc_borrow());
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        Snapshot::preresume(this.table.as_arc_borrow())
+        SnapshotTarget::preresume(this.table.as_arc_borrow())
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
-        Snapshot::resume(this.table.as_arc_borrow());
-        if this.table.role() == Role::Live {
+        SnapshotTarget::resume(this.table.as_arc_borrow());
+        if this.table.role() == Handover::Live {
             // A table before may have begun exceptions for other targets of the origin. There are
             // no new ones, and nothing is mapped before this returns.
             this.table.store().wait_idle(|| false);
@@ -270,21 +270,21 @@ impl Target for Merge {
         this: ArcBorrow<'_, Self>,
         visitor: &mut DeviceVisitor<'_>,
     ) -> Result<(), Stop> {
-        Snapshot::iterate_devices(this.table.as_arc_borrow(), visitor)
+        SnapshotTarget::iterate_devices(this.table.as_arc_borrow(), visitor)
     }
 
     fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
-        Snapshot::io_hints(this.table.as_arc_borrow(), limits);
+        SnapshotTarget::io_hints(this.table.as_arc_borrow(), limits);
     }
 }
 
-impl Merge {
+impl MergeTarget {
     /// Makes the rest, when the table is there.
-    fn make(table: &Arc<Snapshot>) -> Result<Arc<Self>, CtrError> {
+    fn make(table: &Arc<SnapshotTarget>) -> Result<Arc<Self>, CtrError> {
         let memory = c"Cannot allocate private snapshot structure";
         let most = table.store().prepare_merge().or_message(memory)?;
         let progress = Progress {
-            machine: Machine::new(),
+            machine: MergeState::new(),
             runs: KVVec::with_capacity(most, GFP_KERNEL).or_message(memory)?,
             next: 0,
             closed: false,
@@ -299,8 +299,8 @@ impl Merge {
             barriers: [None; PARTS],
             spares: Spares::new(),
         };
-        let front = Origin::enter(
-            table.family.clone(),
+        let front = OriginTarget::enter(
+            table.group.clone(),
             table.origin.shared(),
             table.begin,
             table.len,
@@ -308,7 +308,7 @@ impl Merge {
         let front = front.or_message(memory)?;
         let (own_table, own_front) = (table.clone(), front.clone());
         let this = Arc::pin_init(
-            pin_init!(Merge {
+            pin_init!(MergeTarget {
                 table: own_table,
                 front: own_front,
                 progress <- new_irq_lock!(progress, "dm_snap_merge"),
@@ -325,14 +325,18 @@ impl Merge {
     }
 
     /// A write: to the COW device, to the origin if that has been merged, and neither while it is.
-    fn write<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>, span: Span) -> Mapped<'a> {
+    fn write<'a>(
+        this: ArcBorrow<'_, Self>,
+        mut bio: MapBio<'a, PerBioData>,
+        span: Span,
+    ) -> Mapped<'a> {
         let table = &this.table;
         loop {
             let within = |chunk, most| this.progress.lock().within(chunk, most);
             match table.store().find_open(span.chunk, span.chunks, within) {
-                Place::Open(builder, len, stamp) => {
+                Place::Open(builder, len, per_bio) => {
                     bio.accept(table.part(&span, len));
-                    bio.set_per_bio(stamp);
+                    bio.set_per_bio(per_bio);
                     bio.set_sector(table.place(builder, span.at));
                     return bio.remap(&table.cow);
                 }
@@ -345,13 +349,13 @@ impl Merge {
             // It may be open again by now.
             let mut progress = this.progress.lock();
             // A bio is counted in one part of the table.
-            let (_, left) = table.store().shard(span.chunk);
+            let (_, left) = table.store().stripe(span.chunk);
             if let Within::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
                 bio.accept(table.part(&span, len));
                 let (bio, mapped) = bio.take();
                 progress.waiting.push(bio);
                 progress.machine.doubted();
-                if progress.machine.task() == Task::Restore {
+                if progress.machine.task() == MergeStep::Restore {
                     Arc::<Self>::from(this).nudge_with(&progress);
                 }
                 return mapped;
@@ -359,7 +363,7 @@ impl Merge {
         }
     }
 
-    pub(super) fn table(&self) -> &Arc<Snapshot> {
+    pub(super) fn table(&self) -> &Arc<SnapshotTarget> {
         &self.table
     }
 
@@ -372,15 +376,15 @@ impl Merge {
     /// again.
     fn nudge_with(self: &Arc<Self>, progress: &Progress) {
         if !progress.machine.is_at_rest() {
-            let commits = self.table.family.commits();
-            commits.enqueue::<Merge, 1>(self.clone());
+            let commits = self.table.group.commits();
+            commits.enqueue::<MergeTarget, 1>(self.clone());
         }
     }
 
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
     /// context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != State::Valid || self.table.role() != Role::Live {
+        if self.table.store().state() != State::Valid || self.table.role() != Handover::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
@@ -392,10 +396,10 @@ impl Merge {
 
     /// Ends it, and waits for that: as long as a batch takes. Sleeps.
     fn stop(self: &Arc<Self>) {
-        self.come_to_rest(Machine::stop);
+        self.come_to_rest(MergeState::stop);
     }
 
-    fn come_to_rest(self: &Arc<Self>, change: impl FnOnce(&mut Machine)) {
+    fn come_to_rest(self: &Arc<Self>, change: impl FnOnce(&mut MergeState)) {
         let mut progress = self.progress.lock();
         change(&mut progress.machine);
         self.nudge_with(&progress);
@@ -407,7 +411,7 @@ impl Merge {
     /// Keeps it between two batches until the result is dropped: what is about to become another
     /// snapshot of the origin does so then. Sleeps as long as a batch takes.
     pub(super) fn pause(self: Arc<Self>) -> Pause {
-        self.come_to_rest(Machine::pause);
+        self.come_to_rest(MergeState::pause);
         Pause(self)
     }
 
@@ -415,7 +419,7 @@ impl Merge {
     pub(super) fn copied(self: &Arc<Self>, result: Copied) {
         let mut progress = self.progress.lock();
         let failed = progress.machine.copied(result.is_written(0));
-        if progress.machine.task() != Task::Nothing {
+        if progress.machine.task() != MergeStep::Nothing {
             self.nudge_with(&progress);
         }
         drop(progress);
@@ -474,12 +478,12 @@ impl Merge {
             let run = self.run(number)?;
             Some((table.store().size().start(run.old)?, table.copied(run)))
         };
-        let clear = table.family.guard(place, &mut first);
+        let clear = table.group.guard(place, &mut first);
         let mut progress = self.progress.lock();
         progress.next = first;
         if !clear || !progress.machine.guarded() {
             // If it was stopped meanwhile, that has to be seen.
-            return progress.machine.task() != Task::Guard;
+            return progress.machine.task() != MergeStep::Guard;
         }
         progress.closed = true;
         progress.next = 0;
@@ -494,7 +498,7 @@ impl Merge {
         let mut number = 0usize;
         while let Some(mut run) = self.run(number) {
             while run.len != 0 {
-                let (index, left) = store.shard(run.old);
+                let (index, left) = store.stripe(run.old);
                 if let Some(barrier @ None) = own.barriers.get_mut(index) {
                     *barrier = store.bar(index);
                 }
@@ -516,7 +520,7 @@ impl Merge {
         if drained {
             progress.machine.drained();
         }
-        progress.machine.task() != Task::Drain
+        progress.machine.task() != MergeStep::Drain
     }
 
     fn run(&self, number: usize) -> Option<Run> {
@@ -536,13 +540,13 @@ impl Merge {
             let size = table.store().size();
             let places = size.cow_start(run.new).zip(size.start(run.old));
             if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
-                let Some(job) = table.family.merge_job(self, (from, to), len) else {
+                let Some(job) = table.group.merge_job(self, (from, to), len) else {
                     return false;
                 };
                 if !self.progress.lock().machine.starts() {
                     return true;
                 }
-                table.copies.start(job, table.family.commits());
+                table.copies.start(job, table.group.commits());
             }
             self.progress.lock().next = next.saturating_add(1);
         }
@@ -616,8 +620,8 @@ impl Merge {
             let at = table.absolute(bio.sector());
             let open = |_, most| Within::Outside(most);
             match store.find_open(store.size().chunk(at), 1, open) {
-                Place::Open(builder, _, stamp) => {
-                    bio.set_per_bio(stamp);
+                Place::Open(builder, _, per_bio) => {
+                    bio.set_per_bio(per_bio);
                     bio.set_sector(table.place(builder, at));
                     bio.submit(&table.cow);
                 }
@@ -630,10 +634,10 @@ impl Merge {
 }
 
 /// A merge that rests between two batches.
-pub(super) struct Pause(Arc<Merge>);
+pub(super) struct Pause(Arc<MergeTarget>);
 
 impl Pause {
-    pub(super) fn is_of(&self, merge: &Arc<Merge>) -> bool {
+    pub(super) fn is_of(&self, merge: &Arc<MergeTarget>) -> bool {
         Arc::ptr_eq(&self.0, merge)
     }
 }
@@ -657,35 +661,35 @@ impl Progress {
     }
 }
 
-impl WorkItem<1> for Merge {
-    type Pointer = Arc<Merge>;
+impl WorkItem<1> for MergeTarget {
+    type Pointer = Arc<MergeTarget>;
 
-    fn run(this: Arc<Merge>) {
+    fn run(this: Arc<MergeTarget>) {
         let _noio = NoIo::enter();
         let mut own = this.own.lock();
         loop {
             let task = this.progress.lock().machine.task();
             let goes_on = match task {
-                Task::Nothing => false,
-                Task::Read => {
+                MergeStep::Nothing => false,
+                MergeStep::Read => {
                     this.read(&mut own);
                     true
                 }
-                Task::Guard => this.guard(&mut own),
-                Task::Drain => this.drain(&mut own),
-                Task::Copy => this.copy(),
-                Task::Commit => {
+                MergeStep::Guard => this.guard(&mut own),
+                MergeStep::Drain => this.drain(&mut own),
+                MergeStep::Copy => this.copy(),
+                MergeStep::Commit => {
                     this.commit(&mut own);
                     true
                 }
-                Task::Restore => {
+                MergeStep::Restore => {
                     this.restore();
                     true
                 }
-                Task::LetGo(fate) => {
+                MergeStep::LetGo(fate) => {
                     if !this.let_go(&mut own, fate) {
                         // The worker calls again.
-                        this.table.family.wake_later();
+                        this.table.group.wake_later();
                         break;
                     }
                     true

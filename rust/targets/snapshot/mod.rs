@@ -9,20 +9,20 @@
 //! | `origin.rs` | the target `snapshot-origin` |
 //! | `merge.rs` | the target `snapshot-merge` |
 //! | `io.rs` | the way of a bio of a snapshot, from `map` to `end_io` |
-//! | `family.rs` | all targets of one origin, and the worker that copies for them |
+//! | `group.rs` | all targets of one origin, and the worker that copies for them |
 //! | `sending.rs` | how bios and copies that the worker has decided on are sent |
 //! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
 //! | `disk.rs` | the persistent store on the COW device |
 //!
-//! Locks: `roster` (who belongs to an origin; the worker has it while it runs) > `active` >
-//! `ledger` (exceptions on their way) > `shard` (the table of exceptions). `disk` is the
-//! committer's, and is held during I/O; only `ledger` is taken under it. Lists of bios have locks
+//! Locks: `members` (who belongs to an origin; the worker has it while it runs) > `active` >
+//! `allocation` (exceptions on their way) > `stripe` (the table of exceptions). `disk` is the
+//! committer's, and is held during I/O; only `allocation` is taken under it. Lists of bios have locks
 //! of their own, and so has the list of families.
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
 mod disk;
-mod family;
+mod group;
 mod io;
 mod merge;
 mod origin;
@@ -73,7 +73,11 @@ use crate::{
                 Chunks,
                 CowChunk, //
             },
-            extents::Run,
+            exception_table::Run,
+            handover::{
+                Handover,
+                Source, //
+            },
             header::{
                 Header,
                 Invalid,
@@ -83,17 +87,13 @@ use crate::{
                 BlockSizes,
                 Features,
                 Options,
-                Store as Kind,
+                StoreKind,
                 NO_CHUNK_SIZE,
                 NO_STORE, //
             },
             pending::{
                 Seq,
                 Stage, //
-            },
-            role::{
-                Role,
-                Source, //
             },
             status::{
                 Health,
@@ -123,12 +123,12 @@ use crate::{
         string::bytes, //
     }, //
 };
-pub(crate) use family::World;
-use family::{
+pub(crate) use group::Origins;
+use group::{
     Calm,
-    Family, //
+    OriginGroup, //
 };
-use io::Stamp;
+use io::PerBioData;
 use kernel::{
     prelude::*,
     sync::{
@@ -147,36 +147,36 @@ use kernel::{
         WorkItem, //
     }, //
 };
-pub(crate) use merge::Merge;
-pub(crate) use origin::Origin;
+pub(crate) use merge::MergeTarget;
+pub(crate) use origin::OriginTarget;
 use sending::{
     Copies,
     Outlet, //
 };
 use store::{
+    CowStore, //
     Released,
     Reserved,
     State,
-    Store, //
 };
 
 /// A target's place in its family, until it is kept: then the destructor gives it up.
 struct Membership {
-    family: Arc<Family>,
+    group: Arc<OriginGroup>,
     kept: bool,
 }
 
 impl Membership {
     /// Sleeps.
-    fn new(builder: &TargetBuilder<'_>, world: &Arc<World>, origin: u32) -> Result<Self> {
+    fn new(builder: &TargetBuilder<'_>, origins: &Arc<Origins>, origin: u32) -> Result<Self> {
         Ok(Membership {
-            family: world.family(builder, origin)?,
+            group: origins.group(builder, origin)?,
             kept: false,
         })
     }
 
-    fn family(&self) -> &Arc<Family> {
-        &self.family
+    fn group(&self) -> &Arc<OriginGroup> {
+        &self.group
     }
 
     fn keep(mut self) {
@@ -187,22 +187,22 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         if !self.kept {
-            self.family.leave();
+            self.group.leave();
         }
     }
 }
 
 /// A COW device, and perhaps the merge of an origin, that a constructor has in its hands: no other
 /// one may.
-struct Claim {
-    family: Arc<Family>,
+struct Reservation {
+    group: Arc<OriginGroup>,
     cow: u32,
     merge: bool,
 }
 
-impl Drop for Claim {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.family.roster.lock().unclaim(self.cow, self.merge);
+        self.group.members.lock().unclaim(self.cow, self.merge);
     }
 }
 
@@ -210,9 +210,9 @@ impl Drop for Claim {
 ///
 /// Fields drop in order: what uses the devices goes before them.
 #[pin_data]
-pub(crate) struct Snapshot {
-    family: Arc<Family>,
-    store: Arc<Store>,
+pub(crate) struct SnapshotTarget {
+    group: Arc<OriginGroup>,
+    store: Arc<CowStore>,
     io: IoClient,
     origin: Device,
     cow: Device,
@@ -229,83 +229,83 @@ pub(crate) struct Snapshot {
     copies: Arc<Copies>,
     /// Writes, and discards, that the worker has to look at.
     #[pin]
-    deferred: IrqLock<BioQueue<Stamp>>,
+    deferred: IrqLock<BioQueue<PerBioData>>,
     /// Writes that are the data of an exception, and have ended.
     #[pin]
-    direct: IrqLock<BioQueue<Stamp>>,
+    direct: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    committer: Work<Snapshot, { Committer::ID }>,
+    committer: Work<SnapshotTarget, { Committer::ID }>,
 }
 
 impl_has_work! {
-    impl HasWork<Snapshot, { Committer::ID }> for Snapshot { self.committer }
+    impl HasWork<SnapshotTarget, { Committer::ID }> for SnapshotTarget { self.committer }
 }
 
 const NO_MERGE: &CStr = c"Snapshot exception store does not support snapshot-merge.";
 const PAIRING: &CStr = c"Snapshot cow pairing for exception table handover failed";
 
 #[vtable]
-impl Target for Snapshot {
+impl Target for SnapshotTarget {
     const NAME: &'static CStr = c"snapshot";
     const VERSION: [u32; 3] = [1, 16, 0];
     const C_MODULE: &'static str = "dm_snapshot";
     const NOWAIT: bool = false;
-    type PerBio = Stamp;
-    type Shared = Arc<World>;
+    type PerBio = PerBioData;
+    type Shared = Arc<Origins>;
 
     fn ctr(
         builder: &mut TargetBuilder<'_>,
-        world: &Arc<World>,
+        origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (this, _claim) = Self::make(builder, world, args, false)?;
+        let (this, _claim) = Self::make(builder, origins, args, false)?;
         Ok(this)
     }
 
     fn dtr(this: &Arc<Self>) {
-        let family = &this.family;
-        let roster = family.roster.lock();
+        let group = &this.group;
+        let members = group.members.lock();
         // The worker does not run now, and begins nothing for it any more.
-        let was_live = this.changes_role(Role::leave);
-        drop(roster);
+        let was_live = this.changes_role(Handover::leave);
+        drop(members);
         if was_live {
             delay_point!(c"snapshot: leaving, not yet idle");
-            family.wake();
+            group.wake();
             // What a former table has begun, the one that took over ends; that may be now.
-            this.store.wait_idle(|| this.role() == Role::Former);
+            this.store.wait_idle(|| this.role() == Handover::Former);
         }
         delay_point!(c"snapshot: idle, not yet off the roster");
-        let mut roster = family.roster.lock();
-        if this.role() == Role::Leaving {
-            if roster.sharing(this.cow.number()).waiting.is_some() {
+        let mut members = group.members.lock();
+        if this.role() == Handover::Leaving {
+            if members.sharing(this.cow.number()).waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
             this.store.set_owner(None);
         }
-        roster.remove(this);
-        drop(roster);
-        family.forget(this);
+        members.remove(this);
+        drop(members);
+        group.forget(this);
         // Copies and worker call the committer, and that the worker: none of them is to have the
         // last reference.
-        family.settle();
+        group.settle();
         this.outlet.settle();
         this.copies.drain();
-        flush::<Snapshot, { Committer::ID }>(this);
-        family.settle();
-        family.leave();
+        flush::<SnapshotTarget, { Committer::ID }>(this);
+        group.settle();
+        group.leave();
     }
 
-    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         io::map(this, bio)
     }
 
-    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
         io::end_io(this, bio)
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        let roster = this.family.roster.lock();
-        let sharing = roster.sharing(this.cow.number());
+        let members = this.group.members.lock();
+        let sharing = members.sharing(this.cow.number());
         let source = sharing.live.map(|live| Source {
             role: live.role(),
             is_merge: live.is_merged,
@@ -313,7 +313,7 @@ impl Target for Snapshot {
         });
         let is_waited_for = sharing.waiting.is_some();
         let reload = this.changes_role(|role| role.preresume(source, is_waited_for));
-        drop(roster);
+        drop(members);
         match reload {
             Ok(true) => {
                 let _noio = NoIo::enter();
@@ -333,14 +333,14 @@ impl Target for Snapshot {
             return;
         }
         let this: Arc<Self> = this.into();
-        this.take_over(&this.family.calm(&this));
+        this.take_over(&this.group.calm(&this));
         // What the former table has left to do.
-        this.family.wake();
+        this.group.wake();
     }
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
-        let _roster = this.family.roster.lock();
-        this.changes_role(Role::postsuspend);
+        let _roster = this.group.members.lock();
+        this.changes_role(Handover::postsuspend);
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -370,19 +370,19 @@ fn open_store(
     options: &Options,
     blocks: BlockSizes,
     begin: Sector,
-) -> Result<Arc<Store>, CtrError> {
+) -> Result<Arc<CowStore>, CtrError> {
     let unreadable = c"Failed to read snapshot metadata";
     let Some(size) = options.first_chunk_size(blocks) else {
         return Err(refused(NO_CHUNK_SIZE));
     };
     let memory = c"Unable to allocate hash table space";
-    if options.store == Kind::Transient {
+    if options.store == StoreKind::Transient {
         check_begin(begin, size)?;
-        return Store::new(false, size, 0).or_message(memory);
+        return CowStore::new(false, size, 0).or_message(memory);
     }
     let (header, found) = read_header(cow, io, options, size, blocks).or_message(unreadable)?;
     check_begin(begin, found)?;
-    let store = Store::new(true, found, sectors(blocks.cow)).or_message(memory)?;
+    let store = CowStore::new(true, found, sectors(blocks.cow)).or_message(memory)?;
     match header {
         Header::Blank => store.format(cow, io).or_message(unreadable)?,
         Header::Store { valid: false, .. } => {
@@ -449,14 +449,14 @@ fn refused(refusal: Refusal) -> CtrError {
     CtrError::new(refusal.text, refusal.error)
 }
 
-impl Snapshot {
+impl SnapshotTarget {
     /// Makes a table; what comes with it is dropped when it is complete. Sleeps.
     fn make(
         builder: &mut TargetBuilder<'_>,
-        world: &Arc<World>,
+        origins: &Arc<Origins>,
         mut args: Arguments<'_>,
         is_merged: bool,
-    ) -> Result<(Arc<Self>, Claim), CtrError> {
+    ) -> Result<(Arc<Self>, Reservation), CtrError> {
         let (4.., Some(origin), Some(cow), Some(kind), Some(size)) = (
             args.len(),
             args.next(),
@@ -504,10 +504,10 @@ impl Snapshot {
         }
 
         let memory = c"Cannot allocate private snapshot structure";
-        let membership = Membership::new(builder, world, origin.number())
+        let membership = Membership::new(builder, origins, origin.number())
             .or_message(c"Snapshot origin struct allocation failed")?;
-        let family = membership.family().clone();
-        let (source, claim) = world.claim(&family, cow.number(), is_merged)?;
+        let group = membership.group().clone();
+        let (source, claim) = origins.claim(&group, cow.number(), is_merged)?;
         let io = builder.io_client().or_message(memory)?;
         let begin = builder.begin();
         let (store, role) = match source {
@@ -516,11 +516,11 @@ impl Snapshot {
                     return Err(CtrError::new(NO_MERGE, EINVAL));
                 }
                 check_begin(begin, store.size())?;
-                (store, Role::Successor)
+                (store, Handover::Successor)
             }
             None => {
                 let store = open_store(&cow, &io, &options, blocks, begin)?;
-                (store, Role::New)
+                (store, Handover::New)
             }
         };
 
@@ -535,10 +535,10 @@ impl Snapshot {
             (true, false) => builder.split_discards(1),
             _ => {}
         }
-        let (its, handle, len) = (family.clone(), builder.handle(), builder.len());
+        let (its, handle, len) = (group.clone(), builder.handle(), builder.len());
         let this = Arc::pin_init(
-            pin_init!(Snapshot {
-                family: its,
+            pin_init!(SnapshotTarget {
+                group: its,
                 store,
                 io,
                 origin,
@@ -558,17 +558,17 @@ impl Snapshot {
             GFP_KERNEL,
         )
         .or_message(memory)?;
-        family.enter(&this).or_message(memory)?;
+        group.enter(&this).or_message(memory)?;
         membership.keep();
         Ok((this, claim))
     }
 
-    fn role(&self) -> Role {
-        Role::from_bits(self.role.load(Acquire))
+    fn role(&self) -> Handover {
+        Handover::from_bits(self.role.load(Acquire))
     }
 
     /// Changes the role. Under the roster.
-    fn changes_role<R>(&self, change: impl FnOnce(&mut Role) -> R) -> R {
+    fn changes_role<R>(&self, change: impl FnOnce(&mut Handover) -> R) -> R {
         let mut role = self.role();
         let result = change(&mut role);
         self.role.store(role.to_bits(), Release);
@@ -578,14 +578,14 @@ impl Snapshot {
     /// Becomes the live one of the tables with the store.
     fn take_over(self: &Arc<Self>, calm: &Calm<'_>) {
         let others =
-            calm.roster().tables.iter().filter(|other| {
+            calm.members().tables.iter().filter(|other| {
                 other.cow.number() == self.cow.number() && !Arc::ptr_eq(other, self)
             });
-        self.family.switch(|| {
+        self.group.switch(|| {
             for other in others {
-                other.changes_role(Role::taken_over);
+                other.changes_role(Handover::taken_over);
             }
-            self.changes_role(Role::resume);
+            self.changes_role(Handover::resume);
         });
         self.store.set_owner(Some(self.clone()));
         // Who is being destroyed need not wait any more.
@@ -611,7 +611,7 @@ impl Snapshot {
         }
     }
 
-    fn store(&self) -> &Store {
+    fn store(&self) -> &CowStore {
         &self.store
     }
 
@@ -621,15 +621,15 @@ impl Snapshot {
 
     /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
     fn shown_options(&self) -> Options {
-        let overflow = matches!(self.options.store, Kind::Persistent { overflow: true });
+        let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
         let mut shown = self.options;
         shown.chunk_size = None;
-        if !matches!(self.role(), Role::Successor | Role::Former) {
+        if !matches!(self.role(), Handover::Successor | Handover::Former) {
             shown.chunk_size = Some(self.store.size());
             shown.store = if self.store.is_persistent() {
-                Kind::Persistent { overflow }
+                StoreKind::Persistent { overflow }
             } else {
-                Kind::Transient
+                StoreKind::Transient
             };
         }
         shown
@@ -696,10 +696,10 @@ impl Snapshot {
         if left == 0 {
             return Reserved::Changed;
         }
-        let mut ledger = self.store.ledger();
+        let mut allocation = self.store.allocation();
         let wanted = (least, most.min(left));
         self.store
-            .reserve(&mut ledger, &self.cow, chunk, Stage::Copying, wanted)
+            .reserve(&mut allocation, &self.cow, chunk, Stage::Copying, wanted)
     }
 
     /// How much is to be copied for a run: the last chunk of the origin may be short.
@@ -742,7 +742,7 @@ impl Snapshot {
     fn report<T: Target>(&self, kind: StatusKind, merge_failed: bool, out: &mut StatusBuf<'_>) {
         let health = Health {
             // Not before the header says so too.
-            valid: self.role() != Role::Former && self.store.state() != State::Invalid,
+            valid: self.role() != Handover::Former && self.store.state() != State::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
         };
@@ -750,7 +750,7 @@ impl Snapshot {
             StatusKind::Info => {
                 let usage = match self.role() {
                     // The store is not its own yet.
-                    Role::Successor => Usage {
+                    Handover::Successor => Usage {
                         total: self.cow.sectors(),
                         ..Usage::default()
                     },
@@ -809,8 +809,8 @@ impl Snapshot {
     }
 
     /// There is no room for a write to the snapshot. The worker only.
-    fn full(self: &Arc<Self>, bio: Bio<Stamp>, out: &mut Released) {
-        if self.options.store == (Kind::Persistent { overflow: true }) {
+    fn full(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut Released) {
+        if self.options.store == (StoreKind::Persistent { overflow: true }) {
             if !self.store.is_overflowed() {
                 self.store.set_overflowed();
                 err!(
@@ -833,23 +833,23 @@ impl Snapshot {
 
     /// Sees that records are written, if there are any to be. The worker only.
     fn commit(self: &Arc<Self>) {
-        if !self.is_committing() || !self.store.ledger().book.has_batch() {
+        if !self.is_committing() || !self.store.allocation().book.has_batch() {
             return;
         }
         if self.store.is_persistent() {
             self.wake_committer();
         } else {
-            self.store.ledger().book.pass();
-            self.family.wake();
+            self.store.allocation().book.pass();
+            self.group.wake();
         }
     }
 
     /// Takes note that the data of an exception has come. Any context.
     fn data_came(self: &Arc<Self>, seq: Seq) {
-        let mut ledger = self.store.ledger();
-        ledger.book.copied(seq);
-        let batch = ledger.book.has_batch();
-        drop(ledger);
+        let mut allocation = self.store.allocation();
+        allocation.book.copied(seq);
+        let batch = allocation.book.has_batch();
+        drop(allocation);
         let valid = self.store.state() == State::Valid;
         if valid && self.store.is_persistent() && self.is_committing() {
             // Nearly always: straight on.
@@ -857,14 +857,14 @@ impl Snapshot {
                 self.wake_committer();
             }
         } else {
-            self.family.wake();
+            self.group.wake();
         }
     }
 
     fn wake_committer(self: &Arc<Self>) {
-        self.family
+        self.group
             .commits()
-            .enqueue::<Snapshot, { Committer::ID }>(self.clone());
+            .enqueue::<SnapshotTarget, { Committer::ID }>(self.clone());
     }
 }
 
@@ -875,22 +875,22 @@ impl Committer {
     const ID: u64 = 1;
 }
 
-impl WorkItem<1> for Snapshot {
-    type Pointer = Arc<Snapshot>;
+impl WorkItem<1> for SnapshotTarget {
+    type Pointer = Arc<SnapshotTarget>;
 
-    fn run(this: Arc<Snapshot>) {
+    fn run(this: Arc<SnapshotTarget>) {
         let _noio = NoIo::enter();
         let store = &this.store;
         while this.is_committing() && store.commit(&this.cow, &this.io) {
-            this.family.work_now();
+            this.group.work_now();
         }
         if store.invalidate(&this.cow, &this.io) {
             this.live().handle.event();
-            this.family.work_now();
+            this.group.work_now();
         }
         if !this.is_committing() {
             // Another table has taken over meanwhile: its committer goes on.
-            this.family.wake();
+            this.group.wake();
         }
     }
 }

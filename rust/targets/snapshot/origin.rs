@@ -4,11 +4,11 @@
 //! have what it overwrites.
 
 use super::{
-    family::{
-        Family,
-        World, //
+    group::{
+        OriginGroup,
+        Origins, //
     },
-    io::Stamp,
+    io::PerBioData,
     sending::Outlet,
     Membership, //
 };
@@ -64,8 +64,8 @@ const DEFERRED: Sectors = Sectors(2048);
 
 /// An origin: one line of a table.
 #[pin_data]
-pub(crate) struct Origin {
-    family: Arc<Family>,
+pub(crate) struct OriginTarget {
+    group: Arc<OriginGroup>,
     device: Device,
     begin: Sector,
     len: Sectors,
@@ -75,21 +75,21 @@ pub(crate) struct Origin {
     pub(super) outlet: Arc<Outlet>,
     /// Writes that the worker has to look at.
     #[pin]
-    pub(super) deferred: IrqLock<BioQueue<Stamp>>,
+    pub(super) deferred: IrqLock<BioQueue<PerBioData>>,
 }
 
 #[vtable]
-impl Target for Origin {
+impl Target for OriginTarget {
     const NAME: &'static CStr = c"snapshot-origin";
     const VERSION: [u32; 3] = [1, 9, 0];
     const C_MODULE: &'static str = "dm_snapshot";
     const NOWAIT: bool = false;
-    type PerBio = Stamp;
-    type Shared = Arc<World>;
+    type PerBio = PerBioData;
+    type Shared = Arc<Origins>;
 
     fn ctr(
         builder: &mut TargetBuilder<'_>,
-        world: &Arc<World>,
+        origins: &Arc<Origins>,
         mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
         let (Some(path), None) = (args.next(), args.next()) else {
@@ -100,22 +100,21 @@ impl Target for Origin {
         let device = builder
             .open(path, builder.access())
             .or_message(c"Cannot get target device")?;
-        let membership = Membership::new(builder, world, device.number()).or_message(memory)?;
-        let family = membership.family().clone();
+        let membership = Membership::new(builder, origins, device.number()).or_message(memory)?;
+        let group = membership.group().clone();
         builder.pass_flushes(1);
-        let this =
-            Self::enter(family, device, builder.begin(), builder.len()).or_message(memory)?;
+        let this = Self::enter(group, device, builder.begin(), builder.len()).or_message(memory)?;
         membership.keep();
         Ok(this)
     }
 
     fn dtr(this: &Arc<Self>) {
         this.retire();
-        this.family.settle();
-        this.family.leave();
+        this.group.settle();
+        this.group.leave();
     }
 
-    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         if bio.is_flush() {
             let at = this.absolute(bio.sector());
             bio.set_sector(at);
@@ -138,19 +137,19 @@ impl Target for Origin {
     }
 }
 
-impl Origin {
+impl OriginTarget {
     /// Makes one, and takes it into its family. Sleeps.
     pub(super) fn enter(
-        family: Arc<Family>,
+        group: Arc<OriginGroup>,
         device: Device,
         begin: Sector,
         len: Sectors,
     ) -> Result<Arc<Self>> {
         let outlet = Outlet::new(device.shared())?;
-        let id = family.roster.lock().new_id();
+        let id = group.members.lock().new_id();
         let this = Arc::pin_init(
-            pin_init!(Origin {
-                family,
+            pin_init!(OriginTarget {
+                group,
                 device,
                 begin,
                 len,
@@ -161,51 +160,51 @@ impl Origin {
             GFP_KERNEL,
         )?;
         let _noio = NoIo::enter();
-        let mut roster = this.family.roster.lock();
-        lists::push(&mut roster.origins, this.clone(), GFP_KERNEL)?;
-        drop(roster);
+        let mut members = this.group.members.lock();
+        lists::push(&mut members.origins, this.clone(), GFP_KERNEL)?;
+        drop(members);
         Ok(this)
     }
 
     /// Takes it out of its family. It has no bios any more. Sleeps.
     pub(super) fn retire(self: &Arc<Self>) {
-        let mut roster = self.family.roster.lock();
-        let taken = lists::take(&mut roster.origins, |other| Arc::ptr_eq(other, self));
-        drop(roster);
+        let mut members = self.group.members.lock();
+        let taken = lists::take(&mut members.origins, |other| Arc::ptr_eq(other, self));
+        drop(members);
         drop(taken);
         self.outlet.settle();
     }
 
     /// Decides on a read or a write.
-    pub(super) fn pass<'a>(&self, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    pub(super) fn pass<'a>(&self, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         let at = self.absolute(bio.sector());
         if bio.op() == Op::Read {
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
-        let clear = self.family.clear(at, bio.sectors());
+        let clear = self.group.clear(at, bio.sectors());
         if !clear.is_zero() {
             bio.accept(clear);
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
         bio.accept(DEFERRED);
-        bio.set_per_bio(Stamp::of_origin(self.id));
+        bio.set_per_bio(PerBioData::of_origin(self.id));
         let (bio, mapped) = bio.take();
         self.deferred.lock().push(bio);
-        self.family.wake();
+        self.group.wake();
         mapped
     }
 
     /// Leaves writes to the worker. Any context.
-    pub(super) fn defer(&self, mut bios: BioQueue<Stamp>) {
+    pub(super) fn defer(&self, mut bios: BioQueue<PerBioData>) {
         let mut deferred = self.deferred.lock();
         while let Some(mut bio) = bios.pop() {
-            bio.set_per_bio(Stamp::of_origin(self.id));
+            bio.set_per_bio(PerBioData::of_origin(self.id));
             deferred.push(bio);
         }
         drop(deferred);
-        self.family.wake();
+        self.group.wake();
     }
 
     /// Its name among the targets of the family.

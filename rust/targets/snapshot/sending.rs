@@ -8,8 +8,8 @@
 //! threads, unless one before it has to wait.
 
 use super::{
-    family::Job,
-    io::Stamp, //
+    group::ChunkCopy,
+    io::PerBioData, //
 };
 use crate::{
     dm::{
@@ -55,7 +55,7 @@ use kernel::{
 pub(super) struct Outlet {
     device: Device,
     #[pin]
-    bios: IrqLock<BioQueue<Stamp>>,
+    bios: IrqLock<BioQueue<PerBioData>>,
     #[pin]
     sender: Work<Outlet, 1>,
 }
@@ -76,13 +76,13 @@ impl Outlet {
     }
 
     /// Sends a bio soon. Any context.
-    pub(super) fn send(self: &Arc<Self>, bio: Bio<Stamp>, queue: &WorkQueue) {
+    pub(super) fn send(self: &Arc<Self>, bio: Bio<PerBioData>, queue: &WorkQueue) {
         self.bios.lock().push(bio);
         queue.enqueue::<Outlet, 1>(self.clone());
     }
 
     /// Sends bios soon: those of its own target. Leaves others where they are. Any context.
-    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<Stamp>, queue: &WorkQueue) {
+    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<PerBioData>, queue: &WorkQueue) {
         let mut own = bios.take_for(&self.device);
         if !own.is_empty() {
             self.bios.lock().append(&mut own);
@@ -117,7 +117,7 @@ impl WorkItem<1> for Outlet {
 pub(super) struct Copies {
     client: KcopydClient,
     #[pin]
-    jobs: IrqLock<RequestList<Job>>,
+    jobs: IrqLock<RequestList<ChunkCopy>>,
     #[pin]
     starter: Work<Copies, 1>,
 }
@@ -144,7 +144,7 @@ impl Copies {
     }
 
     /// Starts a copy soon. Any context.
-    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<Job>>, queue: &WorkQueue) {
+    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<ChunkCopy>>, queue: &WorkQueue) {
         self.jobs.lock().push(job);
         queue.enqueue::<Copies, 1>(self.clone());
     }

@@ -8,11 +8,11 @@
 
 use super::{
     disk::{
-        Disk,
+        PersistentStore,
         Tail, //
     },
-    io::Stamp,
-    Snapshot, //
+    io::PerBioData,
+    SnapshotTarget, //
 };
 use crate::{
     dm::{
@@ -32,8 +32,8 @@ use crate::{
                 ChunkSize,
                 CowChunk, //
             },
-            extents::{
-                Extents,
+            exception_table::{
+                ExceptionTable,
                 Found,
                 Refused,
                 Run,
@@ -49,23 +49,23 @@ use crate::{
                 Records,
                 Within, //
             },
-            parts::{
-                self,
-                Parts,
-                Sharing,
-                PARTS, //
-            },
             pending::{
-                Book,
-                Pending,
+                PendingException,
+                PendingExceptions,
                 Seq,
                 Stage, //
             },
-            readers::{
-                Generation,
-                Readers, //
-            },
             status::Usage, //
+            stripes::{
+                self,
+                Sharing,
+                StripesLoader,
+                PARTS, //
+            },
+            tracked_reads::{
+                Generation,
+                TrackedReads, //
+            },
         },
         units::Sectors, //
     },
@@ -113,18 +113,18 @@ const STRIPE: u32 = 25;
 #[derive(Default)]
 pub(super) struct Waiting {
     /// Writes to the snapshot, with their place on the COW device.
-    pub(super) own: BioQueue<Stamp>,
+    pub(super) own: BioQueue<PerBioData>,
     /// The write that is the data of the exception. It has ended, and is told so when the record is
     /// durable.
-    pub(super) direct: Option<Bio<Stamp>>,
+    pub(super) direct: Option<Bio<PerBioData>>,
     /// Writes to the origin.
-    pub(super) origin: BioQueue<Stamp>,
+    pub(super) origin: BioQueue<PerBioData>,
 }
 
 /// A part of the table.
-pub(super) struct Shard {
-    extents: Extents,
-    readers: Readers,
+pub(super) struct Stripe {
+    extents: ExceptionTable,
+    readers: TrackedReads,
     /// Exceptions in the table whose readers of before are not all through. Then origin writes look
     /// twice.
     draining: Count,
@@ -162,8 +162,8 @@ impl Space {
 }
 
 /// Exceptions on their way, and space for more.
-pub(super) struct Ledger {
-    pub(super) book: Book<Waiting>,
+pub(super) struct Allocation {
+    pub(super) book: PendingExceptions<Waiting>,
     pub(super) space: Space,
 }
 
@@ -189,7 +189,7 @@ pub(super) enum Look {
 /// Where a write to a merge goes.
 pub(super) enum Place {
     /// To the COW device, so many chunks; it is counted.
-    Open(CowChunk, u64, Stamp),
+    Open(CowChunk, u64, PerBioData),
     /// It waits: the chunk is being merged.
     Closed,
     /// To the origin, so many chunks.
@@ -215,11 +215,11 @@ fn threshold() -> u64 {
 
 /// See above.
 #[pin_data]
-pub(super) struct Store {
+pub(super) struct CowStore {
     persistent: bool,
     size: ChunkSize,
     stripe: u32,
-    shards: KVVec<Pin<KBox<IrqLock<Shard>>>>,
+    stripes: KVVec<Pin<KBox<IrqLock<Stripe>>>>,
     state: Atomic<u32>,
     overflowed: Atomic<bool>,
     /// A batch could not be written.
@@ -228,32 +228,32 @@ pub(super) struct Store {
     /// status line.
     area: Atomic<u64>,
     #[pin]
-    ledger: IrqLock<Ledger>,
+    allocation: IrqLock<Allocation>,
     /// Writes that have failed, and are told so when the header says why, if the store is lost.
     #[pin]
-    failed: IrqLock<BioQueue<Stamp>>,
+    failed: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    disk: Mutex<Disk>,
+    disk: Mutex<PersistentStore>,
     /// For those who wait until nothing is on its way.
     #[pin]
     idle: WaitQueue,
     /// The live table.
     #[pin]
-    owner: IrqLock<Option<Arc<Snapshot>>>,
+    owner: IrqLock<Option<Arc<SnapshotTarget>>>,
 }
 
-impl Store {
+impl CowStore {
     /// A store in which nothing is yet. Sleeps.
     pub(super) fn new(persistent: bool, size: ChunkSize, block: u32) -> Result<Arc<Self>> {
-        let mut shards = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
+        let mut stripes = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
         for _ in 0..PARTS {
-            let shard = Shard {
-                extents: Extents::new(),
-                readers: Readers::default(),
+            let stripe = Stripe {
+                extents: ExceptionTable::new(),
+                readers: TrackedReads::default(),
                 draining: Count::default(),
             };
-            let shard = KBox::pin_init(new_irq_lock!(shard, "dm_snap_shard"), GFP_KERNEL)?;
-            shards.push_within_capacity(shard)?;
+            let stripe = KBox::pin_init(new_irq_lock!(stripe, "dm_snap_stripe"), GFP_KERNEL)?;
+            stripes.push_within_capacity(stripe)?;
         }
         let layout = Layout::new(size);
         let space = if persistent {
@@ -261,25 +261,25 @@ impl Store {
         } else {
             Space::Transient(Transient::new(size))
         };
-        let ledger = Ledger {
-            book: Book::new(ROOM, GFP_KERNEL)?,
+        let allocation = Allocation {
+            book: PendingExceptions::new(ROOM, GFP_KERNEL)?,
             space,
         };
-        let disk = Disk::new(layout, if persistent { block } else { 0 }, ROOM)?;
+        let disk = PersistentStore::new(layout, if persistent { block } else { 0 }, ROOM)?;
         Arc::pin_init(
-            pin_init!(Store {
+            pin_init!(CowStore {
                 persistent,
                 size,
                 // Not longer than a run can be.
                 stripe: STRIPE
                     .saturating_sub(size.bytes().trailing_zeros())
                     .clamp(6, LONGEST.trailing_zeros()),
-                shards,
+                stripes,
                 state: Atomic::new(0),
                 overflowed: Atomic::new(false),
                 lost: Atomic::new(false),
                 area: Atomic::new(0),
-                ledger <- new_irq_lock!(ledger, "dm_snap_ledger"),
+                allocation <- new_irq_lock!(allocation, "dm_snap_allocation"),
                 failed <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle <- new_wait_queue!("dm_snap_idle"),
@@ -325,7 +325,7 @@ impl Store {
 
     /// The numbers of the status line. Any context.
     pub(super) fn usage(&self, cow: &Device) -> Usage {
-        let allocated = self.ledger.lock().space.used();
+        let allocated = self.allocation.lock().space.used();
         let layout = Layout::new(self.size);
         let metadata = if self.persistent {
             layout.metadata(self.area.load(Relaxed))
@@ -346,45 +346,47 @@ impl Store {
     }
 
     /// Exceptions on their way. Any context.
-    pub(super) fn ledger(&self) -> IrqGuard<'_, Ledger> {
-        self.ledger.lock()
+    pub(super) fn allocation(&self) -> IrqGuard<'_, Allocation> {
+        self.allocation.lock()
     }
 
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
-    pub(super) fn shard(&self, chunk: Chunk) -> (usize, u64) {
-        parts::part(chunk, self.stripe)
+    pub(super) fn stripe(&self, chunk: Chunk) -> (usize, u64) {
+        stripes::part(chunk, self.stripe)
     }
 
-    fn with<R>(&self, shard: usize, body: impl FnOnce(&mut Shard) -> R) -> Option<R> {
-        Some(body(&mut self.shards.get(shard)?.lock()))
+    fn with<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
+        Some(body(&mut self.stripes.get(stripe)?.lock()))
     }
 
     /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to
     /// the origin. Any context.
-    pub(super) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Found, Option<Stamp>) {
-        let (index, left) = self.shard(chunk);
-        let found = self.with(index, |shard| {
-            let found = shard.extents.find(chunk, most.min(left));
-            let stamp = match found {
-                Found::Hole(_) if count => Some(Stamp::reader(index, shard.readers.enter())),
+    pub(super) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Found, Option<PerBioData>) {
+        let (index, left) = self.stripe(chunk);
+        let found = self.with(index, |stripe| {
+            let found = stripe.extents.find(chunk, most.min(left));
+            let per_bio = match found {
+                Found::Hole(_) if count => Some(PerBioData::reader(index, stripe.readers.enter())),
                 _ => None,
             };
-            (found, stamp)
+            (found, per_bio)
         });
         found.unwrap_or((Found::Hole(1), None))
     }
 
     /// Counts a reader of the origin, whatever the chunk is. Any context.
-    pub(super) fn enter(&self, chunk: Chunk) -> Option<Stamp> {
-        let (index, _) = self.shard(chunk);
-        self.with(index, |shard| Stamp::reader(index, shard.readers.enter()))
+    pub(super) fn enter(&self, chunk: Chunk) -> Option<PerBioData> {
+        let (index, _) = self.stripe(chunk);
+        self.with(index, |stripe| {
+            PerBioData::reader(index, stripe.readers.enter())
+        })
     }
 
     /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any
     /// context.
-    pub(super) fn leave(&self, shard: usize, generation: Generation) -> bool {
-        self.with(shard, |shard| {
-            shard.readers.leave(generation) && !shard.draining.is_zero()
+    pub(super) fn leave(&self, stripe: usize, generation: Generation) -> bool {
+        self.with(stripe, |stripe| {
+            stripe.readers.leave(generation) && !stripe.draining.is_zero()
         })
         .unwrap_or(false)
     }
@@ -392,9 +394,9 @@ impl Store {
     /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
     /// short runs only the first are looked up. Any context.
     pub(super) fn clear(&self, chunk: Chunk, most: u64) -> u64 {
-        parts::leading(chunk, most, self.stripe, |index, chunk, wanted| {
-            let found = self.with(index, |shard| match shard.extents.find(chunk, wanted) {
-                Found::Mapped(_, len) if shard.draining.is_zero() => len,
+        stripes::leading(chunk, most, self.stripe, |index, chunk, wanted| {
+            let found = self.with(index, |stripe| match stripe.extents.find(chunk, wanted) {
+                Found::Mapped(_, len) if stripe.draining.is_zero() => len,
                 _ => 0,
             });
             found.unwrap_or(0)
@@ -402,13 +404,13 @@ impl Store {
     }
 
     /// What there is of a chunk. Under the ledger's lock.
-    pub(super) fn look(&self, ledger: &mut Ledger, chunk: Chunk, most: u64) -> Look {
-        if let Some(pending) = ledger.book.find(chunk) {
+    pub(super) fn look(&self, allocation: &mut Allocation, chunk: Chunk, most: u64) -> Look {
+        if let Some(pending) = allocation.book.find(chunk) {
             if let Some((_, left)) = pending.place(chunk) {
                 return Look::OnItsWay(pending.seq, left.min(most));
             }
         }
-        let most = ledger.book.gap(chunk, most);
+        let most = allocation.book.gap(chunk, most);
         match self.find(chunk, most, false).0 {
             Found::Mapped(new, len) => Look::There(new, len),
             Found::Hole(len) => Look::Hole(len),
@@ -418,28 +420,28 @@ impl Store {
     /// Gives out chunks for a hole, so many at least and at most. Under the ledger's lock.
     pub(super) fn reserve(
         &self,
-        ledger: &mut Ledger,
+        allocation: &mut Allocation,
         cow: &Device,
         old: Chunk,
         stage: Stage,
         (least, most): (u64, u64),
     ) -> Reserved {
-        if ledger.book.chunks() >= threshold() || !ledger.book.has_room() {
+        if allocation.book.chunks() >= threshold() || !allocation.book.has_room() {
             return Reserved::Busy;
         }
-        let most = match self.look(ledger, old, most) {
+        let most = match self.look(allocation, old, most) {
             Look::Hole(len) if len >= least => len,
             _ => return Reserved::Changed,
         };
-        let offered = ledger.space.offer(most, cow.sectors());
+        let offered = allocation.space.offer(most, cow.sectors());
         if offered < least {
             return Reserved::Full;
         }
-        let Some((new, len)) = ledger.space.allocate(most, cow.sectors()) else {
+        let Some((new, len)) = allocation.space.allocate(most, cow.sectors()) else {
             return Reserved::Full;
         };
         let run = Run { old, new, len };
-        match ledger.book.add(run, stage, Waiting::default()) {
+        match allocation.book.add(run, stage, Waiting::default()) {
             Ok(seq) => Reserved::Run(seq, run),
             // There was room just now.
             Err(_) => Reserved::Busy,
@@ -455,19 +457,19 @@ impl Store {
         spares: &mut Spares,
         has_memory: &mut bool,
     ) -> Result<Stage, Refused> {
-        let (index, _) = self.shard(run.old);
-        let wants = self.with(index, |shard| shard.extents.wants());
+        let (index, _) = self.stripe(run.old);
+        let wants = self.with(index, |stripe| stripe.extents.wants());
         let wants = wants.unwrap_or(0);
         if *has_memory && !spares.is_stocked(wants) {
             *has_memory = spares.stock(wants, GFP_KERNEL).is_ok();
         }
-        self.with(index, |shard| {
-            shard.extents.insert(run, spares)?;
-            let barrier = shard.readers.barrier();
-            if shard.readers.has_passed(barrier) {
+        self.with(index, |stripe| {
+            stripe.extents.insert(run, spares)?;
+            let barrier = stripe.readers.barrier();
+            if stripe.readers.has_passed(barrier) {
                 return Ok(Stage::Committed);
             }
-            shard.draining.add();
+            stripe.draining.add();
             Ok(Stage::Draining(barrier))
         })
         .unwrap_or(Err(Refused::Range))
@@ -475,11 +477,11 @@ impl Store {
 
     /// Whether the readers of before a barrier are through; then nobody needs to look twice for
     /// this exception any more.
-    pub(super) fn has_drained(&self, shard: usize, barrier: u64) -> bool {
-        let passed = self.with(shard, |shard| {
-            let passed = shard.readers.has_passed(barrier);
+    pub(super) fn has_drained(&self, stripe: usize, barrier: u64) -> bool {
+        let passed = self.with(stripe, |stripe| {
+            let passed = stripe.readers.has_passed(barrier);
             if passed {
-                shard.draining.take();
+                stripe.draining.take();
             }
             passed
         });
@@ -492,25 +494,25 @@ impl Store {
     /// have been taken on. The family's worker only.
     pub(super) fn advance(&self, spares: &mut Spares, out: &mut Released) -> bool {
         let (mut has_memory, mut is_done) = (true, true);
-        let mut from = self.ledger.lock().book.first();
+        let mut from = self.allocation.lock().book.first();
         loop {
-            let mut ledger = self.ledger.lock();
+            let mut allocation = self.allocation.lock();
             let wanted = |stage: &Stage| matches!(stage, Stage::Committed | Stage::Draining(_));
-            let Some(seq) = ledger.book.next_of(from, wanted) else {
+            let Some(seq) = allocation.book.next_of(from, wanted) else {
                 break;
             };
-            from = Book::<Waiting>::behind(seq);
-            let Some(pending) = ledger.book.get(seq) else {
+            from = PendingExceptions::<Waiting>::behind(seq);
+            let Some(pending) = allocation.book.get(seq) else {
                 continue;
             };
             let (run, stage) = (pending.run, pending.stage);
             let stage = if let Stage::Draining(barrier) = stage {
-                if !self.has_drained(self.shard(run.old).0, barrier) {
+                if !self.has_drained(self.stripe(run.old).0, barrier) {
                     continue;
                 }
                 Stage::Committed
             } else {
-                drop(ledger);
+                drop(allocation);
                 let stage = match self.complete(run, spares, &mut has_memory) {
                     Ok(stage) => stage,
                     Err(Refused::Memory) => {
@@ -523,8 +525,8 @@ impl Store {
                         return false;
                     }
                 };
-                ledger = self.ledger.lock();
-                if let Some(pending) = ledger.book.get(seq) {
+                allocation = self.allocation.lock();
+                if let Some(pending) = allocation.book.get(seq) {
                     pending.stage = stage;
                     out.ready.append(&mut pending.waiting.own);
                     if let Some(bio) = pending.waiting.direct.take() {
@@ -534,12 +536,12 @@ impl Store {
                 stage
             };
             if stage == Stage::Committed {
-                if let Some(mut pending) = ledger.book.remove(seq) {
+                if let Some(mut pending) = allocation.book.remove(seq) {
                     out.ready.append(&mut pending.waiting.own);
                     out.again.append(&mut pending.waiting.origin);
                 }
-                if ledger.book.is_empty() {
-                    drop(ledger);
+                if allocation.book.is_empty() {
+                    drop(allocation);
                     self.idle.wake_all();
                 }
             }
@@ -548,16 +550,16 @@ impl Store {
     }
 
     /// Takes an exception out that will never be, and what waited for it.
-    pub(super) fn abandon(&self, seq: Seq) -> Option<Pending<Waiting>> {
-        let mut ledger = self.ledger.lock();
-        let pending = ledger.book.remove(seq)?;
-        let empty = ledger.book.is_empty();
-        drop(ledger);
+    pub(super) fn abandon(&self, seq: Seq) -> Option<PendingException<Waiting>> {
+        let mut allocation = self.allocation.lock();
+        let pending = allocation.book.remove(seq)?;
+        let empty = allocation.book.is_empty();
+        drop(allocation);
         if empty {
             self.idle.wake_all();
         }
         if let Stage::Draining(_) = pending.stage {
-            self.unbar(self.shard(pending.run.old).0);
+            self.unbar(self.stripe(pending.run.old).0);
         }
         Some(pending)
     }
@@ -575,7 +577,7 @@ impl Store {
     }
 
     /// Fails a write, by [`end_failed`](Self::end_failed). Any context.
-    pub(super) fn fail_write(&self, bio: Bio<Stamp>) {
+    pub(super) fn fail_write(&self, bio: Bio<PerBioData>) {
         self.failed.lock().push(bio);
     }
 
@@ -587,7 +589,7 @@ impl Store {
         }
         let mut failed = self.failed.lock().take();
         while let Some(mut bio) = failed.pop() {
-            bio.set_per_bio(Stamp::NONE);
+            bio.set_per_bio(PerBioData::NONE);
             bio.end(Status::IO_ERROR);
         }
     }
@@ -595,19 +597,19 @@ impl Store {
     /// Takes everything out that no copy or commit has in its hands, and what waits for the rest.
     /// The store is lost.
     pub(super) fn give_up(&self, out: &mut Released) {
-        let mut from = self.ledger.lock().book.first();
+        let mut from = self.allocation.lock().book.first();
         loop {
-            let mut ledger = self.ledger.lock();
-            let Some(seq) = ledger.book.next_of(from, |_| true) else {
+            let mut allocation = self.allocation.lock();
+            let Some(seq) = allocation.book.next_of(from, |_| true) else {
                 break;
             };
-            from = Book::<Waiting>::behind(seq);
-            let Some(pending) = ledger.book.get(seq) else {
+            from = PendingExceptions::<Waiting>::behind(seq);
+            let Some(pending) = allocation.book.get(seq) else {
                 continue;
             };
             let waiting = core::mem::take(&mut pending.waiting);
             let busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
-            drop(ledger);
+            drop(allocation);
             self.refuse(waiting, out);
             if !busy {
                 self.abandon(seq);
@@ -622,18 +624,18 @@ impl Store {
         if self.state() != State::Valid || self.is_lost() {
             return false;
         }
-        if !self.ledger.lock().book.begin(disk.batch()) {
+        if !self.allocation.lock().book.begin(disk.batch()) {
             return false;
         }
         let result = disk.commit(cow, io);
-        let mut ledger = self.ledger.lock();
+        let mut allocation = self.allocation.lock();
         match result {
             Ok(()) => {
                 self.note_area(disk.records());
-                ledger.book.committed();
+                allocation.book.committed();
             }
             Err(_) => {
-                ledger.book.lost();
+                allocation.book.lost();
                 self.lost.store(true, Release);
             }
         }
@@ -670,13 +672,13 @@ impl Store {
     pub(super) fn drop_batch(&self, out: &mut Released) {
         self.lost.store(false, Relaxed);
         loop {
-            let mut ledger = self.ledger.lock();
-            let first = ledger.book.first();
+            let mut allocation = self.allocation.lock();
+            let first = allocation.book.first();
             let lost = |stage: &Stage| *stage == Stage::Committing;
-            let Some(seq) = ledger.book.next_of(first, lost) else {
+            let Some(seq) = allocation.book.next_of(first, lost) else {
                 return;
             };
-            drop(ledger);
+            drop(allocation);
             if let Some(pending) = self.abandon(seq) {
                 self.refuse(pending.waiting, out);
             }
@@ -692,15 +694,15 @@ impl Store {
         most: u64,
         closed: impl FnOnce(Chunk, u64) -> Within,
     ) -> Place {
-        let (index, left) = self.shard(chunk);
-        let found = self.with(index, |shard| {
-            match shard.extents.find(chunk, most.min(left)) {
+        let (index, left) = self.stripe(chunk);
+        let found = self.with(index, |stripe| {
+            match stripe.extents.find(chunk, most.min(left)) {
                 Found::Hole(len) => Place::Merged(len),
                 Found::Mapped(new, len) => match closed(chunk, len) {
                     Within::Inside(_) => Place::Closed,
                     Within::Outside(len) => {
-                        let stamp = Stamp::reader(index, shard.readers.enter());
-                        Place::Open(new, len, stamp)
+                        let per_bio = PerBioData::reader(index, stripe.readers.enter());
+                        Place::Open(new, len, per_bio)
                     }
                 },
             }
@@ -711,22 +713,22 @@ impl Store {
     /// Makes a barrier for the writes to a merge in a part of the table:
     /// [`has_drained`](Self::has_drained) tells when those of before have ended. Nothing if they
     /// have.
-    pub(super) fn bar(&self, shard: usize) -> Option<u64> {
-        self.with(shard, |shard| {
-            let barrier = shard.readers.barrier();
-            if shard.readers.has_passed(barrier) {
+    pub(super) fn bar(&self, stripe: usize) -> Option<u64> {
+        self.with(stripe, |stripe| {
+            let barrier = stripe.readers.barrier();
+            if stripe.readers.has_passed(barrier) {
                 return None;
             }
-            shard.draining.add();
+            stripe.draining.add();
             Some(barrier)
         })
         .flatten()
     }
 
     /// Gives up a barrier that has not been passed.
-    pub(super) fn unbar(&self, shard: usize) {
-        self.with(shard, |shard| {
-            shard.draining.take();
+    pub(super) fn unbar(&self, stripe: usize) {
+        self.with(stripe, |stripe| {
+            stripe.draining.take();
         });
     }
 
@@ -734,14 +736,14 @@ impl Store {
     /// Process context.
     pub(super) fn remove(&self, mut run: Run, spares: &mut Spares) -> bool {
         while run.len != 0 {
-            let (index, left) = self.shard(run.old);
+            let (index, left) = self.stripe(run.old);
             let piece = Run {
                 len: run.len.min(left),
                 ..run
             };
             // What is not there has been taken out before.
-            let wants = self.with(index, |shard| match shard.extents.cut(piece, spares) {
-                Ok(false) => Some(shard.extents.wants()),
+            let wants = self.with(index, |stripe| match stripe.extents.cut(piece, spares) {
+                Ok(false) => Some(stripe.extents.wants()),
                 _ => None,
             });
             match wants.flatten() {
@@ -799,7 +801,7 @@ impl Store {
 
     /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps
     /// for I/O.
-    pub(super) fn shorten(&self, merge: &Arc<Snapshot>, tail: &Tail) -> Records {
+    pub(super) fn shorten(&self, merge: &Arc<SnapshotTarget>, tail: &Tail) -> Records {
         let mut disk = self.disk.lock();
         if !merge.role().is_live() {
             return Records::Kept;
@@ -808,7 +810,7 @@ impl Store {
         let records = disk.records();
         self.note_area(records);
         if result == Records::Cleared {
-            if let Space::Persistent(space) = &mut self.ledger.lock().space {
+            if let Space::Persistent(space) = &mut self.allocation.lock().space {
                 space.merged(records);
             }
         }
@@ -823,7 +825,7 @@ impl Store {
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
-        let empty = Parts::new(self.stripe, Sharing::Refused)?.finish()?;
+        let empty = StripesLoader::new(self.stripe, Sharing::Refused)?.finish()?;
         let space = Allocator::new(Layout::new(self.size), CowChunk(0), 0);
         self.renew(empty, space, 0);
         Ok(())
@@ -832,7 +834,7 @@ impl Store {
     /// Waits until nothing is on its way, and the header says what there is to be said; or until
     /// that is somebody else's matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
     pub(super) fn wait_idle(&self, is_released: impl Fn() -> bool) {
-        let is_idle = || self.state() != State::Failing && self.ledger.lock().book.is_empty();
+        let is_idle = || self.state() != State::Failing && self.allocation.lock().book.is_empty();
         self.idle.wait_until(|| is_released() || is_idle());
     }
 
@@ -842,12 +844,12 @@ impl Store {
     }
 
     /// The live table, if there is one. Any context.
-    pub(super) fn owner(&self) -> Option<Arc<Snapshot>> {
+    pub(super) fn owner(&self) -> Option<Arc<SnapshotTarget>> {
         self.owner.lock().clone()
     }
 
     /// Says which table is live.
-    pub(super) fn set_owner(&self, owner: Option<Arc<Snapshot>>) {
+    pub(super) fn set_owner(&self, owner: Option<Arc<SnapshotTarget>>) {
         let before = core::mem::replace(&mut *self.owner.lock(), owner);
         drop(before);
     }
@@ -856,14 +858,14 @@ impl Store {
     /// I/O.
     pub(super) fn load(&self, cow: &Device) -> Result {
         let mut disk = self.disk.lock();
-        let read = |parts: &mut Parts| -> Result<_> {
+        let read = |parts: &mut StripesLoader| -> Result<_> {
             let loaded = disk.load(cow, |run| parts.add(run))?;
             Ok((parts.finish()?, loaded))
         };
-        let mut parts = Parts::new(self.stripe, Sharing::Refused)?;
+        let mut parts = StripesLoader::new(self.stripe, Sharing::Refused)?;
         let mut found = read(&mut parts);
         if parts.is_shared() {
-            parts = Parts::new(self.stripe, Sharing::Resolved)?;
+            parts = StripesLoader::new(self.stripe, Sharing::Resolved)?;
             found = read(&mut parts);
         }
         let (tables, loaded) = found?;
@@ -882,14 +884,14 @@ impl Store {
     }
 
     /// Puts what is on disk in the place of what is in memory.
-    fn renew(&self, tables: KVVec<Extents>, space: Allocator, records: u64) {
-        for (shard, table) in self.shards.iter().zip(tables) {
+    fn renew(&self, tables: KVVec<ExceptionTable>, space: Allocator, records: u64) {
+        for (stripe, table) in self.stripes.iter().zip(tables) {
             // The old one is freed outside of the lock.
-            let old = core::mem::replace(&mut shard.lock().extents, table);
+            let old = core::mem::replace(&mut stripe.lock().extents, table);
             drop(old);
         }
         self.note_area(records);
-        self.ledger.lock().space = Space::Persistent(space);
+        self.allocation.lock().space = Space::Persistent(space);
         self.overflowed.store(false, Relaxed);
         self.set_state(State::Valid);
     }
@@ -899,11 +901,11 @@ impl Store {
 #[derive(Default)]
 pub(super) struct Released {
     /// Writes to the snapshot that may go to the COW device.
-    pub(super) ready: BioQueue<Stamp>,
+    pub(super) ready: BioQueue<PerBioData>,
     /// Writes that have ended well.
-    pub(super) ended: BioQueue<Stamp>,
+    pub(super) ended: BioQueue<PerBioData>,
     /// Writes to the origin, to be looked at again.
-    pub(super) again: BioQueue<Stamp>,
+    pub(super) again: BioQueue<PerBioData>,
     /// There are writes for [`Store::end_failed`].
     pub(super) has_failed: bool,
 }

@@ -29,7 +29,7 @@ use crate::logic::{
             ChunkSize,
             CowChunk, //
         },
-        extents::{
+        exception_table::{
             Run,
             LONGEST, //
         },
@@ -268,7 +268,7 @@ fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
                 end = Some(Ok(behind[start..].iter().any(|byte| *byte != 0)));
                 break;
             }
-            Err(Failure::Bad(bad)) => {
+            Err(Failure::Damaged(bad)) => {
                 let slot = (bad.index * 16) as usize;
                 assert_eq!(Record::get(&behind[slot..], 0), Some(bad.record));
                 assert_eq!(bad.chunks, (cow / u64::from(sectors)).min(1 << 48));
@@ -332,7 +332,7 @@ fn bad_records() {
         let failure = loader.feed(&bytes, |_| Ok(())).err()?;
         assert_eq!(Error::from(failure), EINVAL);
         match failure {
-            Failure::Bad(bad) => Some(text(&bad)),
+            Failure::Damaged(bad) => Some(text(&bad)),
             Failure::Error(_) => None,
         }
     };

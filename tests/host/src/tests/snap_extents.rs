@@ -17,7 +17,7 @@ use crate::logic::snapshot::chunks::{
     Chunk,
     CowChunk, //
 };
-use crate::logic::snapshot::extents::*;
+use crate::logic::snapshot::exception_table::*;
 
 /// The number of chunks of the COW device that can be named.
 const COW_CHUNKS: u64 = 1 << 48;
@@ -115,7 +115,7 @@ impl Model {
 
 /// A table with its spares and its model.
 struct Rig {
-    table: Extents,
+    table: ExceptionTable,
     spares: Spares,
     model: Model,
 }
@@ -123,7 +123,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         Self {
-            table: Extents::new(),
+            table: ExceptionTable::new(),
             spares: Spares::new(),
             model: Model::default(),
         }
@@ -512,7 +512,7 @@ fn random_order() {
 
 #[test]
 fn memory_for_random_exceptions() {
-    let (mut table, mut spares, mut dice) = (Extents::new(), Spares::new(), Dice(1));
+    let (mut table, mut spares, mut dice) = (ExceptionTable::new(), Spares::new(), Dice(1));
     let start = Instant::now();
     let (mut new, mut worst) = (0, 0f64);
     while table.entries() < 1_000_000 {
@@ -542,7 +542,7 @@ fn memory_for_random_exceptions() {
     assert!(bytes <= worst && worst <= 16.5);
 
     let start = Instant::now();
-    let mut packed = Extents::new();
+    let mut packed = ExceptionTable::new();
     for run in table.iter() {
         packed.append(run, GFP_KERNEL).unwrap();
     }
@@ -655,7 +655,7 @@ fn limits_of_numbers() {
     ] {
         assert_eq!(rig.model.expected(run), expected);
         rig.insert(run);
-        let mut table = Extents::new();
+        let mut table = ExceptionTable::new();
         assert_eq!(table.append(run, GFP_KERNEL), expected);
     }
     rig.compare();
@@ -858,7 +858,7 @@ fn insertion_does_not_allocate() {
 #[test]
 fn stock_keeps_what_it_has() {
     let (mut spares, root) = (Spares::new(), filled(single(0..1, 1)).table.wants());
-    assert_eq!((root, Extents::new().wants()), (0, 4));
+    assert_eq!((root, ExceptionTable::new().wants()), (0, 4));
     assert!(!spares.is_stocked(0));
     spares.stock(4, GFP_KERNEL).unwrap();
     let stocked = |spares: &mut Spares, wants| {
@@ -880,7 +880,7 @@ fn stock_keeps_what_it_has() {
 
 #[test]
 fn append_in_order_only() {
-    let mut table = Extents::new();
+    let mut table = ExceptionTable::new();
     table.append(run(10, 10, 5), GFP_KERNEL).unwrap();
     for old in [0, 9, 10, 14] {
         let refused = table.append(run(old, 100, 1), GFP_KERNEL);
@@ -906,7 +906,7 @@ fn append_joins_no_further_than_a_leaf_reaches() {
 fn append_with_failing_allocations() {
     let mut allocations = 0;
     for gap in [2, FAR] {
-        let mut table = Extents::new();
+        let mut table = ExceptionTable::new();
         let mut model = Model::default();
         for index in 0..if gap == 2 { 3 * LEAF } else { 9 * BRANCH } {
             let run = run(index * gap, index * 2, 1);

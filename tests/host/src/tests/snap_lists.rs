@@ -14,7 +14,7 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    extents::{
+    exception_table::{
         PackedRun,
         Run, //
     },

@@ -23,14 +23,14 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    extents::Run,
+    exception_table::Run,
     merge::{
         arrange,
         Fate,
-        Merge,
+        MergeState,
+        MergeStep,
         Pace,
         Records,
-        Task,
         Within, //
     }, //
 };
@@ -105,8 +105,8 @@ enum Other {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
-    machine: Merge,
+struct MergeStage {
+    machine: MergeState,
     /// On disk.
     records: u8,
     cow: [u8; CHUNKS],
@@ -137,15 +137,15 @@ struct State {
 struct World {
     mistake: Mistake,
     most: u8,
-    first: State,
+    first: MergeStage,
 }
 
 fn world(mistake: Mistake, most: u8, faults: u8) -> World {
     World {
         mistake,
         most,
-        first: State {
-            machine: Merge::new(),
+        first: MergeStage {
+            machine: MergeState::new(),
             records: CHUNKS as u8,
             cow: [NEW; CHUNKS],
             durable: [OLD; CHUNKS],
@@ -169,7 +169,7 @@ fn world(mistake: Mistake, most: u8, faults: u8) -> World {
     }
 }
 
-impl State {
+impl MergeStage {
     fn is_in_batch(&self, chunk: u8) -> bool {
         (self.batch.0..self.batch.1).contains(&chunk)
     }
@@ -219,7 +219,7 @@ impl State {
 
 impl World {
     /// All that can happen next.
-    fn next(&self, state: &State) -> Vec<State> {
+    fn next(&self, state: &MergeStage) -> Vec<MergeStage> {
         let mut all = vec![];
         self.control(state, &mut all);
         self.other(state, &mut all);
@@ -229,7 +229,7 @@ impl World {
         all
     }
 
-    fn control(&self, state: &State, all: &mut Vec<State>) {
+    fn control(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
         if state.starts != 0 {
             let mut next = *state;
             next.starts -= 1;
@@ -245,9 +245,9 @@ impl World {
     }
 
     /// Another snapshot, which gets sooner or later what it lacks.
-    fn other(&self, state: &State, all: &mut Vec<State>) {
+    fn other(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
         if state.lacks {
-            all.push(State {
+            all.push(MergeStage {
                 lacks: false,
                 ..*state
             });
@@ -284,7 +284,7 @@ impl World {
         matches!(self.mistake, Mistake::NoPause | Mistake::NoRest)
     }
 
-    fn write(&self, state: &State, all: &mut Vec<State>) {
+    fn write(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
         let mut next = *state;
         let at = state.at as usize;
         match state.writer {
@@ -322,7 +322,7 @@ impl World {
         }
     }
 
-    fn copies(&self, state: &State, all: &mut Vec<State>) {
+    fn copies(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
         for (chunk, copy) in state.copies.iter().enumerate() {
             let mut next = *state;
             match copy {
@@ -345,16 +345,16 @@ impl World {
         }
     }
 
-    fn merge(&self, state: &State, all: &mut Vec<State>) {
+    fn merge(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
         let mut next = *state;
         let may_fail = state.faults != 0;
-        let failing = State {
+        let failing = MergeStage {
             faults: state.faults.saturating_sub(1),
             ..*state
         };
         match state.machine.task() {
-            Task::Nothing => return,
-            Task::Read => {
+            MergeStep::Nothing => return,
+            MergeStep::Read => {
                 next.batch = (state.records.saturating_sub(self.most), state.records);
                 next.copies = [Copying::Not; CHUNKS];
                 next.machine.read(Ok(state.records != 0));
@@ -364,7 +364,7 @@ impl World {
                     all.push(failing);
                 }
             }
-            Task::Guard => {
+            MergeStep::Guard => {
                 if state.lacks && self.mistake != Mistake::NoGuard {
                     return;
                 }
@@ -372,7 +372,7 @@ impl World {
                     next.closed = self.mistake != Mistake::NoClose;
                 }
             }
-            Task::Drain => {
+            MergeStep::Drain => {
                 let counted = matches!(state.writer, Writer::ToCow)
                     && state.is_in_batch(state.at)
                     && self.mistake != Mistake::NoDrain;
@@ -381,7 +381,7 @@ impl World {
                 }
                 next.machine.drained();
             }
-            Task::Copy => {
+            MergeStep::Copy => {
                 let batch = state.batch.0..state.batch.1;
                 let waiting = |chunk: &u8| state.copies[*chunk as usize] == Copying::Not;
                 match batch.clone().find(waiting) {
@@ -392,7 +392,7 @@ impl World {
                     None => next.machine.all_started(),
                 }
             }
-            Task::Commit => {
+            MergeStep::Commit => {
                 if self.mistake != Mistake::NoFlush {
                     next.durable = next.origin;
                 }
@@ -401,7 +401,7 @@ impl World {
                 }
                 if may_fail {
                     // Of a flush nobody knows what it has made durable; then of the records.
-                    let mut failing = State {
+                    let mut failing = MergeStage {
                         durable: state.durable,
                         ..next
                     };
@@ -413,7 +413,7 @@ impl World {
                     });
                     all.push(failing);
                     // The records could not be cleared, but were written back.
-                    let mut restored = State {
+                    let mut restored = MergeStage {
                         faults: state.faults - 1,
                         records: state.batch.1,
                         ..next
@@ -421,7 +421,7 @@ impl World {
                     restored.machine.committed(Records::Kept);
                     all.push(restored);
                     for records in state.batch.0..=state.batch.1 {
-                        let mut failing = State {
+                        let mut failing = MergeStage {
                             faults: state.faults - 1,
                             records,
                             ..next
@@ -439,10 +439,10 @@ impl World {
                 next.records = state.batch.0;
                 next.machine.committed(Records::Cleared);
             }
-            Task::Restore => {
+            MergeStep::Restore => {
                 if may_fail {
                     for records in state.batch.0..=state.batch.1 {
-                        let mut failing = State { records, ..failing };
+                        let mut failing = MergeStage { records, ..failing };
                         failing.machine.restored(false);
                         all.push(failing);
                     }
@@ -450,7 +450,7 @@ impl World {
                 next.records = state.batch.1;
                 next.machine.restored(true);
             }
-            Task::LetGo(fate) => {
+            MergeStep::LetGo(fate) => {
                 if fate == Fate::Merged {
                     self.forget(&mut next);
                 }
@@ -471,7 +471,7 @@ impl World {
         all.push(next);
     }
 
-    fn forget(&self, state: &mut State) {
+    fn forget(&self, state: &mut MergeStage) {
         for chunk in state.batch.0..state.batch.1 {
             state.mapped[chunk as usize] = false;
         }
@@ -529,16 +529,16 @@ fn mistakes_are_noticed() {
 
 #[test]
 fn it_ends_at_once_where_it_can() {
-    let mut merge = Merge::new();
+    let mut merge = MergeState::new();
     assert!(merge.is_at_rest() && !merge.has_failed());
     merge.start();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
     merge.stop();
     merge.read(Ok(true));
     assert!(merge.is_at_rest());
     merge.start();
     merge.read(Ok(true));
-    assert_eq!(merge.task(), Task::Guard);
+    assert_eq!(merge.task(), MergeStep::Guard);
     merge.stop();
     assert!(merge.is_at_rest() && !merge.guarded());
     merge.start();
@@ -548,18 +548,18 @@ fn it_ends_at_once_where_it_can() {
 
 #[test]
 fn a_failure_is_forgotten_when_it_is_started_again() {
-    let mut merge = Merge::new();
+    let mut merge = MergeState::new();
     merge.start();
     merge.read(Err(()));
     assert!(merge.has_failed() && merge.is_at_rest());
     merge.start();
     assert!(!merge.has_failed());
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
 }
 
 #[test]
 fn a_pause_ends_with_the_last_of_them() {
-    let mut merge = Merge::new();
+    let mut merge = MergeState::new();
     merge.start();
     merge.read(Ok(true));
     merge.pause();
@@ -568,23 +568,23 @@ fn a_pause_ends_with_the_last_of_them() {
     merge.go_on();
     assert!(merge.is_at_rest());
     merge.go_on();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
     // What is read while it is paused is not begun.
     merge.pause();
     merge.read(Ok(true));
     assert!(merge.is_at_rest());
     merge.go_on();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
 }
 
 #[test]
 fn starts_and_stops_during_a_pause_are_remembered() {
-    let mut merge = Merge::new();
+    let mut merge = MergeState::new();
     merge.pause();
     merge.start();
     assert!(merge.is_at_rest());
     merge.go_on();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
     merge.pause();
     merge.read(Ok(true));
     merge.stop();
@@ -600,7 +600,7 @@ fn starts_and_stops_during_a_pause_are_remembered() {
     merge.start();
     assert!(!merge.has_failed() && merge.is_at_rest());
     merge.go_on();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
 }
 
 #[test]
@@ -610,25 +610,25 @@ fn a_batch_in_doubt_stays_so_during_a_pause() {
     merge.start();
     assert!(!merge.has_failed() && merge.is_at_rest());
     merge.doubted();
-    assert_eq!(merge.task(), Task::Restore);
+    assert_eq!(merge.task(), MergeStep::Restore);
     merge.restored(false);
     merge.let_go();
     // It was started, and only waits for the end of the pause.
     assert!(!merge.has_failed() && merge.is_at_rest());
     merge.go_on();
-    assert_eq!(merge.task(), Task::Commit);
+    assert_eq!(merge.task(), MergeStep::Commit);
 }
 
 /// A merge whose batch is in doubt.
-fn in_doubt() -> Merge {
-    let mut merge = Merge::new();
+fn in_doubt() -> MergeState {
+    let mut merge = MergeState::new();
     merge.start();
     merge.read(Ok(true));
     assert!(merge.guarded());
     merge.drained();
     merge.all_started();
     merge.committed(Records::InDoubt);
-    assert_eq!(merge.task(), Task::LetGo(Fate::InDoubt));
+    assert_eq!(merge.task(), MergeStep::LetGo(Fate::InDoubt));
     merge.let_go();
     assert!(merge.has_failed() && merge.is_at_rest());
     merge
@@ -638,14 +638,14 @@ fn in_doubt() -> Merge {
 fn a_write_has_records_in_doubt_written_back() {
     let mut merge = in_doubt();
     merge.doubted();
-    assert_eq!(merge.task(), Task::Restore);
+    assert_eq!(merge.task(), MergeStep::Restore);
     merge.restored(false);
-    assert_eq!(merge.task(), Task::LetGo(Fate::InDoubt));
+    assert_eq!(merge.task(), MergeStep::LetGo(Fate::InDoubt));
     merge.let_go();
     assert!(merge.has_failed() && merge.is_at_rest());
     merge.doubted();
     merge.restored(true);
-    assert_eq!(merge.task(), Task::LetGo(Fate::Kept));
+    assert_eq!(merge.task(), MergeStep::LetGo(Fate::Kept));
     merge.let_go();
     assert!(merge.has_failed() && merge.is_at_rest());
     merge.doubted();
@@ -656,21 +656,21 @@ fn a_write_has_records_in_doubt_written_back() {
 fn a_batch_in_doubt_is_committed_when_it_is_started_again() {
     let mut merge = in_doubt();
     merge.start();
-    assert_eq!(merge.task(), Task::Commit);
+    assert_eq!(merge.task(), MergeStep::Commit);
     // A start that comes while a failure is dealt with is not lost.
     merge.committed(Records::InDoubt);
     merge.start();
     merge.let_go();
-    assert_eq!(merge.task(), Task::Commit);
+    assert_eq!(merge.task(), MergeStep::Commit);
     merge.committed(Records::Cleared);
     merge.let_go();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
     let mut merge = in_doubt();
     merge.doubted();
     merge.start();
     merge.restored(true);
     merge.let_go();
-    assert_eq!(merge.task(), Task::Read);
+    assert_eq!(merge.task(), MergeStep::Read);
 }
 
 #[test]

@@ -95,7 +95,11 @@ fn chunk_size_model(sectors: u32, blocks: BlockSizes) -> Result<u32, &'static st
 }
 
 /// What [`Options::parse`] should say.
-fn parse_model(store: &str, chunk: &str, blocks: BlockSizes) -> Result<(Store, u32), &'static str> {
+fn parse_model(
+    store: &str,
+    chunk: &str,
+    blocks: BlockSizes,
+) -> Result<(StoreKind, u32), &'static str> {
     let first = store.chars().next().map(|c| c.to_ascii_lowercase());
     if !matches!(first, Some('p' | 'n')) {
         return Err("Exception store type is not P or N");
@@ -105,9 +109,9 @@ fn parse_model(store: &str, chunk: &str, blocks: BlockSizes) -> Result<(Store, u
         sectors => chunk_size_model(sectors, blocks)?,
     };
     let store = match (first, store.chars().nth(1)) {
-        (Some('n'), _) => Store::Transient,
-        (_, None) => Store::Persistent { overflow: false },
-        (_, Some('o' | 'O')) => Store::Persistent { overflow: true },
+        (Some('n'), _) => StoreKind::Transient,
+        (_, None) => StoreKind::Persistent { overflow: false },
+        (_, Some('o' | 'O')) => StoreKind::Persistent { overflow: true },
         _ => return Err("Unsupported persistent store option"),
     };
     Ok((store, sectors))
@@ -409,8 +413,8 @@ proptest! {
     ) {
         let options = Options {
             store: match store {
-                0 => Store::Transient,
-                store => Store::Persistent { overflow: store == 1 },
+                0 => StoreKind::Transient,
+                store => StoreKind::Persistent { overflow: store == 1 },
             },
             chunk_size: shift.map(|shift| size(1 << shift)),
             features: Features { discard_zeroes_cow: zeroes, discard_passdown_origin: zeroes && passdown },

@@ -18,13 +18,13 @@ use crate::logic::snapshot::{
         CowChunk,
         COW_CHUNKS, //
     },
-    extents::{
-        Extents,
+    exception_table::{
+        ExceptionTable,
         Found,
         Run,
         LONGEST, //
     },
-    parts::*, //
+    stripes::*, //
 };
 
 fn run(old: u64, new: u64, len: u64) -> Run {
@@ -36,7 +36,7 @@ fn run(old: u64, new: u64, len: u64) -> Run {
 }
 
 /// All chunks of all parts; each has to be in its own part.
-fn chunks(tables: &KVVec<Extents>, stripe: u32) -> BTreeMap<u64, u64> {
+fn chunks(tables: &KVVec<ExceptionTable>, stripe: u32) -> BTreeMap<u64, u64> {
     assert_eq!(tables.len(), PARTS);
     let mut found = BTreeMap::new();
     for (index, table) in tables.iter().enumerate() {
@@ -118,7 +118,7 @@ fn more_than_are_sorted_at_once() {
     let count = 3u64 << 15;
     let all = (0..count).map(|n| (n * 40501 % count * 2, n + 2));
     // Every second chunk, in six stripes.
-    let mut parts = Parts::new(15, Sharing::Refused).unwrap();
+    let mut parts = StripesLoader::new(15, Sharing::Refused).unwrap();
     for (old, new) in all.clone() {
         parts.add(run(old, new, 1)).unwrap();
     }
@@ -126,7 +126,7 @@ fn more_than_are_sorted_at_once() {
     assert_eq!(chunks(&tables, 15), all.clone().collect());
 
     // All in one part.
-    let mut parts = Parts::new(15, Sharing::Resolved).unwrap();
+    let mut parts = StripesLoader::new(15, Sharing::Resolved).unwrap();
     let strange = |old: u64| old % (1 << 15) + (old >> 15 << 48);
     let lone = (0..count).map(|n| strange(n * 40501 % count));
     let index = part(Chunk(0), 15).0;
@@ -154,7 +154,7 @@ fn more_than_are_sorted_at_once() {
 #[test]
 fn ends_of_numbers() {
     for sharing in [Sharing::Refused, Sharing::Resolved] {
-        let mut parts = Parts::new(6, sharing).unwrap();
+        let mut parts = StripesLoader::new(6, sharing).unwrap();
         parts.add(run(u64::MAX, 9, 1)).unwrap();
         parts.add(run(u64::MAX - 70, 20, 70)).unwrap();
         parts.add(run(0, 100, LONGEST)).unwrap();
@@ -168,7 +168,7 @@ fn ends_of_numbers() {
 #[test]
 fn no_memory() {
     let (found, faults) = with_all_faults(|| {
-        let mut parts = Parts::new(6, Sharing::Refused)?;
+        let mut parts = StripesLoader::new(6, Sharing::Refused)?;
         for n in 0..1000 {
             parts.add(run(n * 77 % 1000, 2 * n, 1))?;
         }
@@ -187,7 +187,7 @@ proptest! {
         runs in prop::collection::vec((prop_oneof![0..2000u64, 0..1u64 << 40], 1..300u64), 0..60), stripe in 6..16u32,
     ) {
         let (mut expected, mut repeated, mut new) = (BTreeMap::new(), 0, 2);
-        let mut fill = [Sharing::Refused, Sharing::Resolved].map(|sharing| Parts::new(stripe, sharing).unwrap());
+        let mut fill = [Sharing::Refused, Sharing::Resolved].map(|sharing| StripesLoader::new(stripe, sharing).unwrap());
         for (old, len) in runs {
             for parts in &mut fill {
                 parts.add(run(old, new, len)).unwrap();

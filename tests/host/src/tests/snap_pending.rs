@@ -14,13 +14,13 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    extents::Run,
+    exception_table::Run,
     pending::{
-        Book,
+        PendingExceptions,
         Seq,
         Stage, //
     },
-    readers::Readers, //
+    tracked_reads::TrackedReads, //
 };
 
 const ROOM: usize = 8;
@@ -62,7 +62,7 @@ proptest! {
     /// Whatever is done in whatever order: names, batches, gaps and places are those of a list.
     #[test]
     fn book_is_a_list(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut book = Book::<u64>::new(ROOM, GFP_KERNEL).unwrap();
+        let mut book = PendingExceptions::<u64>::new(ROOM, GFP_KERNEL).unwrap();
         let mut runs = KVVec::with_capacity(ROOM, GFP_KERNEL).unwrap();
         let mut list: Vec<Entry> = Vec::new();
         // Of what is in no batch, the first; and the names in the one being committed.
@@ -187,7 +187,7 @@ proptest! {
                 let seq = book.next_of(from, |_| true).unwrap();
                 prop_assert_eq!(seq, entry.0);
                 prop_assert_eq!(book.get(seq).map(|it| it.stage), Some(entry.2));
-                from = Book::<u64>::behind(seq);
+                from = PendingExceptions::<u64>::behind(seq);
             }
             prop_assert!(book.next_of(from, |_| true).is_none());
         }
@@ -197,7 +197,7 @@ proptest! {
     /// all of these are gone and those who came between two looks.
     #[test]
     fn readers_of_before(steps in proptest::collection::vec((0u8..4, 0usize..8), 1..200)) {
-        let mut readers = Readers::default();
+        let mut readers = TrackedReads::default();
         let (mut inside, mut barriers) = (Vec::new(), Vec::new());
         let mut now = 0u64;
         for (kind, which) in steps {
@@ -232,7 +232,7 @@ proptest! {
 /// A stream of readers without a gap does not hold up who waits.
 #[test]
 fn readers_without_end() {
-    let mut readers = Readers::default();
+    let mut readers = TrackedReads::default();
     let mut inside = std::collections::VecDeque::from([readers.enter(), readers.enter()]);
     for _ in 0..10 {
         let barrier = readers.barrier();
@@ -249,7 +249,8 @@ fn readers_without_end() {
 #[test]
 fn no_memory_for_a_book() {
     for n in 0.. {
-        let (book, reached) = faults::with_failing(n, || Book::<u64>::new(ROOM, GFP_KERNEL));
+        let (book, reached) =
+            faults::with_failing(n, || PendingExceptions::<u64>::new(ROOM, GFP_KERNEL));
         assert_eq!(book.is_err(), reached);
         if !reached {
             break;

@@ -11,19 +11,19 @@ use std::collections::HashSet;
 use std::vec;
 use std::vec::Vec;
 
-use crate::logic::snapshot::role::{
+use crate::logic::snapshot::handover::{
     Denied,
-    Role,
+    Handover,
     Source, //
 };
 
-const ROLES: [Role; 6] = [
-    Role::New,
-    Role::Successor,
-    Role::Live,
-    Role::Suspended,
-    Role::Leaving,
-    Role::Former,
+const ROLES: [Handover; 6] = [
+    Handover::New,
+    Handover::Successor,
+    Handover::Live,
+    Handover::Suspended,
+    Handover::Leaving,
+    Handover::Former,
 ];
 
 const TWO: &str = "two tables are live";
@@ -66,7 +66,7 @@ enum Doing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Table {
     /// None: it is not there, yet or any more.
-    role: Option<Role>,
+    role: Option<Handover>,
     is_merge: bool,
     doing: Doing,
     /// The flag of device-mapper.
@@ -90,7 +90,7 @@ struct State {
 
 fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize, &'static str> {
     let live = Table {
-        role: Some(Role::Live),
+        role: Some(Handover::Live),
         is_merge,
         doing: Doing::Nothing,
         suspended: false,
@@ -120,7 +120,7 @@ fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize,
     let mut taken = false;
     while let Some(state) = left.pop() {
         state.check(mistake)?;
-        taken |= state.tables[0].role == Some(Role::Former);
+        taken |= state.tables[0].role == Some(Handover::Former);
         left.extend(
             next(&state, mistake)
                 .into_iter()
@@ -136,14 +136,15 @@ impl State {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let is_live = |table: &&Table| table.role.is_some_and(Role::is_live);
+        let is_live = |table: &&Table| table.role.is_some_and(Handover::is_live);
         if self.tables.iter().filter(is_live).count() > 1 {
             return Err(TWO);
         }
         // Nothing is going on, and one waits for the other, which is suspended. Whoever tries comes
         // through in the end.
         let idle = |table: &Table| table.doing == Doing::Nothing && table.suspended;
-        let waits = self.tables[1].role == Some(Role::Successor) && self.tables[0].role.is_some();
+        let waits =
+            self.tables[1].role == Some(Handover::Successor) && self.tables[0].role.is_some();
         if waits && self.tables.iter().all(idle) {
             let mut state = *self;
             for number in [1, 0, 1] {
@@ -161,7 +162,7 @@ impl State {
             let role = table.role.filter(|role| role.has_store())?;
             let suspended = mistake == Mistake::Flag && role.is_live() && table.suspended;
             Some(Source {
-                role: if suspended { Role::Suspended } else { role },
+                role: if suspended { Handover::Suspended } else { role },
                 is_merge: table.is_merge && mistake != Mistake::NoReload,
                 is_replaced: false,
             })
@@ -171,13 +172,13 @@ impl State {
 
     fn preresume(&mut self, number: usize, mistake: Mistake) -> Result<(), Denied> {
         let source = self.source(mistake);
-        let waits = |table: &Table| table.role.is_some_and(Role::waits);
+        let waits = |table: &Table| table.role.is_some_and(Handover::waits);
         let is_waited_for = self.tables.iter().any(waits) && mistake != Mistake::NoWaiting;
         let role = self.tables[number].role.as_mut().unwrap();
         let before = *role;
         let result = role.preresume(source, is_waited_for);
         let denied = result.is_err() && mistake == Mistake::DeniedKeeps;
-        if denied || mistake == Mistake::LiveAtResume && before == Role::Suspended {
+        if denied || mistake == Mistake::LiveAtResume && before == Handover::Suspended {
             *role = before;
         }
         if result? {
@@ -188,24 +189,24 @@ impl State {
 
     fn resume(&mut self, number: usize, mistake: Mistake) {
         let role = self.tables[number].role.as_mut().unwrap();
-        if mistake == Mistake::LiveAtResume && *role == Role::Suspended {
-            *role = Role::Live;
+        if mistake == Mistake::LiveAtResume && *role == Handover::Suspended {
+            *role = Handover::Live;
         }
-        self.tables[number].in_use = *role != Role::Former;
+        self.tables[number].in_use = *role != Handover::Former;
         if role.resume() {
             if self.stale {
                 self.problem = Some(STALE);
             }
             let other = &mut self.tables[1 - number];
             if let Some(role) = other.role.as_mut() {
-                let leaving = *role == Role::Leaving;
+                let leaving = *role == Handover::Leaving;
                 if other.in_use && role.has_store() {
                     self.problem = Some(TAKEN);
                 }
                 if !(leaving && mistake == Mistake::LeavingStays) {
                     role.taken_over();
                 }
-                if leaving && *role == Role::Leaving {
+                if leaving && *role == Handover::Leaving {
                     // New exceptions begin all the time.
                     self.problem = Some(STUCK);
                 }
@@ -223,7 +224,7 @@ fn next(state: &State, mistake: Mistake) -> Vec<State> {
         next.tables[1].suspended = true;
         next.tables[1].in_use = false;
         let source = state.source(Mistake::None);
-        next.tables[1].role = Some(source.map_or(Role::New, |_| Role::Successor));
+        next.tables[1].role = Some(source.map_or(Handover::New, |_| Handover::Successor));
         // A new one reads the store.
         next.stale &= source.is_some();
         all.push(next);
@@ -352,19 +353,25 @@ fn a_table_that_was_replaced_is_not_in_use() {
     // Its `preresume` succeeded, that of another target did not, and then a new table was loaded.
     for is_merge in [false, true] {
         let source = Source {
-            role: Role::Live,
+            role: Handover::Live,
             is_merge,
             is_replaced: true,
         };
-        assert_eq!(Role::Successor.preresume(Some(source), true), Ok(is_merge));
+        assert_eq!(
+            Handover::Successor.preresume(Some(source), true),
+            Ok(is_merge)
+        );
     }
 }
 
 #[test]
 fn roles_are_numbers_and_back() {
     for role in ROLES {
-        assert_eq!(Role::from_bits(role.to_bits()), role);
-        assert_eq!(role.has_store(), role.is_live() || role == Role::Leaving);
+        assert_eq!(Handover::from_bits(role.to_bits()), role);
+        assert_eq!(
+            role.has_store(),
+            role.is_live() || role == Handover::Leaving
+        );
         assert!(!(role.waits() && role.has_store()));
     }
 }

@@ -17,7 +17,7 @@
 
 /// What a table is to its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Role {
+pub(crate) enum Handover {
     /// It was made, and has read the store itself.
     New,
     /// It was made while another table was live, and takes over from it.
@@ -54,15 +54,15 @@ impl Denied {
 /// The live table of a store, as another one sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// What it is; see [`Role::has_store`].
-    pub(crate) role: Role,
+    /// What it is; see [`Handover::has_store`].
+    pub(crate) role: Handover,
     /// It merges.
     pub(crate) is_merge: bool,
     /// It belongs to the device that is being resumed, and has given way to a new table there.
     pub(crate) is_replaced: bool,
 }
 
-impl Role {
+impl Handover {
     /// As a number.
     pub(crate) fn to_bits(self) -> u32 {
         // CAST: Six variants.
@@ -72,28 +72,28 @@ impl Role {
     /// What [`to_bits`](Self::to_bits) gave.
     pub(crate) fn from_bits(bits: u32) -> Self {
         match bits {
-            0 => Role::New,
-            1 => Role::Successor,
-            2 => Role::Live,
-            3 => Role::Suspended,
-            4 => Role::Leaving,
-            _ => Role::Former,
+            0 => Handover::New,
+            1 => Handover::Successor,
+            2 => Handover::Live,
+            3 => Handover::Suspended,
+            4 => Handover::Leaving,
+            _ => Handover::Former,
         }
     }
 
     /// Whether it is live: its device may be suspended.
     pub(crate) fn is_live(self) -> bool {
-        matches!(self, Role::Live | Role::Suspended)
+        matches!(self, Handover::Live | Handover::Suspended)
     }
 
     /// Whether the store is its own, and it ends what is on its way there.
     pub(crate) fn has_store(self) -> bool {
-        self.is_live() || self == Role::Leaving
+        self.is_live() || self == Handover::Leaving
     }
 
     /// Whether it was not resumed yet.
     pub(crate) fn waits(self) -> bool {
-        matches!(self, Role::New | Role::Successor)
+        matches!(self, Handover::New | Handover::Successor)
     }
 
     /// Its device is about to be resumed; `source` is the table that has the store, `is_waited_for`
@@ -104,32 +104,32 @@ impl Role {
         is_waited_for: bool,
     ) -> Result<bool, Denied> {
         match self {
-            Role::Live | Role::Suspended if is_waited_for => {
+            Handover::Live | Handover::Suspended if is_waited_for => {
                 // It was live again if it could be resumed before, and another target of its table
                 // could not.
-                *self = Role::Suspended;
+                *self = Handover::Suspended;
                 Err(Denied::Waited)
             }
-            Role::Suspended => {
-                *self = Role::Live;
+            Handover::Suspended => {
+                *self = Handover::Live;
                 Ok(false)
             }
-            Role::Successor => match source {
-                Some(source) if source.role == Role::Live && !source.is_replaced => {
+            Handover::Successor => match source {
+                Some(source) if source.role == Handover::Live && !source.is_replaced => {
                     Err(Denied::InUse)
                 }
                 // Whoever it was to take over from is gone, and what is in memory may be older than
                 // the disk; or it is a merge, which has left gaps.
                 source => Ok(source.is_none_or(|source| source.is_merge)),
             },
-            Role::New | Role::Live | Role::Leaving | Role::Former => Ok(false),
+            Handover::New | Handover::Live | Handover::Leaving | Handover::Former => Ok(false),
         }
     }
 
     /// Its device was suspended.
     pub(crate) fn postsuspend(&mut self) {
-        if *self == Role::Live {
-            *self = Role::Suspended;
+        if *self == Handover::Live {
+            *self = Handover::Suspended;
         }
     }
 
@@ -138,7 +138,7 @@ impl Role {
     pub(crate) fn resume(&mut self) -> bool {
         let takes_over = self.waits();
         if takes_over {
-            *self = Role::Live;
+            *self = Handover::Live;
         }
         takes_over
     }
@@ -146,7 +146,7 @@ impl Role {
     /// Another table takes over.
     pub(crate) fn taken_over(&mut self) {
         if self.has_store() {
-            *self = Role::Former;
+            *self = Handover::Former;
         }
     }
 
@@ -154,7 +154,7 @@ impl Role {
     pub(crate) fn leave(&mut self) -> bool {
         let has_to = self.is_live();
         if has_to {
-            *self = Role::Leaving;
+            *self = Handover::Leaving;
         }
         has_to
     }

@@ -9,7 +9,7 @@ use super::leaf::{
 };
 use super::{
     Branch,
-    Extents,
+    ExceptionTable,
     Place,
     Run,
     BRANCH, //
@@ -20,7 +20,7 @@ use crate::env::{
     KVVec, //
 };
 
-/// Empty vectors for the next [`Extents::insert`], which takes what it needs.
+/// Empty vectors for the next [`ExceptionTable::insert`], which takes what it needs.
 ///
 /// Filled where the caller may allocate, dropped where it may sleep: a root can come from vmalloc.
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl Spares {
         }
     }
 
-    /// Tells whether the next insertion cannot lack memory, `wants` being what [`Extents::wants`]
+    /// Tells whether the next insertion cannot lack memory, `wants` being what [`ExceptionTable::wants`]
     /// returned under the lock that is still held. May be called in any context.
     pub(crate) fn is_stocked(&self, wants: usize) -> bool {
         self.leaf.is_some() && self.branch.is_some() && (wants == 0 || self.is_root_of(wants))
@@ -72,7 +72,7 @@ impl Spares {
     }
 }
 
-impl Extents {
+impl ExceptionTable {
     /// Makes room in a full leaf by moving entries to a neighbour in the same branch.
     pub(super) fn relieve(&mut self, place: Place) -> Option<()> {
         let branch = self.root.get_mut(place.branch)?;

@@ -16,25 +16,25 @@
 
 use super::{
     io::{
-        Kind,
-        Stamp, //
+        BioKind,
+        PerBioData, //
     },
     merge::{
-        Merge,
+        MergeTarget,
         Pause, //
     },
-    origin::Origin,
+    origin::OriginTarget,
     sending::Copies,
     store::{
-        Ledger,
+        Allocation,
+        CowStore, //
         Look,
         Released,
         Reserved,
         State,
-        Store, //
     },
-    Claim,
-    Snapshot,
+    Reservation,
+    SnapshotTarget,
     PAIRING, //
 };
 use crate::{
@@ -65,7 +65,7 @@ use crate::{
         count::Count,
         snapshot::{
             chunks::Chunk,
-            extents::{
+            exception_table::{
                 Run,
                 Spares, //
             },
@@ -141,60 +141,60 @@ const AGAIN: Millis = Millis(20);
 
 /// What all snapshots share.
 #[pin_data]
-pub(crate) struct World {
+pub(crate) struct Origins {
     /// No other lock is taken under this one: whoever waits for a family holds up nobody else.
     #[pin]
-    families: Mutex<KVVec<Entry>>,
+    groups: Mutex<KVVec<Group>>,
 }
 
 /// A family, and how many targets it has, those under construction included.
-struct Entry {
-    family: Arc<Family>,
+struct Group {
+    group: Arc<OriginGroup>,
     users: Count,
 }
 
-impl World {
+impl Origins {
     /// An empty world. Sleeps.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(World {
-            families <- new_mutex!(KVVec::new(), "dm_snap_families"),
+        let new = pin_init!(Origins {
+            groups <- new_mutex!(KVVec::new(), "dm_snap_groups"),
         });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
     /// The family of an origin, for another of its targets. Sleeps.
-    pub(super) fn family(
+    pub(super) fn group(
         self: &Arc<Self>,
         new: &TargetBuilder<'_>,
         number: u32,
-    ) -> Result<Arc<Family>> {
+    ) -> Result<Arc<OriginGroup>> {
         // Who waits for the list may be about to resume a device that this memory would be written
         // to.
         let _noio = NoIo::enter();
-        let mut families = self.families.lock();
-        let known = families.iter_mut().find(|it| it.family.number == number);
+        let mut groups = self.groups.lock();
+        let known = groups.iter_mut().find(|it| it.group.number == number);
         if let Some(entry) = known {
-            new.share(&entry.family.queue)?;
-            new.share(&entry.family.commits)?;
-            entry.family.copies.share(new)?;
+            new.share(&entry.group.queue)?;
+            new.share(&entry.group.commits)?;
+            entry.group.copies.share(new)?;
             entry.users.add();
-            return Ok(entry.family.clone());
+            return Ok(entry.group.clone());
         }
-        let family = Family::new(new, self, number)?;
-        let entry = Entry {
-            family: family.clone(),
+        let group = OriginGroup::new(new, self, number)?;
+        let entry = Group {
+            group: group.clone(),
             users: Count::one(),
         };
-        lists::push(&mut families, entry, GFP_KERNEL)?;
-        Ok(family)
+        lists::push(&mut groups, entry, GFP_KERNEL)?;
+        Ok(group)
     }
 
     /// All families but one. Sleeps.
-    fn others(&self, number: u32) -> Result<KVVec<Arc<Family>>> {
-        let families = self.families.lock();
-        let mut others = KVVec::with_capacity(families.len(), GFP_KERNEL)?;
-        for entry in families.iter().filter(|it| it.family.number != number) {
-            others.push_within_capacity(entry.family.clone())?;
+    fn others(&self, number: u32) -> Result<KVVec<Arc<OriginGroup>>> {
+        let groups = self.groups.lock();
+        let mut others = KVVec::with_capacity(groups.len(), GFP_KERNEL)?;
+        for entry in groups.iter().filter(|it| it.group.number != number) {
+            others.push_within_capacity(entry.group.clone())?;
         }
         Ok(others)
     }
@@ -204,36 +204,36 @@ impl World {
     /// one. Sleeps.
     pub(super) fn claim(
         &self,
-        family: &Arc<Family>,
+        group: &Arc<OriginGroup>,
         cow: u32,
         merge: bool,
-    ) -> Result<(Option<Arc<Store>>, Claim), CtrError> {
+    ) -> Result<(Option<Arc<CowStore>>, Reservation), CtrError> {
         let memory = c"Snapshot origin struct allocation failed";
         let _noio = NoIo::enter();
-        let mut roster = family.roster.lock();
-        let sharing = roster.sharing(cow);
-        let claimed = roster.claims.contains(&cow);
+        let mut members = group.members.lock();
+        let sharing = members.sharing(cow);
+        let claimed = members.claims.contains(&cow);
         if sharing.all > 1 || sharing.waiting.is_some() || claimed {
             return Err(CtrError::new(PAIRING, EINVAL));
         }
         let store = sharing.live.map(|live| live.store.clone());
-        if merge && !matches!(roster.merging, Merging::None) {
+        if merge && !matches!(members.merging, Merging::None) {
             return Err(CtrError::new(c"A snapshot is already merging.", EINVAL));
         }
-        lists::push(&mut roster.claims, cow, GFP_KERNEL).or_message(memory)?;
+        lists::push(&mut members.claims, cow, GFP_KERNEL).or_message(memory)?;
         if merge {
-            roster.merging = Merging::Claimed;
+            members.merging = Merging::Claimed;
         }
-        drop(roster);
-        let claim = Claim {
-            family: family.clone(),
+        drop(members);
+        let claim = Reservation {
+            group: group.clone(),
             cow,
             merge,
         };
         // Not before others can see the claim: of two that look at the same time at least one sees
         // the other.
-        let others = self.others(family.number).or_message(memory)?;
-        if others.iter().any(|other| other.roster.lock().has(cow)) {
+        let others = self.others(group.number).or_message(memory)?;
+        if others.iter().any(|other| other.members.lock().has(cow)) {
             let text = c"COW device is in use by another snapshot";
             return Err(CtrError::new(text, EBUSY));
         }
@@ -241,27 +241,27 @@ impl World {
     }
 
     /// A target of a family is going. Sleeps.
-    fn leave(&self, family: &Arc<Family>) {
-        let mut families = self.families.lock();
-        let number = family.number;
-        let known = families.iter_mut().find(|it| it.family.number == number);
+    fn leave(&self, group: &Arc<OriginGroup>) {
+        let mut groups = self.groups.lock();
+        let number = group.number;
+        let known = groups.iter_mut().find(|it| it.group.number == number);
         let is_unused = known.is_some_and(|entry| entry.users.take());
         let entry = if is_unused {
-            lists::take(&mut families, |it| it.family.number == number)
+            lists::take(&mut groups, |it| it.group.number == number)
         } else {
             None
         };
-        drop(families);
+        drop(groups);
         drop(entry);
     }
 }
 
 /// The tables with the same COW device.
 #[derive(Default)]
-pub(super) struct Sharing<'a> {
-    pub(super) live: Option<&'a Arc<Snapshot>>,
+pub(super) struct StoreTables<'a> {
+    pub(super) live: Option<&'a Arc<SnapshotTarget>>,
     /// Not live yet.
-    pub(super) waiting: Option<&'a Arc<Snapshot>>,
+    pub(super) waiting: Option<&'a Arc<SnapshotTarget>>,
     /// How many there are.
     pub(super) all: usize,
 }
@@ -273,15 +273,15 @@ pub(super) enum Merging {
     None,
     /// A constructor has it in its hands.
     Claimed,
-    There(Arc<Merge>),
+    There(Arc<MergeTarget>),
 }
 
 /// Who belongs to a family.
 #[derive(Default)]
-pub(super) struct Roster {
+pub(super) struct Members {
     /// The snapshots of all tables.
-    pub(super) tables: KVVec<Arc<Snapshot>>,
-    pub(super) origins: KVVec<Arc<Origin>>,
+    pub(super) tables: KVVec<Arc<SnapshotTarget>>,
+    pub(super) origins: KVVec<Arc<OriginTarget>>,
     pub(super) merging: Merging,
     /// COW devices that constructors have in their hands.
     claims: KVVec<u32>,
@@ -291,10 +291,10 @@ pub(super) struct Roster {
     spares: Spares,
 }
 
-impl Roster {
+impl Members {
     /// The tables with a COW device.
-    pub(super) fn sharing(&self, cow: u32) -> Sharing<'_> {
-        let mut sharing = Sharing::default();
+    pub(super) fn sharing(&self, cow: u32) -> StoreTables<'_> {
+        let mut sharing = StoreTables::default();
         for table in self.tables.iter().filter(|it| it.cow.number() == cow) {
             sharing.all = sharing.all.saturating_add(1);
             match table.role() {
@@ -326,7 +326,7 @@ impl Roster {
     }
 
     /// Takes a table off.
-    pub(super) fn remove(&mut self, table: &Arc<Snapshot>) {
+    pub(super) fn remove(&mut self, table: &Arc<SnapshotTarget>) {
         lists::take(&mut self.tables, |other| Arc::ptr_eq(other, table));
     }
 }
@@ -335,86 +335,86 @@ impl Roster {
 /// no merge of the origin is in a batch: that would be overwritten, and the snapshot has no copies
 /// of it.
 pub(super) struct Calm<'a> {
-    roster: MutexGuard<'a, Roster>,
+    members: MutexGuard<'a, Members>,
     _pause: Option<Pause>,
 }
 
 impl Calm<'_> {
-    pub(super) fn roster(&self) -> &Roster {
-        &self.roster
+    pub(super) fn members(&self) -> &Members {
+        &self.members
     }
 }
 
 /// What came for the worker.
 #[derive(Default)]
-struct Inbox {
+struct DeferredWork {
     /// Copies that have ended.
-    jobs: RequestList<Job>,
+    jobs: RequestList<ChunkCopy>,
     /// Writes to the origin that wait for room, or for a header that says that a snapshot is
     /// invalid.
-    origin: BioQueue<Stamp>,
+    origin: BioQueue<PerBioData>,
 }
 
 /// See above.
 #[pin_data]
-pub(crate) struct Family {
+pub(crate) struct OriginGroup {
     number: u32,
-    world: Arc<World>,
+    origins: Arc<Origins>,
     /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is
     /// above.
     queue: WorkQueue,
     commits: WorkQueue,
     /// Copies to several snapshots. Others are their table's.
     copies: Arc<Copies>,
-    jobs: Arc<Pool<Request<Job>>>,
+    jobs: Arc<Pool<Request<ChunkCopy>>>,
     /// Somebody waits for memory for a job.
     starved: Atomic<bool>,
     #[pin]
-    pub(super) roster: Mutex<Roster>,
+    pub(super) members: Mutex<Members>,
     /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to
     /// be, does so under this lock.
     #[pin]
-    active: RwSem<KVVec<Arc<Snapshot>>>,
+    active: RwSem<KVVec<Arc<SnapshotTarget>>>,
     #[pin]
-    inbox: IrqLock<Inbox>,
+    inbox: IrqLock<DeferredWork>,
     #[pin]
-    worker: Work<Family, 1>,
+    worker: Work<OriginGroup, 1>,
     #[pin]
-    retry: DelayedWork<Family, { Retry::ID }>,
+    retry: DelayedWork<OriginGroup, { RetryWork::ID }>,
 }
 
 impl_has_work! {
-    impl HasWork<Family, 1> for Family { self.worker }
+    impl HasWork<OriginGroup, 1> for OriginGroup { self.worker }
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Family, { Retry::ID }> for Family { self.retry }
+    impl HasDelayedWork<OriginGroup, { RetryWork::ID }> for OriginGroup { self.retry }
 }
 
-impl OnQueue for Family {
+impl OnQueue for OriginGroup {
     fn queue(&self) -> &WorkQueue {
         &self.queue
     }
 }
 
-impl Family {
-    fn new(new: &TargetBuilder<'_>, world: &Arc<World>, number: u32) -> Result<Arc<Self>> {
+impl OriginGroup {
+    fn new(new: &TargetBuilder<'_>, origins: &Arc<Origins>, number: u32) -> Result<Arc<Self>> {
         let queue = new.queue(c"dm-snap", QueueKind::PerCpu)?;
         let commits = new.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
         let copies = Copies::new(new)?;
         let jobs = Pool::new(COPIES)?;
         Arc::pin_init(
-            pin_init!(Family {
+            pin_init!(OriginGroup {
                 number,
-                world: world.clone(),
+                origins: origins.clone(),
                 queue,
                 commits,
                 copies,
                 jobs,
                 starved: Atomic::new(false),
-                roster <- new_mutex!(Roster::default(), "dm_snap_roster"),
+                members <- new_mutex!(Members::default(), "dm_snap_members"),
                 active <- new_rw_sem!(KVVec::new(), "dm_snap_active"),
-                inbox <- new_irq_lock!(Inbox::default(), "dm_snap_inbox"),
+                inbox <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
             }),
@@ -423,20 +423,20 @@ impl Family {
     }
 
     /// Takes a new table in. Sleeps.
-    pub(super) fn enter(&self, table: &Arc<Snapshot>) -> Result {
+    pub(super) fn enter(&self, table: &Arc<SnapshotTarget>) -> Result {
         let _noio = NoIo::enter();
-        let mut roster = self.roster.lock();
-        lists::push(&mut roster.tables, table.clone(), GFP_KERNEL)?;
-        let added = self.add(table, roster.tables.len());
+        let mut members = self.members.lock();
+        lists::push(&mut members.tables, table.clone(), GFP_KERNEL)?;
+        let added = self.add(table, members.tables.len());
         if added.is_err() {
-            roster.remove(table);
+            members.remove(table);
         }
         added
     }
 
     /// A target is going. Sleeps.
     pub(super) fn leave(self: &Arc<Self>) {
-        self.world.leave(self);
+        self.origins.leave(self);
     }
 
     /// The queue for the work items of its targets, which wait for I/O.
@@ -446,16 +446,16 @@ impl Family {
 
     /// Lets the worker look. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
-        self.queue.enqueue::<Family, 1>(self.clone());
+        self.queue.enqueue::<OriginGroup, 1>(self.clone());
     }
 
     /// Lets the worker look after a while, when there may be memory again. Any context.
     pub(super) fn wake_later(self: &Arc<Self>) {
-        enqueue_delayed::<Family, { Retry::ID }>(self.clone(), AGAIN);
+        enqueue_delayed::<OriginGroup, { RetryWork::ID }>(self.clone(), AGAIN);
     }
 
     /// Puts a table on the list for `map`, which then has so many. Sleeps.
-    fn add(&self, table: &Arc<Snapshot>, tables: usize) -> Result {
+    fn add(&self, table: &Arc<SnapshotTarget>, tables: usize) -> Result {
         let mut before = KVVec::with_capacity(tables.saturating_mul(2), GFP_KERNEL)?;
         let mut active = self.active.write();
         if active.len() == active.capacity() {
@@ -472,7 +472,7 @@ impl Family {
     }
 
     /// Takes a table off that list. Sleeps.
-    pub(super) fn forget(&self, table: &Arc<Snapshot>) {
+    pub(super) fn forget(&self, table: &Arc<SnapshotTarget>) {
         let taken = lists::take(&mut self.active.write(), |it| Arc::ptr_eq(it, table));
         drop(taken);
     }
@@ -486,25 +486,25 @@ impl Family {
     /// Takes the roster at a moment when a table may go live: if origin writes will care about it,
     /// no merge of the origin is in a batch then, and none begins before the roster is let go.
     /// Sleeps, as long as a batch takes.
-    pub(super) fn calm(&self, table: &Snapshot) -> Calm<'_> {
+    pub(super) fn calm(&self, table: &SnapshotTarget) -> Calm<'_> {
         let mut pause: Option<Pause> = None;
         loop {
             delay_point!(c"snapshot: merge paused, not yet live");
-            let roster = self.roster.lock();
-            let merge = match &roster.merging {
+            let members = self.members.lock();
+            let merge = match &members.merging {
                 Merging::There(merge) if !table.is_merged => Some(merge.clone()),
                 _ => None,
             };
             let is_paused = |merge| pause.as_ref().is_some_and(|pause| pause.is_of(merge));
             if merge.as_ref().is_none_or(is_paused) {
                 return Calm {
-                    roster,
+                    members,
                     _pause: pause,
                 };
             }
-            drop(roster);
+            drop(members);
             // It came meanwhile.
-            pause = merge.map(Merge::pause);
+            pause = merge.map(MergeTarget::pause);
         }
     }
 
@@ -522,22 +522,22 @@ impl Family {
     /// Nothing of it is to be on its way when its last target leaves: another family may be made
     /// for the origin.
     pub(super) fn settle(self: &Arc<Self>) {
-        let is_last = self.roster.lock().tables.is_empty();
+        let is_last = self.members.lock().tables.is_empty();
         if is_last {
             self.copies.drain();
             // Without tables the worker does not ask for it again.
-            flush::<Family, 1>(self);
-            cancel_delayed::<Family, { Retry::ID }>(self);
+            flush::<OriginGroup, 1>(self);
+            cancel_delayed::<OriginGroup, { RetryWork::ID }>(self);
             // A table that came meanwhile may have asked for it.
             self.wake();
         }
-        flush::<Family, 1>(self);
+        flush::<OriginGroup, 1>(self);
     }
 }
 
 /// Where a copy goes to.
 struct Destination {
-    table: Arc<Snapshot>,
+    table: Arc<SnapshotTarget>,
     seq: Seq,
     start: Sector,
 }
@@ -546,7 +546,7 @@ struct Destination {
 const NOWHERE: [Option<Destination>; MAX_DESTINATIONS] = [const { None }; MAX_DESTINATIONS];
 
 impl Destination {
-    fn new(table: &Arc<Snapshot>, seq: Seq, run: Run) -> Self {
+    fn new(table: &Arc<SnapshotTarget>, seq: Seq, run: Run) -> Self {
         Destination {
             table: table.clone(),
             seq,
@@ -557,39 +557,39 @@ impl Destination {
 
 /// A copy from the origin to the COW devices of one or more snapshots, or back; or zeros for a
 /// discard.
-pub(super) struct Job {
-    family: Arc<Family>,
-    work: Task,
+pub(super) struct ChunkCopy {
+    group: Arc<OriginGroup>,
+    work: NextStep,
     len: Sectors,
     result: Option<Copied>,
 }
 
-enum Task {
+enum NextStep {
     Copy {
         start: Sector,
         to: [Option<Destination>; MAX_DESTINATIONS],
     },
-    Merge {
-        merge: Arc<Merge>,
+    MergeTarget {
+        merge: Arc<MergeTarget>,
         from: Sector,
         to: Sector,
     },
     Zero {
-        table: Arc<Snapshot>,
+        table: Arc<SnapshotTarget>,
         start: Sector,
-        bio: Bio<Stamp>,
+        bio: Bio<PerBioData>,
     },
 }
 
-impl CopyJob for Job {
+impl CopyJob for ChunkCopy {
     fn source(&self) -> Option<(&Device, Sector)> {
         match &self.work {
-            Task::Copy { start, to } => {
+            NextStep::Copy { start, to } => {
                 let first = to.first()?.as_ref()?;
                 Some((&first.table.origin, *start))
             }
-            Task::Merge { merge, from, .. } => Some((&merge.table().cow, *from)),
-            Task::Zero { .. } => None,
+            NextStep::MergeTarget { merge, from, .. } => Some((&merge.table().cow, *from)),
+            NextStep::Zero { .. } => None,
         }
     }
 
@@ -599,40 +599,42 @@ impl CopyJob for Job {
 
     fn destination(&self, number: usize) -> Option<(&Device, Sector)> {
         match &self.work {
-            Task::Copy { to, .. } => {
+            NextStep::Copy { to, .. } => {
                 let to = to.get(number)?.as_ref()?;
                 Some((&to.table.cow, to.start))
             }
-            Task::Merge { merge, to, .. } => (number == 0).then_some((&merge.table().origin, *to)),
-            Task::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
+            NextStep::MergeTarget { merge, to, .. } => {
+                (number == 0).then_some((&merge.table().origin, *to))
+            }
+            NextStep::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
         }
     }
 
     fn done(mut this: PoolBox<Request<Self>>, result: Copied) {
-        let family = this.context.family.clone();
+        let group = this.context.group.clone();
         match &this.context.work {
-            Task::Copy { to, .. } if all_written(to, result) => {
+            NextStep::Copy { to, .. } if all_written(to, result) => {
                 for to in to.iter().flatten() {
                     to.table.data_came(to.seq);
                 }
                 drop(this);
-                if family.starved.load(Relaxed) {
-                    family.wake();
+                if group.starved.load(Relaxed) {
+                    group.wake();
                 }
             }
-            Task::Merge { merge, .. } => {
+            NextStep::MergeTarget { merge, .. } => {
                 let merge = merge.clone();
                 // Its memory first, for the next one.
                 drop(this);
-                if family.starved.load(Relaxed) {
-                    family.wake();
+                if group.starved.load(Relaxed) {
+                    group.wake();
                 }
                 merge.copied(result);
             }
             _ => {
                 this.context.result = Some(result);
-                family.inbox.lock().jobs.push(this);
-                family.wake();
+                group.inbox.lock().jobs.push(this);
+                group.wake();
             }
         }
     }
@@ -658,7 +660,7 @@ enum Guarded<'a> {
     /// Nothing.
     Clear,
     /// This exception, at least.
-    OnItsWay(&'a Arc<Snapshot>, Seq),
+    OnItsWay(&'a Arc<SnapshotTarget>, Seq),
     /// It has to be looked at again, when a copy or a header has ended.
     Later,
 }
@@ -675,47 +677,47 @@ enum Covered {
     Full,
 }
 
-impl WorkItem<1> for Family {
-    type Pointer = Arc<Family>;
+impl WorkItem<1> for OriginGroup {
+    type Pointer = Arc<OriginGroup>;
 
-    fn run(this: Arc<Family>) {
+    fn run(this: Arc<OriginGroup>) {
         let _noio = NoIo::enter();
         this.work_now();
     }
 }
 
 /// Runs the worker after a while.
-struct Retry;
+struct RetryWork;
 
-impl Retry {
+impl RetryWork {
     const ID: u64 = 2;
 }
 
-impl WorkItem<2> for Family {
-    type Pointer = Arc<Family>;
+impl WorkItem<2> for OriginGroup {
+    type Pointer = Arc<OriginGroup>;
 
-    fn run(this: Arc<Family>) {
+    fn run(this: Arc<OriginGroup>) {
         this.wake();
     }
 }
 
-impl Family {
+impl OriginGroup {
     /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but
     /// not for I/O.
     pub(super) fn work_now(self: &Arc<Self>) {
-        self.work(&mut self.roster.lock());
+        self.work(&mut self.members.lock());
     }
 
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work
     /// item is queued again then.
-    fn work(self: &Arc<Self>, roster: &mut Roster) {
+    fn work(self: &Arc<Self>, members: &mut Members) {
         let mut out = Released::default();
         self.starved.store(false, Relaxed);
         let mut jobs = self.inbox.lock().jobs.take();
         while let Some(job) = jobs.pop() {
             self.job_ended(job, &mut out);
         }
-        for table in roster.tables.iter() {
+        for table in members.tables.iter() {
             table.direct_ended(&mut out);
             let store = table.store();
             if store.is_lost() {
@@ -724,39 +726,39 @@ impl Family {
             }
             if store.state() != State::Valid {
                 store.give_up(&mut out);
-            } else if !store.advance(&mut roster.spares, &mut out) {
+            } else if !store.advance(&mut members.spares, &mut out) {
                 self.wake_later();
             }
             table.outlet.send_all(&mut out.ready, &self.commits);
         }
         while let Some(mut bio) = out.ended.pop() {
-            bio.set_per_bio(Stamp::NONE);
+            bio.set_per_bio(PerBioData::NONE);
             bio.end(Status::OK);
         }
-        for table in roster.tables.iter() {
+        for table in members.tables.iter() {
             self.own_writes(table, &mut out);
             table.outlet.send_all(&mut out.ready, &self.commits);
             self.start_copies(table);
         }
-        self.origin_writes(roster, &mut out);
-        for table in roster.tables.iter() {
+        self.origin_writes(members, &mut out);
+        for table in members.tables.iter() {
             // Two tables may share a store: what the second one has released may be the first
             // one's.
             table.outlet.send_all(&mut out.ready, &self.commits);
             table.store().end_failed();
             table.commit();
         }
-        if let Merging::There(merge) = &roster.merging {
+        if let Merging::There(merge) = &members.merging {
             merge.nudge();
         }
     }
 
     /// Takes note of a copy that has ended. If one of several destinations failed, the others get
     /// another copy.
-    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<Job>>, out: &mut Released) {
+    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<ChunkCopy>>, out: &mut Released) {
         let result = job.context.result.take();
         let at = |number| result.map_or(Arrival::Failed, |result| result.at(number));
-        if let Task::Copy { to, .. } = &mut job.context.work {
+        if let NextStep::Copy { to, .. } = &mut job.context.work {
             let ended = core::mem::replace(to, NOWHERE);
             let mut again = to.iter_mut();
             for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
@@ -776,8 +778,8 @@ impl Family {
             }
             return;
         }
-        if let Task::Zero { mut bio, .. } = job.into_inner().context.work {
-            bio.set_per_bio(Stamp::NONE);
+        if let NextStep::Zero { mut bio, .. } = job.into_inner().context.work {
+            bio.set_per_bio(PerBioData::NONE);
             bio.end(if at(0) == Arrival::Written {
                 Status::OK
             } else {
@@ -789,11 +791,15 @@ impl Family {
 
     /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no
     /// memory just now.
-    fn zero(self: &Arc<Self>, table: &Arc<Snapshot>, bio: Bio<Stamp>) -> Result<(), Bio<Stamp>> {
-        let job = Job {
-            family: self.clone(),
+    fn zero(
+        self: &Arc<Self>,
+        table: &Arc<SnapshotTarget>,
+        bio: Bio<PerBioData>,
+    ) -> Result<(), Bio<PerBioData>> {
+        let job = ChunkCopy {
+            group: self.clone(),
             len: bio.sectors(),
-            work: Task::Zero {
+            work: NextStep::Zero {
                 table: table.clone(),
                 start: bio.sector(),
                 bio,
@@ -806,15 +812,15 @@ impl Family {
                 Ok(())
             }
             Err(request) => match request.context.work {
-                Task::Zero { bio, .. } => Err(bio),
+                NextStep::Zero { bio, .. } => Err(bio),
                 // Not what was made above.
-                Task::Copy { .. } | Task::Merge { .. } => Ok(()),
+                NextStep::Copy { .. } | NextStep::MergeTarget { .. } => Ok(()),
             },
         }
     }
 
     /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
-    fn own_writes(self: &Arc<Self>, table: &Arc<Snapshot>, out: &mut Released) {
+    fn own_writes(self: &Arc<Self>, table: &Arc<SnapshotTarget>, out: &mut Released) {
         let mut bios = table.deferred.lock().take();
         while let Some(bio) = bios.pop() {
             if let Err(bio) = self.own_write(table, bio, out) {
@@ -834,10 +840,10 @@ impl Family {
     /// ended.
     fn own_write(
         self: &Arc<Self>,
-        table: &Arc<Snapshot>,
-        mut bio: Bio<Stamp>,
+        table: &Arc<SnapshotTarget>,
+        mut bio: Bio<PerBioData>,
         out: &mut Released,
-    ) -> Result<(), Bio<Stamp>> {
+    ) -> Result<(), Bio<PerBioData>> {
         let store = table.store();
         match store.state() {
             State::Valid if !store.is_overflowed() => {}
@@ -847,20 +853,20 @@ impl Family {
                 return Ok(());
             }
         }
-        if matches!(bio.per_bio().kind(), Kind::Zero) {
+        if matches!(bio.per_bio().kind(), BioKind::ZeroedDiscard) {
             return self.zero(table, bio);
         }
         let at = table.absolute(bio.sector());
         let size = store.size();
         let chunk = size.chunk(at);
-        let mut ledger = store.ledger();
-        match store.look(&mut ledger, chunk, 1) {
+        let mut allocation = store.allocation();
+        match store.look(&mut allocation, chunk, 1) {
             Look::There(new, _) => {
-                drop(ledger);
+                drop(allocation);
                 bio.set_sector(table.place(new, at));
                 out.ready.push(bio);
             }
-            Look::OnItsWay(seq, _) => park_own(ledger, table, seq, bio, at, out),
+            Look::OnItsWay(seq, _) => park_own(allocation, table, seq, bio, at, out),
             Look::Hole(_) => {
                 let is_whole = bio.sectors() == size.len();
                 let stage = if is_whole {
@@ -868,16 +874,16 @@ impl Family {
                 } else {
                     Stage::Waiting
                 };
-                match store.reserve(&mut ledger, &table.cow, chunk, stage, (1, 1)) {
+                match store.reserve(&mut allocation, &table.cow, chunk, stage, (1, 1)) {
                     Reserved::Run(seq, run) if is_whole => {
-                        drop(ledger);
-                        bio.set_per_bio(Stamp::direct(seq));
+                        drop(allocation);
+                        bio.set_per_bio(PerBioData::direct(seq));
                         bio.set_sector(table.place(run.new, at));
                         out.ready.push(bio);
                     }
-                    Reserved::Run(seq, _) => park_own(ledger, table, seq, bio, at, out),
+                    Reserved::Run(seq, _) => park_own(allocation, table, seq, bio, at, out),
                     Reserved::Full => {
-                        drop(ledger);
+                        drop(allocation);
                         table.full(bio, out);
                     }
                     Reserved::Changed | Reserved::Busy => return Err(bio),
@@ -889,14 +895,16 @@ impl Family {
 
     /// Starts the copies for writes to parts of chunks, as far as there is memory; the others
     /// follow when some have ended.
-    fn start_copies(self: &Arc<Self>, table: &Arc<Snapshot>) {
+    fn start_copies(self: &Arc<Self>, table: &Arc<SnapshotTarget>) {
         let store = table.store();
         loop {
             let waiting = {
-                let mut ledger = store.ledger();
-                let first = ledger.book.first();
-                let seq = ledger.book.next_of(first, |stage| *stage == Stage::Waiting);
-                seq.and_then(|seq| ledger.book.get(seq).map(|it| (seq, it.run)))
+                let mut allocation = store.allocation();
+                let first = allocation.book.first();
+                let seq = allocation
+                    .book
+                    .next_of(first, |stage| *stage == Stage::Waiting);
+                seq.and_then(|seq| allocation.book.get(seq).map(|it| (seq, it.run)))
             };
             let Some((seq, run)) = waiting else {
                 return;
@@ -905,13 +913,13 @@ impl Family {
             else {
                 return;
             };
-            if let Task::Copy { to, .. } = &mut job.context.work {
+            if let NextStep::Copy { to, .. } = &mut job.context.work {
                 if let Some(place) = to.first_mut() {
                     *place = Some(Destination::new(table, seq, run));
                 }
             }
             job.context.len = table.copied(run);
-            if let Some(pending) = store.ledger().book.get(seq) {
+            if let Some(pending) = store.allocation().book.get(seq) {
                 pending.stage = Stage::Copying;
             }
             table.copies.start(job, &self.commits);
@@ -920,10 +928,10 @@ impl Family {
 
     /// A copy without destinations, from a sector of the origin; none if there is no memory, until
     /// another one has ended.
-    fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<Job>>> {
-        let job = Job {
-            family: self.clone(),
-            work: Task::Copy { start, to: NOWHERE },
+    fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<ChunkCopy>>> {
+        let job = ChunkCopy {
+            group: self.clone(),
+            work: NextStep::Copy { start, to: NOWHERE },
             len: Sectors(0),
             result: None,
         };
@@ -934,13 +942,13 @@ impl Family {
     /// when there is.
     pub(super) fn merge_job(
         self: &Arc<Self>,
-        merge: &Arc<Merge>,
+        merge: &Arc<MergeTarget>,
         (from, to): (Sector, Sector),
         len: Sectors,
-    ) -> Option<PoolBox<Request<Job>>> {
-        let job = Job {
-            family: self.clone(),
-            work: Task::Merge {
+    ) -> Option<PoolBox<Request<ChunkCopy>>> {
+        let job = ChunkCopy {
+            group: self.clone(),
+            work: NextStep::MergeTarget {
                 merge: merge.clone(),
                 from,
                 to,
@@ -954,7 +962,10 @@ impl Family {
     /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes
     /// the worker.
     #[allow(clippy::result_large_err)] // The job itself comes back: a box would need the memory that there is none of.
-    fn seat(&self, job: Request<Job>) -> Result<PoolBox<Request<Job>>, Request<Job>> {
+    fn seat(
+        &self,
+        job: Request<ChunkCopy>,
+    ) -> Result<PoolBox<Request<ChunkCopy>>, Request<ChunkCopy>> {
         self.jobs.try_boxed(job).or_else(|job| {
             // Once more: the last of them may have ended just before it could know.
             self.starved.store(true, Relaxed);
@@ -963,22 +974,22 @@ impl Family {
     }
 
     /// Looks at the writes to the origin that wait, and at those that came.
-    fn origin_writes(self: &Arc<Self>, roster: &Roster, out: &mut Released) {
+    fn origin_writes(self: &Arc<Self>, members: &Members, out: &mut Released) {
         let mut bios = self.inbox.lock().origin.take();
         bios.append(&mut out.again);
-        for origin in roster.origins.iter() {
+        for origin in members.origins.iter() {
             bios.append(&mut origin.deferred.lock());
         }
         while let Some(bio) = bios.pop() {
             let id = bio.per_bio().origin();
-            let origin = roster.origins.iter().find(|it| it.id() == id);
+            let origin = members.origins.iter().find(|it| it.id() == id);
             let Some(origin) = origin else {
                 // A table stays as long as it has bios.
                 bio.end(Status::IO_ERROR);
                 continue;
             };
             let (start, len) = (origin.absolute(bio.sector()), bio.sectors());
-            match self.origin_write(roster, bio, start, len, out) {
+            match self.origin_write(members, bio, start, len, out) {
                 (Verdict::Clear, Some(mut bio)) => {
                     bio.set_sector(start);
                     origin.outlet.send(bio, &self.commits);
@@ -995,17 +1006,17 @@ impl Family {
     /// once.
     fn origin_write(
         self: &Arc<Self>,
-        roster: &Roster,
-        bio: Bio<Stamp>,
+        members: &Members,
+        bio: Bio<PerBioData>,
         start: Sector,
         len: Sectors,
         out: &mut Released,
-    ) -> (Verdict, Option<Bio<Stamp>>) {
-        match self.guard_part(roster, start, len, out) {
+    ) -> (Verdict, Option<Bio<PerBioData>>) {
+        match self.guard_part(members, start, len, out) {
             Guarded::Clear => (Verdict::Clear, Some(bio)),
             Guarded::Later => (Verdict::Later, Some(bio)),
             Guarded::OnItsWay(table, seq) => {
-                if let Some(pending) = table.store().ledger().book.get(seq) {
+                if let Some(pending) = table.store().allocation().book.get(seq) {
                     pending.waiting.origin.push(bio);
                     return (Verdict::Waits, None);
                 }
@@ -1024,13 +1035,13 @@ impl Family {
         part: impl Fn(usize) -> Option<(Sector, Sectors)>,
         first: &mut usize,
     ) -> bool {
-        let roster = self.roster.lock();
+        let members = self.members.lock();
         let mut out = Released::default();
         let mut all = true;
         let mut number = *first;
         while let Some((start, len)) = part(number) {
             all &= matches!(
-                self.guard_part(&roster, start, len, &mut out),
+                self.guard_part(&members, start, len, &mut out),
                 Guarded::Clear
             );
             number = number.saturating_add(1);
@@ -1038,7 +1049,7 @@ impl Family {
                 *first = number;
             }
         }
-        drop(roster);
+        drop(members);
         if out.has_failed || !out.again.is_empty() {
             self.inbox.lock().origin.append(&mut out.again);
             self.wake();
@@ -1050,14 +1061,14 @@ impl Family {
     /// once.
     fn guard_part<'a>(
         self: &Arc<Self>,
-        roster: &'a Roster,
+        members: &'a Members,
         start: Sector,
         len: Sectors,
         out: &mut Released,
     ) -> Guarded<'a> {
-        let mut last: Option<(&Arc<Snapshot>, Seq)> = None;
+        let mut last: Option<(&Arc<SnapshotTarget>, Seq)> = None;
         let mut later = false;
-        for (number, table) in (0..roster.tables.len()).zip(roster.tables.iter()) {
+        for (number, table) in (0..members.tables.len()).zip(members.tables.iter()) {
             let store = table.store();
             let chunks = table.chunks(start, len);
             match store.state() {
@@ -1071,7 +1082,7 @@ impl Family {
             let mut chunk = chunks.start;
             while chunk < chunks.end {
                 let most = chunks.end.0.saturating_sub(chunk.0);
-                let look = store.look(&mut store.ledger(), chunk, most);
+                let look = store.look(&mut store.allocation(), chunk, most);
                 let passed = match look {
                     Look::There(_, len) => len,
                     Look::OnItsWay(seq, len) => {
@@ -1082,7 +1093,7 @@ impl Family {
                     // the table after it.
                     Look::Hole(len) if !table.is_active() => len,
                     Look::Hole(len) => {
-                        let tables = roster.tables.get(number..).unwrap_or_default();
+                        let tables = members.tables.get(number..).unwrap_or_default();
                         match self.cover(tables, chunk, len) {
                             Covered::Chunks(len, seq) => {
                                 last = Some((table, seq));
@@ -1114,7 +1125,7 @@ impl Family {
 
     /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to
     /// all others that have the same hole, and chunks of the same size.
-    fn cover(self: &Arc<Self>, tables: &[Arc<Snapshot>], chunk: Chunk, len: u64) -> Covered {
+    fn cover(self: &Arc<Self>, tables: &[Arc<SnapshotTarget>], chunk: Chunk, len: u64) -> Covered {
         let Some((first, others)) = tables.split_first() else {
             return Covered::Later;
         };
@@ -1125,7 +1136,7 @@ impl Family {
         let Some(mut job) = self.new_job(start) else {
             return Covered::Later;
         };
-        let Task::Copy { to, .. } = &mut job.context.work else {
+        let NextStep::Copy { to, .. } = &mut job.context.work else {
             return Covered::Later;
         };
         let most = len.min(size.chunks_in(COPY).max(1));
@@ -1136,7 +1147,7 @@ impl Family {
             Reserved::Full => return Covered::Full,
         };
         let mut places = to.iter_mut();
-        let mut add = |table: &Arc<Snapshot>, seq, run: Run| {
+        let mut add = |table: &Arc<SnapshotTarget>, seq, run: Run| {
             if let Some(place) = places.next() {
                 *place = Some(Destination::new(table, seq, run));
             }
@@ -1168,17 +1179,17 @@ impl Family {
 
 /// Lets a write to a snapshot wait for an exception, unless that is there.
 fn park_own(
-    mut ledger: IrqGuard<'_, Ledger>,
-    table: &Snapshot,
+    mut allocation: IrqGuard<'_, Allocation>,
+    table: &SnapshotTarget,
     seq: Seq,
-    mut bio: Bio<Stamp>,
+    mut bio: Bio<PerBioData>,
     at: Sector,
     out: &mut Released,
 ) {
     let chunk = table.store().size().chunk(at);
-    let Some(pending) = ledger.book.get(seq) else {
+    let Some(pending) = allocation.book.get(seq) else {
         // It was there just now, under the same lock.
-        drop(ledger);
+        drop(allocation);
         return bio.end(Status::IO_ERROR);
     };
     let (new, _) = pending.place(chunk).unwrap_or_default();

@@ -11,7 +11,7 @@
 //! leaf    [entry, entry, ...]       at most 340; keys count from the first chunk of the leaf
 //! ```
 //!
-//! The table lives under a spinlock of its owner. So [`Extents::insert`] takes its memory from
+//! The table lives under a spinlock of its owner. So [`ExceptionTable::insert`] takes its memory from
 //! [`Spares`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
 //! in its branch, and is divided only if these are full too. What comes behind its last entry or in
 //! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
@@ -42,7 +42,7 @@ use leaf::{
     LEAF, //
 };
 
-/// The number of chunks a run can have in one call of [`Extents::insert`] or [`Extents::append`].
+/// The number of chunks a run can have in one call of [`ExceptionTable::insert`] or [`ExceptionTable::append`].
 pub(crate) const LONGEST: u64 = 1 << 15;
 
 /// The number of chunks an entry can stand for.
@@ -146,7 +146,7 @@ impl PackedRun {
 
 const _: () = assert!(LONGEST < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
 
-/// What [`Extents::find`] tells about a chunk.
+/// What [`ExceptionTable::find`] tells about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// Where the chunk lies, and how many chunks from this one on lie one behind the other there.
@@ -243,14 +243,14 @@ enum Spot {
 ///
 /// - Branches, leaves and entries are sorted, and the runs do not overlap.
 /// - `leaves` and `entries` are the numbers of these, `chunks` is the sum of the lengths.
-pub(crate) struct Extents {
+pub(crate) struct ExceptionTable {
     root: KVVec<Branch>,
     leaves: usize,
     entries: u64,
     chunks: u64,
 }
 
-impl Extents {
+impl ExceptionTable {
     /// Makes an empty table. May be called in any context.
     pub(crate) const fn new() -> Self {
         Self {

@@ -27,14 +27,14 @@ impl Generation {
 
 /// The readers of some chunks. Never allocates, never sleeps; its user locks it.
 #[derive(Debug, Default)]
-pub(crate) struct Readers {
+pub(crate) struct TrackedReads {
     /// The present generation; that before it has the other parity.
     generation: u64,
     even: Count,
     odd: Count,
 }
 
-impl Readers {
+impl TrackedReads {
     fn count(&mut self, odd: bool) -> &mut Count {
         if odd {
             &mut self.odd

@@ -14,8 +14,8 @@ use crate::env::{
 };
 use crate::logic::snapshot::{
     chunks::Chunk,
-    extents::{
-        Extents,
+    exception_table::{
+        ExceptionTable,
         PackedRun,
         Refused,
         Run,
@@ -84,8 +84,8 @@ pub(crate) enum Sharing {
 }
 
 /// A part that is being loaded.
-struct Part {
-    table: Extents,
+struct StripeLoader {
+    table: ExceptionTable,
     /// What is not in the table yet.
     runs: KVVec<PackedRun>,
 }
@@ -97,23 +97,23 @@ struct Part {
 /// Of records with the same chunk of the origin the first counts. A store that we or C wrote has
 /// none; if there are any, it is read again with every chunk by itself: then those of the same
 /// chunk stay in their order while they are sorted.
-pub(crate) struct Parts {
+pub(crate) struct StripesLoader {
     stripe: u32,
     sharing: Sharing,
     shared: bool,
-    parts: KVVec<Part>,
+    parts: KVVec<StripeLoader>,
     sorter: Sorter,
     spares: Spares,
     repeated: u64,
 }
 
-impl Parts {
+impl StripesLoader {
     /// Makes empty parts. May sleep.
     pub(crate) fn new(stripe: u32, sharing: Sharing) -> Result<Self> {
         let mut parts = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
         for _ in 0..PARTS {
-            parts.push_within_capacity(Part {
-                table: Extents::new(),
+            parts.push_within_capacity(StripeLoader {
+                table: ExceptionTable::new(),
                 runs: KVVec::new(),
             })?;
         }
@@ -203,13 +203,13 @@ impl Parts {
     }
 
     /// Puts in what is left, and gives the tables of the parts. May sleep.
-    pub(crate) fn finish(&mut self) -> Result<KVVec<Extents>> {
+    pub(crate) fn finish(&mut self) -> Result<KVVec<ExceptionTable>> {
         let mut tables = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
         for index in 0..PARTS {
             self.put(index)?;
             let part = self.parts.get_mut(index).ok_or(EINVAL)?;
             part.runs = KVVec::new();
-            let table = core::mem::replace(&mut part.table, Extents::new());
+            let table = core::mem::replace(&mut part.table, ExceptionTable::new());
             tables.push_within_capacity(table)?;
         }
         Ok(tables)
