@@ -20,18 +20,18 @@ use super::{
         PerBioData, //
     },
     merge::{
+        MergePause, //
         MergeTarget,
-        Pause, //
     },
     origin::OriginTarget,
     sending::Copies,
     store::{
         Allocation,
+        ChunkState,
         CowStore, //
-        Look,
-        Released,
-        Reserved,
-        State,
+        ReleasedBios,
+        ReserveError,
+        StoreState,
     },
     Reservation,
     SnapshotTarget,
@@ -336,7 +336,7 @@ impl Members {
 /// of it.
 pub(super) struct Calm<'a> {
     members: MutexGuard<'a, Members>,
-    _pause: Option<Pause>,
+    _pause: Option<MergePause>,
 }
 
 impl Calm<'_> {
@@ -487,7 +487,7 @@ impl OriginGroup {
     /// no merge of the origin is in a batch then, and none begins before the roster is let go.
     /// Sleeps, as long as a batch takes.
     pub(super) fn calm(&self, table: &SnapshotTarget) -> Calm<'_> {
-        let mut pause: Option<Pause> = None;
+        let mut pause: Option<MergePause> = None;
         loop {
             delay_point!(c"snapshot: merge paused, not yet live");
             let members = self.members.lock();
@@ -550,7 +550,11 @@ impl Destination {
         Destination {
             table: table.clone(),
             seq,
-            start: table.store().size().cow_start(run.new).unwrap_or_default(),
+            start: table
+                .store()
+                .chunk_size()
+                .cow_start(run.new)
+                .unwrap_or_default(),
         }
     }
 }
@@ -588,7 +592,7 @@ impl CopyJob for ChunkCopy {
                 let first = to.first()?.as_ref()?;
                 Some((&first.table.origin, *start))
             }
-            NextStep::MergeTarget { merge, from, .. } => Some((&merge.table().cow, *from)),
+            NextStep::MergeTarget { merge, from, .. } => Some((&merge.snapshot().cow, *from)),
             NextStep::Zero { .. } => None,
         }
     }
@@ -604,7 +608,7 @@ impl CopyJob for ChunkCopy {
                 Some((&to.table.cow, to.start))
             }
             NextStep::MergeTarget { merge, to, .. } => {
-                (number == 0).then_some((&merge.table().origin, *to))
+                (number == 0).then_some((&merge.snapshot().origin, *to))
             }
             NextStep::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
         }
@@ -629,7 +633,7 @@ impl CopyJob for ChunkCopy {
                 if group.starved.load(Relaxed) {
                     group.wake();
                 }
-                merge.copied(result);
+                merge.copy_done(result);
             }
             _ => {
                 this.context.result = Some(result);
@@ -711,27 +715,27 @@ impl OriginGroup {
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work
     /// item is queued again then.
     fn work(self: &Arc<Self>, members: &mut Members) {
-        let mut out = Released::default();
+        let mut out = ReleasedBios::default();
         self.starved.store(false, Relaxed);
         let mut jobs = self.inbox.lock().jobs.take();
         while let Some(job) = jobs.pop() {
             self.job_ended(job, &mut out);
         }
         for table in members.tables.iter() {
-            table.direct_ended(&mut out);
+            table.process_full_chunk_writes(&mut out);
             let store = table.store();
-            if store.is_lost() {
+            if store.has_commit_failed() {
                 table.fail(EIO);
-                store.drop_batch(&mut out);
+                store.abandon_batch(&mut out);
             }
-            if store.state() != State::Valid {
-                store.give_up(&mut out);
-            } else if !store.advance(&mut members.spares, &mut out) {
+            if store.state() != StoreState::Valid {
+                store.abandon_all(&mut out);
+            } else if !store.complete_committed(&mut members.spares, &mut out) {
                 self.wake_later();
             }
             table.outlet.send_all(&mut out.ready, &self.commits);
         }
-        while let Some(mut bio) = out.ended.pop() {
+        while let Some(mut bio) = out.completed.pop() {
             bio.set_per_bio(PerBioData::NONE);
             bio.end(Status::OK);
         }
@@ -745,17 +749,17 @@ impl OriginGroup {
             // Two tables may share a store: what the second one has released may be the first
             // one's.
             table.outlet.send_all(&mut out.ready, &self.commits);
-            table.store().end_failed();
+            table.store().end_failed_writes();
             table.commit();
         }
         if let Merging::There(merge) = &members.merging {
-            merge.nudge();
+            merge.wake();
         }
     }
 
     /// Takes note of a copy that has ended. If one of several destinations failed, the others get
     /// another copy.
-    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<ChunkCopy>>, out: &mut Released) {
+    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<ChunkCopy>>, out: &mut ReleasedBios) {
         let result = job.context.result.take();
         let at = |number| result.map_or(Arrival::Failed, |result| result.at(number));
         if let NextStep::Copy { to, .. } = &mut job.context.work {
@@ -763,14 +767,14 @@ impl OriginGroup {
             let mut again = to.iter_mut();
             for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
                 let arrival = at(number);
-                if arrival == Arrival::Unknown && to.table.store().state() == State::Valid {
+                if arrival == Arrival::Unknown && to.table.store().state() == StoreState::Valid {
                     if let Some(place) = again.next() {
                         *place = Some(to);
                         continue;
                     }
                 }
                 let is_written = arrival == Arrival::Written;
-                to.table.data_ended(to.seq, is_written, out);
+                to.table.data_done(to.seq, is_written, out);
             }
             if again.len() != MAX_DESTINATIONS {
                 // What it reads is still there: writes to the origin wait for these exceptions.
@@ -820,7 +824,7 @@ impl OriginGroup {
     }
 
     /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
-    fn own_writes(self: &Arc<Self>, table: &Arc<SnapshotTarget>, out: &mut Released) {
+    fn own_writes(self: &Arc<Self>, table: &Arc<SnapshotTarget>, out: &mut ReleasedBios) {
         let mut bios = table.deferred.lock().take();
         while let Some(bio) = bios.pop() {
             if let Err(bio) = self.own_write(table, bio, out) {
@@ -842,12 +846,12 @@ impl OriginGroup {
         self: &Arc<Self>,
         table: &Arc<SnapshotTarget>,
         mut bio: Bio<PerBioData>,
-        out: &mut Released,
+        out: &mut ReleasedBios,
     ) -> Result<(), Bio<PerBioData>> {
         let store = table.store();
         match store.state() {
-            State::Valid if !store.is_overflowed() => {}
-            State::Failing => return Err(bio),
+            StoreState::Valid if !store.is_overflowed() => {}
+            StoreState::Invalidating => return Err(bio),
             _ => {
                 bio.end(Status::IO_ERROR);
                 return Ok(());
@@ -857,17 +861,17 @@ impl OriginGroup {
             return self.zero(table, bio);
         }
         let at = table.absolute(bio.sector());
-        let size = store.size();
+        let size = store.chunk_size();
         let chunk = size.chunk(at);
         let mut allocation = store.allocation();
-        match store.look(&mut allocation, chunk, 1) {
-            Look::There(new, _) => {
+        match store.lookup(&mut allocation, chunk, 1) {
+            ChunkState::Completed(new, _) => {
                 drop(allocation);
                 bio.set_sector(table.place(new, at));
                 out.ready.push(bio);
             }
-            Look::OnItsWay(seq, _) => park_own(allocation, table, seq, bio, at, out),
-            Look::Hole(_) => {
+            ChunkState::Pending(seq, _) => park_own(allocation, table, seq, bio, at, out),
+            ChunkState::Hole(_) => {
                 let is_whole = bio.sectors() == size.len();
                 let stage = if is_whole {
                     Stage::Copying
@@ -875,18 +879,18 @@ impl OriginGroup {
                     Stage::Waiting
                 };
                 match store.reserve(&mut allocation, &table.cow, chunk, stage, (1, 1)) {
-                    Reserved::Run(seq, run) if is_whole => {
+                    Ok((seq, run)) if is_whole => {
                         drop(allocation);
-                        bio.set_per_bio(PerBioData::direct(seq));
+                        bio.set_per_bio(PerBioData::full_chunk_write(seq));
                         bio.set_sector(table.place(run.new, at));
                         out.ready.push(bio);
                     }
-                    Reserved::Run(seq, _) => park_own(allocation, table, seq, bio, at, out),
-                    Reserved::Full => {
+                    Ok((seq, _)) => park_own(allocation, table, seq, bio, at, out),
+                    Err(ReserveError::NoSpace) => {
                         drop(allocation);
                         table.full(bio, out);
                     }
-                    Reserved::Changed | Reserved::Busy => return Err(bio),
+                    Err(ReserveError::Changed | ReserveError::Busy) => return Err(bio),
                 }
             }
         }
@@ -900,16 +904,16 @@ impl OriginGroup {
         loop {
             let waiting = {
                 let mut allocation = store.allocation();
-                let first = allocation.book.first();
+                let first = allocation.pending.first();
                 let seq = allocation
-                    .book
+                    .pending
                     .next_of(first, |stage| *stage == Stage::Waiting);
-                seq.and_then(|seq| allocation.book.get(seq).map(|it| (seq, it.run)))
+                seq.and_then(|seq| allocation.pending.get(seq).map(|it| (seq, it.run)))
             };
             let Some((seq, run)) = waiting else {
                 return;
             };
-            let Some(mut job) = self.new_job(store.size().start(run.old).unwrap_or_default())
+            let Some(mut job) = self.new_job(store.chunk_size().start(run.old).unwrap_or_default())
             else {
                 return;
             };
@@ -919,7 +923,7 @@ impl OriginGroup {
                 }
             }
             job.context.len = table.copied(run);
-            if let Some(pending) = store.allocation().book.get(seq) {
+            if let Some(pending) = store.allocation().pending.get(seq) {
                 pending.stage = Stage::Copying;
             }
             table.copies.start(job, &self.commits);
@@ -974,14 +978,14 @@ impl OriginGroup {
     }
 
     /// Looks at the writes to the origin that wait, and at those that came.
-    fn origin_writes(self: &Arc<Self>, members: &Members, out: &mut Released) {
+    fn origin_writes(self: &Arc<Self>, members: &Members, out: &mut ReleasedBios) {
         let mut bios = self.inbox.lock().origin.take();
-        bios.append(&mut out.again);
+        bios.append(&mut out.retry);
         for origin in members.origins.iter() {
             bios.append(&mut origin.deferred.lock());
         }
         while let Some(bio) = bios.pop() {
-            let id = bio.per_bio().origin();
+            let id = bio.per_bio().origin_id();
             let origin = members.origins.iter().find(|it| it.id() == id);
             let Some(origin) = origin else {
                 // A table stays as long as it has bios.
@@ -998,7 +1002,7 @@ impl OriginGroup {
                 _ => {}
             }
             // What was released by a snapshot that became invalid just now.
-            bios.append(&mut out.again);
+            bios.append(&mut out.retry);
         }
     }
 
@@ -1010,14 +1014,14 @@ impl OriginGroup {
         bio: Bio<PerBioData>,
         start: Sector,
         len: Sectors,
-        out: &mut Released,
+        out: &mut ReleasedBios,
     ) -> (Verdict, Option<Bio<PerBioData>>) {
         match self.guard_part(members, start, len, out) {
             Guarded::Clear => (Verdict::Clear, Some(bio)),
             Guarded::Later => (Verdict::Later, Some(bio)),
             Guarded::OnItsWay(table, seq) => {
-                if let Some(pending) = table.store().allocation().book.get(seq) {
-                    pending.waiting.origin.push(bio);
+                if let Some(pending) = table.store().allocation().pending.get(seq) {
+                    pending.waiting.origin_bios.push(bio);
                     return (Verdict::Waits, None);
                 }
                 // Given up just now, with its snapshot.
@@ -1036,7 +1040,7 @@ impl OriginGroup {
         first: &mut usize,
     ) -> bool {
         let members = self.members.lock();
-        let mut out = Released::default();
+        let mut out = ReleasedBios::default();
         let mut all = true;
         let mut number = *first;
         while let Some((start, len)) = part(number) {
@@ -1050,8 +1054,8 @@ impl OriginGroup {
             }
         }
         drop(members);
-        if out.has_failed || !out.again.is_empty() {
-            self.inbox.lock().origin.append(&mut out.again);
+        if out.has_failed || !out.retry.is_empty() {
+            self.inbox.lock().origin.append(&mut out.retry);
             self.wake();
         }
         all
@@ -1064,7 +1068,7 @@ impl OriginGroup {
         members: &'a Members,
         start: Sector,
         len: Sectors,
-        out: &mut Released,
+        out: &mut ReleasedBios,
     ) -> Guarded<'a> {
         let mut last: Option<(&Arc<SnapshotTarget>, Seq)> = None;
         let mut later = false;
@@ -1072,8 +1076,8 @@ impl OriginGroup {
             let store = table.store();
             let chunks = table.chunks(start, len);
             match store.state() {
-                State::Valid if table.is_guarded() => {}
-                State::Failing if table.is_guarded() => {
+                StoreState::Valid if table.is_guarded() => {}
+                StoreState::Invalidating if table.is_guarded() => {
                     later |= !chunks.is_empty();
                     continue;
                 }
@@ -1082,17 +1086,17 @@ impl OriginGroup {
             let mut chunk = chunks.start;
             while chunk < chunks.end {
                 let most = chunks.end.0.saturating_sub(chunk.0);
-                let look = store.look(&mut store.allocation(), chunk, most);
+                let look = store.lookup(&mut store.allocation(), chunk, most);
                 let passed = match look {
-                    Look::There(_, len) => len,
-                    Look::OnItsWay(seq, len) => {
+                    ChunkState::Completed(_, len) => len,
+                    ChunkState::Pending(seq, len) => {
                         last = Some((table, seq));
                         len
                     }
                     // It is being destroyed, and begins nothing any more; what it has begun is for
                     // the table after it.
-                    Look::Hole(len) if !table.is_active() => len,
-                    Look::Hole(len) => {
+                    ChunkState::Hole(len) if !table.is_active() => len,
+                    ChunkState::Hole(len) => {
                         let tables = members.tables.get(number..).unwrap_or_default();
                         match self.cover(tables, chunk, len) {
                             Covered::Chunks(len, seq) => {
@@ -1106,8 +1110,8 @@ impl OriginGroup {
                             }
                             Covered::Full => {
                                 table.fail(ENOSPC);
-                                store.give_up(out);
-                                later |= store.state() == State::Failing;
+                                store.abandon_all(out);
+                                later |= store.state() == StoreState::Invalidating;
                                 break;
                             }
                         }
@@ -1129,7 +1133,7 @@ impl OriginGroup {
         let Some((first, others)) = tables.split_first() else {
             return Covered::Later;
         };
-        let size = first.store().size();
+        let size = first.store().chunk_size();
         let Some(start) = size.start(chunk) else {
             return Covered::Full;
         };
@@ -1141,10 +1145,10 @@ impl OriginGroup {
         };
         let most = len.min(size.chunks_in(COPY).max(1));
         let (seq, run) = match first.reserve(chunk, (1, most)) {
-            Reserved::Run(seq, run) => (seq, run),
-            Reserved::Changed => return Covered::Changed,
-            Reserved::Busy => return Covered::Later,
-            Reserved::Full => return Covered::Full,
+            Ok((seq, run)) => (seq, run),
+            Err(ReserveError::Changed) => return Covered::Changed,
+            Err(ReserveError::Busy) => return Covered::Later,
+            Err(ReserveError::NoSpace) => return Covered::Full,
         };
         let mut places = to.iter_mut();
         let mut add = |table: &Arc<SnapshotTarget>, seq, run: Run| {
@@ -1156,11 +1160,14 @@ impl OriginGroup {
         let mut room = add(first, seq, run);
         for table in others.iter() {
             let store = table.store();
-            if !room || !table.is_active() || store.state() != State::Valid || store.size() != size
+            if !room
+                || !table.is_active()
+                || store.state() != StoreState::Valid
+                || store.chunk_size() != size
             {
                 continue;
             }
-            if let Reserved::Run(seq, run) = table.reserve(chunk, (run.len, run.len)) {
+            if let Ok((seq, run)) = table.reserve(chunk, (run.len, run.len)) {
                 room = add(table, seq, run);
             }
         }
@@ -1184,10 +1191,10 @@ fn park_own(
     seq: Seq,
     mut bio: Bio<PerBioData>,
     at: Sector,
-    out: &mut Released,
+    out: &mut ReleasedBios,
 ) {
-    let chunk = table.store().size().chunk(at);
-    let Some(pending) = allocation.book.get(seq) else {
+    let chunk = table.store().chunk_size().chunk(at);
+    let Some(pending) = allocation.pending.get(seq) else {
         // It was there just now, under the same lock.
         drop(allocation);
         return bio.end(Status::IO_ERROR);
@@ -1197,5 +1204,5 @@ fn park_own(
     if pending.is_there() {
         return out.ready.push(bio);
     }
-    pending.waiting.own.push(bio);
+    pending.waiting.snapshot_bios.push(bio);
 }

@@ -15,10 +15,9 @@
 
 use super::{
     store::{
-        Look,
-        Released,
-        Reserved,
-        State, //
+        ChunkState,
+        ReleasedBios,
+        StoreState, //
     },
     SnapshotTarget, //
 };
@@ -67,7 +66,7 @@ pub(super) enum BioKind {
     /// Nothing.
     None,
     /// A reader of the origin, counted in a part of the table.
-    TrackedRead(usize, Generation),
+    Tracked(usize, Generation),
     /// The data of an exception; and whether it failed.
     FullChunkWrite(Seq, bool),
     /// A discard that becomes zeros.
@@ -80,20 +79,20 @@ impl PerBioData {
     /// Its end means nothing.
     pub(super) const NONE: PerBioData = PerBioData(0);
     /// See [`BioKind::ZeroedDiscard`].
-    pub(super) const ZERO: PerBioData = PerBioData(3 << Self::SHIFT);
+    pub(super) const ZEROED_DISCARD: PerBioData = PerBioData(3 << Self::SHIFT);
 
     const SHIFT: u32 = 60;
     const FAILED: u64 = 1 << 59;
     const VALUE: u64 = Self::FAILED - 1;
 
-    /// See [`BioKind::TrackedRead`].
-    pub(super) fn reader(stripe: usize, generation: Generation) -> Self {
+    /// See [`BioKind::Tracked`].
+    pub(super) fn tracked(stripe: usize, generation: Generation) -> Self {
         // CAST: The number of a part, and usize has at most 64 bits.
         PerBioData(1 << Self::SHIFT | (stripe as u64) << 1 | u64::from(generation.to_bit()))
     }
 
     /// See [`BioKind::FullChunkWrite`].
-    pub(super) fn direct(seq: Seq) -> Self {
+    pub(super) fn full_chunk_write(seq: Seq) -> Self {
         PerBioData(2 << Self::SHIFT | seq.to_bits() & Self::VALUE)
     }
 
@@ -106,12 +105,12 @@ impl PerBioData {
     }
 
     /// See [`BioKind::OriginWrite`].
-    pub(super) fn of_origin(id: u32) -> Self {
+    pub(super) fn origin_write(id: u32) -> Self {
         PerBioData(4 << Self::SHIFT | u64::from(id))
     }
 
     /// The number of the origin's target, if it is a write to one.
-    pub(super) fn origin(self) -> u64 {
+    pub(super) fn origin_id(self) -> u64 {
         self.0 & Self::VALUE
     }
 
@@ -120,7 +119,7 @@ impl PerBioData {
         let value = self.0 & Self::VALUE;
         match self.0 >> Self::SHIFT {
             // CAST: The number of a part.
-            1 => BioKind::TrackedRead((value >> 1) as usize, Generation::from_bit(value & 1 != 0)),
+            1 => BioKind::Tracked((value >> 1) as usize, Generation::from_bit(value & 1 != 0)),
             2 => BioKind::FullChunkWrite(Seq::from_bits(value), self.0 & Self::FAILED != 0),
             3 => BioKind::ZeroedDiscard,
             4 => BioKind::OriginWrite,
@@ -140,7 +139,7 @@ impl SnapshotTarget {
     /// Where a bio is.
     pub(super) fn span<'a>(&self, bio: &MapBio<'a, PerBioData>) -> Span {
         let at = self.absolute(bio.sector());
-        let size = self.store().size();
+        let size = self.store().chunk_size();
         let chunk = size.chunk(at);
         let last = at.0.saturating_add(bio.sectors().0.saturating_sub(1));
         let chunks = size.chunk(Sector(last)).0.saturating_sub(chunk.0);
@@ -153,7 +152,7 @@ impl SnapshotTarget {
 
     /// What of a bio lies in so many chunks, its first included.
     pub(super) fn part(&self, span: &Span, chunks: u64) -> Sectors {
-        let size = self.store().size();
+        let size = self.store().chunk_size();
         let len = size.len().0.saturating_mul(chunks);
         Sectors(len.saturating_sub(size.offset(span.at).0))
     }
@@ -170,9 +169,9 @@ pub(super) fn map<'a>(
     }
     let store = this.store();
     match store.state() {
-        State::Valid if this.role() != Handover::Former => {}
+        StoreState::Valid if this.role() != Handover::Former => {}
         // It fails when the header says why.
-        State::Failing => return defer(this, bio),
+        StoreState::Invalidating => return defer(this, bio),
         _ => return bio.kill(),
     }
     match bio.op() {
@@ -206,22 +205,22 @@ fn write<'a>(
     span: Span,
 ) -> Mapped<'a> {
     let store = this.store();
-    let size = store.size();
+    let size = store.chunk_size();
     let whole = if size.offset(span.at).is_zero() {
         size.chunks_in(bio.sectors())
     } else {
         0
     };
     let mut allocation = store.allocation();
-    match store.look(&mut allocation, span.chunk, span.chunks) {
-        Look::There(new, len) => {
+    match store.lookup(&mut allocation, span.chunk, span.chunks) {
+        ChunkState::Completed(new, len) => {
             drop(allocation);
             bio.accept(this.part(&span, len));
             bio.set_sector(this.place(new, span.at));
             return bio.remap(&this.cow);
         }
-        Look::OnItsWay(seq, len) => {
-            if let Some(pending) = allocation.book.get(seq) {
+        ChunkState::Pending(seq, len) => {
+            if let Some(pending) = allocation.pending.get(seq) {
                 let (new, _) = pending.place(span.chunk).unwrap_or_default();
                 bio.accept(this.part(&span, len));
                 bio.set_sector(this.place(new, span.at));
@@ -230,29 +229,29 @@ fn write<'a>(
                     return bio.remap(&this.cow);
                 }
                 let (bio, mapped) = bio.take();
-                pending.waiting.own.push(bio);
+                pending.waiting.snapshot_bios.push(bio);
                 drop(allocation);
                 return mapped;
             }
         }
-        Look::Hole(len) => {
+        ChunkState::Hole(len) => {
             let (stage, most) = if whole != 0 {
                 (Stage::Copying, whole.min(len))
             } else {
                 (Stage::Waiting, 1)
             };
             let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
-            if let Reserved::Run(seq, run) = reserved {
+            if let Ok((seq, run)) = reserved {
                 bio.accept(this.part(&span, run.len));
                 bio.set_sector(this.place(run.new, span.at));
                 if whole != 0 {
                     drop(allocation);
-                    bio.set_per_bio(PerBioData::direct(seq));
+                    bio.set_per_bio(PerBioData::full_chunk_write(seq));
                     return bio.remap(&this.cow);
                 }
                 let (bio, mapped) = bio.take();
-                if let Some(pending) = allocation.book.get(seq) {
-                    pending.waiting.own.push(bio);
+                if let Some(pending) = allocation.pending.get(seq) {
+                    pending.waiting.snapshot_bios.push(bio);
                 }
                 drop(allocation);
                 this.group.wake();
@@ -296,7 +295,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
             bio.end(Status::OK)
         }
         Found::Mapped(new, len) => {
-            let size = store.size();
+            let size = store.chunk_size();
             let whole = if size.offset(span.at).is_zero() {
                 size.chunks_in(bio.sectors()).min(len)
             } else {
@@ -307,7 +306,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
             if whole == 0 {
                 return bio.remap(&this.cow);
             }
-            bio.set_per_bio(PerBioData::ZERO);
+            bio.set_per_bio(PerBioData::ZEROED_DISCARD);
             defer(this, bio)
         }
     }
@@ -319,7 +318,7 @@ pub(super) fn end_io<'a>(
     mut bio: EndBio<'a, PerBioData>,
 ) -> Ended<'a> {
     match bio.per_bio().kind() {
-        BioKind::TrackedRead(stripe, generation) => {
+        BioKind::Tracked(stripe, generation) => {
             if this.store().leave(stripe, generation) {
                 this.group.wake();
             }
@@ -340,7 +339,7 @@ pub(super) fn end_io<'a>(
 
 impl SnapshotTarget {
     /// Takes on the writes that are the data of an exception, and have ended. The worker only.
-    pub(super) fn direct_ended(self: &Arc<Self>, out: &mut Released) {
+    pub(super) fn process_full_chunk_writes(self: &Arc<Self>, out: &mut ReleasedBios) {
         let mut bios = self.direct.lock().take();
         while let Some(bio) = bios.pop() {
             let BioKind::FullChunkWrite(seq, failed) = bio.per_bio().kind() else {
@@ -348,11 +347,11 @@ impl SnapshotTarget {
                 continue;
             };
             let mut allocation = self.store().allocation();
-            match allocation.book.get(seq) {
+            match allocation.pending.get(seq) {
                 Some(pending) => {
-                    pending.waiting.direct = Some(bio);
+                    pending.waiting.full_bio = Some(bio);
                     drop(allocation);
-                    self.data_ended(seq, !failed, out);
+                    self.data_done(seq, !failed, out);
                 }
                 None => {
                     drop(allocation);
@@ -363,15 +362,15 @@ impl SnapshotTarget {
     }
 
     /// Takes note that the data of an exception has come, or has not. The worker only.
-    pub(super) fn data_ended(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut Released) {
+    pub(super) fn data_done(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut ReleasedBios) {
         let store = self.store();
         if !ok {
             self.fail(kernel::error::code::EIO);
         }
-        if store.state() == State::Valid {
-            store.allocation().book.copied(seq);
+        if store.state() == StoreState::Valid {
+            store.allocation().pending.copied(seq);
         } else if let Some(pending) = store.abandon(seq) {
-            store.refuse(pending.waiting, out);
+            store.fail_waiting(pending.waiting, out);
         }
     }
 }

@@ -25,7 +25,7 @@ use super::{
     },
     store::{
         Place,
-        State, //
+        StoreState, //
     },
     OriginTarget,
     SnapshotTarget, //
@@ -206,7 +206,7 @@ impl Target for MergeTarget {
             // What is merged later would not stay discarded.
             return bio.end(Status::OK);
         }
-        if table.store().state() != State::Valid || table.role() == Handover::Former {
+        if table.store().state() != StoreState::Valid || table.role() == Handover::Former {
             return this.front.pass(bio);
         }
         let span = table.span(&bio);
@@ -227,9 +227,9 @@ impl Target for MergeTarget {
     }
 
     fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
-        if let BioKind::TrackedRead(stripe, generation) = bio.per_bio().kind() {
+        if let BioKind::Tracked(stripe, generation) = bio.per_bio().kind() {
             if this.table.store().leave(stripe, generation) {
-                Arc::<Self>::from(this).nudge();
+                Arc::<Self>::from(this).wake();
             }
         }
         bio.done()
@@ -356,25 +356,25 @@ impl MergeTarget {
                 progress.waiting.push(bio);
                 progress.machine.doubted();
                 if progress.machine.task() == MergeStep::Restore {
-                    Arc::<Self>::from(this).nudge_with(&progress);
+                    Arc::<Self>::from(this).wake_locked(&progress);
                 }
                 return mapped;
             }
         }
     }
 
-    pub(super) fn table(&self) -> &Arc<SnapshotTarget> {
+    pub(super) fn snapshot(&self) -> &Arc<SnapshotTarget> {
         &self.table
     }
 
     /// Lets the work item look. Any context.
-    pub(super) fn nudge(self: &Arc<Self>) {
-        self.nudge_with(&self.progress.lock());
+    pub(super) fn wake(self: &Arc<Self>) {
+        self.wake_locked(&self.progress.lock());
     }
 
     /// The same under the lock: who has seen that it rests knows that the work item does not come
     /// again.
-    fn nudge_with(self: &Arc<Self>, progress: &Progress) {
+    fn wake_locked(self: &Arc<Self>, progress: &Progress) {
         if !progress.machine.is_at_rest() {
             let commits = self.table.group.commits();
             commits.enqueue::<MergeTarget, 1>(self.clone());
@@ -384,14 +384,14 @@ impl MergeTarget {
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
     /// context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != State::Valid || self.table.role() != Handover::Live {
+        if self.table.store().state() != StoreState::Valid || self.table.role() != Handover::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
         let mut progress = self.progress.lock();
         progress.machine.start();
         progress.told = false;
-        self.nudge_with(&progress);
+        self.wake_locked(&progress);
     }
 
     /// Ends it, and waits for that: as long as a batch takes. Sleeps.
@@ -402,7 +402,7 @@ impl MergeTarget {
     fn come_to_rest(self: &Arc<Self>, change: impl FnOnce(&mut MergeState)) {
         let mut progress = self.progress.lock();
         change(&mut progress.machine);
-        self.nudge_with(&progress);
+        self.wake_locked(&progress);
         drop(progress);
         self.rest
             .wait_until(|| self.progress.lock().machine.is_at_rest());
@@ -410,17 +410,17 @@ impl MergeTarget {
 
     /// Keeps it between two batches until the result is dropped: what is about to become another
     /// snapshot of the origin does so then. Sleeps as long as a batch takes.
-    pub(super) fn pause(self: Arc<Self>) -> Pause {
+    pub(super) fn pause(self: Arc<Self>) -> MergePause {
         self.come_to_rest(MergeState::pause);
-        Pause(self)
+        MergePause(self)
     }
 
     /// A copy has ended. In the thread of kcopyd.
-    pub(super) fn copied(self: &Arc<Self>, result: Copied) {
+    pub(super) fn copy_done(self: &Arc<Self>, result: Copied) {
         let mut progress = self.progress.lock();
         let failed = progress.machine.copied(result.is_written(0));
         if progress.machine.task() != MergeStep::Nothing {
-            self.nudge_with(&progress);
+            self.wake_locked(&progress);
         }
         drop(progress);
         if failed {
@@ -433,7 +433,7 @@ impl MergeTarget {
     fn read(&self, own: &mut Own) {
         let (table, store) = (&self.table, self.table.store());
         own.since = now();
-        let most = own.pace.chunks(store.size().bytes());
+        let most = own.pace.chunks(store.chunk_size().bytes());
         let mut runs = core::mem::take(&mut self.progress.lock().runs);
         runs.clear();
         let tail = store.tail((&table.cow, &table.origin), &table.io, most, &mut runs);
@@ -476,7 +476,10 @@ impl MergeTarget {
         let mut first = self.progress.lock().next;
         let place = |number| {
             let run = self.run(number)?;
-            Some((table.store().size().start(run.old)?, table.copied(run)))
+            Some((
+                table.store().chunk_size().start(run.old)?,
+                table.copied(run),
+            ))
         };
         let clear = table.group.guard(place, &mut first);
         let mut progress = self.progress.lock();
@@ -537,7 +540,7 @@ impl MergeTarget {
                 return true;
             };
             let len = table.copied(run);
-            let size = table.store().size();
+            let size = table.store().chunk_size();
             let places = size.cow_start(run.new).zip(size.start(run.old));
             if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
                 let Some(job) = table.group.merge_job(self, (from, to), len) else {
@@ -619,7 +622,7 @@ impl MergeTarget {
             }
             let at = table.absolute(bio.sector());
             let open = |_, most| Within::Outside(most);
-            match store.find_open(store.size().chunk(at), 1, open) {
+            match store.find_open(store.chunk_size().chunk(at), 1, open) {
                 Place::Open(builder, _, per_bio) => {
                     bio.set_per_bio(per_bio);
                     bio.set_sector(table.place(builder, at));
@@ -634,19 +637,19 @@ impl MergeTarget {
 }
 
 /// A merge that rests between two batches.
-pub(super) struct Pause(Arc<MergeTarget>);
+pub(super) struct MergePause(Arc<MergeTarget>);
 
-impl Pause {
+impl MergePause {
     pub(super) fn is_of(&self, merge: &Arc<MergeTarget>) -> bool {
         Arc::ptr_eq(&self.0, merge)
     }
 }
 
-impl Drop for Pause {
+impl Drop for MergePause {
     fn drop(&mut self) {
         let mut progress = self.0.progress.lock();
         progress.machine.go_on();
-        self.0.nudge_with(&progress);
+        self.0.wake_locked(&progress);
     }
 }
 

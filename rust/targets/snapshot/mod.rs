@@ -155,9 +155,9 @@ use sending::{
 };
 use store::{
     CowStore, //
-    Released,
-    Reserved,
-    State,
+    ReleasedBios,
+    ReserveError,
+    StoreState,
 };
 
 /// A target's place in its family, until it is kept: then the destructor gives it up.
@@ -280,7 +280,7 @@ impl Target for SnapshotTarget {
             if members.sharing(this.cow.number()).waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
-            this.store.set_owner(None);
+            this.store.set_live_target(None);
         }
         members.remove(this);
         drop(members);
@@ -357,7 +357,7 @@ impl Target for SnapshotTarget {
 
     fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
         if this.options.features.discard_zeroes_cow {
-            let size = this.store.size();
+            let size = this.store.chunk_size();
             limits.set_discard(size.sectors(), size.bytes());
         }
     }
@@ -387,7 +387,7 @@ fn open_store(
         Header::Blank => store.format(cow, io).or_message(unreadable)?,
         Header::Store { valid: false, .. } => {
             warning!("snapshots", "Snapshot is marked invalid.");
-            store.set_state(State::Invalid);
+            store.set_state(StoreState::Invalid);
         }
         Header::Store { .. } => store.load(cow).or_message(unreadable)?,
     }
@@ -515,7 +515,7 @@ impl SnapshotTarget {
                 if is_merged && !store.is_persistent() {
                     return Err(CtrError::new(NO_MERGE, EINVAL));
                 }
-                check_begin(begin, store.size())?;
+                check_begin(begin, store.chunk_size())?;
                 (store, Handover::Successor)
             }
             None => {
@@ -587,7 +587,7 @@ impl SnapshotTarget {
             }
             self.changes_role(Handover::resume);
         });
-        self.store.set_owner(Some(self.clone()));
+        self.store.set_live_target(Some(self.clone()));
         // Who is being destroyed need not wait any more.
         self.store.wake_idle();
     }
@@ -606,8 +606,8 @@ impl SnapshotTarget {
     /// Whether origin writes have to look at the snapshot at all.
     fn is_watched(&self) -> bool {
         match self.store.state() {
-            State::Valid | State::Failing => self.is_guarded(),
-            State::Invalid => self.is_active(),
+            StoreState::Valid | StoreState::Invalidating => self.is_guarded(),
+            StoreState::Invalid => self.is_active(),
         }
     }
 
@@ -625,7 +625,7 @@ impl SnapshotTarget {
         let mut shown = self.options;
         shown.chunk_size = None;
         if !matches!(self.role(), Handover::Successor | Handover::Former) {
-            shown.chunk_size = Some(self.store.size());
+            shown.chunk_size = Some(self.store.chunk_size());
             shown.store = if self.store.is_persistent() {
                 StoreKind::Persistent { overflow }
             } else {
@@ -642,7 +642,7 @@ impl SnapshotTarget {
 
     /// Where a sector of the origin is on the COW device, if its chunk is there.
     fn place(&self, chunk: CowChunk, at: Sector) -> Sector {
-        let size = self.store.size();
+        let size = self.store.chunk_size();
         let start = size.cow_start(chunk).unwrap_or_default();
         Sector(start.0.saturating_add(size.offset(at).0))
     }
@@ -654,7 +654,7 @@ impl SnapshotTarget {
 
     /// The chunks of the snapshot that a write to the origin touches.
     fn chunks(&self, start: Sector, len: Sectors) -> Chunks {
-        let size = self.store.size();
+        let size = self.store.chunk_size();
         let end = Sector(start.0.saturating_add(len.0)).min(self.end());
         if start >= end {
             return Chunks::default();
@@ -674,27 +674,27 @@ impl SnapshotTarget {
     fn clear(&self, start: Sector, len: Sectors) -> Sectors {
         let chunks = self.chunks(start, len);
         match self.store.state() {
-            State::Valid => {}
-            State::Failing if !chunks.is_empty() => return Sectors(0),
-            State::Failing | State::Invalid => return len,
+            StoreState::Valid => {}
+            StoreState::Invalidating if !chunks.is_empty() => return Sectors(0),
+            StoreState::Invalidating | StoreState::Invalid => return len,
         }
-        let clear = self.store.clear(chunks.start, chunks.len());
+        let clear = self.store.preserved(chunks.start, chunks.len());
         if clear >= chunks.len() {
             return len;
         }
         let first = Chunk(chunks.start.0.saturating_add(clear));
-        let upto = self.store.size().start(first).unwrap_or_default();
+        let upto = self.store.chunk_size().start(first).unwrap_or_default();
         upto.since(start).unwrap_or_default()
     }
 
     /// Gives out chunks for a hole, so many at least and at most, but not for those behind the
     /// snapshot's end.
-    fn reserve(&self, chunk: Chunk, (least, most): (u64, u64)) -> Reserved {
-        let size = self.store.size();
+    fn reserve(&self, chunk: Chunk, (least, most): (u64, u64)) -> Result<(Seq, Run), ReserveError> {
+        let size = self.store.chunk_size();
         let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
         let left = behind.saturating_add(1).saturating_sub(chunk.0);
         if left == 0 {
-            return Reserved::Changed;
+            return Err(ReserveError::Changed);
         }
         let mut allocation = self.store.allocation();
         let wanted = (least, most.min(left));
@@ -704,7 +704,7 @@ impl SnapshotTarget {
 
     /// How much is to be copied for a run: the last chunk of the origin may be short.
     fn copied(&self, run: Run) -> Sectors {
-        let size = self.store.size();
+        let size = self.store.chunk_size();
         let start = size.start(run.old).unwrap_or_default();
         let left = self.origin.sectors().0.saturating_sub(start.0);
         Sectors(run.len.saturating_mul(size.len().0).min(left))
@@ -712,26 +712,26 @@ impl SnapshotTarget {
 
     /// Reads the store again. Nobody else has it. Sleeps for I/O.
     fn reload(&self) -> Result {
-        if self.store.state() == State::Invalid {
+        if self.store.state() == StoreState::Invalid {
             // Known to be lost, even if the header could not say so.
             return Ok(());
         }
         if !self.store.is_persistent() {
             // It went with its last table.
-            self.store.set_state(State::Invalid);
+            self.store.set_state(StoreState::Invalid);
             return Ok(());
         }
         let blocks = BlockSizes {
             cow: self.cow.logical_block_size(),
             origin: self.origin.logical_block_size(),
         };
-        let size = self.store.size();
+        let size = self.store.chunk_size();
         let (header, found) = read_header(&self.cow, &self.io, &self.options, size, blocks)?;
         match header {
             _ if found != size => Err(EINVAL),
             Header::Blank => self.store.format(&self.cow, &self.io),
             Header::Store { valid: false, .. } => {
-                self.store.set_state(State::Invalid);
+                self.store.set_state(StoreState::Invalid);
                 Ok(())
             }
             Header::Store { .. } => self.store.load(&self.cow),
@@ -742,7 +742,7 @@ impl SnapshotTarget {
     fn report<T: Target>(&self, kind: StatusKind, merge_failed: bool, out: &mut StatusBuf<'_>) {
         let health = Health {
             // Not before the header says so too.
-            valid: self.role() != Handover::Former && self.store.state() != State::Invalid,
+            valid: self.role() != Handover::Former && self.store.state() != StoreState::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
         };
@@ -785,7 +785,7 @@ impl SnapshotTarget {
 
     /// The snapshot is lost. The worker only.
     fn fail(self: &Arc<Self>, reason: Error) {
-        if self.store.state() != State::Valid {
+        if self.store.state() != StoreState::Valid {
             return;
         }
         let what = if reason == ENOSPC {
@@ -795,21 +795,21 @@ impl SnapshotTarget {
         };
         err!("snapshots", "Invalidating snapshot: {}", what);
         if self.store.is_persistent() {
-            self.store.set_state(State::Failing);
+            self.store.set_state(StoreState::Invalidating);
             self.live().wake_committer();
         } else {
-            self.store.set_state(State::Invalid);
+            self.store.set_state(StoreState::Invalid);
             self.live().handle.event();
         }
     }
 
     /// The one of the tables with its store that is live; itself if there is none.
     fn live(self: &Arc<Self>) -> Arc<Self> {
-        self.store.owner().unwrap_or_else(|| self.clone())
+        self.store.live_target().unwrap_or_else(|| self.clone())
     }
 
     /// There is no room for a write to the snapshot. The worker only.
-    fn full(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut Released) {
+    fn full(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut ReleasedBios) {
         if self.options.store == (StoreKind::Persistent { overflow: true }) {
             if !self.store.is_overflowed() {
                 self.store.set_overflowed();
@@ -821,7 +821,7 @@ impl SnapshotTarget {
             }
         } else {
             self.fail(ENOSPC);
-            self.store.give_up(out);
+            self.store.abandon_all(out);
         }
         self.store.fail_write(bio);
     }
@@ -833,13 +833,13 @@ impl SnapshotTarget {
 
     /// Sees that records are written, if there are any to be. The worker only.
     fn commit(self: &Arc<Self>) {
-        if !self.is_committing() || !self.store.allocation().book.has_batch() {
+        if !self.is_committing() || !self.store.allocation().pending.has_batch() {
             return;
         }
         if self.store.is_persistent() {
             self.wake_committer();
         } else {
-            self.store.allocation().book.pass();
+            self.store.allocation().pending.pass();
             self.group.wake();
         }
     }
@@ -847,10 +847,10 @@ impl SnapshotTarget {
     /// Takes note that the data of an exception has come. Any context.
     fn data_came(self: &Arc<Self>, seq: Seq) {
         let mut allocation = self.store.allocation();
-        allocation.book.copied(seq);
-        let batch = allocation.book.has_batch();
+        allocation.pending.copied(seq);
+        let batch = allocation.pending.has_batch();
         drop(allocation);
-        let valid = self.store.state() == State::Valid;
+        let valid = self.store.state() == StoreState::Valid;
         if valid && self.store.is_persistent() && self.is_committing() {
             // Nearly always: straight on.
             if batch {
@@ -881,10 +881,10 @@ impl WorkItem<1> for SnapshotTarget {
     fn run(this: Arc<SnapshotTarget>) {
         let _noio = NoIo::enter();
         let store = &this.store;
-        while this.is_committing() && store.commit(&this.cow, &this.io) {
+        while this.is_committing() && store.commit_batch(&this.cow, &this.io) {
             this.group.work_now();
         }
-        if store.invalidate(&this.cow, &this.io) {
+        if store.finish_invalidation(&this.cow, &this.io) {
             this.live().handle.event();
             this.group.work_now();
         }

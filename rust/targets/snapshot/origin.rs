@@ -189,7 +189,7 @@ impl OriginTarget {
             return bio.remap(&self.device);
         }
         bio.accept(DEFERRED);
-        bio.set_per_bio(PerBioData::of_origin(self.id));
+        bio.set_per_bio(PerBioData::origin_write(self.id));
         let (bio, mapped) = bio.take();
         self.deferred.lock().push(bio);
         self.group.wake();
@@ -200,7 +200,7 @@ impl OriginTarget {
     pub(super) fn defer(&self, mut bios: BioQueue<PerBioData>) {
         let mut deferred = self.deferred.lock();
         while let Some(mut bio) = bios.pop() {
-            bio.set_per_bio(PerBioData::of_origin(self.id));
+            bio.set_per_bio(PerBioData::origin_write(self.id));
             deferred.push(bio);
         }
         drop(deferred);

@@ -111,14 +111,14 @@ const STRIPE: u32 = 25;
 
 /// What waits for an exception.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingBios {
     /// Writes to the snapshot, with their place on the COW device.
-    pub(super) own: BioQueue<PerBioData>,
+    pub(super) snapshot_bios: BioQueue<PerBioData>,
     /// The write that is the data of the exception. It has ended, and is told so when the record is
     /// durable.
-    pub(super) direct: Option<Bio<PerBioData>>,
+    pub(super) full_bio: Option<Bio<PerBioData>>,
     /// Writes to the origin.
-    pub(super) origin: BioQueue<PerBioData>,
+    pub(super) origin_bios: BioQueue<PerBioData>,
 }
 
 /// A part of the table.
@@ -131,57 +131,57 @@ pub(super) struct Stripe {
 }
 
 /// Which space is free.
-pub(super) enum Space {
+pub(super) enum FreeSpace {
     Persistent(Allocator),
     Transient(Transient),
 }
 
-impl Space {
+impl FreeSpace {
     fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         match self {
-            Space::Persistent(it) => it.allocate(most, cow),
-            Space::Transient(it) => it.allocate(most, cow),
+            FreeSpace::Persistent(it) => it.allocate(most, cow),
+            FreeSpace::Transient(it) => it.allocate(most, cow),
         }
     }
 
     /// How much [`allocate`](Self::allocate) would give.
     fn offer(&self, most: u64, cow: Sectors) -> u64 {
         let found = match self {
-            Space::Persistent(it) => it.clone().allocate(most, cow),
-            Space::Transient(it) => it.clone().allocate(most, cow),
+            FreeSpace::Persistent(it) => it.clone().allocate(most, cow),
+            FreeSpace::Transient(it) => it.clone().allocate(most, cow),
         };
         found.map_or(0, |(_, len)| len)
     }
 
     fn used(&self) -> Sectors {
         match self {
-            Space::Persistent(it) => it.used(),
-            Space::Transient(it) => it.used(),
+            FreeSpace::Persistent(it) => it.used(),
+            FreeSpace::Transient(it) => it.used(),
         }
     }
 }
 
 /// Exceptions on their way, and space for more.
 pub(super) struct Allocation {
-    pub(super) book: PendingExceptions<Waiting>,
-    pub(super) space: Space,
+    pub(super) pending: PendingExceptions<WaitingBios>,
+    pub(super) space: FreeSpace,
 }
 
 /// Whether a store can be used.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum StoreState {
     Valid,
     /// It is lost, but its header does not say so yet: origin writes that it needed wait.
-    Failing,
+    Invalidating,
     Invalid,
 }
 
 /// What there is of a chunk, and for how many from it on.
-pub(super) enum Look {
+pub(super) enum ChunkState {
     /// On the COW device, and nobody reads it from the origin any more.
-    There(CowChunk, u64),
+    Completed(CowChunk, u64),
     /// On its way.
-    OnItsWay(Seq, u64),
+    Pending(Seq, u64),
     /// On the origin only.
     Hole(u64),
 }
@@ -196,16 +196,14 @@ pub(super) enum Place {
     Merged(u64),
 }
 
-/// What became of a wish for chunks.
-pub(super) enum Reserved {
-    /// They are on their way.
-    Run(Seq, Run),
+/// Why chunks cannot be reserved.
+pub(super) enum ReserveError {
     /// There is no hole of that length any more.
     Changed,
-    /// Too much is on its way: not now.
+    /// Too many exceptions are pending. The caller waits until some are complete.
     Busy,
-    /// The device has no room for so many.
-    Full,
+    /// The COW device has no room for that many chunks.
+    NoSpace,
 }
 
 /// How many chunks a snapshot may have on their way before others wait.
@@ -239,7 +237,7 @@ pub(super) struct CowStore {
     idle: WaitQueue,
     /// The live table.
     #[pin]
-    owner: IrqLock<Option<Arc<SnapshotTarget>>>,
+    live_target: IrqLock<Option<Arc<SnapshotTarget>>>,
 }
 
 impl CowStore {
@@ -257,12 +255,12 @@ impl CowStore {
         }
         let layout = Layout::new(size);
         let space = if persistent {
-            Space::Persistent(Allocator::new(layout, CowChunk(0), 0))
+            FreeSpace::Persistent(Allocator::new(layout, CowChunk(0), 0))
         } else {
-            Space::Transient(Transient::new(size))
+            FreeSpace::Transient(Transient::new(size))
         };
         let allocation = Allocation {
-            book: PendingExceptions::new(ROOM, GFP_KERNEL)?,
+            pending: PendingExceptions::new(ROOM, GFP_KERNEL)?,
             space,
         };
         let disk = PersistentStore::new(layout, if persistent { block } else { 0 }, ROOM)?;
@@ -283,13 +281,13 @@ impl CowStore {
                 failed <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle <- new_wait_queue!("dm_snap_idle"),
-                owner <- new_irq_lock!(None, "dm_snap_owner"),
+                live_target <- new_irq_lock!(None, "dm_snap_owner"),
             }),
             GFP_KERNEL,
         )
     }
 
-    pub(super) fn size(&self) -> ChunkSize {
+    pub(super) fn chunk_size(&self) -> ChunkSize {
         self.size
     }
 
@@ -298,19 +296,19 @@ impl CowStore {
     }
 
     /// Any context.
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> StoreState {
         match self.state.load(Acquire) {
-            0 => State::Valid,
-            1 => State::Failing,
-            _ => State::Invalid,
+            0 => StoreState::Valid,
+            1 => StoreState::Invalidating,
+            _ => StoreState::Invalid,
         }
     }
 
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&self, state: StoreState) {
         let state = match state {
-            State::Valid => 0,
-            State::Failing => 1,
-            State::Invalid => 2,
+            StoreState::Valid => 0,
+            StoreState::Invalidating => 1,
+            StoreState::Invalid => 2,
         };
         self.state.store(state, Release);
     }
@@ -366,7 +364,7 @@ impl CowStore {
         let found = self.with(index, |stripe| {
             let found = stripe.extents.find(chunk, most.min(left));
             let per_bio = match found {
-                Found::Hole(_) if count => Some(PerBioData::reader(index, stripe.readers.enter())),
+                Found::Hole(_) if count => Some(PerBioData::tracked(index, stripe.readers.enter())),
                 _ => None,
             };
             (found, per_bio)
@@ -378,7 +376,7 @@ impl CowStore {
     pub(super) fn enter(&self, chunk: Chunk) -> Option<PerBioData> {
         let (index, _) = self.stripe(chunk);
         self.with(index, |stripe| {
-            PerBioData::reader(index, stripe.readers.enter())
+            PerBioData::tracked(index, stripe.readers.enter())
         })
     }
 
@@ -393,7 +391,7 @@ impl CowStore {
 
     /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
     /// short runs only the first are looked up. Any context.
-    pub(super) fn clear(&self, chunk: Chunk, most: u64) -> u64 {
+    pub(super) fn preserved(&self, chunk: Chunk, most: u64) -> u64 {
         stripes::leading(chunk, most, self.stripe, |index, chunk, wanted| {
             let found = self.with(index, |stripe| match stripe.extents.find(chunk, wanted) {
                 Found::Mapped(_, len) if stripe.draining.is_zero() => len,
@@ -404,16 +402,21 @@ impl CowStore {
     }
 
     /// What there is of a chunk. Under the ledger's lock.
-    pub(super) fn look(&self, allocation: &mut Allocation, chunk: Chunk, most: u64) -> Look {
-        if let Some(pending) = allocation.book.find(chunk) {
+    pub(super) fn lookup(
+        &self,
+        allocation: &mut Allocation,
+        chunk: Chunk,
+        most: u64,
+    ) -> ChunkState {
+        if let Some(pending) = allocation.pending.find(chunk) {
             if let Some((_, left)) = pending.place(chunk) {
-                return Look::OnItsWay(pending.seq, left.min(most));
+                return ChunkState::Pending(pending.seq, left.min(most));
             }
         }
-        let most = allocation.book.gap(chunk, most);
+        let most = allocation.pending.gap(chunk, most);
         match self.find(chunk, most, false).0 {
-            Found::Mapped(new, len) => Look::There(new, len),
-            Found::Hole(len) => Look::Hole(len),
+            Found::Mapped(new, len) => ChunkState::Completed(new, len),
+            Found::Hole(len) => ChunkState::Hole(len),
         }
     }
 
@@ -425,26 +428,26 @@ impl CowStore {
         old: Chunk,
         stage: Stage,
         (least, most): (u64, u64),
-    ) -> Reserved {
-        if allocation.book.chunks() >= threshold() || !allocation.book.has_room() {
-            return Reserved::Busy;
+    ) -> Result<(Seq, Run), ReserveError> {
+        if allocation.pending.chunks() >= threshold() || !allocation.pending.has_room() {
+            return Err(ReserveError::Busy);
         }
-        let most = match self.look(allocation, old, most) {
-            Look::Hole(len) if len >= least => len,
-            _ => return Reserved::Changed,
+        let most = match self.lookup(allocation, old, most) {
+            ChunkState::Hole(len) if len >= least => len,
+            _ => return Err(ReserveError::Changed),
         };
         let offered = allocation.space.offer(most, cow.sectors());
         if offered < least {
-            return Reserved::Full;
+            return Err(ReserveError::NoSpace);
         }
         let Some((new, len)) = allocation.space.allocate(most, cow.sectors()) else {
-            return Reserved::Full;
+            return Err(ReserveError::NoSpace);
         };
         let run = Run { old, new, len };
-        match allocation.book.add(run, stage, Waiting::default()) {
-            Ok(seq) => Reserved::Run(seq, run),
+        match allocation.pending.add(run, stage, WaitingBios::default()) {
+            Ok(seq) => Ok((seq, run)),
             // There was room just now.
-            Err(_) => Reserved::Busy,
+            Err(_) => Err(ReserveError::Busy),
         }
     }
 
@@ -492,17 +495,17 @@ impl CowStore {
     /// (writes to the snapshot), `ended` (those that were the data) and `again` (writes to the
     /// origin). False if memory is short: then try again after a while; exceptions that need none
     /// have been taken on. The family's worker only.
-    pub(super) fn advance(&self, spares: &mut Spares, out: &mut Released) -> bool {
+    pub(super) fn complete_committed(&self, spares: &mut Spares, out: &mut ReleasedBios) -> bool {
         let (mut has_memory, mut is_done) = (true, true);
-        let mut from = self.allocation.lock().book.first();
+        let mut from = self.allocation.lock().pending.first();
         loop {
             let mut allocation = self.allocation.lock();
             let wanted = |stage: &Stage| matches!(stage, Stage::Committed | Stage::Draining(_));
-            let Some(seq) = allocation.book.next_of(from, wanted) else {
+            let Some(seq) = allocation.pending.next_of(from, wanted) else {
                 break;
             };
-            from = PendingExceptions::<Waiting>::behind(seq);
-            let Some(pending) = allocation.book.get(seq) else {
+            from = PendingExceptions::<WaitingBios>::behind(seq);
+            let Some(pending) = allocation.pending.get(seq) else {
                 continue;
             };
             let (run, stage) = (pending.run, pending.stage);
@@ -526,21 +529,21 @@ impl CowStore {
                     }
                 };
                 allocation = self.allocation.lock();
-                if let Some(pending) = allocation.book.get(seq) {
+                if let Some(pending) = allocation.pending.get(seq) {
                     pending.stage = stage;
-                    out.ready.append(&mut pending.waiting.own);
-                    if let Some(bio) = pending.waiting.direct.take() {
-                        out.ended.push(bio);
+                    out.ready.append(&mut pending.waiting.snapshot_bios);
+                    if let Some(bio) = pending.waiting.full_bio.take() {
+                        out.completed.push(bio);
                     }
                 }
                 stage
             };
             if stage == Stage::Committed {
-                if let Some(mut pending) = allocation.book.remove(seq) {
-                    out.ready.append(&mut pending.waiting.own);
-                    out.again.append(&mut pending.waiting.origin);
+                if let Some(mut pending) = allocation.pending.remove(seq) {
+                    out.ready.append(&mut pending.waiting.snapshot_bios);
+                    out.retry.append(&mut pending.waiting.origin_bios);
                 }
-                if allocation.book.is_empty() {
+                if allocation.pending.is_empty() {
                     drop(allocation);
                     self.idle.wake_all();
                 }
@@ -550,10 +553,10 @@ impl CowStore {
     }
 
     /// Takes an exception out that will never be, and what waited for it.
-    pub(super) fn abandon(&self, seq: Seq) -> Option<PendingException<Waiting>> {
+    pub(super) fn abandon(&self, seq: Seq) -> Option<PendingException<WaitingBios>> {
         let mut allocation = self.allocation.lock();
-        let pending = allocation.book.remove(seq)?;
-        let empty = allocation.book.is_empty();
+        let pending = allocation.pending.remove(seq)?;
+        let empty = allocation.pending.is_empty();
         drop(allocation);
         if empty {
             self.idle.wake_all();
@@ -565,26 +568,26 @@ impl CowStore {
     }
 
     /// Lets go of what waited for an exception that will never be.
-    pub(super) fn refuse(&self, mut waiting: Waiting, out: &mut Released) {
-        out.has_failed |= !waiting.own.is_empty() || waiting.direct.is_some();
+    pub(super) fn fail_waiting(&self, mut waiting: WaitingBios, out: &mut ReleasedBios) {
+        out.has_failed |= !waiting.snapshot_bios.is_empty() || waiting.full_bio.is_some();
         let mut failed = self.failed.lock();
-        failed.append(&mut waiting.own);
-        if let Some(bio) = waiting.direct.take() {
+        failed.append(&mut waiting.snapshot_bios);
+        if let Some(bio) = waiting.full_bio.take() {
             failed.push(bio);
         }
         drop(failed);
-        out.again.append(&mut waiting.origin);
+        out.retry.append(&mut waiting.origin_bios);
     }
 
-    /// Fails a write, by [`end_failed`](Self::end_failed). Any context.
+    /// Fails a write, by [`end_failed_writes`](Self::end_failed_writes). Any context.
     pub(super) fn fail_write(&self, bio: Bio<PerBioData>) {
         self.failed.lock().push(bio);
     }
 
     /// Ends writes that have failed; but if the store is lost, not before its header says so. The
     /// worker only.
-    pub(super) fn end_failed(&self) {
-        if self.state() == State::Failing {
+    pub(super) fn end_failed_writes(&self) {
+        if self.state() == StoreState::Invalidating {
             return;
         }
         let mut failed = self.failed.lock().take();
@@ -596,21 +599,21 @@ impl CowStore {
 
     /// Takes everything out that no copy or commit has in its hands, and what waits for the rest.
     /// The store is lost.
-    pub(super) fn give_up(&self, out: &mut Released) {
-        let mut from = self.allocation.lock().book.first();
+    pub(super) fn abandon_all(&self, out: &mut ReleasedBios) {
+        let mut from = self.allocation.lock().pending.first();
         loop {
             let mut allocation = self.allocation.lock();
-            let Some(seq) = allocation.book.next_of(from, |_| true) else {
+            let Some(seq) = allocation.pending.next_of(from, |_| true) else {
                 break;
             };
-            from = PendingExceptions::<Waiting>::behind(seq);
-            let Some(pending) = allocation.book.get(seq) else {
+            from = PendingExceptions::<WaitingBios>::behind(seq);
+            let Some(pending) = allocation.pending.get(seq) else {
                 continue;
             };
             let waiting = core::mem::take(&mut pending.waiting);
             let busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
             drop(allocation);
-            self.refuse(waiting, out);
+            self.fail_waiting(waiting, out);
             if !busy {
                 self.abandon(seq);
             }
@@ -619,12 +622,12 @@ impl CowStore {
 
     /// Writes the records of what has its data, durably. False if there is nothing to be written,
     /// or the store cannot be used any more. The committer only. Sleeps for I/O.
-    pub(super) fn commit(&self, cow: &Device, io: &IoClient) -> bool {
+    pub(super) fn commit_batch(&self, cow: &Device, io: &IoClient) -> bool {
         let mut disk = self.disk.lock();
-        if self.state() != State::Valid || self.is_lost() {
+        if self.state() != StoreState::Valid || self.has_commit_failed() {
             return false;
         }
-        if !self.allocation.lock().book.begin(disk.batch()) {
+        if !self.allocation.lock().pending.begin(disk.batch()) {
             return false;
         }
         let result = disk.commit(cow, io);
@@ -632,10 +635,10 @@ impl CowStore {
         match result {
             Ok(()) => {
                 self.note_area(disk.records());
-                allocation.book.committed();
+                allocation.pending.committed();
             }
             Err(_) => {
-                allocation.book.lost();
+                allocation.pending.lost();
                 self.lost.store(true, Release);
             }
         }
@@ -645,42 +648,42 @@ impl CowStore {
     /// Says on disk that the store is lost, if it is and that is not said yet; tells whether it
     /// did. A committer only: that of a former table may come together with that of the one that
     /// took over. Sleeps for I/O.
-    pub(super) fn invalidate(&self, cow: &Device, io: &IoClient) -> bool {
-        if self.state() != State::Failing {
+    pub(super) fn finish_invalidation(&self, cow: &Device, io: &IoClient) -> bool {
+        if self.state() != StoreState::Invalidating {
             return false;
         }
         delay_point!(c"snapshot: lost, header not yet written");
         let mut disk = self.disk.lock();
-        if self.state() != State::Failing {
+        if self.state() != StoreState::Invalidating {
             return false;
         }
         if disk.invalidate(cow, io).is_err() {
             warning!("persistent snapshot", "write header failed");
         }
-        self.set_state(State::Invalid);
+        self.set_state(StoreState::Invalid);
         drop(disk);
         self.wake_idle();
         true
     }
 
     /// Whether a batch could not be written.
-    pub(super) fn is_lost(&self) -> bool {
+    pub(super) fn has_commit_failed(&self) -> bool {
         self.lost.load(Acquire)
     }
 
     /// Takes out what a lost batch had in its hands. The store is not valid any more.
-    pub(super) fn drop_batch(&self, out: &mut Released) {
+    pub(super) fn abandon_batch(&self, out: &mut ReleasedBios) {
         self.lost.store(false, Relaxed);
         loop {
             let mut allocation = self.allocation.lock();
-            let first = allocation.book.first();
+            let first = allocation.pending.first();
             let lost = |stage: &Stage| *stage == Stage::Committing;
-            let Some(seq) = allocation.book.next_of(first, lost) else {
+            let Some(seq) = allocation.pending.next_of(first, lost) else {
                 return;
             };
             drop(allocation);
             if let Some(pending) = self.abandon(seq) {
-                self.refuse(pending.waiting, out);
+                self.fail_waiting(pending.waiting, out);
             }
         }
     }
@@ -701,7 +704,7 @@ impl CowStore {
                 Found::Mapped(new, len) => match closed(chunk, len) {
                     Within::Inside(_) => Place::Closed,
                     Within::Outside(len) => {
-                        let per_bio = PerBioData::reader(index, stripe.readers.enter());
+                        let per_bio = PerBioData::tracked(index, stripe.readers.enter());
                         Place::Open(new, len, per_bio)
                     }
                 },
@@ -810,7 +813,7 @@ impl CowStore {
         let records = disk.records();
         self.note_area(records);
         if result == Records::Cleared {
-            if let Space::Persistent(space) = &mut self.allocation.lock().space {
+            if let FreeSpace::Persistent(space) = &mut self.allocation.lock().space {
                 space.merged(records);
             }
         }
@@ -834,7 +837,9 @@ impl CowStore {
     /// Waits until nothing is on its way, and the header says what there is to be said; or until
     /// that is somebody else's matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
     pub(super) fn wait_idle(&self, is_released: impl Fn() -> bool) {
-        let is_idle = || self.state() != State::Failing && self.allocation.lock().book.is_empty();
+        let is_idle = || {
+            self.state() != StoreState::Invalidating && self.allocation.lock().pending.is_empty()
+        };
         self.idle.wait_until(|| is_released() || is_idle());
     }
 
@@ -844,13 +849,13 @@ impl CowStore {
     }
 
     /// The live table, if there is one. Any context.
-    pub(super) fn owner(&self) -> Option<Arc<SnapshotTarget>> {
-        self.owner.lock().clone()
+    pub(super) fn live_target(&self) -> Option<Arc<SnapshotTarget>> {
+        self.live_target.lock().clone()
     }
 
     /// Says which table is live.
-    pub(super) fn set_owner(&self, owner: Option<Arc<SnapshotTarget>>) {
-        let before = core::mem::replace(&mut *self.owner.lock(), owner);
+    pub(super) fn set_live_target(&self, live_target: Option<Arc<SnapshotTarget>>) {
+        let before = core::mem::replace(&mut *self.live_target.lock(), live_target);
         drop(before);
     }
 
@@ -891,21 +896,21 @@ impl CowStore {
             drop(old);
         }
         self.note_area(records);
-        self.allocation.lock().space = Space::Persistent(space);
+        self.allocation.lock().space = FreeSpace::Persistent(space);
         self.overflowed.store(false, Relaxed);
-        self.set_state(State::Valid);
+        self.set_state(StoreState::Valid);
     }
 }
 
 /// Bios that may go on.
 #[derive(Default)]
-pub(super) struct Released {
+pub(super) struct ReleasedBios {
     /// Writes to the snapshot that may go to the COW device.
     pub(super) ready: BioQueue<PerBioData>,
     /// Writes that have ended well.
-    pub(super) ended: BioQueue<PerBioData>,
+    pub(super) completed: BioQueue<PerBioData>,
     /// Writes to the origin, to be looked at again.
-    pub(super) again: BioQueue<PerBioData>,
-    /// There are writes for [`Store::end_failed`].
+    pub(super) retry: BioQueue<PerBioData>,
+    /// There are writes for [`CowStore::end_failed_writes`].
     pub(super) has_failed: bool,
 }
