@@ -146,3 +146,30 @@ share_certificates() {
     local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} target=$1/etc/ssl/certs/ca-certificates.crt
     [[ -s $bundle && -e $target ]] && mount --bind "$bundle" "$target" || true
 }
+
+# bootstrap ARGUMENT...: mmdebstrap, in a pid namespace of its own, so that it may mount /proc.
+bootstrap() {
+    "${as_root[@]}" --pid --fork --kill-child --mount-proc -- \
+        mmdebstrap --mode=root --format=directory --dpkgopt=force-unsafe-io --aptopt=<(host_apt_settings) "$@"
+}
+
+# The host's apt may need a proxy or certificates of its own. The lists of sid are valid for a week,
+# which a mirror that stands still does not keep to; they are signed all the same.
+host_apt_settings() {
+    [[ $suite != sid ]] || echo 'Acquire::Check-Valid-Until "false";'
+    apt-config dump 2>/dev/null | grep -iE '^Acquire::[a-z]+::(.*proxy|cainfo|capath|verify)' || true
+}
+
+need_mmdebstrap() {
+    command -v mmdebstrap >/dev/null && return
+    local sudo=()
+    if ((EUID != 0)); then
+        sudo=(sudo -n)
+        sudo -n true 2>/dev/null || die "mmdebstrap is missing: 'apt-get install mmdebstrap' (as root)"
+    fi
+    command -v apt-get >/dev/null || die "mmdebstrap is missing, and without apt-get I cannot install it"
+    say "installing mmdebstrap"
+    "${sudo[@]}" apt-get -q update
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qy install --no-install-recommends mmdebstrap debian-archive-keyring
+}
