@@ -18,28 +18,28 @@ use crate::env::{
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct ArgumentError {
     /// What dm prints into the kernel log.
-    pub(crate) text: &'static CStr,
+    pub(crate) message: &'static CStr,
     /// What the constructor returns.
     pub(crate) error: Error,
 }
 
-impl Refusal {
+impl ArgumentError {
     /// Makes a refusal with the code "invalid argument".
     #[inline]
-    pub(crate) const fn invalid(text: &'static CStr) -> Self {
+    pub(crate) const fn invalid(message: &'static CStr) -> Self {
         Self {
-            text,
+            message,
             error: EINVAL,
         }
     }
 }
 
-impl From<Refusal> for Error {
+impl From<ArgumentError> for Error {
     #[inline]
-    fn from(refusal: Refusal) -> Self {
-        refusal.error
+    fn from(error: ArgumentError) -> Self {
+        error.error
     }
 }
 
@@ -113,22 +113,22 @@ pub(crate) fn eq_ignore_case(left: &[u8], right: &[u8]) -> bool {
 
 /// Reads the count that opens a group of words, as `dm_read_arg_group` does.
 ///
-/// Refused with `text` if the word is missing, is no number, is above `max`, or is above the number
+/// Refused with `message` if the word is missing, is no number, is above `max`, or is above the number
 /// of words that follow. Only the exact size hint is asked for the latter.
 pub(crate) fn parse_group<'a>(
     words: &mut (impl ExactSizeIterator<Item = &'a [u8]> + ?Sized),
     max: u32,
-    text: &'static CStr,
-) -> Result<u32, Refusal> {
+    message: &'static CStr,
+) -> Result<u32, ArgumentError> {
     let count = words
         .next()
         .and_then(parse_u32)
         .filter(|count| *count <= max)
-        .ok_or(Refusal::invalid(text))?;
+        .ok_or(ArgumentError::invalid(message))?;
     let (left, _) = words.size_hint();
     match usize::try_from(count) {
         Ok(count) if count <= left => {}
-        _ => return Err(Refusal::invalid(text)),
+        _ => return Err(ArgumentError::invalid(message)),
     }
     Ok(count)
 }

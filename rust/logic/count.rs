@@ -9,7 +9,7 @@ use crate::env::miscounted;
 
 /// Takes `less` off a counter.
 #[inline]
-pub(crate) fn minus(count: u64, less: u64) -> u64 {
+pub(crate) fn subtract(count: u64, less: u64) -> u64 {
     count.checked_sub(less).unwrap_or_else(|| {
         miscounted();
         0
@@ -22,7 +22,7 @@ pub(crate) struct Count(u32);
 
 impl Count {
     /// None.
-    pub(crate) const fn none() -> Self {
+    pub(crate) const fn zero() -> Self {
         Count(0)
     }
 
@@ -33,7 +33,7 @@ impl Count {
 
     /// One more.
     #[inline]
-    pub(crate) fn add(&mut self) {
+    pub(crate) fn increment(&mut self) {
         match self.0.checked_add(1) {
             Some(count) => self.0 = count,
             None => miscounted(),
@@ -42,7 +42,7 @@ impl Count {
 
     /// One less. Tells whether none is left.
     #[inline]
-    pub(crate) fn take(&mut self) -> bool {
+    pub(crate) fn decrement(&mut self) -> bool {
         match self.0.checked_sub(1) {
             Some(count) => self.0 = count,
             None => miscounted(),

@@ -2,7 +2,7 @@
 
 //! Who uses which metadata device.
 //!
-//! All tables of one mapped device that name a metadata device share one [`Metadata`]. So a table
+//! All tables of one mapped device that name a metadata device share one [`ShareableMetadata`]. So a table
 //! that is loaded over a live one knows whatever the live one does until it goes live itself, and
 //! nothing is read twice. Another mapped device, or a second target of one table, is refused.
 
@@ -24,15 +24,15 @@ use kernel::{
 };
 
 /// What the tables share.
-pub(crate) trait Metadata: Send + Sync + Sized + 'static {
+pub(crate) trait ShareableMetadata: Send + Sync + Sized + 'static {
     /// What of a table line it depends on.
-    type Key: Copy;
+    type Params: Copy;
 
     /// Opens a metadata device for the first of its tables. Sleeps for I/O.
-    fn open(device: &Device, key: Self::Key) -> Result<Arc<Self>>;
+    fn open(device: &Device, params: Self::Params) -> Result<Arc<Self>>;
 
     /// Refuses a table that cannot share.
-    fn accept(&self, key: Self::Key) -> Result;
+    fn check_compatible(&self, params: Self::Params) -> Result;
 
     /// Logs that the device is in use elsewhere.
     fn log_busy();
@@ -55,7 +55,7 @@ pub(crate) struct SharedMetadata<M> {
     entries: Mutex<Option<KBox<Entry<M>>>>,
 }
 
-impl<M: Metadata> SharedMetadata<M> {
+impl<M: ShareableMetadata> SharedMetadata<M> {
     /// An empty registry. Sleeps.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(SharedMetadata { entries <- new_mutex!(None, "dm_rust_metadata") });
@@ -64,24 +64,24 @@ impl<M: Metadata> SharedMetadata<M> {
 
     /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not
     /// under a lock: a device that hangs holds nobody else up.
-    pub(super) fn join(
+    pub(super) fn get_or_open(
         self: &Arc<Self>,
         device: &Device,
         owner: MappedDevice,
         table: TableId,
-        key: M::Key,
+        params: M::Params,
     ) -> Result<MetadataRef<M>> {
-        let (shared, guard) = self.enter(device.number(), owner, table)?;
+        let (shared, guard) = self.add_entry(device.number(), owner, table)?;
         let metadata = match shared {
             Some(metadata) => {
                 delay_point!(c"shared metadata: entered, not yet accepted");
-                metadata.accept(key)?;
+                metadata.check_compatible(params)?;
                 metadata
             }
             None => {
-                let metadata = M::open(device, key)?;
+                let metadata = M::open(device, params)?;
                 delay_point!(c"shared metadata: opened, not yet shared");
-                self.publish(&guard, &metadata);
+                self.set_metadata(&guard, &metadata);
                 metadata
             }
         };
@@ -92,7 +92,7 @@ impl<M: Metadata> SharedMetadata<M> {
     }
 
     /// Enters a table into the list, and finds the state that others share.
-    fn enter(
+    fn add_entry(
         self: &Arc<Self>,
         number: u32,
         owner: MappedDevice,
@@ -121,12 +121,19 @@ impl<M: Metadata> SharedMetadata<M> {
         let shared = new.metadata.clone();
         new.next = entries.take();
         *entries = Some(new);
-        let all = self.clone();
-        Ok((shared, EntryGuard { number, table, all }))
+        let registry = self.clone();
+        Ok((
+            shared,
+            EntryGuard {
+                number,
+                table,
+                registry,
+            },
+        ))
     }
 
     /// Lets others share what has been opened.
-    fn publish(&self, guard: &EntryGuard<M>, metadata: &Arc<M>) {
+    fn set_metadata(&self, guard: &EntryGuard<M>, metadata: &Arc<M>) {
         let mut entries = self.entries.lock();
         let mut next = (*entries).as_mut();
         while let Some(other) = next {
@@ -139,7 +146,7 @@ impl<M: Metadata> SharedMetadata<M> {
 
     /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is
     /// for the caller to drop.
-    fn leave(&self, guard: &EntryGuard<M>) -> Option<Arc<M>> {
+    fn remove_entry(&self, guard: &EntryGuard<M>) -> Option<Arc<M>> {
         let mut entries = self.entries.lock();
         let mut link = &mut *entries;
         while link
@@ -148,35 +155,35 @@ impl<M: Metadata> SharedMetadata<M> {
         {
             link = &mut link.as_mut()?.next;
         }
-        let gone = KBox::into_inner(link.take()?);
-        *link = gone.next;
-        gone.metadata
+        let removed = KBox::into_inner(link.take()?);
+        *link = removed.next;
+        removed.metadata
     }
 }
 
 /// An entry in the registry: it ends when dropped. Process context, sleeps.
-struct EntryGuard<M: Metadata> {
+struct EntryGuard<M: ShareableMetadata> {
     number: u32,
     table: TableId,
-    all: Arc<SharedMetadata<M>>,
+    registry: Arc<SharedMetadata<M>>,
 }
 
-impl<M: Metadata> Drop for EntryGuard<M> {
+impl<M: ShareableMetadata> Drop for EntryGuard<M> {
     fn drop(&mut self) {
         // Closing it may take long: not under the registry's lock.
-        let last = self.all.leave(self);
+        let last = self.registry.remove_entry(self);
         delay_point!(c"shared metadata: left, not yet closed");
         drop(last);
     }
 }
 
 /// A table's membership.
-pub(super) struct MetadataRef<M: Metadata> {
+pub(super) struct MetadataRef<M: ShareableMetadata> {
     metadata: Arc<M>,
     _guard: EntryGuard<M>,
 }
 
-impl<M: Metadata> core::ops::Deref for MetadataRef<M> {
+impl<M: ShareableMetadata> core::ops::Deref for MetadataRef<M> {
     type Target = M;
 
     fn deref(&self) -> &M {

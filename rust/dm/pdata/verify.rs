@@ -22,9 +22,9 @@ use crate::{
             Node,
             MAX_DEPTH, //
         },
-        space::{
+        space_map::{
             self,
-            Root, //
+            SpaceMapRoot, //
         }, //
     }, //
 };
@@ -125,9 +125,9 @@ pub(crate) struct Verifier<'a> {
 impl<'a> Verifier<'a> {
     /// Looks at the space map with a root, on a device of so many blocks. Sleeps for I/O.
     pub(crate) fn new(blocks: &'a BlockManager, root: &[u8], device: u64) -> Result<Self> {
-        let root = Root::parse(root, device).ok_or(EINVAL)?;
-        let index = blocks.read(Block(root.index()), None)?;
-        if !space::is_index(&index, root.index()) {
+        let root = SpaceMapRoot::parse(root, device).ok_or(EINVAL)?;
+        let index = blocks.read(Block(root.bitmap_root()), None)?;
+        if !space_map::is_index_block(&index, root.bitmap_root()) {
             return Err(EINVAL);
         }
         let verifier = Verifier {
@@ -137,14 +137,14 @@ impl<'a> Verifier<'a> {
         };
         let mut many = 0u64;
         for number in 0..root.bitmaps() {
-            let at = space::bitmap(&verifier.index, number).ok_or(EINVAL)?;
+            let at = space_map::bitmap_location(&verifier.index, number).ok_or(EINVAL)?;
             verifier.inside(at)?;
-            let found = space::many(&blocks.read(Block(at), None)?, at);
+            let found = space_map::big_counts(&blocks.read(Block(at), None)?, at);
             many = many.saturating_add(found.ok_or(EINVAL)?);
         }
         // Each "more than two" must have its number in the tree.
-        verifier.tree(Block(root.counts()), 4, &mut |key, _| {
-            if key < verifier.total && verifier.count(key)? == space::MANY {
+        verifier.tree(Block(root.ref_count_root()), 4, &mut |key, _| {
+            if key < verifier.total && verifier.count(key)? == space_map::BIG_COUNT {
                 many = many.checked_sub(1).ok_or(EINVAL)?;
             }
             Ok(())
@@ -152,7 +152,7 @@ impl<'a> Verifier<'a> {
         if many != 0 {
             return Err(EINVAL);
         }
-        verifier.used(root.index())?;
+        verifier.used(root.bitmap_root())?;
         Ok(verifier)
     }
 
@@ -164,10 +164,10 @@ impl<'a> Verifier<'a> {
     }
 
     fn count(&self, block: u64) -> Result<u8> {
-        let number = block / space::PER_BITMAP;
-        let at = space::bitmap(&self.index, number).ok_or(EINVAL)?;
+        let number = block / space_map::BLOCKS_PER_BITMAP;
+        let at = space_map::bitmap_location(&self.index, number).ok_or(EINVAL)?;
         let bitmap = self.blocks.read(Block(at), None)?;
-        space::count(&bitmap, block).ok_or(EINVAL)
+        space_map::ref_count(&bitmap, block).ok_or(EINVAL)
     }
 
     /// Whether a block is one that something may refer to.

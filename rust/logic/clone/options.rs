@@ -10,7 +10,7 @@ use crate::logic::args::{
     eq_ignore_case,
     parse_decimal_u32,
     parse_group,
-    Refusal, //
+    ArgumentError, //
 };
 
 /// The feature word that starts a clone without background hydration.
@@ -79,7 +79,7 @@ impl Options {
     /// line.
     pub(crate) fn parse<'a>(
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, ArgumentError> {
         let mut options = Self::default();
         options.parse_features(words)?;
         options.parse_core_args(words)?;
@@ -90,7 +90,7 @@ impl Options {
     fn parse_features<'a>(
         &mut self,
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ArgumentError> {
         if words.size_hint().0 == 0 {
             return Ok(());
         }
@@ -111,10 +111,10 @@ impl Options {
             }
         }
         if count > MAX_FEATURES && !extended {
-            return Err(Refusal::invalid(text));
+            return Err(ArgumentError::invalid(text));
         }
         if unknown {
-            return Err(Refusal::invalid(c"Invalid feature argument"));
+            return Err(ArgumentError::invalid(c"Invalid feature argument"));
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl Options {
     fn parse_core_args<'a>(
         &mut self,
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ArgumentError> {
         if words.size_hint().0 == 0 {
             return Ok(());
         }
@@ -153,14 +153,14 @@ impl Options {
             }
         }
         if count > MAX_CORE_ARGS && !extended {
-            return Err(Refusal::invalid(text));
+            return Err(ArgumentError::invalid(text));
         }
         if count % 2 != 0 {
             let text = c"Number of core arguments must be even";
-            return Err(Refusal::invalid(text));
+            return Err(ArgumentError::invalid(text));
         }
         match refused {
-            Some(text) => Err(Refusal::invalid(text)),
+            Some(text) => Err(ArgumentError::invalid(text)),
             None => Ok(()),
         }
     }

@@ -19,7 +19,7 @@
 //!      +-----------------------+-----------------+----------------------
 //! ```
 //!
-//! Up to the root of the space map it is like others: see [`Head`]. C counterpart: `struct
+//! Up to the root of the space map it is like others: see [`SuperblockHeader`]. C counterpart: `struct
 //! superblock_disk` of `drivers/md/dm-clone-metadata.c`.
 
 use zerocopy::{
@@ -42,8 +42,8 @@ use crate::env::{
 use crate::logic::clone::geometry::RegionSize;
 use crate::logic::pdata::superblock::{
     Format,
-    Head,
-    Refused,
+    HeaderError,
+    SuperblockHeader,
     SM_ROOT_SIZE, //
 };
 use crate::logic::units::Sectors;
@@ -60,7 +60,7 @@ pub(crate) const FORMAT: Format = Format {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Disk {
-    head: Head,
+    head: SuperblockHeader,
     region_size: U64,
     target_size: U64,
     bitset_root: U64,
@@ -78,7 +78,7 @@ const _: () = {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
     /// It is none of this format.
-    Head(Refused),
+    Header(HeaderError),
     /// The sizes are not those of the table line, or not possible at all.
     Geometry,
 }
@@ -86,40 +86,40 @@ pub(crate) enum Invalid {
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         match invalid {
-            Invalid::Head(refused) => refused.into(),
+            Invalid::Header(error) => error.into(),
             Invalid::Geometry => EINVAL,
         }
     }
 }
 
-impl From<Refused> for Invalid {
-    fn from(refused: Refused) -> Self {
-        Invalid::Head(refused)
+impl From<HeaderError> for Invalid {
+    fn from(error: HeaderError) -> Self {
+        Invalid::Header(error)
     }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Head(Refused::Truncated) => {
+            Self::Header(HeaderError::Truncated) => {
                 f.write_str("Superblock check failed: block too short")
             }
-            Self::Head(Refused::BlockNumber { found, expected }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::BlockNumber { found, expected }) => f.write_fmt(fmt!(
                 "Superblock check failed: blocknr {}, expected {}",
                 found,
                 expected
             )),
-            Self::Head(Refused::Magic { found }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Magic { found }) => f.write_fmt(fmt!(
                 "Superblock check failed: magic {}, expected {}",
                 found,
                 FORMAT.magic
             )),
-            Self::Head(Refused::Checksum { computed, stored }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Checksum { computed, stored }) => f.write_fmt(fmt!(
                 "Superblock check failed: checksum {}, expected {}",
                 computed,
                 stored
             )),
-            Self::Head(Refused::Version { found }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Version { found }) => f.write_fmt(fmt!(
                 "Clone metadata version {} found, but only versions between {} and {} supported.",
                 found,
                 FORMAT.version,
@@ -151,7 +151,7 @@ impl Superblock {
     /// Reads a block from `location`, with all checks, and with the region size known to be legal.
     pub(crate) fn parse(block: &[u8], location: u64) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let region_size = disk.region_size.get();
         Ok(Self {
             region_size: RegionSize::from_sectors(region_size).ok_or(Invalid::Geometry)?,
@@ -175,8 +175,8 @@ impl Superblock {
 
     /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
     /// rest of the block.
-    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
+        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         *disk = Disk {
             head: FORMAT.head(self.sm_root),
             region_size: U64::new(self.region_size.sectors().get()),

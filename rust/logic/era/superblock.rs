@@ -6,7 +6,7 @@
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
-//! | 0 | 172 | [`Head`] |
+//! | 0 | 172 | [`SuperblockHeader`] |
 //! | 172 | 4 | size of an era block, in sectors |
 //! | 176 | 4 | size of a metadata block, in sectors: 8 |
 //! | 180 | 4 | number of era blocks |
@@ -47,8 +47,8 @@ use crate::logic::era::{
 };
 use crate::logic::pdata::superblock::{
     Format,
-    Head,
-    Refused,
+    HeaderError,
+    SuperblockHeader,
     LOCATION,
     SM_ROOT_SIZE, //
 };
@@ -67,7 +67,7 @@ const METADATA_BLOCK: u32 = 8;
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Disk {
-    head: Head,
+    head: SuperblockHeader,
     block_size: U32,
     metadata_block: U32,
     blocks: U32,
@@ -91,7 +91,7 @@ const _: () = {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
     /// It is none of this format.
-    Head(Refused),
+    Header(HeaderError),
     /// The block size is not that of the table line.
     BlockSize { found: u32, wanted: BlockSize },
     /// A size or a location is not possible.
@@ -101,38 +101,38 @@ pub(crate) enum Invalid {
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         match invalid {
-            Invalid::Head(refused) => refused.into(),
+            Invalid::Header(error) => error.into(),
             Invalid::BlockSize { .. } | Invalid::Impossible => EINVAL,
         }
     }
 }
 
-impl From<Refused> for Invalid {
-    fn from(refused: Refused) -> Self {
-        Invalid::Head(refused)
+impl From<HeaderError> for Invalid {
+    fn from(error: HeaderError) -> Self {
+        Invalid::Header(error)
     }
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Head(Refused::Truncated) => f.write_str("sb_check failed: block too short"),
-            Self::Head(Refused::BlockNumber { found, expected }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Truncated) => f.write_str("sb_check failed: block too short"),
+            Self::Header(HeaderError::BlockNumber { found, expected }) => f.write_fmt(fmt!(
                 "sb_check failed: blocknr {}: wanted {}",
                 found,
                 expected
             )),
-            Self::Head(Refused::Magic { found }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Magic { found }) => f.write_fmt(fmt!(
                 "sb_check failed: magic {}: wanted {}",
                 found,
                 FORMAT.magic
             )),
-            Self::Head(Refused::Checksum { computed, stored }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Checksum { computed, stored }) => f.write_fmt(fmt!(
                 "sb_check failed: csum {}: wanted {}",
                 computed,
                 stored
             )),
-            Self::Head(Refused::Version { found }) => f.write_fmt(fmt!(
+            Self::Header(HeaderError::Version { found }) => f.write_fmt(fmt!(
                 "Era metadata version {} found, but only versions between {} and {} supported.",
                 found,
                 FORMAT.version,
@@ -183,7 +183,7 @@ impl Superblock {
         total: u64,
     ) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let found = disk.block_size.get();
         if found != wanted.get() {
             return Err(Invalid::BlockSize { found, wanted });
@@ -215,8 +215,8 @@ impl Superblock {
 
     /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
     /// rest of the block.
-    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), Refused> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+    pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
+        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         *disk = Disk {
             head: FORMAT.head(self.sm_root),
             block_size: U32::new(self.block_size.get()),

@@ -4,5 +4,5 @@
 //! does not make.
 
 pub(crate) mod node;
-pub(crate) mod space;
+pub(crate) mod space_map;
 pub(crate) mod superblock;

@@ -45,7 +45,7 @@ const CHILD: u32 = 8;
 
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Header {
+struct NodeHeader {
     csum: U32,
     flags: U32,
     blocknr: U64,
@@ -79,7 +79,7 @@ impl<'a> Node<'a> {
         value_size: u32,
         range: &Range<u64>,
     ) -> Option<Self> {
-        let (header, rest) = Header::ref_from_prefix(block).ok()?;
+        let (header, rest) = NodeHeader::ref_from_prefix(block).ok()?;
         let leaf = match header.flags.get() {
             INTERNAL => false,
             LEAF => true,

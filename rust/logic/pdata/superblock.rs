@@ -47,7 +47,7 @@ const CSUM_SIZE: usize = 4;
 /// The first fields of a superblock as they lie on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub(crate) struct Head {
+pub(crate) struct SuperblockHeader {
     csum: U32,
     flags: U32,
     blocknr: U64,
@@ -59,19 +59,19 @@ pub(crate) struct Head {
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Head>() == 172);
-    assert!(core::mem::align_of::<Head>() == 1);
-    assert!(core::mem::offset_of!(Head, flags) == CSUM_SIZE);
-    assert!(core::mem::offset_of!(Head, blocknr) == 8);
-    assert!(core::mem::offset_of!(Head, uuid) == 16);
-    assert!(core::mem::offset_of!(Head, magic) == 32);
-    assert!(core::mem::offset_of!(Head, version) == 40);
-    assert!(core::mem::offset_of!(Head, sm_root) == 44);
+    assert!(core::mem::size_of::<SuperblockHeader>() == 172);
+    assert!(core::mem::align_of::<SuperblockHeader>() == 1);
+    assert!(core::mem::offset_of!(SuperblockHeader, flags) == CSUM_SIZE);
+    assert!(core::mem::offset_of!(SuperblockHeader, blocknr) == 8);
+    assert!(core::mem::offset_of!(SuperblockHeader, uuid) == 16);
+    assert!(core::mem::offset_of!(SuperblockHeader, magic) == 32);
+    assert!(core::mem::offset_of!(SuperblockHeader, version) == 40);
+    assert!(core::mem::offset_of!(SuperblockHeader, sm_root) == 44);
 };
 
 /// Why a block is no superblock of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum HeaderError {
     /// The block is too short to hold a superblock; cannot happen with metadata blocks.
     Truncated,
     /// The block says it belongs elsewhere.
@@ -84,12 +84,12 @@ pub(crate) enum Refused {
     Version { found: u32 },
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::BlockNumber { .. } => ENOTBLK,
-            Refused::Magic { .. } | Refused::Checksum { .. } => eilseq(),
-            Refused::Truncated | Refused::Version { .. } => EINVAL,
+impl From<HeaderError> for Error {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::BlockNumber { .. } => ENOTBLK,
+            HeaderError::Magic { .. } | HeaderError::Checksum { .. } => eilseq(),
+            HeaderError::Truncated | HeaderError::Version { .. } => EINVAL,
         }
     }
 }
@@ -109,38 +109,39 @@ pub(crate) struct Format {
 
 impl Format {
     /// Checks number, magic, checksum and version, in this order, of a block read from `location`.
-    pub(crate) fn check(&self, block: &[u8], location: u64) -> Result<(), Refused> {
+    pub(crate) fn check(&self, block: &[u8], location: u64) -> Result<(), HeaderError> {
         if block.len() < self.size {
-            return Err(Refused::Truncated);
+            return Err(HeaderError::Truncated);
         }
-        let (head, _) = Head::ref_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let (head, _) =
+            SuperblockHeader::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let found = head.blocknr.get();
         if found != location {
-            return Err(Refused::BlockNumber {
+            return Err(HeaderError::BlockNumber {
                 found,
                 expected: location,
             });
         }
         let found = head.magic.get();
         if found != self.magic {
-            return Err(Refused::Magic { found });
+            return Err(HeaderError::Magic { found });
         }
         let stored = head.csum.get();
-        let computed = self.checksum(block).ok_or(Refused::Truncated)?;
+        let computed = self.checksum(block).ok_or(HeaderError::Truncated)?;
         if computed != stored {
-            return Err(Refused::Checksum { computed, stored });
+            return Err(HeaderError::Checksum { computed, stored });
         }
         let found = head.version.get();
         if found != self.version {
-            return Err(Refused::Version { found });
+            return Err(HeaderError::Version { found });
         }
         Ok(())
     }
 
     /// The first fields of a superblock that is to be written, without block number and checksum,
     /// which [`Self::seal`] adds.
-    pub(crate) fn head(&self, sm_root: [u8; SM_ROOT_SIZE]) -> Head {
-        Head {
+    pub(crate) fn head(&self, sm_root: [u8; SM_ROOT_SIZE]) -> SuperblockHeader {
+        SuperblockHeader {
             csum: U32::ZERO,
             flags: U32::ZERO,
             blocknr: U64::ZERO,
@@ -152,14 +153,16 @@ impl Format {
     }
 
     /// Puts block number and checksum into a block that is about to be written to `location`.
-    pub(crate) fn seal(&self, block: &mut [u8], location: u64) -> Result<(), Refused> {
+    pub(crate) fn seal(&self, block: &mut [u8], location: u64) -> Result<(), HeaderError> {
         if block.len() < self.size {
-            return Err(Refused::Truncated);
+            return Err(HeaderError::Truncated);
         }
-        let (head, _) = Head::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let (head, _) =
+            SuperblockHeader::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         head.blocknr = U64::new(location);
-        let csum = self.checksum(block).ok_or(Refused::Truncated)?;
-        let (head, _) = Head::mut_from_prefix(block).map_err(|_| Refused::Truncated)?;
+        let csum = self.checksum(block).ok_or(HeaderError::Truncated)?;
+        let (head, _) =
+            SuperblockHeader::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         head.csum = U32::new(csum);
         Ok(())
     }

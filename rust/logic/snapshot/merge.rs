@@ -129,7 +129,7 @@ impl MergeState {
         MergeState {
             state: MergeStage::Stopped { in_doubt: false },
             wanted: false,
-            pauses: Count::none(),
+            pauses: Count::zero(),
         }
     }
 
@@ -216,13 +216,13 @@ impl MergeState {
     /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may
     /// be started and stopped meanwhile.
     pub(crate) fn pause(&mut self) {
-        self.pauses.add();
+        self.pauses.increment();
         self.break_off();
     }
 
     /// Ends a [`pause`](Self::pause).
     pub(crate) fn go_on(&mut self) {
-        self.pauses.take();
+        self.pauses.decrement();
         self.begin();
     }
 
@@ -265,7 +265,7 @@ impl MergeState {
     pub(crate) fn drained(&mut self) {
         if self.state == MergeStage::Draining {
             self.state = MergeStage::Copying {
-                flying: Count::none(),
+                flying: Count::zero(),
                 all_started: false,
                 failed: false,
             };
@@ -280,7 +280,7 @@ impl MergeState {
                 all_started: false,
                 failed: false,
             } => {
-                flying.add();
+                flying.increment();
                 true
             }
             _ => false,
@@ -301,7 +301,7 @@ impl MergeState {
             return false;
         };
         let is_first = !ok && !*failed;
-        flying.take();
+        flying.decrement();
         *failed |= !ok;
         self.look_at_copies();
         is_first

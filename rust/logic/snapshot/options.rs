@@ -13,7 +13,7 @@ use crate::logic::{
         eq_ignore_case,
         parse_decimal_u32,
         parse_group,
-        Refusal, //
+        ArgumentError, //
     },
     snapshot::chunks::ChunkSize,
     units::SECTOR_SHIFT, //
@@ -25,9 +25,10 @@ pub(crate) const DISCARD_ZEROES_COW: &str = "discard_zeroes_cow";
 pub(crate) const DISCARD_PASSDOWN_ORIGIN: &str = "discard_passdown_origin";
 
 /// What a line is refused with whose store cannot be made.
-pub(crate) const NO_STORE: Refusal = Refusal::invalid(c"Couldn't create exception store");
+pub(crate) const NO_STORE: ArgumentError =
+    ArgumentError::invalid(c"Couldn't create exception store");
 /// What a line is refused with that leaves the chunk size open where nothing else tells it.
-pub(crate) const NO_CHUNK_SIZE: Refusal = Refusal::invalid(c"Chunk size not set");
+pub(crate) const NO_CHUNK_SIZE: ArgumentError = ArgumentError::invalid(c"Chunk size not set");
 
 /// The highest number of feature words.
 const MAX_FEATURES: u32 = 2;
@@ -105,7 +106,7 @@ impl Features {
     /// Reads the words behind the chunk size; there may be none. What follows the features is left.
     pub(crate) fn parse<'a>(
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, ArgumentError> {
         let mut features = Self::default();
         if words.size_hint().0 == 0 {
             return Ok(features);
@@ -127,10 +128,10 @@ impl Features {
         // C looks at this behind an unknown word too.
         if features.discard_passdown_origin && !features.discard_zeroes_cow {
             let text = c"discard_passdown_origin feature depends on discard_zeroes_cow";
-            return Err(Refusal::invalid(text));
+            return Err(ArgumentError::invalid(text));
         }
         if unknown {
-            return Err(Refusal::invalid(c"Unrecognised feature requested"));
+            return Err(ArgumentError::invalid(c"Unrecognised feature requested"));
         }
         Ok(features)
     }

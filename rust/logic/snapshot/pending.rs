@@ -17,7 +17,7 @@ use crate::env::{
     KVVec, //
 };
 use crate::logic::{
-    count::minus,
+    count::subtract,
     snapshot::{
         chunks::{
             Chunk,
@@ -299,7 +299,7 @@ impl<W> PendingExceptions<W> {
         let place = leading(&self.index, |(first, _)| *first < pending.run.old);
         // It is there, by the invariant.
         let _ = self.index.remove(place);
-        self.chunks = minus(self.chunks, pending.run.len);
+        self.chunks = subtract(self.chunks, pending.run.len);
         while self.head != self.tail && self.get(Seq(self.head)).is_none() {
             self.head = self.head.wrapping_add(1);
         }

@@ -50,13 +50,13 @@ impl TrackedReads {
     /// A reader begins.
     pub(crate) fn enter(&mut self) -> Generation {
         let odd = self.is_odd();
-        self.count(odd).add();
+        self.count(odd).increment();
         Generation(odd)
     }
 
     /// A reader has ended. Tells whether it was the last of its generation.
     pub(crate) fn leave(&mut self, generation: Generation) -> bool {
-        self.count(generation.0).take()
+        self.count(generation.0).decrement()
     }
 
     /// Makes a barrier: [`has_passed`](Self::has_passed) tells when all readers that are there now

@@ -58,7 +58,7 @@ use crate::{
             status::Mode,
             sweep::Wishes, //
         },
-        count::minus,
+        count::subtract,
         regions::{
             Region,
             RegionRange, //
@@ -233,7 +233,7 @@ impl State {
     fn take_out(&mut self, slot: Slot) -> Option<(RegionRange, Filling)> {
         let (range, filling) = self.inflight.remove(slot)?;
         if filling.copy.is_some() {
-            self.copies = minus(self.copies, 1);
+            self.copies = subtract(self.copies, 1);
         }
         Some((range, filling))
     }

@@ -66,7 +66,7 @@ use crate::{
             }, //
         },
         pdata::{
-            space::array_margin,
+            space_map::array_margin,
             superblock::{
                 is_blank,
                 LOCATION, //
@@ -86,7 +86,7 @@ use crate::{
         },
         noio::NoIo, //
     },
-    targets::shared_metadata, //
+    targets::shared_metadata::ShareableMetadata, //
 };
 use kernel::{
     new_mutex,
@@ -375,8 +375,8 @@ pub(crate) struct Metadata {
     state: IrqLock<State>,
 }
 
-impl shared_metadata::Metadata for Metadata {
-    type Key = Geometry;
+impl ShareableMetadata for Metadata {
+    type Params = Geometry;
 
     /// Opens a metadata device, or formats a blank one, and reads its bits.
     fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
@@ -431,7 +431,7 @@ impl shared_metadata::Metadata for Metadata {
         )
     }
 
-    fn accept(&self, geometry: Geometry) -> Result {
+    fn check_compatible(&self, geometry: Geometry) -> Result {
         if self.geometry == geometry {
             Ok(())
         } else {

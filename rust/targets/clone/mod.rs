@@ -351,8 +351,8 @@ impl Target for Clone {
         }
         let geometry =
             Geometry::new(region_size, builder.len()).or_message(TooManyRegions::TEXT)?;
-        let options = Options::parse(&mut args)
-            .map_err(|refusal| CtrError::new(refusal.text, refusal.error))?;
+        let options =
+            Options::parse(&mut args).map_err(|error| CtrError::new(error.message, error.error))?;
 
         // The C target takes both, and formats or fills the one over the data of the other.
         for (device, text) in [
@@ -369,7 +369,7 @@ impl Target for Clone {
 
         let handle = builder.handle();
         let metadata = all
-            .join(
+            .get_or_open(
                 &metadata_device,
                 handle.mapped_device(),
                 handle.table_id(),

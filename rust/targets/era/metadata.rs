@@ -25,7 +25,7 @@ use crate::{
         bdev::BlockDevice,
         log::err, //
     },
-    targets::shared_metadata, //
+    targets::shared_metadata::ShareableMetadata, //
 };
 use kernel::{
     new_mutex,
@@ -109,8 +109,8 @@ pub(crate) struct Metadata {
     info: SpinLock<Option<Info>>,
 }
 
-impl shared_metadata::Metadata for Metadata {
-    type Key = BlockSize;
+impl ShareableMetadata for Metadata {
+    type Params = BlockSize;
 
     /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the
     /// status says, as the table may go live much later; and nothing is written, as it may never.
@@ -141,7 +141,7 @@ impl shared_metadata::Metadata for Metadata {
         )
     }
 
-    fn accept(&self, wanted: BlockSize) -> Result {
+    fn check_compatible(&self, wanted: BlockSize) -> Result {
         if self.size == wanted {
             return Ok(());
         }

@@ -218,7 +218,7 @@ impl Target for Era {
         let handle = builder.handle();
         let (device, table) = (handle.mapped_device(), handle.table_id());
         let metadata = all
-            .join(&metadata_device, device, table, size)
+            .get_or_open(&metadata_device, device, table, size)
             .or_message(c"Error reading metadata")?;
         let queue = builder
             .queue(c"dm-era", QueueKind::Unbound)

@@ -177,7 +177,7 @@ impl Origins {
             new.share(&entry.group.queue)?;
             new.share(&entry.group.commits)?;
             entry.group.copies.share(new)?;
-            entry.users.add();
+            entry.users.increment();
             return Ok(entry.group.clone());
         }
         let group = OriginGroup::new(new, self, number)?;
@@ -245,7 +245,7 @@ impl Origins {
         let mut groups = self.groups.lock();
         let number = group.number;
         let known = groups.iter_mut().find(|it| it.group.number == number);
-        let is_unused = known.is_some_and(|entry| entry.users.take());
+        let is_unused = known.is_some_and(|entry| entry.users.decrement());
         let entry = if is_unused {
             lists::take(&mut groups, |it| it.group.number == number)
         } else {

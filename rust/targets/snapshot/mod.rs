@@ -65,7 +65,7 @@ use crate::{
         }, //
     },
     logic::{
-        args::Refusal,
+        args::ArgumentError,
         snapshot::{
             chunks::{
                 Chunk,
@@ -445,8 +445,8 @@ fn sectors(bytes: u32) -> u32 {
     (bytes >> SECTOR_SHIFT).max(1)
 }
 
-fn refused(refusal: Refusal) -> CtrError {
-    CtrError::new(refusal.text, refusal.error)
+fn refused(error: ArgumentError) -> CtrError {
+    CtrError::new(error.message, error.error)
 }
 
 impl SnapshotTarget {

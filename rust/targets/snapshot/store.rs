@@ -472,7 +472,7 @@ impl CowStore {
             if stripe.readers.has_passed(barrier) {
                 return Ok(Stage::Committed);
             }
-            stripe.draining.add();
+            stripe.draining.increment();
             Ok(Stage::Draining(barrier))
         })
         .unwrap_or(Err(Refused::Range))
@@ -484,7 +484,7 @@ impl CowStore {
         let passed = self.with(stripe, |stripe| {
             let passed = stripe.readers.has_passed(barrier);
             if passed {
-                stripe.draining.take();
+                stripe.draining.decrement();
             }
             passed
         });
@@ -722,7 +722,7 @@ impl CowStore {
             if stripe.readers.has_passed(barrier) {
                 return None;
             }
-            stripe.draining.add();
+            stripe.draining.increment();
             Some(barrier)
         })
         .flatten()
@@ -731,7 +731,7 @@ impl CowStore {
     /// Gives up a barrier that has not been passed.
     pub(super) fn unbar(&self, stripe: usize) {
         self.with(stripe, |stripe| {
-            stripe.draining.take();
+            stripe.draining.decrement();
         });
     }
 

@@ -8,24 +8,24 @@ use std::panic::{
 };
 
 use crate::logic::count::{
-    minus,
+    subtract,
     Count, //
 };
 
 #[test]
 fn what_comes_goes() {
     let mut count = Count::one();
-    count.add();
-    assert!(!count.take() && !count.is_zero());
-    assert!(count.take() && count.is_zero());
+    count.increment();
+    assert!(!count.decrement() && !count.is_zero());
+    assert!(count.decrement() && count.is_zero());
     assert_eq!(count, Count::default());
-    assert_eq!(minus(7, 7), 0);
+    assert_eq!(subtract(7, 7), 0);
 }
 
 #[test]
 fn nothing_goes_that_did_not_come() {
     let mut count = Count::default();
-    let below = catch_unwind(AssertUnwindSafe(|| count.take()));
+    let below = catch_unwind(AssertUnwindSafe(|| count.decrement()));
     assert!(below.is_err() && count.is_zero());
-    assert!(catch_unwind(|| minus(6, 7)).is_err());
+    assert!(catch_unwind(|| subtract(6, 7)).is_err());
 }

@@ -144,27 +144,27 @@ fn told(invalid: impl Into<Invalid>) -> (String, Error) {
 }
 
 /// What [`Format::check`] should say.
-fn check_model(block: &[u8], location: u64) -> Result<(), Refused> {
+fn check_model(block: &[u8], location: u64) -> Result<(), HeaderError> {
     if block.len() < END {
-        return Err(Refused::Truncated);
+        return Err(HeaderError::Truncated);
     }
     let (blocknr, magic) = (get(block, BLOCKNR), get(block, MAGIC_AT));
     let (stored, version) = (get(block, CSUM) as u32, get(block, VERSION_AT) as u32);
     if blocknr != location {
-        return Err(Refused::BlockNumber {
+        return Err(HeaderError::BlockNumber {
             found: blocknr,
             expected: location,
         });
     }
     if magic != 0x7ec1_077b {
-        return Err(Refused::Magic { found: magic });
+        return Err(HeaderError::Magic { found: magic });
     }
     let computed = csum(block);
     if computed != stored {
-        return Err(Refused::Checksum { computed, stored });
+        return Err(HeaderError::Checksum { computed, stored });
     }
     if version != 1 {
-        return Err(Refused::Version { found: version });
+        return Err(HeaderError::Version { found: version });
     }
     Ok(())
 }
@@ -347,10 +347,10 @@ fn damage_is_told_in_order() {
         matches!(
             kinds[..],
             [
-                Invalid::Head(Refused::BlockNumber { .. }),
-                Invalid::Head(Refused::Magic { .. }),
-                Invalid::Head(Refused::Checksum { .. }),
-                Invalid::Head(Refused::Version { found: 0xffff }),
+                Invalid::Header(HeaderError::BlockNumber { .. }),
+                Invalid::Header(HeaderError::Magic { .. }),
+                Invalid::Header(HeaderError::Checksum { .. }),
+                Invalid::Header(HeaderError::Version { found: 0xffff }),
                 Invalid::BlockSize { found: 256, .. },
                 Invalid::Impossible,
             ]
@@ -401,7 +401,7 @@ fn blank_means_every_byte() {
     }
     assert!(matches!(
         FORMAT.check(&block, LOCATION),
-        Err(Refused::Magic { found: 0 })
+        Err(HeaderError::Magic { found: 0 })
     ));
 }
 
@@ -410,9 +410,9 @@ fn blank_means_every_byte() {
 fn short_blocks() {
     for len in 0..END {
         let mut block = vec![0xa5; len];
-        assert_eq!(sample().write(&mut block), Err(Refused::Truncated));
-        assert_eq!(FORMAT.seal(&mut block, 0), Err(Refused::Truncated));
-        assert_eq!(parse(&block), Err(Refused::Truncated.into()));
+        assert_eq!(sample().write(&mut block), Err(HeaderError::Truncated));
+        assert_eq!(FORMAT.seal(&mut block, 0), Err(HeaderError::Truncated));
+        assert_eq!(parse(&block), Err(HeaderError::Truncated.into()));
         assert!(block.iter().all(|byte| *byte == 0xa5));
     }
 }
@@ -478,7 +478,7 @@ proptest! {
         prop_assert_eq!(parse_model(&block, location, wanted, total), Ok(superblock));
         let elsewhere = Superblock::parse(&block, location.wrapping_add(1), wanted, total);
         let expected = location.wrapping_add(1);
-        prop_assert_eq!(elsewhere, Err(Refused::BlockNumber { found: location, expected }.into()));
+        prop_assert_eq!(elsewhere, Err(HeaderError::BlockNumber { found: location, expected }.into()));
     }
 
     /// A sealed block passes the check until a bit of it flips.

@@ -25,7 +25,7 @@ mod snap_options;
 mod snap_parts;
 mod snap_pending;
 mod snap_role;
-mod space;
+mod space_map;
 mod status;
 mod superblock;
 mod sweep;

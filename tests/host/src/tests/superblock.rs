@@ -149,7 +149,7 @@ fn damage_is_named_in_order() {
     let computed = crc32c_block(&block[4..], 257_649_492);
     assert_eq!(
         FORMAT.check(&block, LOCATION),
-        Err(Refused::Checksum { computed, stored })
+        Err(HeaderError::Checksum { computed, stored })
     );
     assert_eq!(
         check(&block).0,
@@ -171,17 +171,17 @@ fn damage_is_named_in_order() {
     block[32..44].fill(9);
     assert!(matches!(
         FORMAT.check(&block, LOCATION),
-        Err(Refused::BlockNumber { .. })
+        Err(HeaderError::BlockNumber { .. })
     ));
     block[8] = 0;
     assert!(matches!(
         FORMAT.check(&block, LOCATION),
-        Err(Refused::Magic { .. })
+        Err(HeaderError::Magic { .. })
     ));
     block[32..40].copy_from_slice(&FORMAT.magic.to_le_bytes());
     assert!(matches!(
         FORMAT.check(&block, LOCATION),
-        Err(Refused::Checksum { .. })
+        Err(HeaderError::Checksum { .. })
     ));
 }
 
@@ -269,7 +269,7 @@ proptest! {
         let magic = bytes.get(32..40).map(|b| u64::from_le_bytes(b.try_into().unwrap()));
         if sealed.is_ok() && magic != Some(FORMAT.magic) {
             let found = magic.unwrap();
-            prop_assert_eq!(FORMAT.check(&bytes, location), Err(Refused::Magic { found }));
+            prop_assert_eq!(FORMAT.check(&bytes, location), Err(HeaderError::Magic { found }));
         }
     }
 

@@ -23,7 +23,7 @@ use zerocopy_derive::{
 use crate::env::crc32c_block;
 
 /// Blocks that a bitmap block stands for.
-pub(crate) const PER_BITMAP: u64 = 16_320;
+pub(crate) const BLOCKS_PER_BITMAP: u64 = 16_320;
 /// Bitmap blocks that the index can name.
 pub(crate) const MAX_BITMAPS: u64 = 255;
 /// Array blocks that a tree of one node holds.
@@ -41,13 +41,13 @@ pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
         // A full node on the way is split, with one beside it.
         nodes = nodes.saturating_add(4);
     }
-    let bitmaps = total.div_ceil(PER_BITMAP).min(MAX_BITMAPS);
+    let bitmaps = total.div_ceil(BLOCKS_PER_BITMAP).min(MAX_BITMAPS);
     // The array block and the index.
     nodes.saturating_add(bitmaps).saturating_add(2)
 }
 
 /// The count that stands for more.
-pub(crate) const MANY: u8 = 3;
+pub(crate) const BIG_COUNT: u8 = 3;
 
 const INDEX_XOR: u32 = 160_478;
 const BITMAP_XOR: u32 = 240_779;
@@ -55,24 +55,24 @@ const BITMAP_XOR: u32 = 240_779;
 /// The root of a space map.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub(crate) struct Root {
+pub(crate) struct SpaceMapRoot {
     blocks: U64,
     allocated: U64,
-    index: U64,
-    counts: U64,
+    bitmap_root: U64,
+    ref_count_root: U64,
 }
 
-impl Root {
+impl SpaceMapRoot {
     /// Reads a root, if it can be one of a device with so many blocks.
     pub(crate) fn parse(root: &[u8], device: u64) -> Option<&Self> {
-        let (root, _) = Root::ref_from_prefix(root).ok()?;
+        let (root, _) = SpaceMapRoot::ref_from_prefix(root).ok()?;
         let blocks = root.blocks.get();
         let inside = |block: u64| (1..blocks).contains(&block);
         let valid = blocks <= device
-            && blocks <= PER_BITMAP.saturating_mul(MAX_BITMAPS)
+            && blocks <= BLOCKS_PER_BITMAP.saturating_mul(MAX_BITMAPS)
             && root.allocated.get() <= blocks
-            && inside(root.index.get())
-            && inside(root.counts.get());
+            && inside(root.bitmap_root.get())
+            && inside(root.ref_count_root.get());
         valid.then_some(root)
     }
 
@@ -83,23 +83,23 @@ impl Root {
 
     /// The number of bitmap blocks.
     pub(crate) fn bitmaps(&self) -> u64 {
-        self.blocks().div_ceil(PER_BITMAP)
+        self.blocks().div_ceil(BLOCKS_PER_BITMAP)
     }
 
     /// Where the index block is.
-    pub(crate) fn index(&self) -> u64 {
-        self.index.get()
+    pub(crate) fn bitmap_root(&self) -> u64 {
+        self.bitmap_root.get()
     }
 
     /// The root of the tree of large counts.
-    pub(crate) fn counts(&self) -> u64 {
-        self.counts.get()
+    pub(crate) fn ref_count_root(&self) -> u64 {
+        self.ref_count_root.get()
     }
 }
 
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Header {
+struct BitmapHeader {
     csum: U32,
     padding: U32,
     blocknr: U64,
@@ -115,26 +115,26 @@ struct IndexEntry {
 
 /// What is behind the header of a block, if the block is what it should be.
 fn body(block: &[u8], location: u64, xor: u32) -> Option<&[u8]> {
-    let (header, body) = Header::ref_from_prefix(block).ok()?;
+    let (header, body) = BitmapHeader::ref_from_prefix(block).ok()?;
     let valid =
         header.csum.get() == crc32c_block(block.get(4..)?, xor) && header.blocknr.get() == location;
     valid.then_some(body)
 }
 
 /// Whether a block is the index.
-pub(crate) fn is_index(block: &[u8], location: u64) -> bool {
+pub(crate) fn is_index_block(block: &[u8], location: u64) -> bool {
     body(block, location, INDEX_XOR).is_some()
 }
 
 /// Where a bitmap is, as the index says.
-pub(crate) fn bitmap(index: &[u8], number: u64) -> Option<u64> {
+pub(crate) fn bitmap_location(index: &[u8], number: u64) -> Option<u64> {
     let at = usize::try_from(number).ok()?.checked_mul(16)?;
     let (entry, _) = IndexEntry::ref_from_prefix(index.get(16..)?.get(at..)?).ok()?;
     Some(entry.bitmap.get())
 }
 
 /// How often a bitmap block says "more than two"; none if it is no bitmap.
-pub(crate) fn many(block: &[u8], location: u64) -> Option<u64> {
+pub(crate) fn big_counts(block: &[u8], location: u64) -> Option<u64> {
     let counts = body(block, location, BITMAP_XOR)?;
     Some(counts.iter().fold(0, |sum: u64, byte| {
         let ones = (byte & byte.wrapping_shr(1) & 0x55).count_ones();
@@ -143,8 +143,8 @@ pub(crate) fn many(block: &[u8], location: u64) -> Option<u64> {
 }
 
 /// The count of a block in its bitmap block, which has been looked at before.
-pub(crate) fn count(bitmap: &[u8], block: u64) -> Option<u8> {
-    let at = block % PER_BITMAP;
+pub(crate) fn ref_count(bitmap: &[u8], block: u64) -> Option<u8> {
+    let at = block % BLOCKS_PER_BITMAP;
     let byte = bitmap
         .get(16..)?
         .get(usize::try_from(at.wrapping_shr(2)).ok()?)?;

@@ -2,14 +2,14 @@
 
 //! Room for changes of metadata.
 
-use crate::logic::pdata::space::*;
+use crate::logic::pdata::space_map::*;
 
 #[test]
 fn room_for_an_array_block() {
     // The block, the only node, the bitmap, the index.
     assert_eq!(array_margin(1, 10), 4);
-    assert_eq!(array_margin(252, PER_BITMAP), 4);
-    assert_eq!(array_margin(252, PER_BITMAP + 1), 5);
+    assert_eq!(array_margin(252, BLOCKS_PER_BITMAP), 4);
+    assert_eq!(array_margin(252, BLOCKS_PER_BITMAP + 1), 5);
     // Two levels: the root may be split.
     assert_eq!(array_margin(253, 10), 8);
     // The largest clone: 2^31 regions on a device of 16 GiB.
