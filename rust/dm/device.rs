@@ -8,10 +8,7 @@
 
 use crate::{
     bindings,
-    dm::{
-        io::IoClient,
-        limits::StackedLimits, //
-    },
+    dm::limits::StackedLimits,
     logic::units::{
         Sector,
         Sectors, //
@@ -358,9 +355,9 @@ impl Device {
         self.anchor.0.ti
     }
 
-    /// Makes a dm-io client for the devices of its target. Sleeps.
-    pub(super) fn io_client(&self) -> Result<IoClient> {
-        IoClient::new(self.anchor.0.user())
+    /// Another counted pointer to the device's target. Any context.
+    pub(super) fn target_use(&self) -> TargetUse {
+        self.anchor.0.user()
     }
 
     /// Present size. Any context.

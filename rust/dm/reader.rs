@@ -61,7 +61,7 @@ impl<'a, F: Fn(u64) -> Option<Sector>> Reader<'a, F> {
     /// Begins with the first of pieces of so many sectors. Sleeps.
     pub(crate) fn new(device: &'a Device, len: u32, place: F) -> Result<Self> {
         let mut reader = Reader {
-            io: device.io_client()?,
+            io: IoClient::new(device.target_use())?,
             device,
             place,
             len,

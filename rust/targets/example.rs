@@ -81,7 +81,7 @@ impl Target for Example {
         };
         let offset = parse_decimal_u64(bytes(offset)).map(Sector);
         let offset = offset.ok_or(EINVAL).or_message(c"Invalid offset")?;
-        let device = new
+        let device = builder
             .open(path, Access::ReadWrite)
             .or_message(c"Device lookup failed")?;
         let (len, io) = (builder.len(), builder.io_client()?);

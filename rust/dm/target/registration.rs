@@ -1,57 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Targets: the hooks of device-mapper as a Rust trait, and their registration.
-//!
-//! A target has two lives. While its constructor runs it is a [`TargetBuilder`]: exclusive, in process
-//! context, free to sleep and to fail. What the constructor returns is shared: every hook gets
-//! `&self` and may run at any time, on any CPU, together with the others.
-//!
-//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h), `struct
-//! target_type`
+//! The registration of a target type, and the hooks as device-mapper calls them.
 
+use super::{
+    DeviceVisitor,
+    Stop,
+    Target,
+    TargetBuilder, //
+};
 use crate::{
     bindings,
     dm::{
-        arguments::Arguments, //
+        arguments::Arguments,
         bio::{
             bio_data_size,
             EndBio,
-            Ended,
-            MapBio,
-            Mapped,
-            PerBio, //
+            MapBio, //
         },
-        device::{
-            Access,
-            Device,
-            Handle, //
-            TargetRef,
-        },
-        io::IoClient,
-        kcopyd::KcopydClient,
+        device::TargetRef,
         limits::Limits,
         status::{
             Answer,
             Lent,
             StatusBuf,
             StatusKind, //
-        },
-    },
-    logic::units::{
-        Sector,
-        Sectors, //
+        }, //
     },
     sys::{
         delay::delay_point,
-        kept::{
-            Kept,
-            Service, //
-        },
-        log::err,
-        queue::{
-            QueueKind,
-            WorkQueue, //
-        }, //
+        log::err, //
     }, //
 };
 use core::{
@@ -82,283 +59,6 @@ use kernel::{
         Opaque, //
     }, //
 };
-
-/// Why a constructor failed: the text for the user, and the error code.
-pub(crate) struct CtrError {
-    text: Option<&'static CStr>,
-    code: Error,
-}
-
-impl CtrError {
-    /// An error with a text, which device-mapper logs.
-    pub(crate) fn new(text: &'static CStr, code: Error) -> Self {
-        CtrError {
-            text: Some(text),
-            code,
-        }
-    }
-}
-
-/// An error without a text: device-mapper logs "Unknown error".
-impl From<Error> for CtrError {
-    fn from(code: Error) -> Self {
-        CtrError { text: None, code }
-    }
-}
-
-/// Attaches a text to an error: `open()?` becomes `open().or_message(c"Error opening device")?`.
-pub(crate) trait OrMessage<T> {
-    /// The same result with a text for the user.
-    fn or_message(self, message: &'static CStr) -> Result<T, CtrError>;
-}
-
-impl<T, E: Into<Error>> OrMessage<T> for Result<T, E> {
-    fn or_message(self, message: &'static CStr) -> Result<T, CtrError> {
-        self.map_err(|e| CtrError::new(message, e.into()))
-    }
-}
-
-/// A target under construction.
-///
-/// # Invariants
-///
-/// The constructor of the target is running, in this thread: device-mapper lends the target to
-/// nobody else.
-pub(crate) struct TargetBuilder<'a> {
-    ti: NonNull<bindings::dm_target>,
-    anchor: Arc<TargetRef>,
-    _call: PhantomData<&'a mut ()>,
-}
-
-impl TargetBuilder<'_> {
-    /// Length of the target.
-    pub(crate) fn len(&self) -> Sectors {
-        // SAFETY: By the invariant the target is live.
-        Sectors(unsafe { (*self.ti.as_ptr()).len })
-    }
-
-    /// Where the target begins on the mapped device.
-    pub(crate) fn begin(&self) -> Sector {
-        // SAFETY: By the invariant the target is live.
-        Sector(unsafe { (*self.ti.as_ptr()).begin })
-    }
-
-    /// How the table may use its devices.
-    pub(crate) fn access(&self) -> Access {
-        // SAFETY: By the invariant the target is live, and its table with it.
-        let mode = unsafe { bindings::dm_table_get_mode((*self.ti.as_ptr()).table) };
-        if mode & bindings::BLK_OPEN_WRITE != 0 {
-            Access::ReadWrite
-        } else {
-            Access::Read
-        }
-    }
-
-    /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
-    pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
-        Device::open(&self.anchor, path, access)
-    }
-
-    /// Makes a dm-io client for the target's devices. Sleeps.
-    pub(crate) fn io_client(&self) -> Result<IoClient> {
-        IoClient::new(self.anchor.user())
-    }
-
-    /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper
-    /// waits for them. Sleeps.
-    pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
-        // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has
-        // failed: in a system call or a work item of device-mapper, and the module stays loaded as
-        // long as it has targets.
-        self.anchor.keep(|| unsafe { WorkQueue::make(name, kind) })
-    }
-
-    /// Makes a client of kcopyd, in the same way. Sleeps.
-    pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
-        // SAFETY: The anchor drops the keeper in process context, in the destructor or after a
-        // failed constructor, never from a callback of kcopyd; the module stays while it has
-        // targets.
-        self.anchor.keep(|| unsafe { KcopydClient::make() })
-    }
-
-    /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is
-    /// destroyed with the last of them. Each target that has a use of one must be one of them: else
-    /// the last one waits for it in its destructor.
-    pub(crate) fn share<S: Service>(&self, service: &Kept<S>) -> Result {
-        // SAFETY: This anchor drops its keeper like that of a service of its own: in process
-        // context, not from a callback of the service, and while the module cannot go.
-        self.anchor.keep(|| Ok(((), unsafe { service.keeper() }?)))
-    }
-
-    /// The handle that the target keeps for its later life.
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::new(&self.anchor)
-    }
-
-    /// Asks for requests that write zeros, if all devices below support them.
-    pub(crate) fn want_write_zeroes(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).num_write_zeroes_bios = 1 };
-    }
-
-    /// Lets device-mapper split reads and writes so that none crosses a multiple of `sectors`.
-    pub(crate) fn split_at(&mut self, sectors: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).max_io_len = sectors };
-    }
-
-    /// Asks for flushes, one per request, whether or not the devices below need them.
-    pub(crate) fn want_flushes(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        let ti = unsafe { self.ti.as_mut() };
-        ti.num_flush_bios = 1;
-        ti.set_flush_supported(true);
-    }
-
-    /// Asks for flushes, `copies` per request, if the devices below need them.
-    pub(crate) fn pass_flushes(&mut self, copies: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).num_flush_bios = copies };
-    }
-
-    /// Asks for discards, one per request, if the devices below support them.
-    pub(crate) fn pass_discards(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).num_discard_bios = 1 };
-    }
-
-    /// Asks for discards, `copies` per request, none crossing a multiple of the largest discard of
-    /// `io_hints`, if the devices below support them.
-    pub(crate) fn split_discards(&mut self, copies: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        let ti = unsafe { self.ti.as_mut() };
-        ti.num_discard_bios = copies;
-        ti.set_max_discard_granularity(true);
-    }
-
-    /// Asks for discards, one per request, whether or not the devices below support them.
-    pub(crate) fn want_discards(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        let ti = unsafe { self.ti.as_mut() };
-        ti.num_discard_bios = 1;
-        ti.set_discards_supported(true);
-    }
-}
-
-/// Stops [`Target::iterate_devices`] early with device-mapper's code.
-pub(crate) struct Stop(c_int);
-
-/// Visits the devices of a target.
-pub(crate) struct DeviceVisitor<'a> {
-    ti: *mut bindings::dm_target,
-    call: bindings::iterate_devices_callout_fn,
-    data: *mut c_void,
-    _hook: PhantomData<&'a ()>,
-}
-
-impl DeviceVisitor<'_> {
-    /// Reports a part of a device that the target uses.
-    pub(crate) fn visit(
-        &mut self,
-        device: &Device,
-        start: Sector,
-        len: Sectors,
-    ) -> Result<(), Stop> {
-        if device.target().as_ptr() != self.ti {
-            err!("dm_rust", "a target names a device of another one");
-            return Err(Stop(EINVAL.to_errno()));
-        }
-        let (ti, bdev) = (self.ti, device.raw_bdev());
-        // SAFETY: The arguments of the running hook; the device is one that this target has opened.
-        match unsafe { bindings::dmr_device_visit(ti, bdev, self.call, start.0, len.0, self.data) }
-        {
-            0 => Ok(()),
-            code => Err(Stop(code)),
-        }
-    }
-}
-
-/// A device-mapper target type. `Self` is the state of one target of a live or inactive table.
-///
-/// Hooks that a target does not implement are not announced to device-mapper at all.
-#[vtable]
-pub(crate) trait Target: Send + Sync + Sized + 'static {
-    /// Name in table lines.
-    const NAME: &'static CStr;
-    /// Version as `dmsetup targets` shows it.
-    const VERSION: [u32; 3];
-    /// The C module that has a target of this name.
-    const C_MODULE: &'static str;
-    /// Whether `map` never waits, so that bios which ask not to wait may come.
-    const NOWAIT: bool;
-    /// Data kept with each bio.
-    type PerBio: PerBio;
-    /// What all targets of this type share, perhaps with those of other types.
-    type Shared: Send + Sync + 'static;
-
-    /// Makes a target of a table line. Process context, sleeps; the device may be live with another
-    /// table meanwhile.
-    fn ctr(
-        builder: &mut TargetBuilder<'_>,
-        shared: &Self::Shared,
-        args: Arguments<'_>,
-    ) -> Result<Arc<Self>, CtrError>;
-
-    /// The target is about to go: stop what runs on its own (work items, copies). Sleeps.
-    ///
-    /// After it nothing can be enqueued any more, and device-mapper waits for what is pending, and
-    /// for whoever has a device, the handle or a queue of the target. So what is forgotten here
-    /// makes the destructor slow, and nothing worse.
-    fn dtr(_this: &Arc<Self>) {}
-
-    /// Decides on a bio. Process context, may sleep if that is certain to end without this target's
-    /// help.
-    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Self::PerBio>) -> Mapped<'a>;
-
-    /// A mapped or submitted bio has ended. Any context, hard interrupts included.
-    fn end_io<'a>(_this: ArcBorrow<'_, Self>, bio: EndBio<'a, Self::PerBio>) -> Ended<'a> {
-        bio.done()
-    }
-
-    /// Suspending begins: new I/O still comes. Sleeps.
-    fn presuspend(_this: ArcBorrow<'_, Self>) {}
-
-    /// Suspending was given up.
-    fn presuspend_undo(_this: ArcBorrow<'_, Self>) {}
-
-    /// No bio is in flight any more, and none will come before `resume`. Sleeps.
-    fn postsuspend(_this: ArcBorrow<'_, Self>) {}
-
-    /// About to go live; an error refuses it. Sleeps.
-    fn preresume(_this: ArcBorrow<'_, Self>) -> Result {
-        Ok(())
-    }
-
-    /// I/O starts. Sleeps.
-    fn resume(_this: ArcBorrow<'_, Self>) {}
-
-    /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things
-    /// alone.
-    fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
-
-    /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
-    fn message(
-        _this: ArcBorrow<'_, Self>,
-        _args: Arguments<'_>,
-        _out: &mut StatusBuf<'_>,
-    ) -> Result {
-        Err(EINVAL)
-    }
-
-    /// Names the devices below. Process context.
-    fn iterate_devices(
-        this: ArcBorrow<'_, Self>,
-        visitor: &mut DeviceVisitor<'_>,
-    ) -> Result<(), Stop>;
-
-    /// Adjusts the limits of the mapped device. Process context.
-    fn io_hints(_this: ArcBorrow<'_, Self>, _limits: &mut Limits<'_>) {}
-}
 
 /// What `ti->private` points to.
 struct Private<T> {

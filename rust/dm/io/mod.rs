@@ -4,12 +4,24 @@
 //!
 //! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h)
 
+mod buffer;
+mod request;
+
+pub(super) use self::request::InflightCount;
+pub(crate) use self::{
+    buffer::Buffer,
+    request::{
+        Request,
+        RequestList, //
+    }, //
+};
+
 use crate::{
     bindings,
     dm::{
         device::{
-            Device, //
-            TargetUse,
+            Device,
+            TargetUse, //
         },
         pages::Pages, //
     },
@@ -17,13 +29,7 @@ use crate::{
         Sector,
         Sectors, //
     },
-    sys::{
-        pool::PoolBox,
-        wait::{
-            new_wait_queue,
-            WaitQueue, //
-        }, //
-    }, //
+    sys::pool::PoolBox, //
 };
 use core::{
     ops::Range,
@@ -31,7 +37,6 @@ use core::{
 };
 use kernel::{
     bindings as kb,
-    block::SECTOR_SIZE,
     error::{
         from_err_ptr,
         to_result, //
@@ -42,56 +47,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Relaxed,
-            Release, //
-        },
+        atomic::Relaxed,
         Arc, //
     }, //
 };
-
-/// Memory for I/O: whole sectors, virtually contiguous.
-#[derive(Default)]
-pub(crate) struct Buffer(VVec<u8>);
-
-impl Buffer {
-    /// Allocates zeroed memory. Sleeps.
-    pub(crate) fn new(sectors: u32) -> Result<Self> {
-        let bytes = usize::try_from(sectors.checked_mul(SECTOR_SIZE).ok_or(EOVERFLOW)?)?;
-        Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
-    }
-
-    /// Copies another buffer, as far as both go.
-    pub(crate) fn copy_from(&mut self, other: &Buffer) {
-        for (to, from) in self.0.iter_mut().zip(other.0.iter()) {
-            *to = *from;
-        }
-    }
-
-    /// Some sectors. Refuses what the buffer does not have.
-    pub(super) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
-        let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
-        self.0
-            .get_mut(byte(part.start)?..byte(part.end)?)
-            .ok_or(EINVAL)
-    }
-}
-
-impl core::ops::Deref for Buffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl core::ops::DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
 
 /// What to do with a [`Buffer`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,116 +92,6 @@ pub(crate) trait IoDone: Send + Sized + 'static {
 
     /// Called once, in the context of the bio's completion: hard interrupts included.
     fn done(this: PoolBox<Request<Self>>, result: Result);
-}
-
-/// A context, and what its client waits for before it goes.
-pub(crate) struct Request<C> {
-    /// The context.
-    pub(crate) context: C,
-    pub(super) client: Option<Arc<InflightCount>>,
-    next: Option<PoolBox<Request<C>>>,
-}
-
-impl<C> Request<C> {
-    /// A request for [`IoClient::submit`] or [`KcopydClient::copy`](super::kcopyd::KcopydClient::copy).
-    pub(crate) fn new(context: C) -> Self {
-        Request {
-            context,
-            client: None,
-            next: None,
-        }
-    }
-}
-
-/// Requests that have ended, linked through themselves: it never allocates.
-pub(crate) struct RequestList<C> {
-    top: Option<PoolBox<Request<C>>>,
-}
-
-impl<C> RequestList<C> {
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.top.is_none()
-    }
-
-    /// Adds a request.
-    pub(crate) fn push(&mut self, mut request: PoolBox<Request<C>>) {
-        request.next = self.top.take();
-        self.top = Some(request);
-    }
-
-    /// Takes the request that was added last.
-    pub(crate) fn pop(&mut self) -> Option<PoolBox<Request<C>>> {
-        let mut request = self.top.take()?;
-        self.top = request.next.take();
-        Some(request)
-    }
-
-    /// Takes all requests out.
-    pub(crate) fn take(&mut self) -> Self {
-        core::mem::take(self)
-    }
-
-    /// Turns the list around: what was added first is popped first.
-    pub(crate) fn turned(mut self) -> Self {
-        let mut turned = RequestList::default();
-        while let Some(request) = self.pop() {
-            turned.push(request);
-        }
-        turned
-    }
-}
-
-impl<C> Default for RequestList<C> {
-    fn default() -> Self {
-        RequestList { top: None }
-    }
-}
-
-impl<C> Drop for RequestList<C> {
-    fn drop(&mut self) {
-        // One by one: a list that drops itself would recurse.
-        while self.pop().is_some() {}
-    }
-}
-
-/// The requests of a client that have not ended.
-#[pin_data]
-pub(super) struct InflightCount {
-    count: Atomic<i32>,
-    /// Some read failed.
-    failed: Atomic<bool>,
-    #[pin]
-    none: WaitQueue,
-}
-
-impl InflightCount {
-    /// None.
-    pub(super) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(InflightCount {
-            count: Atomic::new(0),
-            failed: Atomic::new(false),
-            none <- new_wait_queue!("dm_rust_io"),
-        });
-        Arc::pin_init(new, GFP_KERNEL)
-    }
-
-    /// One more.
-    pub(super) fn started(&self) {
-        self.count.fetch_add(1, Relaxed);
-    }
-
-    /// One less.
-    pub(super) fn landed(&self) {
-        if self.count.fetch_sub(1, Release) == 1 {
-            self.none.wake_all();
-        }
-    }
-
-    /// Waits until there is none. Sleeps.
-    pub(super) fn drain(&self) {
-        self.none.wait_until(|| self.count.load(Acquire) == 0);
-    }
 }
 
 /// Bytes as dm-io sees them, and their length.
