@@ -74,7 +74,7 @@ struct DmRust {
 
 impl kernel::Module for DmRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        sys::params::check_targets(|name| {
+        sys::params::check_target_names(|name| {
             [
                 targets::clone::Clone::NAME,
                 targets::era::Era::NAME,
@@ -96,14 +96,14 @@ impl kernel::Module for DmRust {
             #[cfg(dm_rust_example)]
             _example: register(module, ())?,
             #[cfg(dm_rust_example)]
-            _stray: register(module, targets::stray::nothing_lost()?)?,
+            _stray: register(module, targets::stray::no_device_lent()?)?,
         })
     }
 }
 
 /// Registers a target type if the parameter `targets` does not leave it out.
 fn register<T: Target>(module: &'static ThisModule, shared: T::Shared) -> Result<Slot<T>> {
-    if !sys::params::is_wanted(T::NAME) {
+    if !sys::params::is_target_enabled(T::NAME) {
         return Ok(None);
     }
     Ok(Some(KBox::try_pin_init(

@@ -3,24 +3,24 @@
 //! Devices that a target uses, and the target's own handle.
 //!
 //! Both point into structures of device-mapper that die when the target's destructor returns. A
-//! shared [`TargetRef`] counts them, and the destructor waits for the count to drop to zero: a handle
+//! shared [`TargetResources`] counts them, and the destructor waits for the count to drop to zero: a handle
 //! can never outlive what it points to.
 
 use crate::{
     bindings,
-    dm::limits::StackedLimits,
+    dm::limits::DeviceLimits,
     logic::units::{
         Sector,
         Sectors, //
     },
     sys::{
-        kept::{
-            Keep,
-            Keeper,
-            Service, //
-        },
         log::err,
-        queue, //
+        queue,
+        service::{
+            AnyServiceOwner,
+            Service,
+            ServiceOwner, //
+        },
         string::{
             bytes,
             c_string, //
@@ -71,29 +71,29 @@ use kernel::{
 /// device than reading, device-mapper opens the device again and frees the `dm_dev` that all lines
 /// have. Whoever needs one gets it anew.
 #[pin_data]
-pub(super) struct TargetRef {
+pub(super) struct TargetResources {
     ti: NonNull<bindings::dm_target>,
     users: Atomic<i32>,
     #[pin]
     unused: WaitQueue,
     #[pin]
-    opened: Mutex<Option<KBox<Opened>>>,
+    opened: Mutex<Option<KBox<OpenedDevice>>>,
     /// What runs code of the target: workqueues, clients of kcopyd.
     #[pin]
-    services: Mutex<Option<KBox<Owned>>>,
+    services: Mutex<Option<KBox<OwnedService>>>,
     #[pin]
-    event: Work<TargetRef>,
+    event: Work<TargetResources>,
 }
 
 impl_has_work! {
-    impl HasWork<TargetRef> for TargetRef { self.event }
+    impl HasWork<TargetResources> for TargetResources { self.event }
 }
 
-impl WorkItem for TargetRef {
-    type Pointer = Arc<TargetRef>;
+impl WorkItem for TargetResources {
+    type Pointer = Arc<TargetResources>;
 
     /// Raises an event.
-    fn run(this: Arc<TargetRef>) {
+    fn run(this: Arc<TargetResources>) {
         // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as
         // long, and does not change.
         unsafe { bindings::dm_table_event((*this.ti.as_ptr()).table) }
@@ -101,36 +101,36 @@ impl WorkItem for TargetRef {
 }
 
 /// A device to be closed, in the list of all of a target.
-struct Opened {
+struct OpenedDevice {
     /// A reference of our own: the block device stays open for as long as we have it.
     file: NonNull<kb::file>,
-    next: Option<KBox<Opened>>,
+    next: Option<KBox<OpenedDevice>>,
 }
 
 /// The keeper of a service, in the list of all of a target.
-struct Owned {
-    keeper: KBox<dyn Keep>,
-    next: Option<KBox<Owned>>,
+struct OwnedService {
+    owner: KBox<dyn AnyServiceOwner>,
+    next: Option<KBox<OwnedService>>,
 }
 
-// SAFETY: Pointers that are used as `TargetRef` says; the counters and lists have their own
+// SAFETY: Pointers that are used as `TargetResources` says; the counters and lists have their own
 // synchronisation.
-unsafe impl Send for TargetRef {}
+unsafe impl Send for TargetResources {}
 // SAFETY: As above.
-unsafe impl Sync for TargetRef {}
+unsafe impl Sync for TargetResources {}
 
-impl TargetRef {
-    /// Makes the anchor of a target under construction. May sleep.
+impl TargetResources {
+    /// Makes the resources of a target under construction. May sleep.
     ///
     /// # Safety
     ///
     /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is
     /// called.
     pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
-        let new = pin_init!(TargetRef {
+        let new = pin_init!(TargetResources {
             ti,
             users: Atomic::new(0),
-            unused <- new_wait_queue!("dm_rust_anchor"),
+            unused <- new_wait_queue!("dm_rust_target"),
             opened <- new_mutex!(None, "dm_rust_opened"),
             services <- new_mutex!(None, "dm_rust_services"),
             event <- new_work!("dm_rust_event"),
@@ -138,24 +138,24 @@ impl TargetRef {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
-    pub(super) fn user(self: &Arc<Self>) -> TargetUse {
+    pub(super) fn reference(self: &Arc<Self>) -> TargetRef {
         self.users.fetch_add(1, Relaxed);
-        TargetUse(self.clone())
+        TargetRef(self.clone())
     }
 
     /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which
     /// drops the keeper. Sleeps.
-    pub(super) fn keep<R, S: Service>(
+    pub(super) fn own_service<R, S: Service>(
         &self,
-        make: impl FnOnce() -> Result<(R, Keeper<S>)>,
+        make: impl FnOnce() -> Result<(R, ServiceOwner<S>)>,
     ) -> Result<R> {
         let mut services = self.services.lock();
         let entry = KBox::new_uninit(GFP_KERNEL)?;
-        let place = KBox::<Keeper<S>>::new_uninit(GFP_KERNEL)?;
-        let (made, keeper) = make()?;
-        let keeper: KBox<Keeper<S>> = KBox::write(place, keeper);
+        let place = KBox::<ServiceOwner<S>>::new_uninit(GFP_KERNEL)?;
+        let (made, owner) = make()?;
+        let owner: KBox<ServiceOwner<S>> = KBox::write(place, owner);
         let next = services.take();
-        *services = Some(KBox::write(entry, Owned { keeper, next }));
+        *services = Some(KBox::write(entry, OwnedService { owner, next }));
         Ok(made)
     }
 
@@ -168,21 +168,21 @@ impl TargetRef {
         // What goes on by itself would be a user for ever.
         let mut next = services.as_mut();
         while let Some(owned) = next {
-            owned.keeper.resign();
+            owned.owner.resign();
             next = owned.next.as_mut();
         }
         self.unused.wait_until(|| self.users.load(Acquire) == 0);
         while let Some(owned) = services {
-            let Owned { keeper, next } = KBox::into_inner(owned);
-            drop(keeper);
+            let OwnedService { owner, next } = KBox::into_inner(owned);
+            drop(owner);
             services = next;
         }
         // Nobody has a handle any more, so none comes after it. An event that is pending is still
         // raised: the mapped device may have another table by now, and users wait for it.
-        queue::flush::<TargetRef, 0>(self);
+        queue::flush::<TargetResources, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
-            let Opened { file, next: rest } = KBox::into_inner(opened);
+            let OpenedDevice { file, next: rest } = KBox::into_inner(opened);
             // SAFETY: Opened for this target by `Device::open`, not closed yet, and nobody uses it
             // any more.
             unsafe { bindings::dmr_device_close(self.ti.as_ptr(), file.as_ptr()) };
@@ -193,12 +193,12 @@ impl TargetRef {
 
 /// One counted pointer into the target: while it lives, the target stays, and its devices stay
 /// open.
-pub(super) struct TargetUse(Arc<TargetRef>);
+pub(super) struct TargetRef(Arc<TargetResources>);
 
-impl TargetUse {
+impl TargetRef {
     /// Whether a device belongs to the same target, and so stays open as long as this lives.
     pub(super) fn keeps(&self, device: &Device) -> bool {
-        Arc::ptr_eq(&self.0, &device.anchor.0)
+        Arc::ptr_eq(&self.0, &device.target_ref.0)
     }
 
     fn ti(&self) -> *mut bindings::dm_target {
@@ -206,7 +206,7 @@ impl TargetUse {
     }
 }
 
-impl Drop for TargetUse {
+impl Drop for TargetRef {
     fn drop(&mut self) {
         if self.0.users.fetch_sub(1, Release) == 1 {
             self.0.unused.wake_all();
@@ -215,15 +215,15 @@ impl Drop for TargetUse {
 }
 
 /// A live target's handle to its table and mapped device.
-pub(crate) struct Handle(TargetUse);
+pub(crate) struct TargetHandle(TargetRef);
 
-impl Handle {
-    pub(super) fn new(anchor: &Arc<TargetRef>) -> Self {
-        Handle(anchor.user())
+impl TargetHandle {
+    pub(super) fn new(resources: &Arc<TargetResources>) -> Self {
+        TargetHandle(resources.reference())
     }
 
     fn table(&self) -> *mut bindings::dm_table {
-        // SAFETY: The anchor keeps the target in place; its table does not change.
+        // SAFETY: The reference keeps the target in place; its table does not change.
         unsafe { (*self.0.ti()).table }
     }
 
@@ -233,10 +233,10 @@ impl Handle {
     /// By a work item, for raising one takes a lock of all mapped devices, under which others
     /// allocate memory. Not on a queue with a rescuer: that one may have to write back what the
     /// allocation waits for.
-    pub(crate) fn event(&self) {
+    pub(crate) fn raise_event(&self) {
         // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the
         // module.
-        unsafe { queue::enqueue_on_system::<TargetRef, 0>(self.0 .0.clone()) }
+        unsafe { queue::enqueue_on_system::<TargetResources, 0>(self.0 .0.clone()) }
     }
 
     /// The identity of the mapped device: equal for all tables of one device. Any context.
@@ -265,7 +265,7 @@ impl Handle {
 }
 
 /// `major:minor` of the mapped device, as device-mapper's own messages name it.
-impl fmt::Display for Handle {
+impl fmt::Display for TargetHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: The table lives as long as the target, the mapped device as long as its table.
         let name = unsafe { bindings::dm_device_name(bindings::dm_table_get_md(self.table())) };
@@ -299,10 +299,10 @@ pub(crate) enum Access {
 ///
 /// # Invariants
 ///
-/// The block device is that of a file in the anchor's list of opened devices.
+/// The block device is that of a file in the list of the target's of opened devices.
 pub(crate) struct Device {
     bdev: NonNull<kb::block_device>,
-    anchor: TargetUse,
+    target_ref: TargetRef,
 }
 
 // SAFETY: The device is open until it is dropped; block devices may be used from any thread.
@@ -312,25 +312,29 @@ unsafe impl Sync for Device {}
 
 impl Device {
     /// Opens the device that a table line names, by path or `major:minor`. Sleeps.
-    pub(super) fn open(anchor: &Arc<TargetRef>, path: &CStr, access: Access) -> Result<Self> {
+    pub(super) fn open(
+        resources: &Arc<TargetResources>,
+        path: &CStr,
+        access: Access,
+    ) -> Result<Self> {
         let mode = match access {
             Access::Read => bindings::BLK_OPEN_READ,
             Access::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
         };
         let entry = KBox::new_uninit(GFP_KERNEL)?;
-        let ti = anchor.ti.as_ptr();
+        let ti = resources.ti.as_ptr();
         // SAFETY: The target is under construction, and the path nul-terminated.
         let file = unsafe { bindings::dmr_device_open(ti, path.as_char_ptr(), mode) };
         let file = NonNull::new(from_err_ptr(file)?).ok_or(ENODEV)?;
         // SAFETY: The file is that of a block device.
         let bdev = unsafe { kb::file_bdev(file.as_ptr()) };
-        let mut opened = anchor.opened.lock();
+        let mut opened = resources.opened.lock();
         let next = opened.take();
-        *opened = Some(KBox::write(entry, Opened { file, next }));
+        *opened = Some(KBox::write(entry, OpenedDevice { file, next }));
         // INVARIANT: The file is in the list.
         Ok(Device {
             bdev: NonNull::new(bdev).ok_or(ENODEV)?,
-            anchor: anchor.user(),
+            target_ref: resources.reference(),
         })
     }
 
@@ -339,11 +343,11 @@ impl Device {
         // INVARIANT: The list is the same.
         Device {
             bdev: self.bdev,
-            anchor: self.anchor.0.user(),
+            target_ref: self.target_ref.0.reference(),
         }
     }
 
-    /// The block device below, open as long as `self` lives: the anchor closes no file before.
+    /// The block device below, open as long as `self` lives: the target closes no file earlier.
     #[inline]
     pub(super) fn raw_bdev(&self) -> *mut kb::block_device {
         self.bdev.as_ptr()
@@ -352,12 +356,12 @@ impl Device {
     /// The target that the device was opened for.
     #[inline]
     pub(super) fn target(&self) -> NonNull<bindings::dm_target> {
-        self.anchor.0.ti
+        self.target_ref.0.ti
     }
 
     /// Another counted pointer to the device's target. Any context.
-    pub(super) fn target_use(&self) -> TargetUse {
-        self.anchor.0.user()
+    pub(super) fn target_ref(&self) -> TargetRef {
+        self.target_ref.0.reference()
     }
 
     /// Present size. Any context.
@@ -379,9 +383,9 @@ impl Device {
     }
 
     /// The device's own limits.
-    pub(crate) fn limits(&self) -> StackedLimits<'_> {
+    pub(crate) fn limits(&self) -> DeviceLimits<'_> {
         // SAFETY: The block device is open; its limits are read field by field, as C code does too.
-        unsafe { StackedLimits::new(bindings::dmr_bdev_limits(self.raw_bdev())) }
+        unsafe { DeviceLimits::new(bindings::dmr_bdev_limits(self.raw_bdev())) }
     }
 
     /// Identity of the block device, equal for all who have it open.

@@ -18,12 +18,12 @@ use crate::{
         Sectors, //
     },
     sys::{
-        kept::{
-            Keeper,
-            Kept,
-            Service, //
-        },
-        pool::PoolBox, //
+        pool::PoolBox,
+        service::{
+            Service,
+            ServiceOwner,
+            ServiceRef, //
+        }, //
     }, //
 };
 use core::ptr::NonNull;
@@ -54,12 +54,12 @@ pub(crate) trait CopyJob: Send + Sized + 'static {
     fn destination(&self, number: usize) -> Option<(&Device, Sector)>;
 
     /// Called once, in the thread of kcopyd, which must not be held up.
-    fn done(this: PoolBox<Request<Self>>, result: Copied);
+    fn done(this: PoolBox<Request<Self>>, result: KcopydResult);
 }
 
 /// Result of a copy.
 #[derive(Clone, Copy)]
-pub(crate) struct Copied {
+pub(crate) struct KcopydResult {
     read_failed: bool,
     /// One bit for each destination.
     writes_failed: c_ulong,
@@ -67,7 +67,7 @@ pub(crate) struct Copied {
 
 /// Result of a copy for one of its destinations.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Arrival {
+pub(crate) enum DestinationResult {
     /// All data was written.
     Written,
     /// The source or this destination failed.
@@ -76,14 +76,14 @@ pub(crate) enum Arrival {
     Unknown,
 }
 
-impl Copied {
+impl KcopydResult {
     /// # Arguments
     ///
     /// `writes_failed` is what kcopyd tells about so many destinations.
     fn new(read_failed: bool, writes_failed: c_ulong, destinations: usize) -> Self {
         let all = (0..destinations).fold(0, |all, number| all | Self::bit(number));
         let known = writes_failed & all;
-        Copied {
+        KcopydResult {
             read_failed,
             // An error without a destination is one of all of them, so a copy with an unknown end
             // has a failed one too.
@@ -106,43 +106,43 @@ impl Copied {
     }
 
     /// What the result means for a destination.
-    pub(crate) fn at(self, number: usize) -> Arrival {
+    pub(crate) fn at(self, number: usize) -> DestinationResult {
         if self.read_failed || self.writes_failed & Self::bit(number) != 0 {
-            Arrival::Failed
+            DestinationResult::Failed
         } else if self.writes_failed != 0 {
-            Arrival::Unknown
+            DestinationResult::Unknown
         } else {
-            Arrival::Written
+            DestinationResult::Written
         }
     }
 
     /// Whether all data was written to a destination.
     pub(crate) fn is_written(self, number: usize) -> bool {
-        self.at(number) == Arrival::Written
+        self.at(number) == DestinationResult::Written
     }
 }
 
 /// A client of kcopyd, with a reserve of memory so that one copy can always go on.
-pub(crate) struct Client {
+pub(crate) struct RawClient {
     raw: NonNull<bindings::dm_kcopyd_client>,
-    flying: Arc<InflightCount>,
+    in_flight: Arc<InflightCount>,
 }
 
 // SAFETY: Clients may be used from any thread.
-unsafe impl Send for Client {}
+unsafe impl Send for RawClient {}
 // SAFETY: As above; a client has locks of its own.
-unsafe impl Sync for Client {}
+unsafe impl Sync for RawClient {}
 
-impl Service for Client {
+impl Service for RawClient {
     unsafe fn destroy(&self) {
-        self.flying.drain();
+        self.in_flight.drain();
         // SAFETY: The client is ours, nobody uses it any more, and none of its jobs is in flight.
         unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
     }
 }
 
 /// A use of a client. Copies that have not ended keep the client, but not its uses.
-pub(crate) type KcopydClient = Kept<Client>;
+pub(crate) type KcopydClient = ServiceRef<RawClient>;
 
 impl KcopydClient {
     /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all
@@ -150,19 +150,19 @@ impl KcopydClient {
     ///
     /// # Safety
     ///
-    /// As [`Kept::new`].
-    pub(super) unsafe fn make() -> Result<(Self, Keeper<Client>)> {
+    /// As [`ServiceRef::new`].
+    pub(super) unsafe fn make() -> Result<(Self, ServiceOwner<RawClient>)> {
         let make = || {
-            let flying = InflightCount::new()?;
+            let in_flight = InflightCount::new()?;
             // SAFETY: The throttle is a variable of the module.
             let raw = from_err_ptr(unsafe {
                 bindings::dm_kcopyd_client_create(bindings::dmr_param_snapshot_throttle())
             })?;
             let raw = NonNull::new(raw).ok_or(ENOMEM)?;
-            Ok(Client { raw, flying })
+            Ok(RawClient { raw, in_flight })
         };
         // SAFETY: By the contract.
-        unsafe { Kept::new(make) }
+        unsafe { ServiceRef::new(make) }
     }
 
     /// Starts a copy. Process context, sleeps at most for memory of the client's reserve.
@@ -181,10 +181,10 @@ impl KcopydClient {
             let destinations = (0..MAX_DESTINATIONS)
                 .take_while(|number| job.context.destination(*number).is_some())
                 .count();
-            let result = Copied::new(read_failed != 0, writes_failed, destinations);
+            let result = KcopydResult::new(read_failed != 0, writes_failed, destinations);
             J::done(job, result);
             if let Some(client) = client {
-                client.landed();
+                client.end();
             }
         }
         fn region((device, start): (&Device, Sector), len: Sectors) -> bindings::dm_io_region {
@@ -194,8 +194,8 @@ impl KcopydClient {
                 count: len.0,
             }
         }
-        self.flying.started();
-        job.client = Some(self.flying.clone());
+        self.in_flight.begin();
+        job.client = Some(self.in_flight.clone());
         let len = job.context.sectors();
         let from = job.context.source().map(|source| region(source, len));
         let mut to: [bindings::dm_io_region; MAX_DESTINATIONS] = Default::default();
@@ -233,6 +233,6 @@ impl KcopydClient {
 
     /// Waits until all callbacks have returned. Sleeps.
     pub(crate) fn drain(&self) {
-        self.flying.drain();
+        self.in_flight.drain();
     }
 }

@@ -13,7 +13,7 @@ use kernel::bindings as kb;
 /// Reads a field of limits that may change at any time: never through a reference.
 macro_rules! read {
     ($limits:expr, $field:ident) => {{
-        // SAFETY: By the contract of `StackedLimits::new` the limits exist.
+        // SAFETY: By the contract of `DeviceLimits::new` the limits exist.
         let field = unsafe { addr_of!((*$limits.limits).$field) };
         // SAFETY: The pointer is to a field of live limits: an aligned word, every value of which
         // is valid.
@@ -48,7 +48,7 @@ impl<'a> Limits<'a> {
     }
 
     /// Takes the discard limits over from a device below.
-    pub(crate) fn copy_discard(&mut self, from: &StackedLimits<'_>) {
+    pub(crate) fn copy_discard(&mut self, from: &DeviceLimits<'_>) {
         self.0.max_hw_discard_sectors = read!(from, max_hw_discard_sectors);
         self.0.discard_granularity = read!(from, discard_granularity);
         self.0.discard_alignment = read!(from, discard_alignment);
@@ -57,17 +57,17 @@ impl<'a> Limits<'a> {
 }
 
 /// The limits of an open block device.
-pub(crate) struct StackedLimits<'a> {
+pub(crate) struct DeviceLimits<'a> {
     limits: *const kb::queue_limits,
     _device: PhantomData<&'a ()>,
 }
 
-impl StackedLimits<'_> {
+impl DeviceLimits<'_> {
     /// # Safety
     ///
     /// `limits` are those of a block device that is open during `'a`.
     pub(super) unsafe fn new(limits: *const kb::queue_limits) -> Self {
-        StackedLimits {
+        DeviceLimits {
             limits,
             _device: PhantomData,
         }

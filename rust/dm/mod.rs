@@ -12,6 +12,6 @@ pub(crate) mod kcopyd;
 pub(crate) mod limits;
 pub(crate) mod pages;
 pub(crate) mod pdata;
-pub(crate) mod reader;
+pub(crate) mod read_ahead;
 pub(crate) mod status;
 pub(crate) mod target;

@@ -23,21 +23,21 @@ use kernel::{
 };
 
 /// A page, and its link in the form that dm-io reads.
-struct Node {
+struct PageNode {
     /// `next` points to the `link` of `rest`.
     link: bindings::page_list,
     _page: Page,
-    rest: Option<KBox<Node>>,
+    rest: Option<KBox<PageNode>>,
 }
 
-impl Node {
+impl PageNode {
     fn new(flags: kernel::alloc::Flags) -> Result<KBox<Self>> {
         let page = Page::alloc_page(flags)?;
         let link = bindings::page_list {
             next: core::ptr::null_mut(),
             page: page.as_ptr().cast(),
         };
-        let node = Node {
+        let node = PageNode {
             link,
             _page: page,
             rest: None,
@@ -47,17 +47,17 @@ impl Node {
 }
 
 // SAFETY: A node owns its page and the nodes behind it; its pointers are into these.
-unsafe impl Send for Node {}
+unsafe impl Send for PageNode {}
 
 /// A list of pages: a stack that can be walked without recursion.
 #[derive(Default)]
-struct Stack {
-    top: Option<KBox<Node>>,
+struct PageStack {
+    top: Option<KBox<PageNode>>,
     count: usize,
 }
 
-impl Stack {
-    fn push(&mut self, mut node: KBox<Node>) {
+impl PageStack {
+    fn push(&mut self, mut node: KBox<PageNode>) {
         node.rest = self.top.take();
         node.link.next = match &mut node.rest {
             Some(rest) => &mut rest.link,
@@ -67,7 +67,7 @@ impl Stack {
         self.count = self.count.saturating_add(1);
     }
 
-    fn pop(&mut self) -> Option<KBox<Node>> {
+    fn pop(&mut self) -> Option<KBox<PageNode>> {
         let mut node = self.top.take()?;
         self.top = node.rest.take();
         node.link.next = core::ptr::null_mut();
@@ -76,7 +76,7 @@ impl Stack {
     }
 }
 
-impl Drop for Stack {
+impl Drop for PageStack {
     fn drop(&mut self) {
         // One by one: a list that drops itself would recurse.
         while self.pop().is_some() {}
@@ -84,8 +84,8 @@ impl Drop for Stack {
 }
 
 /// The pages that nobody has, and how many others have.
-struct Shelf {
-    reserve: Stack,
+struct FreePages {
+    reserve: PageStack,
     taken: usize,
 }
 
@@ -97,7 +97,7 @@ pub(crate) struct PagePool {
     /// What may be taken in all.
     most: usize,
     #[pin]
-    shelf: IrqLock<Shelf>,
+    free: IrqLock<FreePages>,
 }
 
 impl PagePool {
@@ -106,15 +106,15 @@ impl PagePool {
     pub(crate) fn new(reserve: Sectors, most: Sectors) -> Result<Arc<Self>> {
         let size = Self::pages(reserve)?;
         let most = Self::pages(most)?.max(size);
-        let mut reserve = Stack::default();
+        let mut reserve = PageStack::default();
         for _ in 0..size {
-            reserve.push(Node::new(GFP_KERNEL)?);
+            reserve.push(PageNode::new(GFP_KERNEL)?);
         }
         Arc::pin_init(
             pin_init!(PagePool {
                 size,
                 most,
-                shelf <- new_irq_lock!(Shelf { reserve, taken: 0 }, "dm_rust_pages"),
+                free <- new_irq_lock!(FreePages { reserve, taken: 0 }, "dm_rust_pages"),
             }),
             GFP_KERNEL,
         )
@@ -135,16 +135,16 @@ impl PagePool {
     /// waits.
     pub(crate) fn take(self: &Arc<Self>, sectors: Sectors) -> Option<Pages> {
         let wanted = Self::pages(sectors).ok()?;
-        let mut stack = Stack::default();
+        let mut stack = PageStack::default();
         {
-            let mut shelf = self.shelf.lock();
-            let taken = shelf.taken.checked_add(wanted)?;
+            let mut free = self.free.lock();
+            let taken = free.taken.checked_add(wanted)?;
             if taken > self.most {
                 return None;
             }
-            shelf.taken = taken;
+            free.taken = taken;
             while stack.count < wanted {
-                let Some(node) = shelf.reserve.pop() else {
+                let Some(node) = free.reserve.pop() else {
                     break;
                 };
                 stack.push(node);
@@ -157,7 +157,9 @@ impl PagePool {
             pool: self.clone(),
         };
         while pages.stack.count < wanted {
-            pages.stack.push(Node::new(GFP_NOWAIT | __GFP_NOWARN).ok()?);
+            pages
+                .stack
+                .push(PageNode::new(GFP_NOWAIT | __GFP_NOWARN).ok()?);
         }
         Some(pages)
     }
@@ -165,7 +167,7 @@ impl PagePool {
 
 /// Pages for some data. They go back to their pool when dropped; any context.
 pub(crate) struct Pages {
-    stack: Stack,
+    stack: PageStack,
     /// Their number, when all are there.
     wanted: usize,
     sectors: Sectors,
@@ -189,11 +191,11 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        let mut shelf = self.pool.shelf.lock();
-        shelf.taken = shelf.taken.saturating_sub(self.wanted);
-        while shelf.reserve.count < self.pool.size {
+        let mut free = self.pool.free.lock();
+        free.taken = free.taken.saturating_sub(self.wanted);
+        while free.reserve.count < self.pool.size {
             let Some(node) = self.stack.pop() else { return };
-            shelf.reserve.push(node);
+            free.reserve.push(node);
         }
         // What is more is freed with `stack`, after the lock.
     }

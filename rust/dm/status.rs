@@ -42,22 +42,22 @@ fn part(text: &str, room: usize) -> &[u8] {
 }
 
 /// A C string buffer of device-mapper.
-pub(super) struct Lent<'a> {
+pub(super) struct CStrBuffer<'a> {
     buffer: &'a mut [u8],
     used: usize,
 }
 
-impl<'a> Lent<'a> {
+impl<'a> CStrBuffer<'a> {
     /// Starts with an empty string.
     pub(super) fn new(buffer: &'a mut [u8]) -> Self {
         if let Some(first) = buffer.first_mut() {
             *first = 0;
         }
-        Lent { buffer, used: 0 }
+        CStrBuffer { buffer, used: 0 }
     }
 }
 
-impl fmt::Write for Lent<'_> {
+impl fmt::Write for CStrBuffer<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // One byte stays for the final nul.
         let room = self
@@ -80,16 +80,16 @@ impl fmt::Write for Lent<'_> {
 }
 
 /// The answer to a message, which must not be where the words still are.
-pub(super) struct Answer {
+pub(super) struct MessageReply {
     text: KVVec<u8>,
     most: usize,
     result: Result,
 }
 
-impl Answer {
+impl MessageReply {
     /// None so far, and at most so many bytes.
     pub(super) fn new(most: usize) -> Self {
-        Answer {
+        MessageReply {
             text: KVVec::new(),
             most,
             result: Ok(()),
@@ -119,7 +119,7 @@ impl Answer {
     }
 }
 
-impl fmt::Write for Answer {
+impl fmt::Write for MessageReply {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         // The device may be suspended, and the hook may have locks that its I/O needs.
         let _noio = NoIo::enter();

@@ -25,13 +25,13 @@ fn names() -> impl Iterator<Item = &'static [u8]> {
 }
 
 /// Whether a target is to be registered: it is named, or nothing is.
-pub(crate) fn is_wanted(target: &CStr) -> bool {
+pub(crate) fn is_target_enabled(target: &CStr) -> bool {
     let mut names = names().peekable();
     names.peek().is_none() || names.any(|name| name == bytes(target))
 }
 
 /// Refuses names that do not exist.
-pub(crate) fn check_targets(exists: impl Fn(&[u8]) -> bool) -> Result {
+pub(crate) fn check_target_names(exists: impl Fn(&[u8]) -> bool) -> Result {
     for name in names() {
         if !exists(name) {
             let text = core::str::from_utf8(name).unwrap_or("?");

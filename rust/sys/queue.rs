@@ -5,10 +5,10 @@
 use crate::{
     bindings,
     sys::{
-        kept::{
-            Keeper,
-            Kept,
-            Service, //
+        service::{
+            Service,
+            ServiceOwner,
+            ServiceRef, //
         },
         time::Millis, //
     }, //
@@ -29,16 +29,16 @@ use kernel::{
 };
 
 /// A workqueue of our own with `WQ_MEM_RECLAIM`: its work makes progress even when memory is short.
-pub(crate) struct Raw {
+pub(crate) struct OwnedWorkqueue {
     wq: NonNull<kb::workqueue_struct>,
 }
 
 // SAFETY: Workqueues may be used from any thread.
-unsafe impl Send for Raw {}
+unsafe impl Send for OwnedWorkqueue {}
 // SAFETY: As above; all operations are thread-safe.
-unsafe impl Sync for Raw {}
+unsafe impl Sync for OwnedWorkqueue {}
 
-impl Service for Raw {
+impl Service for OwnedWorkqueue {
     unsafe fn destroy(&self) {
         // SAFETY: The queue is ours, and nobody uses it any more. What is pending runs first.
         unsafe { kb::destroy_workqueue(self.wq.as_ptr()) }
@@ -59,11 +59,11 @@ pub(crate) enum QueueKind {
 /// the items that are pending, and destroys the queue.
 ///
 /// An item that waits for a delay keeps its queue, since its container has a use of it: see
-/// [`OnQueue`].
-pub(crate) type WorkQueue = Kept<Raw>;
+/// [`HasQueue`].
+pub(crate) type WorkQueue = ServiceRef<OwnedWorkqueue>;
 
 /// A container of work items that has the queue of those which wait for a delay.
-pub(crate) trait OnQueue {
+pub(crate) trait HasQueue {
     /// The queue.
     fn queue(&self) -> &WorkQueue;
 }
@@ -73,8 +73,11 @@ impl WorkQueue {
     ///
     /// # Safety
     ///
-    /// As [`Kept::new`].
-    pub(crate) unsafe fn make(name: &CStr, kind: QueueKind) -> Result<(Self, Keeper<Raw>)> {
+    /// As [`ServiceRef::new`].
+    pub(crate) unsafe fn make(
+        name: &CStr,
+        kind: QueueKind,
+    ) -> Result<(Self, ServiceOwner<OwnedWorkqueue>)> {
         let kind = match kind {
             QueueKind::PerCpu => bindings::DMR_WQ_PERCPU,
             QueueKind::Unbound => bindings::DMR_WQ_UNBOUND,
@@ -84,10 +87,10 @@ impl WorkQueue {
             // SAFETY: `name` is nul-terminated; the kernel copies it.
             let wq = unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) };
             let wq = NonNull::new(wq).ok_or(ENOMEM)?;
-            Ok(Raw { wq })
+            Ok(OwnedWorkqueue { wq })
         };
         // SAFETY: By the contract.
-        unsafe { Kept::new(make) }
+        unsafe { ServiceRef::new(make) }
     }
 
     fn as_queue(&self) -> &Queue {
@@ -135,7 +138,7 @@ where
 /// When the last target that has the queue is past its destructor, the item is dropped instead.
 pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Millis)
 where
-    T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+    T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
     // A queue is not destroyed while it has users, but its destruction does not wait for timers. So
     // whoever waits for one must be a user. It is: the item keeps its container, and for as long as
@@ -150,7 +153,7 @@ where
 /// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
 pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Millis)
 where
-    T: OnQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+    T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
     // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not
     // queue it, and says neither.

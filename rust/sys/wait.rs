@@ -61,7 +61,7 @@ impl WaitQueue {
     }
 
     /// The same, but for so long at most.
-    pub(crate) fn wait_at_most<F: Fn() -> bool>(&self, time: Millis, condition: F) {
+    pub(crate) fn wait_timeout<F: Fn() -> bool>(&self, time: Millis, condition: F) {
         let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
         // CAST: An hour at most.
         let jiffies = time.to_jiffies() as c_long;

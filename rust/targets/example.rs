@@ -14,7 +14,7 @@ use crate::dm::target::{CtrError, DeviceVisitor, OrMessage as _, Stop, Target, T
 use crate::logic::args::parse_decimal_u64;
 use crate::logic::units::{Sector, Sectors};
 use crate::sys::log::CStrDisplay;
-use crate::sys::queue::{enqueue_delayed, OnQueue, QueueKind, WorkQueue};
+use crate::sys::queue::{enqueue_delayed, HasQueue, QueueKind, WorkQueue};
 use crate::sys::string::bytes;
 use crate::sys::time::Millis;
 use kernel::prelude::*;
@@ -39,7 +39,7 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Example, 1> for Example { self.clock }
 }
 
-impl OnQueue for Example {
+impl HasQueue for Example {
     fn queue(&self) -> &WorkQueue {
         &self.queue
     }

@@ -18,16 +18,16 @@ use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow, Mutex};
 
 /// Where a target leaves its device for another one.
-pub(crate) type Lost = Mutex<Option<Device>>;
+pub(crate) type LentDevice = Mutex<Option<Device>>;
 
 /// Makes the place.
-pub(crate) fn nothing_lost() -> Result<Arc<Lost>> {
+pub(crate) fn no_device_lent() -> Result<Arc<LentDevice>> {
     Arc::pin_init(new_mutex!(None, "dm_rust_stray"), GFP_KERNEL)
 }
 
 /// What a target does with the device that it has: its own, or one that was left.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Misuse {
     /// Maps bios to its own device, and leaves that for others.
     Lend,
     /// Maps bios to the device of another target.
@@ -44,7 +44,7 @@ pub(crate) struct Stray {
     device: Device,
     /// What it uses.
     used: Device,
-    way: Way,
+    misuse: Misuse,
     len: Sectors,
 }
 
@@ -55,31 +55,31 @@ impl Target for Stray {
     const C_MODULE: &'static str = "none";
     const NOWAIT: bool = true;
     type PerBio = [u8; 0];
-    type Shared = Arc<Lost>;
+    type Shared = Arc<LentDevice>;
 
     fn ctr(
         builder: &mut TargetBuilder<'_>,
-        lost: &Arc<Lost>,
+        lent: &Arc<LentDevice>,
         mut args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (Some(path), Some(way)) = (args.next(), args.next()) else {
+        let (Some(path), Some(misuse)) = (args.next(), args.next()) else {
             return Err(CtrError::new(c"A device and what to do are needed", EINVAL));
         };
-        let way = match bytes(way) {
-            b"lend" => Way::Lend,
-            b"map" => Way::Map,
-            b"submit" => Way::Submit,
-            b"visit" => Way::Visit,
+        let misuse = match bytes(misuse) {
+            b"lend" => Misuse::Lend,
+            b"map" => Misuse::Map,
+            b"submit" => Misuse::Submit,
+            b"visit" => Misuse::Visit,
             _ => return Err(CtrError::new(c"Unknown word", EINVAL)),
         };
         let device = builder
             .open(path, Access::ReadWrite)
             .or_message(c"No device")?;
-        let used = if way == Way::Lend {
-            *lost.lock() = Some(device.shared());
+        let used = if misuse == Misuse::Lend {
+            *lent.lock() = Some(device.shared());
             device.shared()
         } else {
-            lost.lock()
+            lent.lock()
                 .take()
                 .ok_or(ENODEV)
                 .or_message(c"Nobody has lent a device")?
@@ -89,7 +89,7 @@ impl Target for Stray {
             Stray {
                 device,
                 used,
-                way,
+                misuse,
                 len,
             },
             GFP_KERNEL,
@@ -98,7 +98,7 @@ impl Target for Stray {
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, [u8; 0]>) -> Mapped<'a> {
-        if this.way != Way::Submit {
+        if this.misuse != Misuse::Submit {
             return bio.remap(&this.used);
         }
         let (bio, mapped) = bio.take();
@@ -116,7 +116,7 @@ impl Target for Stray {
         this: ArcBorrow<'_, Self>,
         visitor: &mut DeviceVisitor<'_>,
     ) -> Result<(), Stop> {
-        let device = if this.way == Way::Visit {
+        let device = if this.misuse == Misuse::Visit {
             &this.used
         } else {
             &this.device

@@ -3,11 +3,11 @@
 //! A bio within the hooks `map` and `end_io`, and what the hook tells device-mapper.
 
 use super::{
-    report_stray,
+    report_foreign_device,
     Bio,
+    BlkStatus,
     Op,
-    PerBio,
-    Status, //
+    PerBio, //
 };
 use crate::{
     bindings,
@@ -53,7 +53,7 @@ pub(crate) struct MapBio<'a, D: PerBio> {
     bio: Bio<D>,
     target: NonNull<bindings::dm_target>,
     /// It is one of several that device-mapper made of one request.
-    is_copy: bool,
+    is_duplicate: bool,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
@@ -85,11 +85,11 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         }
         // Memory of a pool, never written yet perhaps: from here on it has a value.
         bio.set_per_bio(D::new_zeroed());
-        let is_copy = discards > 1 && bio.op() == Op::Discard;
+        let is_duplicate = discards > 1 && bio.op() == Op::Discard;
         MapBio {
             bio,
             target,
-            is_copy,
+            is_duplicate,
             _call: PhantomData,
         }
     }
@@ -99,17 +99,17 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     ///
     /// For reads, writes and discards. More than there is changes nothing; and so it is for a bio
     /// that is one of several of a request, which cannot be cut.
-    pub(crate) fn accept(&mut self, sectors: Sectors) {
+    pub(crate) fn accept_partial(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
         let sectors = sectors.max(Sectors(1));
-        if sectors >= all || self.is_copy || self.bio.is_flush() {
+        if sectors >= all || self.is_duplicate || self.bio.is_flush() {
             return;
         }
         // CAST: Less than the bio's own length, which is below 2^23 sectors.
-        let kept = sectors.0 as kernel::ffi::c_uint;
+        let service = sectors.0 as kernel::ffi::c_uint;
         // SAFETY: Within `map` on its own bio, which is no flush, not atomic (no target declares
-        // that), not zoned, and not one of several of a request; `kept` is less than its length.
-        unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
+        // that), not zoned, and not one of several of a request; `service` is less than its length.
+        unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), service) }
     }
 
     /// Changes the first sector, for a device on which the target does not start at zero.
@@ -119,7 +119,7 @@ impl<'a, D: PerBio> MapBio<'a, D> {
 
     /// Which of the bios it is that device-mapper made of one request, for targets that ask for
     /// several.
-    pub(crate) fn copy_number(&self) -> u32 {
+    pub(crate) fn target_bio_nr(&self) -> u32 {
         // SAFETY: The bio is one of device-mapper's.
         unsafe { bindings::dm_bio_get_target_bio_nr(self.bio.raw.as_ptr()) }
     }
@@ -133,8 +133,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// crossing into C. A device of another target is refused, as by [`Bio::submit`].
     pub(crate) fn remap(self, device: &Device) -> Mapped<'a> {
         if self.target != device.target() {
-            report_stray();
-            return self.end(Status::IO_ERROR);
+            report_foreign_device();
+            return self.end(BlkStatus::IO_ERROR);
         }
         // SAFETY: The bio is live. Device-mapper submits it when the callback returns. The device
         // stays open until it has ended: both are the same target's.
@@ -143,7 +143,7 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     }
 
     /// Ends the bio now.
-    pub(crate) fn end(self, status: Status) -> Mapped<'a> {
+    pub(crate) fn end(self, status: BlkStatus) -> Mapped<'a> {
         self.bio.end(status);
         Mapped::new(bindings::DM_MAPIO_SUBMITTED)
     }
@@ -182,12 +182,12 @@ impl<D: PerBio> Deref for MapBio<'_, D> {
 #[must_use = "the end_io hook returns it"]
 pub(crate) struct Ended<'a> {
     code: kernel::ffi::c_int,
-    status: Status,
+    status: BlkStatus,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
 impl Ended<'_> {
-    fn new(code: u32, status: Status) -> Self {
+    fn new(code: u32, status: BlkStatus) -> Self {
         // CAST: The constants are 0 to 2.
         Ended {
             code: code as kernel::ffi::c_int,
@@ -207,7 +207,7 @@ impl Ended<'_> {
 pub(crate) struct EndBio<'a, D: PerBio> {
     bio: Bio<D>,
     target: NonNull<bindings::dm_target>,
-    status: Status,
+    status: BlkStatus,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
@@ -229,13 +229,13 @@ impl<'a, D: PerBio> EndBio<'a, D> {
         EndBio {
             bio,
             target,
-            status: Status(status),
+            status: BlkStatus(status),
             _call: PhantomData,
         }
     }
 
     /// How the bio ended so far.
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> BlkStatus {
         self.status
     }
 
@@ -267,7 +267,7 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     }
 
     /// Lets the bio end with another status.
-    pub(crate) fn done_with(self, status: Status) -> Ended<'a> {
+    pub(crate) fn done_with(self, status: BlkStatus) -> Ended<'a> {
         let _ = self.bio.into_raw();
         Ended::new(bindings::DM_ENDIO_DONE, status)
     }

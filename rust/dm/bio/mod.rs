@@ -73,30 +73,30 @@ pub(crate) enum Op {
 
 /// How a bio ended: a `blk_status_t`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Status(kb::blk_status_t);
+pub(crate) struct BlkStatus(kb::blk_status_t);
 
-impl Status {
+impl BlkStatus {
     /// Success.
-    pub(crate) const OK: Status = Status(bindings::BLK_STS_OK);
+    pub(crate) const OK: BlkStatus = BlkStatus(bindings::BLK_STS_OK);
     /// It would have had to wait, and had asked not to (`EAGAIN`).
-    pub(crate) const AGAIN: Status = Status(bindings::BLK_STS_AGAIN);
+    pub(crate) const AGAIN: BlkStatus = BlkStatus(bindings::BLK_STS_AGAIN);
     /// The I/O failed (`EIO`).
-    pub(crate) const IO_ERROR: Status = Status(bindings::BLK_STS_IOERR);
+    pub(crate) const IO_ERROR: BlkStatus = BlkStatus(bindings::BLK_STS_IOERR);
 
     /// Goes back to device-mapper, which maps the bio again after the next resume: see
     /// [`MapBio::requeue`].
-    pub(crate) const REQUEUE: Status = Status(bindings::BLK_STS_DM_REQUEUE);
+    pub(crate) const REQUEUE: BlkStatus = BlkStatus(bindings::BLK_STS_DM_REQUEUE);
 
     /// Whether this is success.
     pub(crate) fn is_ok(self) -> bool {
-        self == Status::OK
+        self == BlkStatus::OK
     }
 }
 
-impl From<Error> for Status {
+impl From<Error> for BlkStatus {
     fn from(error: Error) -> Self {
         // SAFETY: A table look-up without preconditions.
-        Status(unsafe { kb::errno_to_blk_status(error.to_errno()) })
+        BlkStatus(unsafe { kb::errno_to_blk_status(error.to_errno()) })
     }
 }
 
@@ -201,7 +201,7 @@ impl<D: PerBio> Bio<D> {
 
     /// Narrows a bio without data (a discard) to a part of itself. Returns false, and does nothing,
     /// for any other bio and for a range outside.
-    pub(crate) fn narrow(&mut self, start: Sector, len: Sectors) -> bool {
+    pub(crate) fn trim(&mut self, start: Sector, len: Sectors) -> bool {
         let (old_start, old_len) = (self.sector(), self.sectors());
         let inside = match (
             start.0.checked_add(len.0),
@@ -271,8 +271,8 @@ impl<D: PerBio> Bio<D> {
     /// mapped device.
     pub(crate) fn submit(self, device: &Device) {
         if !self.is_for(device) {
-            report_stray();
-            return self.end(Status::IO_ERROR);
+            report_foreign_device();
+            return self.end(BlkStatus::IO_ERROR);
         }
         // SAFETY: By the invariant the bio is live and ours alone.
         unsafe { (*self.raw.as_ptr()).bi_opf &= !bindings::REQ_NOWAIT };
@@ -282,7 +282,7 @@ impl<D: PerBio> Bio<D> {
     }
 
     /// Ends the bio. Any context. The target's `end_io` hook is called from within.
-    pub(crate) fn end(self, status: Status) {
+    pub(crate) fn end(self, status: BlkStatus) {
         // SAFETY: The bio is live and passes to its submitter.
         unsafe { bindings::dmr_bio_end(self.into_raw().as_ptr(), status.0) }
     }
@@ -292,13 +292,13 @@ impl<D: PerBio> Drop for Bio<D> {
     fn drop(&mut self) {
         kernel::pr_err!("a bio was dropped without an answer, it ends with an error\n");
         // SAFETY: The bio is live, owned, and not used after this.
-        unsafe { bindings::dmr_bio_end(self.raw.as_ptr(), Status::IO_ERROR.0) }
+        unsafe { bindings::dmr_bio_end(self.raw.as_ptr(), BlkStatus::IO_ERROR.0) }
     }
 }
 
 /// Says that a target has sent a bio to a device of another one.
 #[cold]
-fn report_stray() {
+fn report_foreign_device() {
     if allowed() {
         err!(
             "dm_rust",

@@ -4,8 +4,8 @@
 
 use super::{
     Bio,
-    PerBio,
-    Status, //
+    BlkStatus,
+    PerBio, //
 };
 use crate::dm::device::Device;
 use core::{
@@ -97,7 +97,7 @@ impl<D: PerBio> BioQueue<D> {
     }
 
     /// Ends all bios with one status. Any context.
-    pub(crate) fn end_all(&mut self, status: Status) {
+    pub(crate) fn end_all(&mut self, status: BlkStatus) {
         while let Some(bio) = self.pop() {
             bio.end(status);
         }

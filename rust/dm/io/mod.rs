@@ -21,7 +21,7 @@ use crate::{
     dm::{
         device::{
             Device,
-            TargetUse, //
+            TargetRef, //
         },
         pages::Pages, //
     },
@@ -86,7 +86,7 @@ impl Transfer {
 
 /// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the
 /// transfer has ended.
-pub(crate) trait IoDone: Send + Sized + 'static {
+pub(crate) trait IoContext: Send + Sized + 'static {
     /// The memory of the transfer.
     fn pages(&mut self) -> &mut Pages;
 
@@ -113,9 +113,9 @@ fn memory(bytes: &mut [u8]) -> (bindings::dm_io_memory, Sectors) {
 /// It serves devices of one target, which stay open until the client and all its requests are gone.
 pub(crate) struct IoClient {
     raw: NonNull<bindings::dm_io_client>,
-    flying: Arc<InflightCount>,
+    in_flight: Arc<InflightCount>,
     // Dropped last: see above.
-    target: TargetUse,
+    target: TargetRef,
 }
 
 // SAFETY: dm-io clients may be used from any thread.
@@ -125,14 +125,14 @@ unsafe impl Sync for IoClient {}
 
 impl IoClient {
     /// Makes a client. Sleeps.
-    pub(super) fn new(target: TargetUse) -> Result<Self> {
+    pub(super) fn new(target: TargetRef) -> Result<Self> {
         // SAFETY: No preconditions.
         let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
         match InflightCount::new() {
-            Ok(flying) => Ok(IoClient {
+            Ok(in_flight) => Ok(IoClient {
                 raw,
-                flying,
+                in_flight,
                 target,
             }),
             Err(error) => {
@@ -262,15 +262,15 @@ impl IoClient {
         /// For dm-io only, as the callback of a request whose context is an `Arc<InflightCount>`.
         unsafe extern "C" fn notify(error: c_ulong, unsupported: c_ulong, context: *mut c_void) {
             // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
-            let flying = unsafe { Arc::from_raw(context.cast::<InflightCount>()) };
+            let in_flight = unsafe { Arc::from_raw(context.cast::<InflightCount>()) };
             if error | unsupported != 0 {
-                flying.failed.store(true, Relaxed);
+                in_flight.failed.store(true, Relaxed);
             }
-            flying.landed();
+            in_flight.end();
         }
         let (memory, len) = memory(buffer.part(part)?);
-        self.flying.started();
-        let context = Arc::into_raw(self.flying.clone());
+        self.in_flight.begin();
+        let context = Arc::into_raw(self.in_flight.clone());
         let notify = bindings::dm_io_notify {
             fn_: Some(notify),
             context: context.cast_mut().cast(),
@@ -281,15 +281,15 @@ impl IoClient {
         result.inspect_err(|_| {
             // SAFETY: dm-io refused the request, so the callback will not come.
             drop(unsafe { Arc::from_raw(context) });
-            self.flying.landed();
+            self.in_flight.end();
         })
     }
 
     /// Waits until all requests have ended, and tells whether all that were made by
     /// [`read`](Self::read) went well since it was called last. Sleeps.
     pub(super) fn drain_reads(&self) -> Result {
-        self.flying.drain();
-        if self.flying.failed.xchg(false, Relaxed) {
+        self.in_flight.drain();
+        if self.in_flight.failed.xchg(false, Relaxed) {
             return Err(EIO);
         }
         Ok(())
@@ -299,7 +299,7 @@ impl IoClient {
     /// client's reserve.
     ///
     /// Devices of another target than the client's are refused, with an error.
-    pub(crate) fn submit<C: IoDone>(
+    pub(crate) fn submit<C: IoContext>(
         &self,
         what: Transfer,
         device: &Device,
@@ -309,7 +309,7 @@ impl IoClient {
         /// # Safety
         ///
         /// For dm-io only, as the callback of a request whose context is a `PoolBox<Request<C>>`.
-        unsafe extern "C" fn notify<C: IoDone>(
+        unsafe extern "C" fn notify<C: IoContext>(
             error: c_ulong,
             unsupported: c_ulong,
             context: *mut c_void,
@@ -320,15 +320,15 @@ impl IoClient {
             let failed = error | unsupported != 0;
             end(request, if failed { Err(EIO) } else { Ok(()) })
         }
-        fn end<C: IoDone>(mut request: PoolBox<Request<C>>, result: Result) {
+        fn end<C: IoContext>(mut request: PoolBox<Request<C>>, result: Result) {
             let client = request.client.take();
             C::done(request, result);
             if let Some(client) = client {
-                client.landed();
+                client.end();
             }
         }
-        self.flying.started();
-        request.client = Some(self.flying.clone());
+        self.in_flight.begin();
+        request.client = Some(self.in_flight.clone());
         let pages = request.context.pages();
         let len = pages.sectors();
         let memory = bindings::dm_io_memory {
@@ -351,7 +351,7 @@ impl IoClient {
 
     /// Waits until all requests have ended, and their contexts have been told. Sleeps.
     pub(crate) fn drain(&self) {
-        self.flying.drain();
+        self.in_flight.drain();
     }
 
     /// # Safety

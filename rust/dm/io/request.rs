@@ -71,12 +71,12 @@ impl<C> RequestList<C> {
     }
 
     /// Turns the list around: what was added first is popped first.
-    pub(crate) fn turned(mut self) -> Self {
-        let mut turned = RequestList::default();
+    pub(crate) fn reversed(mut self) -> Self {
+        let mut reversed = RequestList::default();
         while let Some(request) = self.pop() {
-            turned.push(request);
+            reversed.push(request);
         }
-        turned
+        reversed
     }
 }
 
@@ -108,19 +108,19 @@ impl InflightCount {
     pub(in crate::dm) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(InflightCount {
             count: Atomic::new(0),
-            pub(super) failed: Atomic::new(false),
+            failed: Atomic::new(false),
             none <- new_wait_queue!("dm_rust_io"),
         });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
     /// One more.
-    pub(in crate::dm) fn started(&self) {
+    pub(in crate::dm) fn begin(&self) {
         self.count.fetch_add(1, Relaxed);
     }
 
     /// One less.
-    pub(in crate::dm) fn landed(&self) {
+    pub(in crate::dm) fn end(&self) {
         if self.count.fetch_sub(1, Release) == 1 {
             self.none.wake_all();
         }

@@ -11,7 +11,7 @@ use crate::{
         block::Block,
         checksum,
         is_no_data,
-        tm::Transactions, //
+        tm::TransactionManager, //
     }, //
 };
 use core::marker::PhantomData;
@@ -66,7 +66,7 @@ pub(crate) const WORDS_PER_BLOCK: u64 = 509;
 /// An array of 64-bit words: a bitset.
 pub(crate) type WordArray = Array<u64>;
 
-/// Describes arrays of numbers to the library. Belongs to one [`Transactions`], which each call
+/// Describes arrays of numbers to the library. Belongs to one [`TransactionManager`], which each call
 /// names again: a description used with another one is refused.
 pub(crate) struct Array<V> {
     // The library stores the structure's own address in it.
@@ -82,7 +82,7 @@ unsafe impl<V> Sync for Array<V> {}
 
 impl<V: Entry> Array<V> {
     /// Describes arrays within `tm`.
-    pub(crate) fn new(tm: &Transactions) -> Result<Self> {
+    pub(crate) fn new(tm: &TransactionManager) -> Result<Self> {
         let mut info = KBox::pin(bindings::dm_array_info::default(), GFP_KERNEL)?;
         let mut value = bindings::dm_btree_value_type {
             context: core::ptr::null_mut(),
@@ -107,7 +107,7 @@ impl<V: Entry> Array<V> {
     }
 
     /// The description for a call that only reads, if it belongs to `tm`.
-    fn info(&self, tm: &Transactions) -> Result<*mut bindings::dm_array_info> {
+    fn info(&self, tm: &TransactionManager) -> Result<*mut bindings::dm_array_info> {
         if self.info.btree_info.tm != tm.as_ptr() {
             return Err(EINVAL);
         }
@@ -115,7 +115,7 @@ impl<V: Entry> Array<V> {
     }
 
     /// Makes an empty array and returns its root.
-    pub(crate) fn empty(&self, tm: &mut Transactions) -> Result<Block> {
+    pub(crate) fn empty(&self, tm: &mut TransactionManager) -> Result<Block> {
         let info = self.info(tm)?;
         let mut root = 0;
         // SAFETY: The description is initialised, its manager live and ours alone; `root` can be
@@ -125,14 +125,14 @@ impl<V: Entry> Array<V> {
     }
 
     /// Makes an array of `entries` zeros and returns its root.
-    pub(crate) fn create(&self, tm: &mut Transactions, entries: u32) -> Result<Block> {
+    pub(crate) fn create(&self, tm: &mut TransactionManager, entries: u32) -> Result<Block> {
         let root = self.empty(tm)?;
         self.resize(tm, root, 0, entries, V::default())
     }
 
     /// Makes an array of `entries` zeros in which all full blocks are one and the same: that takes
     /// little space and time, until they are written to.
-    pub(crate) fn create_sparse(&self, tm: &mut Transactions, entries: u32) -> Result<Block> {
+    pub(crate) fn create_sparse(&self, tm: &mut TransactionManager, entries: u32) -> Result<Block> {
         let full = entries / V::PER_BLOCK;
         if full < 3 {
             return self.create(tm, entries);
@@ -143,7 +143,7 @@ impl<V: Entry> Array<V> {
         let mut value = block.0.to_le();
         let value = core::ptr::from_mut(&mut value).cast::<c_void>();
         for index in 1..u64::from(full) {
-            tm.try_inc(block)?;
+            tm.inc_block(block)?;
             let (mut key, mut new) = (index, 0);
             // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte
             // values. The reference that it takes over has just been counted. `new` can be written.
@@ -166,7 +166,7 @@ impl<V: Entry> Array<V> {
     /// [`has_len`](Self::has_len).
     pub(crate) fn resize(
         &self,
-        tm: &mut Transactions,
+        tm: &mut TransactionManager,
         root: Block,
         old: u32,
         new: u32,
@@ -190,7 +190,7 @@ impl<V: Entry> Array<V> {
     /// read or written a block yet.
     pub(crate) fn has_len(
         &self,
-        tm: &Transactions,
+        tm: &TransactionManager,
         root: Block,
         len: u32,
         other: u32,
@@ -231,14 +231,14 @@ impl<V: Entry> Array<V> {
     }
 
     /// Lets an array go.
-    pub(crate) fn delete(&self, tm: &mut Transactions, root: Block) -> Result {
+    pub(crate) fn delete(&self, tm: &mut TransactionManager, root: Block) -> Result {
         let info = self.info(tm)?;
         // SAFETY: The description is initialised, its manager live and ours alone.
         to_result(unsafe { bindings::dm_array_del(info, root.0) })
     }
 
     /// Reads an entry. `ENODATA` if there is none.
-    pub(crate) fn get(&self, tm: &Transactions, root: Block, index: u32) -> Result<V> {
+    pub(crate) fn get(&self, tm: &TransactionManager, root: Block, index: u32) -> Result<V> {
         let mut entry = V::default();
         let value = core::ptr::from_mut(&mut entry).cast::<c_void>();
         // SAFETY: The description is initialised and its manager live; the value has the size of
@@ -250,7 +250,7 @@ impl<V: Entry> Array<V> {
     /// Writes an entry within the running transaction and returns the new root.
     pub(crate) fn set(
         &self,
-        tm: &mut Transactions,
+        tm: &mut TransactionManager,
         root: Block,
         index: u32,
         entry: V,
@@ -267,7 +267,12 @@ impl<V: Entry> Array<V> {
 
     /// Where the block with an entry is: two entries may have the same block, see
     /// [`create_sparse`](Self::create_sparse).
-    pub(crate) fn block_of(&self, tm: &Transactions, root: Block, index: u32) -> Result<Block> {
+    pub(crate) fn block_of(
+        &self,
+        tm: &TransactionManager,
+        root: Block,
+        index: u32,
+    ) -> Result<Block> {
         let info = self.info(tm)?;
         let (mut key, mut block) = (u64::from(index / V::PER_BLOCK), 0u64);
         let value = core::ptr::from_mut(&mut block).cast::<c_void>();
@@ -288,7 +293,7 @@ impl WordArray {
     /// written a block yet.
     pub(crate) fn for_each(
         &self,
-        tm: &Transactions,
+        tm: &TransactionManager,
         root: Block,
         count: u64,
         mut visit: impl FnMut(u64, u64) -> Result,
@@ -363,13 +368,13 @@ fn words(block: &[u8], location: Block, wanted: u64) -> Option<impl Iterator<Ite
 /// The cursor is one of zeros, or was begun with a manager that lives.
 struct BlockCursor<'a> {
     raw: bindings::dm_btree_cursor,
-    _tm: PhantomData<&'a Transactions>,
+    _tm: PhantomData<&'a TransactionManager>,
 }
 
 impl<'a> BlockCursor<'a> {
     fn new<V: Entry>(
         array: &'a Array<V>,
-        tm: &'a Transactions,
+        tm: &'a TransactionManager,
         root: Block,
         read_ahead: bool,
     ) -> Result<Self> {

@@ -25,7 +25,7 @@ pub(crate) const SPACE_MAP_ROOT_SIZE: usize = 128;
 ///
 /// `&self` methods read; what changes the transaction takes `&mut self`. So a reader-writer lock
 /// around it is enough.
-pub(crate) struct Transactions {
+pub(crate) struct TransactionManager {
     tm: NonNull<bindings::dm_transaction_manager>,
     sm: NonNull<bindings::dm_space_map>,
     // Dropped last: the two above use it.
@@ -34,11 +34,11 @@ pub(crate) struct Transactions {
 
 // SAFETY: Transaction managers may be used from any thread, one at a time for changes, which `&mut`
 // ensures.
-unsafe impl Send for Transactions {}
+unsafe impl Send for TransactionManager {}
 // SAFETY: Shared methods only read counters of the space map, and blocks.
-unsafe impl Sync for Transactions {}
+unsafe impl Sync for TransactionManager {}
 
-impl Transactions {
+impl TransactionManager {
     /// Makes a new space map on a blank device; block `superblock` stays reserved.
     pub(crate) fn create(blocks: BlockManager, superblock: Block) -> Result<Self> {
         let (mut tm, mut sm) = (core::ptr::null_mut(), core::ptr::null_mut());
@@ -78,7 +78,7 @@ impl Transactions {
         blocks: BlockManager,
     ) -> Result<Self> {
         match (NonNull::new(tm), NonNull::new(sm)) {
-            (Some(tm), Some(sm)) => Ok(Transactions { tm, sm, blocks }),
+            (Some(tm), Some(sm)) => Ok(TransactionManager { tm, sm, blocks }),
             _ => Err(ENOMEM),
         }
     }
@@ -131,13 +131,13 @@ impl Transactions {
     }
 
     /// Counts one more reference to a block of the device.
-    pub(crate) fn try_inc(&mut self, block: Block) -> Result {
+    pub(crate) fn inc_block(&mut self, block: Block) -> Result {
         // SAFETY: The space map is live.
         to_result(unsafe { bindings::dmr_sm_inc_block(self.sm.as_ptr(), block.0) })
     }
 
     /// Takes a reference to a block back; without any it is free after the next commit.
-    pub(crate) fn try_dec(&mut self, block: Block) -> Result {
+    pub(crate) fn dec_block(&mut self, block: Block) -> Result {
         // SAFETY: The space map is live.
         to_result(unsafe { bindings::dmr_sm_dec_block(self.sm.as_ptr(), block.0) })
     }
@@ -149,7 +149,7 @@ impl Transactions {
         block: Block,
         validator: &'static Validator,
     ) -> Result<Block> {
-        self.try_inc(block)?;
+        self.inc_block(block)?;
         let (mut copy, mut inc) = (core::ptr::null_mut(), 0);
         // SAFETY: The manager is live, the validator static, the variables can be written.
         to_result(unsafe {
@@ -200,7 +200,7 @@ impl Transactions {
     }
 }
 
-impl Drop for Transactions {
+impl Drop for TransactionManager {
     fn drop(&mut self) {
         // SAFETY: Ours, and not used after this; neither uses the other any more.
         unsafe { bindings::dm_tm_destroy(self.tm.as_ptr()) };

@@ -8,7 +8,7 @@ use crate::{
         array::WordArray,
         block::Block,
         is_no_data,
-        tm::Transactions, //
+        tm::TransactionManager, //
     }, //
 };
 use core::marker::PhantomPinned;
@@ -54,7 +54,7 @@ impl Bitset {
     }
 }
 
-/// Describes trees of bitsets to the library. Belongs to one [`Transactions`], which each call
+/// Describes trees of bitsets to the library. Belongs to one [`TransactionManager`], which each call
 /// names again.
 pub(crate) struct BitsetTree {
     info: Pin<KBox<Info>>,
@@ -132,7 +132,7 @@ unsafe extern "C" fn equal(_: *mut c_void, left: *const c_void, right: *const c_
 
 impl BitsetTree {
     /// Describes trees within `tm`.
-    pub(crate) fn new(tm: &Transactions) -> Result<Self> {
+    pub(crate) fn new(tm: &TransactionManager) -> Result<Self> {
         let info = Info {
             tree: bindings::dm_btree_info {
                 tm: tm.as_ptr(),
@@ -159,7 +159,7 @@ impl BitsetTree {
         Ok(BitsetTree { info })
     }
 
-    fn tree(&self, tm: &Transactions) -> Result<*mut bindings::dm_btree_info> {
+    fn tree(&self, tm: &TransactionManager) -> Result<*mut bindings::dm_btree_info> {
         if self.info.tree.tm != tm.as_ptr() {
             return Err(EINVAL);
         }
@@ -172,7 +172,7 @@ impl BitsetTree {
     }
 
     /// Makes an empty tree and returns its root.
-    pub(crate) fn empty(&self, tm: &mut Transactions) -> Result<Block> {
+    pub(crate) fn empty(&self, tm: &mut TransactionManager) -> Result<Block> {
         let mut root = 0;
         // SAFETY: The description is initialised, its manager live and ours alone; `root` can be
         // written.
@@ -183,7 +183,7 @@ impl BitsetTree {
     /// Gives a bitset to the tree. Returns the new root.
     pub(crate) fn insert(
         &self,
-        tm: &mut Transactions,
+        tm: &mut TransactionManager,
         root: Block,
         key: u64,
         bitset: Bitset,
@@ -199,7 +199,12 @@ impl BitsetTree {
     }
 
     /// Removes an entry, and deletes its bitset. Returns the new root.
-    pub(crate) fn remove(&self, tm: &mut Transactions, root: Block, key: u64) -> Result<Block> {
+    pub(crate) fn remove(
+        &self,
+        tm: &mut TransactionManager,
+        root: Block,
+        key: u64,
+    ) -> Result<Block> {
         let (mut key, mut new) = (key, root.0);
         // SAFETY: The description is initialised, its manager live and ours alone.
         to_result(unsafe {
@@ -211,7 +216,7 @@ impl BitsetTree {
     /// The first entry whose key is at least `key`.
     pub(crate) fn next(
         &self,
-        tm: &Transactions,
+        tm: &TransactionManager,
         root: Block,
         key: u64,
     ) -> Result<Option<(u64, Bitset)>> {
@@ -230,7 +235,7 @@ impl BitsetTree {
     }
 
     /// Lets a tree go, with its bitsets.
-    pub(crate) fn delete(&self, tm: &mut Transactions, root: Block) -> Result {
+    pub(crate) fn delete(&self, tm: &mut TransactionManager, root: Block) -> Result {
         // SAFETY: The description is initialised, its manager live and ours alone.
         to_result(unsafe { bindings::dm_btree_del(self.tree(tm)?, root.0) })
     }

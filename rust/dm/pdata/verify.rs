@@ -36,7 +36,7 @@ const ALL: Range<u64> = 0..u64::MAX;
 
 /// A node on the way from the root to where the walk is.
 #[derive(Default)]
-struct Step {
+struct PathNode {
     at: u64,
     /// The keys that it may have. Those of no two children overlap and each node has one, so none
     /// is met twice.
@@ -47,20 +47,20 @@ struct Step {
 
 /// The nodes from the root to where the walk is.
 #[derive(Default)]
-struct Way {
-    steps: [Step; MAX_DEPTH as usize],
+struct NodePath {
+    steps: [PathNode; MAX_DEPTH as usize],
     depth: usize,
 }
 
-impl Way {
-    fn last(&mut self) -> Option<&mut Step> {
+impl NodePath {
+    fn last(&mut self) -> Option<&mut PathNode> {
         self.steps.get_mut(self.depth.checked_sub(1)?)
     }
 
     /// Goes down to a child. Refuses what is deeper than the library goes.
     fn descend(&mut self, at: u64, range: Range<u64>) -> Result {
         let step = self.steps.get_mut(self.depth).ok_or(EINVAL)?;
-        *step = Step { at, range, next: 0 };
+        *step = PathNode { at, range, next: 0 };
         self.depth = self.depth.saturating_add(1);
         Ok(())
     }
@@ -74,22 +74,22 @@ impl Way {
 const LARGEST: usize = 12;
 
 /// Some entries of a leaf, copied, so that its block need not be held while they are looked at.
-struct Batch {
+struct LeafEntries {
     entries: [(u64, [u8; LARGEST]); 16],
     len: usize,
     value_size: usize,
 }
 
-impl Batch {
+impl LeafEntries {
     /// Copies entries from the one numbered `next` on, and counts that up. Says whether there are
     /// more.
     fn read(node: &Node<'_>, next: &mut usize) -> Result<(Self, bool)> {
-        let mut batch = Batch {
+        let mut leaf = LeafEntries {
             entries: Default::default(),
             len: 0,
             value_size: 0,
         };
-        for to in batch.entries.iter_mut() {
+        for to in leaf.entries.iter_mut() {
             let Some((key, value)) = node.entry(*next) else {
                 break;
             };
@@ -97,16 +97,16 @@ impl Batch {
             for (to, from) in to.1.iter_mut().zip(value) {
                 *to = *from;
             }
-            batch.value_size = value.len();
-            batch.len = batch.len.saturating_add(1);
+            leaf.value_size = value.len();
+            leaf.len = leaf.len.saturating_add(1);
             *next = next.saturating_add(1);
         }
         let more = *next < node.len();
         // A value that cannot be read, or does not fit.
-        if (batch.len == 0 && more) || batch.value_size > LARGEST {
+        if (leaf.len == 0 && more) || leaf.value_size > LARGEST {
             return Err(EINVAL);
         }
-        Ok((batch, more))
+        Ok((leaf, more))
     }
 
     fn entries(&self) -> impl Iterator<Item = Option<(u64, &[u8])>> {
@@ -186,26 +186,26 @@ impl<'a> Verifier<'a> {
         value_size: u32,
         visit: &mut dyn FnMut(u64, &[u8]) -> Result,
     ) -> Result {
-        let mut way = Way::default();
+        let mut path = NodePath::default();
         self.used(root.0)?;
-        way.descend(root.0, ALL)?;
+        path.descend(root.0, ALL)?;
         // A block is held only while it is looked at, not while what is below it is: it is locked
         // again for each child. So two blocks at most are held here, with the index, however deep
         // trees are and whatever is visited from within.
-        while let Some(step) = way.last() {
+        while let Some(step) = path.last() {
             let block = self.blocks.read(Block(step.at), None)?;
             let node = Node::parse(&block, step.at, value_size, &step.range).ok_or(EINVAL)?;
             if node.is_leaf() {
-                let (batch, more) = Batch::read(&node, &mut step.next)?;
+                let (leaf, more) = LeafEntries::read(&node, &mut step.next)?;
                 let is_empty = node.len() == 0;
                 drop(block);
-                for entry in batch.entries() {
+                for entry in leaf.entries() {
                     let (key, value) = entry.ok_or(EINVAL)?;
                     visit(key, value)?;
                 }
                 if !more {
-                    way.ascend();
-                    if is_empty && way.last().is_some() {
+                    path.ascend();
+                    if is_empty && path.last().is_some() {
                         return Err(EINVAL);
                     }
                 }
@@ -214,9 +214,9 @@ impl<'a> Verifier<'a> {
                 step.next = step.next.saturating_add(1);
                 drop(block);
                 self.used(child)?;
-                way.descend(child, range)?;
+                path.descend(child, range)?;
             } else {
-                way.ascend();
+                path.ascend();
             }
         }
         Ok(())

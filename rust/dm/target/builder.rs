@@ -8,8 +8,8 @@ use crate::{
         device::{
             Access,
             Device,
-            Handle,
-            TargetRef, //
+            TargetHandle,
+            TargetResources, //
         },
         io::IoClient,
         kcopyd::KcopydClient, //
@@ -19,13 +19,13 @@ use crate::{
         Sectors, //
     },
     sys::{
-        kept::{
-            Kept,
-            Service, //
-        },
         queue::{
             QueueKind,
             WorkQueue, //
+        },
+        service::{
+            Service,
+            ServiceRef, //
         }, //
     }, //
 };
@@ -81,7 +81,7 @@ impl<T, E: Into<Error>> OrMessage<T> for Result<T, E> {
 /// nobody else.
 pub(crate) struct TargetBuilder<'a> {
     pub(super) ti: NonNull<bindings::dm_target>,
-    pub(super) anchor: Arc<TargetRef>,
+    pub(super) resources: Arc<TargetResources>,
     pub(super) _call: PhantomData<&'a mut ()>,
 }
 
@@ -111,43 +111,46 @@ impl TargetBuilder<'_> {
 
     /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
-        Device::open(&self.anchor, path, access)
+        Device::open(&self.resources, path, access)
     }
 
     /// Makes a dm-io client for the target's devices. Sleeps.
     pub(crate) fn io_client(&self) -> Result<IoClient> {
-        IoClient::new(self.anchor.user())
+        IoClient::new(self.resources.reference())
     }
 
     /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper
     /// waits for them. Sleeps.
     pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
-        // SAFETY: The anchor drops the keeper in the destructor, or when the constructor has
+        // SAFETY: The resources drop the owner in the destructor, or when the constructor has
         // failed: in a system call or a work item of device-mapper, and the module stays loaded as
         // long as it has targets.
-        self.anchor.keep(|| unsafe { WorkQueue::make(name, kind) })
+        self.resources
+            .own_service(|| unsafe { WorkQueue::make(name, kind) })
     }
 
     /// Makes a client of kcopyd, in the same way. Sleeps.
     pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
-        // SAFETY: The anchor drops the keeper in process context, in the destructor or after a
+        // SAFETY: The resources drop the owner in process context, in the destructor or after a
         // failed constructor, never from a callback of kcopyd; the module stays while it has
         // targets.
-        self.anchor.keep(|| unsafe { KcopydClient::make() })
+        self.resources
+            .own_service(|| unsafe { KcopydClient::make() })
     }
 
     /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is
     /// destroyed with the last of them. Each target that has a use of one must be one of them: else
     /// the last one waits for it in its destructor.
-    pub(crate) fn share<S: Service>(&self, service: &Kept<S>) -> Result {
-        // SAFETY: This anchor drops its keeper like that of a service of its own: in process
+    pub(crate) fn share<S: Service>(&self, service: &ServiceRef<S>) -> Result {
+        // SAFETY: These resources drop their owner like that of a service of its own: in process
         // context, not from a callback of the service, and while the module cannot go.
-        self.anchor.keep(|| Ok(((), unsafe { service.keeper() }?)))
+        self.resources
+            .own_service(|| Ok(((), unsafe { service.owner() }?)))
     }
 
     /// The handle that the target keeps for its later life.
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::new(&self.anchor)
+    pub(crate) fn handle(&self) -> TargetHandle {
+        TargetHandle::new(&self.resources)
     }
 
     /// Asks for requests that write zeros, if all devices below support them.

@@ -17,11 +17,11 @@ use crate::{
             EndBio,
             MapBio, //
         },
-        device::TargetRef,
+        device::TargetResources,
         limits::Limits,
         status::{
-            Answer,
-            Lent,
+            CStrBuffer,
+            MessageReply,
             StatusBuf,
             StatusKind, //
         }, //
@@ -63,7 +63,7 @@ use kernel::{
 /// What `ti->private` points to.
 struct Private<T> {
     target: Arc<T>,
-    anchor: Arc<TargetRef>,
+    resources: Arc<TargetResources>,
 }
 
 /// A registered target type. Unregisters when dropped.
@@ -177,8 +177,8 @@ impl<T: Target> Registration<T> {
         from_result(|| {
             let ti = NonNull::new(ti).ok_or(EINVAL)?;
             let private = KBox::new_uninit(GFP_KERNEL)?;
-            // SAFETY: `dtr`, or the failure below, closes the anchor before the target goes away.
-            let anchor = unsafe { TargetRef::new(ti) }?;
+            // SAFETY: `dtr`, or the failure below, closes them before the target goes away.
+            let resources = unsafe { TargetResources::new(ti) }?;
             // SAFETY: The type of a target is set before its constructor runs.
             let kind = unsafe { (*ti.as_ptr()).type_ };
             // SAFETY: The type is the `inner` of a registration of this `T`, which outlives its
@@ -189,12 +189,12 @@ impl<T: Target> Registration<T> {
             // INVARIANT: This is the constructor.
             let mut new = TargetBuilder {
                 ti,
-                anchor: anchor.clone(),
+                resources: resources.clone(),
                 _call: PhantomData,
             };
             match T::ctr(&mut new, &this.shared, args) {
                 Ok(target) => {
-                    let private = KBox::write(private, Private { target, anchor });
+                    let private = KBox::write(private, Private { target, resources });
                     // SAFETY: The target is still lent to the constructor.
                     let ti = unsafe { &mut *ti.as_ptr() };
                     // CAST: At most a few bytes.
@@ -209,7 +209,7 @@ impl<T: Target> Registration<T> {
                         // SAFETY: The target is still lent to the constructor.
                         unsafe { (*ti.as_ptr()).error = text.as_char_ptr().cast_mut() };
                     }
-                    anchor.close();
+                    resources.close();
                     Err(error.code)
                 }
             }
@@ -222,10 +222,10 @@ impl<T: Target> Registration<T> {
     unsafe extern "C" fn dtr(ti: *mut bindings::dm_target) {
         // SAFETY: Device-mapper calls the destructor once, after every other hook has returned.
         let private = unsafe { <KBox<Private<T>>>::from_foreign((*ti).private) };
-        let Private { target, anchor } = KBox::into_inner(private);
+        let Private { target, resources } = KBox::into_inner(private);
         T::dtr(&target);
         drop(target);
-        anchor.close();
+        resources.close();
     }
 
     /// The target of a hook's first argument.
@@ -343,7 +343,7 @@ impl<T: Target> Registration<T> {
             target,
             kind,
             flags & bindings::DMR_STATUS_NOFLUSH != 0,
-            &mut StatusBuf::new(&mut Lent::new(buffer)),
+            &mut StatusBuf::new(&mut CStrBuffer::new(buffer)),
         )
     }
 
@@ -361,7 +361,7 @@ impl<T: Target> Registration<T> {
             // SAFETY: Device-mapper keeps the words until the hook returns.
             let args = unsafe { Arguments::new(argc, argv) };
             // One byte stays for the final nul. CAST: 32 bits fit into usize.
-            let mut answer = Answer::new(maxlen.saturating_sub(1) as usize);
+            let mut answer = MessageReply::new(maxlen.saturating_sub(1) as usize);
             // SAFETY: In a hook.
             let target = unsafe { Self::target(ti) };
             T::message(target, args, &mut StatusBuf::new(&mut answer))?;

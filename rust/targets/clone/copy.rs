@@ -23,7 +23,7 @@ use super::{
 use crate::{
     dm::{
         io::{
-            IoDone,
+            IoContext,
             Request,
             Transfer, //
         },
@@ -90,7 +90,7 @@ enum Stage {
     Writing,
 }
 
-impl IoDone for Piece {
+impl IoContext for Piece {
     fn pages(&mut self) -> &mut Pages {
         &mut self.pages
     }
@@ -281,7 +281,7 @@ impl Clone {
                 self.handle,
                 failures
             );
-            self.handle.event();
+            self.handle.raise_event();
         }
     }
 
@@ -370,7 +370,7 @@ impl WorkItem<6> for Clone {
         let this = this.as_arc_borrow();
         plugged(|| {
             let ended = this.lists.lock().pieces.take();
-            let mut ended = ended.turned();
+            let mut ended = ended.reversed();
             while let Some(piece) = ended.pop() {
                 this.piece_ended(piece);
             }

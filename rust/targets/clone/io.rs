@@ -42,12 +42,12 @@ use crate::{
     dm::bio::{
         Bio,
         BioQueue,
+        BlkStatus,
         EndBio,
         Ended,
         MapBio,
         Mapped,
-        Op,
-        Status, //
+        Op, //
     },
     dm::io::RequestList,
     logic::{
@@ -324,7 +324,7 @@ fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> 
         filled = matches!(this.finish(slot, how), Some((_, true)));
         if status.is_ok() && !filled {
             // The data is on the destination, but a reader would not look for it there.
-            status = Status::IO_ERROR;
+            status = BlkStatus::IO_ERROR;
         }
     }
     this.uncount();
@@ -379,7 +379,7 @@ fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Map
 
 /// Cuts a bio behind a range of regions that it starts in.
 fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
-    bio.accept(
+    bio.accept_partial(
         clone
             .metadata
             .geometry()
@@ -402,7 +402,7 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
     };
     if metadata.mode() != Mode::ReadWrite {
         accept(&mut bio, &this, clear);
-        return bio.end(Status::IO_ERROR);
+        return bio.end(BlkStatus::IO_ERROR);
     }
     let first = RegionRange::single(touched.start);
     let covered = metadata
@@ -474,10 +474,10 @@ fn map_discard<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapp
         if this.discard_passdown.load(Relaxed) {
             return bio.remap(&this.destination);
         }
-        return bio.end(Status::OK);
+        return bio.end(BlkStatus::OK);
     }
     if metadata.mode() != Mode::ReadWrite {
-        return bio.end(Status::OK);
+        return bio.end(BlkStatus::OK);
     }
     // Not from here: there may be many regions to look at, and submitting it may wait.
     let (bio, mapped) = bio.take();
@@ -611,7 +611,7 @@ impl Clone {
             if bio.op() == Op::Discard || self.covers(&bio) {
                 self.again(Some(bio));
             } else {
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
             }
         }
     }
@@ -753,7 +753,7 @@ impl Clone {
             }
             Claim::Mine(slot, _) if metadata.mode() != Mode::ReadWrite => {
                 self.forgo(state, slot);
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
             }
             Claim::Mine(slot, _) if overwrite => {
                 drop(state);
@@ -762,7 +762,7 @@ impl Clone {
             }
             Claim::Mine(slot, _) if self.hands_back() => {
                 self.forgo(state, slot);
-                bio.end(Status::REQUEUE);
+                bio.end(BlkStatus::REQUEUE);
             }
             Claim::Mine(slot, _) => {
                 let rejected = state.wait(slot, bio);
@@ -773,7 +773,7 @@ impl Clone {
             }
             Claim::NoRoom if metadata.mode() != Mode::ReadWrite => {
                 drop(state);
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
             }
             Claim::NoRoom => {
                 drop(state);
@@ -791,7 +791,7 @@ impl Clone {
         let metadata = &self.metadata;
         let range = metadata.geometry().covered(bio.sector(), bio.sectors());
         if range.is_empty() || metadata.mode() != Mode::ReadWrite {
-            return bio.end(Status::OK);
+            return bio.end(BlkStatus::OK);
         }
         if self.zero_discards {
             self.lists.lock().zero.push(bio);
@@ -837,10 +837,10 @@ impl Clone {
             return self.again(rejected);
         }
         let (start, len) = metadata.geometry().extent(range);
-        if self.discard_passdown.load(Relaxed) && bio.narrow(start, len) {
+        if self.discard_passdown.load(Relaxed) && bio.trim(start, len) {
             bio.submit(&self.destination);
         } else {
-            bio.end(Status::OK);
+            bio.end(BlkStatus::OK);
         }
     }
 
@@ -886,7 +886,7 @@ impl Clone {
                 }
             }
         }
-        bio.end(Status::OK)
+        bio.end(BlkStatus::OK)
     }
 
     /// Asks for regions to be copied before all others. Any context.

@@ -25,7 +25,7 @@ use crate::{
         bio::BioQueue,
         device::{
             Device,
-            Handle, //
+            TargetHandle, //
         },
         pdata::{
             array::{
@@ -38,7 +38,7 @@ use crate::{
                 Validate,
                 Validator, //
             },
-            tm::Transactions,
+            tm::TransactionManager,
             verify::Verifier, //
         }, //
     },
@@ -147,7 +147,7 @@ fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
 
 /// The open metadata device.
 struct Disk {
-    tm: Transactions,
+    tm: TransactionManager,
     bits: WordArray,
     root: Block,
     /// Just formatted: no bit is set.
@@ -192,7 +192,7 @@ impl Disk {
         Verifier::new(&blocks, &superblock.sm_root, device_blocks)
             .and_then(|verifier| verifier.array(Block(superblock.bitset_root)))
             .map_err(failed("The metadata is damaged"))?;
-        let tm = Transactions::open(blocks, Block(LOCATION), &superblock.sm_root)
+        let tm = TransactionManager::open(blocks, Block(LOCATION), &superblock.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
         let bits = WordArray::new(&tm)?;
         Ok(Disk {
@@ -204,7 +204,7 @@ impl Disk {
     }
 
     fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
-        let mut tm = Transactions::create(blocks, Block(LOCATION))
+        let mut tm = TransactionManager::create(blocks, Block(LOCATION))
             .map_err(failed("Failed to create transaction manager"))?;
         let bits = WordArray::new(&tm)?;
         let words = u32::try_from(geometry.regions().div_ceil(64)).map_err(|_| EINVAL)?;
@@ -531,7 +531,7 @@ impl Metadata {
     /// and the map keeps it for routing: what was acknowledged stays readable.
     pub(super) fn commit(
         &self,
-        name: &Handle,
+        name: &TargetHandle,
         flush: impl FnOnce() -> Result,
     ) -> Result<Committed, Failure> {
         let _noio = NoIo::enter();
@@ -597,7 +597,13 @@ impl Metadata {
     }
 
     /// Goes back to the last transaction on disk and writes nothing more. Sleeps for I/O.
-    fn abort(&self, disk: &mut Option<Disk>, name: &Handle, step: Step, error: Error) -> Mode {
+    fn abort(
+        &self,
+        disk: &mut Option<Disk>,
+        name: &TargetHandle,
+        step: Step,
+        error: Error,
+    ) -> Mode {
         log_failure(name, step, error);
         err!("clone", "{}: Aborting current metadata transaction", name);
         if step == Step::Flush {
@@ -659,7 +665,7 @@ impl Metadata {
     /// After a failed flush the destination may have dropped data that it acknowledged, and a later
     /// flush may say nothing of it. Marking those regions would make the loss permanent, so the
     /// mode stays: only a new beginning, from what is on disk, is safe.
-    pub(super) fn recover(&self, name: &Handle) -> Result<Recovered> {
+    pub(super) fn recover(&self, name: &TargetHandle) -> Result<Recovered> {
         let _noio = NoIo::enter();
         let mut disk = self.disk.lock();
         if self.mode() == Mode::ReadWrite {
@@ -701,7 +707,7 @@ pub(super) enum Recovered {
 }
 
 /// Logs that a step of a commit failed.
-pub(super) fn log_failure(name: &Handle, step: Step, error: Error) {
+pub(super) fn log_failure(name: &TargetHandle, step: Step, error: Error) {
     let what = match step {
         Step::Flush => "flush destination device",
         Step::Commit => "dm_clone_metadata_commit",

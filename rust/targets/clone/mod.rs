@@ -33,7 +33,7 @@ use crate::{
         device::{
             Access,
             Device,
-            Handle, //
+            TargetHandle, //
         },
         io::{
             Buffer,
@@ -49,10 +49,10 @@ use crate::{
         target::{
             CtrError,
             DeviceVisitor,
-            OrMessage, //
+            OrMessage,
             Stop,
             Target,
-            TargetBuilder,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -106,7 +106,7 @@ use crate::{
             cancel_delayed,
             enqueue_delayed,
             flush,
-            OnQueue,
+            HasQueue,
             QueueKind,
             WorkQueue, //
         },
@@ -218,7 +218,7 @@ pub(crate) struct Clone {
     metadata_device: Device,
     destination: Device,
     source: Device,
-    handle: Handle,
+    handle: TargetHandle,
     /// The words of the table line behind the devices, as they were given.
     args: CString,
 
@@ -286,7 +286,7 @@ impl_has_delayed_work! {
     impl HasDelayedWork<Clone, 9> for Clone { self.read_timer }
 }
 
-impl OnQueue for Clone {
+impl HasQueue for Clone {
     fn queue(&self) -> &WorkQueue {
         &self.queue
     }
@@ -501,7 +501,7 @@ impl Target for Clone {
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited
         // for.
         let idle = || this.metadata.state().lock().inflight.is_empty();
-        this.idle.wait_at_most(SOURCE_GRACE, idle);
+        this.idle.wait_timeout(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
         this.idle.wait_until(idle);
         // Not the reader: it may wait for the source.
@@ -589,7 +589,7 @@ impl Clone {
             .metadata
             .commit(&self.handle, || self.destination.flush());
         match &result {
-            Ok(Committed::Complete) => self.handle.event(),
+            Ok(Committed::Complete) => self.handle.raise_event(),
             Err(Failure {
                 degraded: Some(mode),
                 ..
@@ -616,7 +616,7 @@ impl Clone {
             self.handle,
             mode.description()
         );
-        self.handle.event();
+        self.handle.raise_event();
     }
 
     /// Switches pass-down of discards off for good if the destination cannot do what it takes.

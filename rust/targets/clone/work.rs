@@ -11,8 +11,8 @@ use super::{
 use crate::{
     dm::bio::{
         BioQueue,
-        Op,
-        Status, //
+        BlkStatus,
+        Op, //
     },
     logic::clone::status::Mode,
     sys::{
@@ -97,10 +97,10 @@ impl WorkItem<2> for Clone {
         let mut ready = BioQueue::new();
         match this.commit() {
             Ok(committed) => {
-                written.end_all(Status::OK);
+                written.end_all(BlkStatus::OK);
                 while let Some(mut bio) = flush.pop() {
                     if bio.is_flush() && committed != Committed::Nothing {
-                        bio.end(Status::OK);
+                        bio.end(BlkStatus::OK);
                         continue;
                     }
                     if bio.is_flush() {
@@ -114,8 +114,8 @@ impl WorkItem<2> for Clone {
                 }
             }
             Err(_) => {
-                written.end_all(Status::IO_ERROR);
-                flush.end_all(Status::IO_ERROR);
+                written.end_all(BlkStatus::IO_ERROR);
+                flush.end_all(BlkStatus::IO_ERROR);
             }
         }
         this.as_arc_borrow().wake_all_stalled();

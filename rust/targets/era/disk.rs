@@ -15,7 +15,7 @@ use crate::{
             Validate,
             Validator, //
         },
-        tm::Transactions,
+        tm::TransactionManager,
         tree::{
             Bitset,
             BitsetTree, //
@@ -173,7 +173,7 @@ struct Digest {
 
 /// The open metadata.
 pub(super) struct Disk {
-    tm: Transactions,
+    tm: TransactionManager,
     tree: BitsetTree,
     eras: Array<u32>,
     now: Superblock,
@@ -222,7 +222,7 @@ impl Disk {
         Self::verify(&blocks, &now, device).inspect_err(|error| {
             err!("era", "the metadata is damaged: error {}", error.to_errno())
         })?;
-        let tm = Transactions::open(blocks, Block(LOCATION), &now.sm_root)
+        let tm = TransactionManager::open(blocks, Block(LOCATION), &now.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
         Ok(Some(Disk {
             tree: BitsetTree::new(&tm)?,
@@ -258,7 +258,7 @@ impl Disk {
     /// Writes empty metadata to a blank device. Sleeps for I/O.
     pub(super) fn format(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Self> {
         let blocks = Self::manager(device)?;
-        let mut tm = Transactions::create(blocks, Block(LOCATION))
+        let mut tm = TransactionManager::create(blocks, Block(LOCATION))
             .map_err(failed("dm_tm_create_with_sm failed"))?;
         let tree = BitsetTree::new(&tm)?;
         let eras = Array::new(&tm)?;
@@ -507,7 +507,7 @@ impl Disk {
             let tree = Block(self.now.tree_root);
             match self.tree.next(&self.tm, tree, key)? {
                 Some((found, bitset)) if found == key => {
-                    self.tm.try_inc(bitset.root)?;
+                    self.tm.inc_block(bitset.root)?;
                     self.now.tree_root = self.tree.remove(&mut self.tm, tree, key)?.0;
                     self.now.bitset_root = bitset.root.0;
                     self.now.bits = bitset.bits;
@@ -626,8 +626,8 @@ impl Disk {
             .tm
             .copy_block(Block(LOCATION), &SUPERBLOCK)
             .map_err(failed("couldn't shadow superblock"))?;
-        self.tm.try_inc(Block(self.now.tree_root))?;
-        self.tm.try_inc(Block(self.now.array_root))?;
+        self.tm.inc_block(Block(self.now.tree_root))?;
+        self.tm.inc_block(Block(self.now.array_root))?;
         self.now.snapshot = copy.0;
         self.dirty = true;
         Ok(Room::Enough)
@@ -651,7 +651,7 @@ impl Disk {
         self.eras
             .delete(&mut self.tm, Block(copy.array_root))
             .map_err(failed("error deleting era array clone"))?;
-        self.tm.try_dec(location)?;
+        self.tm.dec_block(location)?;
         self.now.snapshot = 0;
         self.dirty = true;
         Ok(())

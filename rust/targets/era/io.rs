@@ -27,12 +27,12 @@ use crate::{
     dm::bio::{
         Bio,
         BioQueue,
+        BlkStatus,
         EndBio,
         Ended,
         MapBio,
         Mapped,
-        Op,
-        Status, //
+        Op, //
     },
     logic::era::geometry::Blocks,
     sys::{
@@ -71,7 +71,7 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Era>, mut bio: MapBio<'a, Stamp>) -> M
     this.epochs.leave(epoch);
     bio.set_per_bio(UNCOUNTED);
     if bio.is_nowait() {
-        return bio.end(Status::AGAIN);
+        return bio.end(BlkStatus::AGAIN);
     }
     let (bio, mapped) = bio.take();
     this.deferred.lock().push(bio);
@@ -105,7 +105,7 @@ impl WorkItem<1> for Era {
                 bio.submit(&this.origin);
             }
         });
-        refused.end_all(Status::IO_ERROR);
+        refused.end_all(BlkStatus::IO_ERROR);
         this.resume_digestion();
     }
 }

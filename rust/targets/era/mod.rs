@@ -35,7 +35,7 @@ use crate::{
         device::{
             Access,
             Device,
-            Handle, //
+            TargetHandle, //
         },
         limits::Limits,
         status::{
@@ -45,10 +45,10 @@ use crate::{
         target::{
             CtrError,
             DeviceVisitor,
-            OrMessage, //
+            OrMessage,
             Stop,
             Target,
-            TargetBuilder,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -136,7 +136,7 @@ pub(crate) struct Era {
     metadata: MetadataRef<Metadata>,
     metadata_device: Device,
     origin: Device,
-    handle: Handle,
+    handle: TargetHandle,
     geometry: Geometry,
 
     /// Writes in flight, by the epoch whose bits let them pass.
@@ -429,7 +429,7 @@ impl Era {
                 "failed: writes to blocks that are not marked yet will fail"
             };
             info!("era", "{}: the metadata {}", self.handle, what);
-            self.handle.event();
+            self.handle.raise_event();
         }
         result
     }

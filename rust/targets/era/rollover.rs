@@ -222,7 +222,7 @@ impl Era {
         })?;
         if last {
             warning!("era", "{}: there is no era behind this one", self.handle);
-            self.handle.event();
+            self.handle.raise_event();
             return Err(EOVERFLOW);
         }
         if !room {

@@ -14,7 +14,7 @@ use crate::{
             IoClient,
             Transfer, //
         },
-        reader::Reader, //
+        read_ahead::ReadAhead, //
     },
     logic::{
         snapshot::{
@@ -440,7 +440,7 @@ impl PersistentStore {
             layout.holds(area, end).then_some(start)
         };
         let mut window = Buffer::new(piece)?;
-        let mut reader = Reader::new(cow, piece, place)?;
+        let mut reader = ReadAhead::new(cow, piece, place)?;
         let mut loader = Loader::new(layout, end);
         let mut number = 0u64;
         let mut stale = loop {

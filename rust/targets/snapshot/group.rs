@@ -20,18 +20,18 @@ use super::{
         PerBioData, //
     },
     merge::{
-        MergePause, //
-        MergeTarget,
+        MergePause,
+        MergeTarget, //
     },
     origin::OriginTarget,
     sending::Copies,
     store::{
         Allocation,
         ChunkState,
-        CowStore, //
+        CowStore,
         ReleasedBios,
         ReserveError,
-        StoreState,
+        StoreState, //
     },
     Reservation,
     SnapshotTarget,
@@ -42,7 +42,7 @@ use crate::{
         bio::{
             Bio,
             BioQueue,
-            Status, //
+            BlkStatus, //
         },
         device::Device,
         io::{
@@ -50,15 +50,15 @@ use crate::{
             RequestList, //
         },
         kcopyd::{
-            Arrival,
-            Copied,
             CopyJob,
+            DestinationResult,
+            KcopydResult,
             MAX_DESTINATIONS, //
         },
         target::{
             CtrError,
-            OrMessage, //
-            TargetBuilder,
+            OrMessage,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -96,7 +96,7 @@ use crate::{
             cancel_delayed,
             enqueue_delayed,
             flush,
-            OnQueue,
+            HasQueue,
             QueueKind,
             WorkQueue, //
         },
@@ -391,7 +391,7 @@ impl_has_delayed_work! {
     impl HasDelayedWork<OriginGroup, { RetryWork::ID }> for OriginGroup { self.retry }
 }
 
-impl OnQueue for OriginGroup {
+impl HasQueue for OriginGroup {
     fn queue(&self) -> &WorkQueue {
         &self.queue
     }
@@ -565,7 +565,7 @@ pub(super) struct ChunkCopy {
     group: Arc<OriginGroup>,
     work: NextStep,
     len: Sectors,
-    result: Option<Copied>,
+    result: Option<KcopydResult>,
 }
 
 enum NextStep {
@@ -614,7 +614,7 @@ impl CopyJob for ChunkCopy {
         }
     }
 
-    fn done(mut this: PoolBox<Request<Self>>, result: Copied) {
+    fn done(mut this: PoolBox<Request<Self>>, result: KcopydResult) {
         let group = this.context.group.clone();
         match &this.context.work {
             NextStep::Copy { to, .. } if all_written(to, result) => {
@@ -644,7 +644,7 @@ impl CopyJob for ChunkCopy {
     }
 }
 
-fn all_written(to: &[Option<Destination>], result: Copied) -> bool {
+fn all_written(to: &[Option<Destination>], result: KcopydResult) -> bool {
     let mut used = (0..MAX_DESTINATIONS).zip(to.iter().flatten());
     used.all(|(number, _)| result.is_written(number))
 }
@@ -737,7 +737,7 @@ impl OriginGroup {
         }
         while let Some(mut bio) = out.completed.pop() {
             bio.set_per_bio(PerBioData::NONE);
-            bio.end(Status::OK);
+            bio.end(BlkStatus::OK);
         }
         for table in members.tables.iter() {
             self.own_writes(table, &mut out);
@@ -761,19 +761,21 @@ impl OriginGroup {
     /// another copy.
     fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<ChunkCopy>>, out: &mut ReleasedBios) {
         let result = job.context.result.take();
-        let at = |number| result.map_or(Arrival::Failed, |result| result.at(number));
+        let at = |number| result.map_or(DestinationResult::Failed, |result| result.at(number));
         if let NextStep::Copy { to, .. } = &mut job.context.work {
             let ended = core::mem::replace(to, NOWHERE);
             let mut again = to.iter_mut();
             for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
                 let arrival = at(number);
-                if arrival == Arrival::Unknown && to.table.store().state() == StoreState::Valid {
+                if arrival == DestinationResult::Unknown
+                    && to.table.store().state() == StoreState::Valid
+                {
                     if let Some(place) = again.next() {
                         *place = Some(to);
                         continue;
                     }
                 }
-                let is_written = arrival == Arrival::Written;
+                let is_written = arrival == DestinationResult::Written;
                 to.table.data_done(to.seq, is_written, out);
             }
             if again.len() != MAX_DESTINATIONS {
@@ -784,10 +786,10 @@ impl OriginGroup {
         }
         if let NextStep::Zero { mut bio, .. } = job.into_inner().context.work {
             bio.set_per_bio(PerBioData::NONE);
-            bio.end(if at(0) == Arrival::Written {
-                Status::OK
+            bio.end(if at(0) == DestinationResult::Written {
+                BlkStatus::OK
             } else {
-                Status::IO_ERROR
+                BlkStatus::IO_ERROR
             });
         }
         // A merge was told in `done`.
@@ -853,7 +855,7 @@ impl OriginGroup {
             StoreState::Valid if !store.is_overflowed() => {}
             StoreState::Invalidating => return Err(bio),
             _ => {
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
                 return Ok(());
             }
         }
@@ -989,7 +991,7 @@ impl OriginGroup {
             let origin = members.origins.iter().find(|it| it.id() == id);
             let Some(origin) = origin else {
                 // A table stays as long as it has bios.
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
                 continue;
             };
             let (start, len) = (origin.absolute(bio.sector()), bio.sectors());
@@ -1197,7 +1199,7 @@ fn park_own(
     let Some(pending) = allocation.pending.get(seq) else {
         // It was there just now, under the same lock.
         drop(allocation);
-        return bio.end(Status::IO_ERROR);
+        return bio.end(BlkStatus::IO_ERROR);
     };
     let (new, _) = pending.place(chunk).unwrap_or_default();
     bio.set_sector(table.place(new, at));

@@ -23,23 +23,23 @@ use super::{
 };
 use crate::{
     dm::bio::{
+        BlkStatus,
         EndBio,
         Ended,
         MapBio,
         Mapped,
-        Op,
-        Status, //
+        Op, //
     },
     logic::{
         snapshot::{
             chunks::Chunk,
             exception_table::Found,
-            handover::Handover, //
+            handover::Handover,
             pending::{
                 Seq,
                 Stage, //
             },
-            tracked_reads::Generation,
+            tracked_reads::Generation, //
         },
         units::{
             Sector,
@@ -184,13 +184,13 @@ pub(super) fn map<'a>(
     let is_read = bio.op() == Op::Read;
     match store.find(span.chunk, span.chunks, is_read) {
         (Found::Mapped(new, len), _) => {
-            bio.accept(this.part(&span, len));
+            bio.accept_partial(this.part(&span, len));
             bio.set_sector(this.place(new, span.at));
             bio.remap(&this.cow)
         }
         (Found::Hole(len), Some(per_bio)) => {
             bio.set_per_bio(per_bio);
-            bio.accept(this.part(&span, len));
+            bio.accept_partial(this.part(&span, len));
             bio.set_sector(span.at);
             bio.remap(&this.origin)
         }
@@ -215,14 +215,14 @@ fn write<'a>(
     match store.lookup(&mut allocation, span.chunk, span.chunks) {
         ChunkState::Completed(new, len) => {
             drop(allocation);
-            bio.accept(this.part(&span, len));
+            bio.accept_partial(this.part(&span, len));
             bio.set_sector(this.place(new, span.at));
             return bio.remap(&this.cow);
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
                 let (new, _) = pending.place(span.chunk).unwrap_or_default();
-                bio.accept(this.part(&span, len));
+                bio.accept_partial(this.part(&span, len));
                 bio.set_sector(this.place(new, span.at));
                 if pending.is_there() {
                     drop(allocation);
@@ -242,7 +242,7 @@ fn write<'a>(
             };
             let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
             if let Ok((seq, run)) = reserved {
-                bio.accept(this.part(&span, run.len));
+                bio.accept_partial(this.part(&span, run.len));
                 bio.set_sector(this.place(run.new, span.at));
                 if whole != 0 {
                     drop(allocation);
@@ -260,7 +260,7 @@ fn write<'a>(
         }
     }
     drop(allocation);
-    bio.accept(this.part(&span, 1));
+    bio.accept_partial(this.part(&span, 1));
     defer(this, bio)
 }
 
@@ -277,7 +277,7 @@ fn defer<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -
 fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let store = this.store();
     let span = this.span(&bio);
-    if bio.copy_number() != 0 {
+    if bio.target_bio_nr() != 0 {
         // Past the snapshots, as the feature is meant.
         if let Some(per_bio) = store.enter(span.chunk) {
             bio.set_per_bio(per_bio);
@@ -287,12 +287,12 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
     }
     if this.features().discard_passdown_origin && span.chunks != 1 {
         // It cannot be cut, and need not do anything; device-mapper was asked to cut it.
-        return bio.end(Status::OK);
+        return bio.end(BlkStatus::OK);
     }
     match store.find(span.chunk, span.chunks, false).0 {
         Found::Hole(len) => {
-            bio.accept(this.part(&span, len));
-            bio.end(Status::OK)
+            bio.accept_partial(this.part(&span, len));
+            bio.end(BlkStatus::OK)
         }
         Found::Mapped(new, len) => {
             let size = store.chunk_size();
@@ -301,7 +301,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
             } else {
                 0
             };
-            bio.accept(this.part(&span, whole.max(1)));
+            bio.accept_partial(this.part(&span, whole.max(1)));
             bio.set_sector(this.place(new, span.at));
             if whole == 0 {
                 return bio.remap(&this.cow);

@@ -20,8 +20,8 @@ use super::{
     },
     io::{
         BioKind,
-        PerBioData, //
-        Span,
+        PerBioData,
+        Span, //
     },
     store::{
         Place,
@@ -35,14 +35,14 @@ use crate::{
         arguments::Arguments,
         bio::{
             BioQueue,
+            BlkStatus,
             EndBio,
             Ended,
             MapBio,
             Mapped,
-            Op,
-            Status, //
+            Op, //
         },
-        kcopyd::Copied,
+        kcopyd::KcopydResult,
         limits::Limits,
         status::{
             StatusBuf,
@@ -51,10 +51,10 @@ use crate::{
         target::{
             CtrError,
             DeviceVisitor,
-            OrMessage, //
+            OrMessage,
             Stop,
             Target,
-            TargetBuilder,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -65,7 +65,7 @@ use crate::{
                 Run,
                 Spares, //
             },
-            handover::Handover, //
+            handover::Handover,
             merge::{
                 arrange,
                 Fate,
@@ -75,7 +75,7 @@ use crate::{
                 Records,
                 Within, //
             },
-            stripes::PARTS,
+            stripes::PARTS, //
         }, //
     },
     sys::{
@@ -94,7 +94,7 @@ use crate::{
             new_wait_queue,
             WaitQueue, //
         }, //
-    },
+    }, //
 };
 use kernel::{
     new_mutex,
@@ -197,14 +197,14 @@ impl Target for MergeTarget {
         let table = &this.table;
         bio.set_per_bio(PerBioData::NONE);
         if bio.is_flush() {
-            return match bio.copy_number() {
+            return match bio.target_bio_nr() {
                 0 => bio.remap(&table.origin),
                 _ => bio.remap(&table.cow),
             };
         }
         if bio.op() == Op::Discard {
             // What is merged later would not stay discarded.
-            return bio.end(Status::OK);
+            return bio.end(BlkStatus::OK);
         }
         if table.store().state() != StoreState::Valid || table.role() == Handover::Former {
             return this.front.pass(bio);
@@ -215,12 +215,12 @@ impl Target for MergeTarget {
         }
         match table.store().find(span.chunk, span.chunks, false).0 {
             Found::Mapped(builder, len) => {
-                bio.accept(table.part(&span, len));
+                bio.accept_partial(table.part(&span, len));
                 bio.set_sector(table.place(builder, span.at));
                 bio.remap(&table.cow)
             }
             Found::Hole(len) => {
-                bio.accept(table.part(&span, len));
+                bio.accept_partial(table.part(&span, len));
                 this.front.pass(bio)
             }
         }
@@ -335,13 +335,13 @@ impl MergeTarget {
             let within = |chunk, most| this.progress.lock().within(chunk, most);
             match table.store().find_open(span.chunk, span.chunks, within) {
                 Place::Open(builder, len, per_bio) => {
-                    bio.accept(table.part(&span, len));
+                    bio.accept_partial(table.part(&span, len));
                     bio.set_per_bio(per_bio);
                     bio.set_sector(table.place(builder, span.at));
                     return bio.remap(&table.cow);
                 }
                 Place::Merged(len) => {
-                    bio.accept(table.part(&span, len));
+                    bio.accept_partial(table.part(&span, len));
                     return this.front.pass(bio);
                 }
                 Place::Closed => {}
@@ -351,7 +351,7 @@ impl MergeTarget {
             // A bio is counted in one part of the table.
             let (_, left) = table.store().stripe(span.chunk);
             if let Within::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
-                bio.accept(table.part(&span, len));
+                bio.accept_partial(table.part(&span, len));
                 let (bio, mapped) = bio.take();
                 progress.waiting.push(bio);
                 progress.machine.doubted();
@@ -416,7 +416,7 @@ impl MergeTarget {
     }
 
     /// A copy has ended. In the thread of kcopyd.
-    pub(super) fn copy_done(self: &Arc<Self>, result: Copied) {
+    pub(super) fn copy_done(self: &Arc<Self>, result: KcopydResult) {
         let mut progress = self.progress.lock();
         let failed = progress.machine.copied(result.is_written(0));
         if progress.machine.task() != MergeStep::Nothing {
@@ -465,7 +465,7 @@ impl MergeTarget {
         drop(progress);
         self.rest.wake_all();
         if ended && !told {
-            self.table.handle.event();
+            self.table.handle.raise_event();
         }
     }
 
@@ -617,7 +617,7 @@ impl MergeTarget {
         }
         while let Some(mut bio) = waiting.pop() {
             if fate == Fate::InDoubt {
-                bio.end(Status::IO_ERROR);
+                bio.end(BlkStatus::IO_ERROR);
                 continue;
             }
             let at = table.absolute(bio.sector());
@@ -629,7 +629,7 @@ impl MergeTarget {
                     bio.submit(&table.cow);
                 }
                 // It was closed, so it is in the table.
-                Place::Closed | Place::Merged(_) => bio.end(Status::IO_ERROR),
+                Place::Closed | Place::Merged(_) => bio.end(BlkStatus::IO_ERROR),
             }
         }
         true

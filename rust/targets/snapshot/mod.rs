@@ -43,7 +43,7 @@ use crate::{
         device::{
             Access,
             Device,
-            Handle, //
+            TargetHandle, //
         },
         io::{
             Buffer,
@@ -58,10 +58,10 @@ use crate::{
         target::{
             CtrError,
             DeviceVisitor,
-            OrMessage, //
+            OrMessage,
             Stop,
             Target,
-            TargetBuilder,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -154,10 +154,10 @@ use sending::{
     Outlet, //
 };
 use store::{
-    CowStore, //
+    CowStore,
     ReleasedBios,
     ReserveError,
-    StoreState,
+    StoreState, //
 };
 
 /// A target's place in its family, until it is kept: then the destructor gives it up.
@@ -216,7 +216,7 @@ pub(crate) struct SnapshotTarget {
     io: IoClient,
     origin: Device,
     cow: Device,
-    handle: Handle,
+    handle: TargetHandle,
     begin: Sector,
     len: Sectors,
     options: Options,
@@ -799,7 +799,7 @@ impl SnapshotTarget {
             self.live().wake_committer();
         } else {
             self.store.set_state(StoreState::Invalid);
-            self.live().handle.event();
+            self.live().handle.raise_event();
         }
     }
 
@@ -817,7 +817,7 @@ impl SnapshotTarget {
                     "snapshots",
                     "Snapshot overflowed: Unable to allocate exception."
                 );
-                self.live().handle.event();
+                self.live().handle.raise_event();
             }
         } else {
             self.fail(ENOSPC);
@@ -885,7 +885,7 @@ impl WorkItem<1> for SnapshotTarget {
             this.group.work_now();
         }
         if store.finish_invalidation(&this.cow, &this.io) {
-            this.live().handle.event();
+            this.live().handle.raise_event();
             this.group.work_now();
         }
         if !this.is_committing() {

@@ -29,10 +29,10 @@ use crate::{
         target::{
             CtrError,
             DeviceVisitor,
-            OrMessage, //
+            OrMessage,
             Stop,
             Target,
-            TargetBuilder,
+            TargetBuilder, //
         }, //
     },
     logic::{
@@ -184,11 +184,11 @@ impl OriginTarget {
         }
         let clear = self.group.clear(at, bio.sectors());
         if !clear.is_zero() {
-            bio.accept(clear);
+            bio.accept_partial(clear);
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
-        bio.accept(DEFERRED);
+        bio.accept_partial(DEFERRED);
         bio.set_per_bio(PerBioData::origin_write(self.id));
         let (bio, mapped) = bio.take();
         self.deferred.lock().push(bio);

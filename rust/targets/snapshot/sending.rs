@@ -164,7 +164,7 @@ impl WorkItem<1> for Copies {
     fn run(this: Arc<Copies>) {
         let _noio = NoIo::enter();
         let jobs = this.jobs.lock().take();
-        let mut jobs = jobs.turned();
+        let mut jobs = jobs.reversed();
         while let Some(job) = jobs.pop() {
             this.client.copy(job);
         }

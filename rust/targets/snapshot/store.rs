@@ -19,7 +19,7 @@ use crate::{
         bio::{
             Bio,
             BioQueue,
-            Status, //
+            BlkStatus, //
         },
         device::Device,
         io::IoClient, //
@@ -55,7 +55,7 @@ use crate::{
                 Seq,
                 Stage, //
             },
-            status::Usage, //
+            status::Usage,
             stripes::{
                 self,
                 Sharing,
@@ -65,7 +65,7 @@ use crate::{
             tracked_reads::{
                 Generation,
                 TrackedReads, //
-            },
+            }, //
         },
         units::Sectors, //
     },
@@ -593,7 +593,7 @@ impl CowStore {
         let mut failed = self.failed.lock().take();
         while let Some(mut bio) = failed.pop() {
             bio.set_per_bio(PerBioData::NONE);
-            bio.end(Status::IO_ERROR);
+            bio.end(BlkStatus::IO_ERROR);
         }
     }
 

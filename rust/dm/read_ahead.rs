@@ -41,7 +41,7 @@ impl Batch {
 ///
 /// While the pieces of one batch are looked at, the next batch is read, which has twice as many. A
 /// piece that cannot be read is an error only when it is its turn.
-pub(crate) struct Reader<'a, F> {
+pub(crate) struct ReadAhead<'a, F> {
     // Dropped first: it waits for what is being read.
     io: IoClient,
     device: &'a Device,
@@ -57,11 +57,11 @@ pub(crate) struct Reader<'a, F> {
     coming: Batch,
 }
 
-impl<'a, F: Fn(u64) -> Option<Sector>> Reader<'a, F> {
+impl<'a, F: Fn(u64) -> Option<Sector>> ReadAhead<'a, F> {
     /// Begins with the first of pieces of so many sectors. Sleeps.
     pub(crate) fn new(device: &'a Device, len: u32, place: F) -> Result<Self> {
-        let mut reader = Reader {
-            io: IoClient::new(device.target_use())?,
+        let mut reader = ReadAhead {
+            io: IoClient::new(device.target_ref())?,
             device,
             place,
             len,

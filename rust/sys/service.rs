@@ -4,8 +4,8 @@
 //!
 //! Such a service must be destroyed before the module can go, and not by code that it runs itself:
 //! that would wait for its own end. With counted references alone, whoever drops the last one
-//! decides when and where. So a service has two kinds of owners. A [`Kept`] uses it, may be cloned
-//! and dropped anywhere, and destroys nothing. A [`Keeper`] is held by what has a destructor in
+//! decides when and where. So a service has two kinds of owners. A [`ServiceRef`] uses it, may be cloned
+//! and dropped anywhere, and destroys nothing. A [`ServiceOwner`] is held by what has a destructor in
 //! process context; the last one waits there until no user is left, then destroys the service.
 
 use crate::sys::wait::{
@@ -40,7 +40,7 @@ pub(crate) trait Service: Send + Sync + 'static {
 #[pin_data]
 struct Inner<S> {
     service: S,
-    keepers: Atomic<i32>,
+    owners: Atomic<i32>,
     users: Atomic<i32>,
     /// The last keeper waits for the users.
     closing: Atomic<bool>,
@@ -49,10 +49,10 @@ struct Inner<S> {
 }
 
 /// A use of a service, which lives at least as long.
-pub(crate) struct Kept<S: Service>(Arc<Inner<S>>);
+pub(crate) struct ServiceRef<S: Service>(Arc<Inner<S>>);
 
 /// An owner of a service. The service is destroyed by the last one, which waits for the users.
-pub(crate) struct Keeper<S: Service> {
+pub(crate) struct ServiceOwner<S: Service> {
     inner: Arc<Inner<S>>,
     /// Not counted out yet.
     counted: bool,
@@ -60,26 +60,26 @@ pub(crate) struct Keeper<S: Service> {
     last: bool,
 }
 
-impl<S: Service> Kept<S> {
+impl<S: Service> ServiceRef<S> {
     /// Makes a service, its first use and its first keeper. Sleeps.
     ///
     /// # Safety
     ///
     /// The keeper is dropped before the module can go, in process context, and not by a callback of
     /// the service.
-    pub(crate) unsafe fn new(make: impl FnOnce() -> Result<S>) -> Result<(Self, Keeper<S>)> {
+    pub(crate) unsafe fn new(make: impl FnOnce() -> Result<S>) -> Result<(Self, ServiceOwner<S>)> {
         let inner = Arc::pin_init(
             try_pin_init!(Inner {
                 service: make()?,
-                keepers: Atomic::new(1),
+                owners: Atomic::new(1),
                 users: Atomic::new(1),
                 closing: Atomic::new(false),
                 unused <- new_wait_queue!("dm_rust_kept"),
             }? Error),
             GFP_KERNEL,
         )?;
-        let keeper = Keeper::new(inner.clone());
-        Ok((Kept(inner), keeper))
+        let owner = ServiceOwner::new(inner.clone());
+        Ok((ServiceRef(inner), owner))
     }
 
     /// Another keeper. `EBUSY` if the last one is waiting for the users already.
@@ -87,12 +87,12 @@ impl<S: Service> Kept<S> {
     /// # Safety
     ///
     /// As [`new`](Self::new).
-    pub(crate) unsafe fn keeper(&self) -> Result<Keeper<S>> {
-        let keepers = &self.0.keepers;
-        let mut known = keepers.load(Relaxed);
+    pub(crate) unsafe fn owner(&self) -> Result<ServiceOwner<S>> {
+        let owners = &self.0.owners;
+        let mut known = owners.load(Relaxed);
         while known > 0 {
-            match keepers.cmpxchg(known, known.wrapping_add(1), Relaxed) {
-                Ok(_) => return Ok(Keeper::new(self.0.clone())),
+            match owners.cmpxchg(known, known.wrapping_add(1), Relaxed) {
+                Ok(_) => return Ok(ServiceOwner::new(self.0.clone())),
                 Err(now) => known = now,
             }
         }
@@ -105,7 +105,7 @@ impl<S: Service> Kept<S> {
     }
 }
 
-impl<S: Service> Deref for Kept<S> {
+impl<S: Service> Deref for ServiceRef<S> {
     type Target = S;
 
     fn deref(&self) -> &S {
@@ -113,14 +113,14 @@ impl<S: Service> Deref for Kept<S> {
     }
 }
 
-impl<S: Service> Clone for Kept<S> {
+impl<S: Service> Clone for ServiceRef<S> {
     fn clone(&self) -> Self {
         self.0.users.fetch_add(1, Relaxed);
-        Kept(self.0.clone())
+        ServiceRef(self.0.clone())
     }
 }
 
-impl<S: Service> Drop for Kept<S> {
+impl<S: Service> Drop for ServiceRef<S> {
     fn drop(&mut self) {
         if self.0.users.fetch_sub(1, Release) == 1 {
             self.0.unused.wake_all();
@@ -128,10 +128,10 @@ impl<S: Service> Drop for Kept<S> {
     }
 }
 
-impl<S: Service> Keeper<S> {
+impl<S: Service> ServiceOwner<S> {
     /// One that has been counted.
     fn new(inner: Arc<Inner<S>>) -> Self {
-        Keeper {
+        ServiceOwner {
             inner,
             counted: true,
             last: false,
@@ -139,17 +139,17 @@ impl<S: Service> Keeper<S> {
     }
 }
 
-/// A [`Keeper`] of any service.
-pub(crate) trait Keep: Send {
+/// A [`ServiceOwner`] of any service.
+pub(crate) trait AnyServiceOwner: Send {
     /// Counts the keeper out. If it was the last one, nothing new begins, so that users which go on
     /// by themselves come to an end. Dropping it does so too, and then waits for them.
     fn resign(&mut self);
 }
 
-impl<S: Service> Keep for Keeper<S> {
+impl<S: Service> AnyServiceOwner for ServiceOwner<S> {
     fn resign(&mut self) {
         if core::mem::take(&mut self.counted) {
-            self.last = self.inner.keepers.fetch_sub(1, Relaxed) == 1;
+            self.last = self.inner.owners.fetch_sub(1, Relaxed) == 1;
             if self.last {
                 self.inner.closing.store(true, Relaxed);
             }
@@ -157,7 +157,7 @@ impl<S: Service> Keep for Keeper<S> {
     }
 }
 
-impl<S: Service> Drop for Keeper<S> {
+impl<S: Service> Drop for ServiceOwner<S> {
     fn drop(&mut self) {
         self.resign();
         if !self.last {
