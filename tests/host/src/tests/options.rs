@@ -23,7 +23,7 @@ fn parse(words: &[&str]) -> (Result<Options, &'static str>, usize) {
     let mut rest = words.iter().map(|word| word.as_bytes());
     let result = Options::parse(&mut rest).map_err(|refusal| {
         assert_eq!(refusal.error, EINVAL);
-        refusal.text.to_str().unwrap()
+        refusal.message.to_str().unwrap()
     });
     (result, rest.len())
 }

@@ -43,7 +43,7 @@ fn features(words: &[&str]) -> (Result<Features, &'static str>, usize) {
     let mut rest = words.iter().map(|word| word.as_bytes());
     let result = Features::parse(&mut rest).map_err(|refusal| {
         assert_eq!(refusal.error, EINVAL);
-        refusal.text.to_str().unwrap()
+        refusal.message.to_str().unwrap()
     });
     (result, rest.len())
 }
@@ -245,10 +245,10 @@ fn faults_in_order() {
         assert_eq!(parse(store, chunk, PLAIN), Err(reason));
     }
     assert_eq!(
-        NO_STORE.text.to_str(),
+        NO_STORE.message.to_str(),
         Ok("Couldn't create exception store")
     );
-    assert_eq!(NO_CHUNK_SIZE.text.to_str(), Ok("Chunk size not set"));
+    assert_eq!(NO_CHUNK_SIZE.message.to_str(), Ok("Chunk size not set"));
     assert_eq!((NO_STORE.error, NO_CHUNK_SIZE.error), (EINVAL, EINVAL));
 }
 
