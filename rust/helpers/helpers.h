@@ -76,6 +76,7 @@ unsigned int dmr_param_clone_throttle(void);
 struct dm_kcopyd_throttle *dmr_param_snapshot_throttle(void);
 unsigned int dmr_param_snapshot_threshold(void);
 const char *dmr_param_targets(void);
+void dmr_param_add_served(const char *target);
 
 /* persistent.c */
 void dmr_warn_held(void);

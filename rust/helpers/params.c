@@ -40,3 +40,14 @@ const char *dmr_param_targets(void)
 {
 	return targets;
 }
+
+static char serves[80];
+module_param_string(serves, serves, sizeof(serves), 0444);
+MODULE_PARM_DESC(serves, "Comma-separated names of the targets that are registered (set by the module)");
+
+void dmr_param_add_served(const char *target)
+{
+	static size_t used;	/* what a user has set is overwritten */
+
+	used += scnprintf(serves + used, sizeof(serves) - used, "%s%s", used ? "," : "", target);
+}

@@ -24,13 +24,29 @@ fn names() -> impl Iterator<Item = &'static [u8]> {
         .filter(|name| !name.is_empty())
 }
 
-/// Whether a target is to be registered: it is named, or nothing is.
+/// Whether the user chose targets by the parameter `targets`. Any context.
+pub(crate) fn are_targets_chosen() -> bool {
+    names().next().is_some()
+}
+
+/// Whether a target is to be registered: it is named, or nothing is. Any context.
 pub(crate) fn is_target_enabled(target: &CStr) -> bool {
-    let mut names = names().peekable();
-    names.peek().is_none() || names.any(|name| name == bytes(target))
+    !are_targets_chosen() || names().any(|name| name == bytes(target))
+}
+
+/// Adds a registered target to the parameter `serves`, which users read. Called by the module's
+/// `init` only.
+pub(crate) fn add_served(target: &CStr) {
+    // SAFETY: The string is nul-terminated, and copied; `init` has one caller, so no two calls run
+    // at the same time.
+    unsafe { bindings::dmr_param_add_served(target.as_char_ptr()) }
 }
 
 /// Refuses names that do not exist.
+///
+/// # Errors
+///
+/// `EINVAL`, with a message, for the first of them.
 pub(crate) fn check_target_names(exists: impl Fn(&[u8]) -> bool) -> Result {
     for name in names() {
         if !exists(name) {

@@ -57,29 +57,75 @@ def test_load_use_unload(impl, unloaded, load, box):
         trio.meta.fill(bytes(4096))
 
 
-# The first target of each module is where ours stops.
-@pytest.mark.parametrize(
-    "module, target",
-    {module: target for target, module in reversed(modules.C_MODULES.items())}.items(),
-)
-def test_name_is_taken(impl, unloaded, load, log, module, target):
-    """C holds the name: the load fails, says why and what to do, leaves nothing, and C goes on
-    working.
-    """
-    modules.insmod(modules.c_file(target))
+def serves():
+    return Path("/sys/module/dm_rust/parameters/serves").read_text().strip().split(",")
+
+
+# By module, the targets that it has.
+C_TARGETS = {
+    module: [target for target, other in modules.C_MODULES.items() if other == module]
+    for module in modules.C_MODULES.values()
+}
+
+
+@pytest.mark.parametrize("module", C_TARGETS)
+def test_name_is_taken(impl, unloaded, load, log, module):
+    """C holds names: dm_rust says which, and serves the others. The snapshot targets go together."""
+    taken = C_TARGETS[module]
+    modules.insmod(modules.c_file(taken[0]))
+    mark = log.mark()
+    load()
+    assert sorted(serves()) == sorted(set(modules.C_MODULES) - set(taken))
+    for target in taken:
+        text = f"target `{target}' is registered already: is module `{module}' loaded?"
+        assert any(text in line for line in log.lines(mark)), log.lines(mark)
+    # C goes on working, and can be unloaded and loaded again.
+    modules.unload_c()
+    modules.insmod(modules.c_file(taken[0]))
+    modules.unload_c()
+    modules.unload(modules.RUST_MODULE)
+    load()
+    assert sorted(serves()) == sorted(modules.C_MODULES)
+
+
+@pytest.mark.parametrize("module", C_TARGETS)
+def test_chosen_name_is_taken(impl, unloaded, load, log, module):
+    """A target that is asked for by name is served, or the load fails and leaves nothing."""
+    taken = C_TARGETS[module]
+    modules.insmod(modules.c_file(taken[0]))
     before = traces()
     mark = log.mark()
     for _ in range(3):
-        result = load(check=False)
-        assert result.returncode != 0
+        assert load("targets=" + ",".join(modules.C_MODULES), check=False).returncode != 0
         assert traces() == before
-    assert any(
-        f"target `{target}' is registered already: is module `{module}' loaded?" in line
-        for line in log.lines(mark)
-    ), log.lines(mark)
-    modules.unload_c()
-    load()
-    assert target in dm.target_versions()
+    text = f"target `{taken[0]}' is registered already: is module `{module}' loaded?"
+    assert any(text in line for line in log.lines(mark)), log.lines(mark)
+    # The others can be chosen.
+    others = sorted(set(modules.C_MODULES) - set(taken))
+    load("targets=" + ",".join(others))
+    assert sorted(serves()) == others
+
+
+def test_all_names_are_taken(impl, unloaded, load, log):
+    for target in ("clone", "era", "snapshot"):
+        modules.insmod(modules.c_file(target))
+    before = traces()
+    mark = log.mark()
+    assert load(check=False).returncode != 0
+    assert traces() == before
+    assert any("all names of targets are taken" in line for line in log.lines(mark))
+
+
+def test_snapshot_targets_go_together(impl, unloaded, load, log):
+    """A snapshot of one module and an origin of the other would not know of each other."""
+    before = traces()
+    for value in ("snapshot", "snapshot-origin,snapshot-merge", "era,snapshot,snapshot-merge"):
+        mark = log.mark()
+        assert load(f"targets={value}", check=False).returncode != 0, value
+        assert traces() == before
+        assert any("go together" in line for line in log.lines(mark)), value
+    load("targets=snapshot-merge,snapshot,snapshot-origin")
+    assert serves() == ["snapshot", "snapshot-origin", "snapshot-merge"]
 
 
 @pytest.mark.parametrize("target", modules.C_MODULES)
@@ -116,16 +162,17 @@ def test_throttle_at_load(impl, unloaded, load):
 
 
 def test_information(impl, rust_module):
-    """What modinfo and /sys say: license, the alias by which dm core asks for the target."""
+    """What modinfo and /sys say: license, parameters with descriptions."""
     fields = {}
     for line in modules.run("modinfo", rust_module).stdout.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key, []).append(value.strip())
     assert fields["license"] == ["GPL"]
-    assert {"dm-clone", "dm-era"} <= set(fields["alias"])
-    assert {"targets", "clone_hydration_throttle"} <= {
-        parm.split(":")[0] for parm in fields["parm"]
-    }
+    # A name of a C module as an alias would do nothing where that module is installed.
+    assert "alias" not in fields
+    described = dict(parm.split(":", 1) for parm in fields["parm"])
+    assert {"targets", "serves", "clone_hydration_throttle"} <= set(described)
+    assert all(described.values())
 
 
 def test_only_kernels_for_debugging_have_delay_points(impl, rust_module):

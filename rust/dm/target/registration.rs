@@ -51,6 +51,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         ArcBorrow, //
     },
@@ -66,12 +70,13 @@ struct Private<T> {
     resources: Arc<TargetResources>,
 }
 
-/// A registered target type. Unregisters when dropped.
+/// A target type that was registered, until [`withdraw`](Self::withdraw) or until it is dropped.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: Target> {
     #[pin]
     inner: Opaque<bindings::target_type>,
     shared: T::Shared,
+    is_registered: Atomic<bool>,
 }
 
 // SAFETY: The registration is only touched when it is made and dropped; device-mapper has its own
@@ -81,13 +86,18 @@ unsafe impl<T: Target> Send for Registration<T> {}
 unsafe impl<T: Target> Sync for Registration<T> {}
 
 impl<T: Target> Registration<T> {
-    /// Registers the target type. Fails with a message if another module has the name.
+    /// Registers the target type. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` or `EEXIST`, with a message, if another module has the name.
     pub(crate) fn new(
         module: &'static ThisModule,
         shared: T::Shared,
     ) -> impl PinInit<Self, Error> + use<T> {
         try_pin_init!(Self {
             shared,
+            is_registered: Atomic::new(true),
             inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
                 // SAFETY: The slot can be written and stays where it is until `drop` unregisters
                 // it.
@@ -105,6 +115,15 @@ impl<T: Target> Registration<T> {
                 result
             }),
         })
+    }
+
+    /// Unregisters the target type before the module goes. Tables that have found it meanwhile keep
+    /// the module, and so this. May sleep.
+    pub(crate) fn withdraw(&self) {
+        if self.is_registered.xchg(false, Relaxed) {
+            // SAFETY: Registered by `new`, and by the exchange unregistered only once.
+            unsafe { bindings::dm_unregister_target(self.inner.get()) }
+        }
     }
 
     fn table(module: &'static ThisModule) -> bindings::target_type {
@@ -415,7 +434,7 @@ impl<T: Target> Registration<T> {
 #[pinned_drop]
 impl<T: Target> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered by `new`. No table uses the type: each pins the module.
-        unsafe { bindings::dm_unregister_target(self.inner.get()) }
+        // No table uses the type: each pins the module.
+        self.withdraw();
     }
 }
