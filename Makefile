@@ -5,7 +5,7 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
 .PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak bench debug-kernel check fmt demo shell \
-	lvm-test campaign clean clean-modules distclean help
+	lvm-test campaign deb test-install clean clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
@@ -43,6 +43,12 @@ bench: modules
 lvm-test:
 	@scripts/lvm-test $(T)
 
+deb:
+	@scripts/package/build-packages
+
+test-install:
+	@STEP='$(STEP)' scripts/package/test-install
+
 debug-kernel:
 	@scripts/debug-kernel debug
 	@scripts/debug-kernel uml
@@ -77,6 +83,7 @@ help:
 	@echo 'make campaign HOURS=8   soak, crowds, power cuts and all faults in turn with new seeds; every n of each series'
 	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
 	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1, IMPL=c, KERNEL=uml'
+	@echo 'make deb         the Debian packages, into .build/; test-install: install, boot from and remove them in a guest'
 	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", twenty-five minutes'
 	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'

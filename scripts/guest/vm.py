@@ -19,7 +19,8 @@ is written to it is forgotten afterwards. TERM is that of the caller if standard
   --cpus N            virtual CPUs (2; always 1 in User Mode Linux)
   --memory SIZE       memory (2G)
   --timeout SECONDS   the longest the whole run may take (600)
-  --disk SIZE         a scratch disk, empty, sparse; repeatable; COMMAND finds them in $DISKS ("/dev/vda /dev/vdb")
+  --disk SIZE         a scratch disk, empty, sparse; repeatable; COMMAND finds them in $DISKS ("/dev/vda /dev/vdb").
+                      A path instead of a size: the disk in that file, which keeps what is written to it
   --bind DIR          a further folder, read-write, at the same absolute path; repeatable
   --env NAME=VALUE    a variable for COMMAND; repeatable
   --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default; for the stock
@@ -171,6 +172,9 @@ class Run:
 
     def scratch_disks(self):
         for number, size in enumerate(self.options.disk):
+            if "/" in size:
+                yield os.path.realpath(size)
+                continue
             path = f"{self.dir}/disk{number}"
             subprocess.run(["truncate", "--size", size, path], check=True)
             yield path
