@@ -35,11 +35,11 @@ use crate::logic::{
         },
         exception_table::{
             ExceptionTable,
-            Found,
-            Refused,
+            InsertError,
+            Lookup,
             Run,
-            Spares,
-            LONGEST, //
+            SpareNodes,
+            MAX_RUN_CHUNKS, //
         },
         layout::Layout,
         lists::push, //
@@ -137,24 +137,24 @@ impl fmt::Display for DamagedException {
 
 /// Why the records cannot be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum LoadError {
     /// For what is on disk.
     Damaged(DamagedException),
     /// For something else.
     Error(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for LoadError {
     fn from(error: Error) -> Self {
         Self::Error(error)
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<LoadError> for Error {
+    fn from(failure: LoadError) -> Self {
         match failure {
-            Failure::Damaged(_) => EINVAL,
-            Failure::Error(error) => error,
+            LoadError::Damaged(_) => EINVAL,
+            LoadError::Error(error) => error,
         }
     }
 }
@@ -163,7 +163,7 @@ impl From<Failure> for Error {
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fed {
+pub(crate) enum LoadProgress {
     /// It goes on.
     More,
     /// It has ended.
@@ -178,14 +178,14 @@ pub(crate) enum Fed {
 ///
 /// Two records with the same chunk of the origin are for the receiver to find. Does no I/O; may
 /// sleep for memory.
-pub(crate) struct Loader {
+pub(crate) struct RecordLoader {
     layout: Layout,
     /// The number of chunks of the COW device that can be used.
     chunks: u64,
     records: u64,
     /// The numbers of the records that were left out because an earlier one has their chunk of the
     /// COW device.
-    repeated: KVVec<u64>,
+    ignored_records: KVVec<u64>,
     /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
     next: CowChunk,
     /// The first of the chunks up to `next` that were all seen, or hold metadata.
@@ -194,22 +194,22 @@ pub(crate) struct Loader {
     free: u64,
     /// The chunks of the COW device that were seen below `first`, each mapped to itself.
     seen: ExceptionTable,
-    spares: Spares,
+    spares: SpareNodes,
 }
 
-impl Loader {
+impl RecordLoader {
     /// Begins with the first area of a COW device of `cow` sectors.
     pub(crate) fn new(layout: Layout, cow: Sectors) -> Self {
         Self {
             layout,
             chunks: layout.size().cow_chunks(cow),
             records: 0,
-            repeated: KVVec::new(),
-            next: layout.place(0),
-            first: layout.place(0),
+            ignored_records: KVVec::new(),
+            next: layout.chunk_of_record(0),
+            first: layout.chunk_of_record(0),
             free: 0,
             seen: ExceptionTable::new(),
-            spares: Spares::new(),
+            spares: SpareNodes::new(),
         }
     }
 
@@ -222,8 +222,8 @@ impl Loader {
     /// The numbers of the records that were left out because an earlier one has their chunk of the
     /// COW device, rising.
     #[inline]
-    pub(crate) fn repeated(&mut self) -> &mut KVVec<u64> {
-        &mut self.repeated
+    pub(crate) fn ignored_records(&mut self) -> &mut KVVec<u64> {
+        &mut self.ignored_records
     }
 
     /// The chunk behind the highest one that a record names.
@@ -238,15 +238,15 @@ impl Loader {
         &mut self,
         piece: &[u8],
         mut sink: impl FnMut(Run) -> Result<(), Error>,
-    ) -> Result<Fed, Failure> {
+    ) -> Result<LoadProgress, LoadError> {
         let mut run = Run::default();
         let mut left = piece;
-        let mut fed = Fed::More;
+        let mut fed = LoadProgress::More;
         while let Ok((disk, rest)) = DiskException::ref_from_prefix(left) {
             let record = disk.read();
             if record.new == CowChunk(0) {
                 let stale = left.iter().any(|byte| *byte != 0);
-                fed = Fed::End { stale };
+                fed = LoadProgress::End { stale };
                 break;
             }
             left = rest;
@@ -266,7 +266,7 @@ impl Loader {
 
     /// Counts a record and tells whether its chunk of the COW device is new.
     #[inline]
-    fn take(&mut self, record: Record) -> Result<bool, Failure> {
+    fn take(&mut self, record: Record) -> Result<bool, LoadError> {
         // Nearly always it is the next chunk.
         if record.new != self.next || record.new.0 >= self.free {
             return self.take_any(record);
@@ -278,10 +278,10 @@ impl Loader {
 
     /// The same, wherever the chunk is.
     #[cold]
-    fn take_any(&mut self, record: Record) -> Result<bool, Failure> {
+    fn take_any(&mut self, record: Record) -> Result<bool, LoadError> {
         let Record { new, .. } = record;
         if new.0 >= self.chunks || self.layout.is_metadata(new) {
-            return Err(Failure::Damaged(DamagedException {
+            return Err(LoadError::Damaged(DamagedException {
                 index: self.records,
                 record,
                 chunks: self.chunks,
@@ -290,14 +290,14 @@ impl Loader {
         let number = self.records;
         self.records = number.saturating_add(1);
         if new < self.next {
-            let known =
-                new >= self.first || matches!(self.seen.find(Chunk(new.0), 1), Found::Mapped(..));
-            if known {
-                push(&mut self.repeated, number, GFP_KERNEL).map_err(Error::from)?;
+            let is_known =
+                new >= self.first || matches!(self.seen.find(Chunk(new.0), 1), Lookup::Mapped(..));
+            if is_known {
+                push(&mut self.ignored_records, number, GFP_KERNEL).map_err(Error::from)?;
             } else {
                 self.remember(new, CowChunk(new.0.saturating_add(1)))?;
             }
-            return Ok(!known);
+            return Ok(!is_known);
         }
         let mut behind = self.next;
         if self.layout.is_metadata(behind) {
@@ -308,7 +308,7 @@ impl Loader {
             self.first = new;
         }
         self.next = CowChunk(new.0.saturating_add(1));
-        self.free = self.layout.area_behind(new).0.min(self.chunks);
+        self.free = self.layout.next_area(new).0.min(self.chunks);
         Ok(true)
     }
 
@@ -320,7 +320,7 @@ impl Loader {
             len: end.0.saturating_sub(first.0),
         };
         while left.len != 0 {
-            let len = left.len.min(LONGEST);
+            let len = left.len.min(MAX_RUN_CHUNKS);
             self.remember_run(Run { len, ..left })?;
             left = left.without_first(len);
         }
@@ -328,10 +328,11 @@ impl Loader {
     }
 
     fn remember_run(&mut self, run: Run) -> Result<(), Error> {
-        self.spares.stock(self.seen.wants(), GFP_KERNEL)?;
+        self.spares
+            .refill(self.seen.spare_root_capacity(), GFP_KERNEL)?;
         let result = self.seen.insert(run, &mut self.spares);
         result.map_err(|refused| match refused {
-            Refused::Memory => ENOMEM,
+            InsertError::NoMemory => ENOMEM,
             _ => EINVAL,
         })
     }
@@ -348,7 +349,7 @@ fn single(record: Record) -> Run {
 
 /// Makes a run longer by a record that follows it on both devices, and tells whether it does.
 fn extend(run: &mut Run, record: Record) -> bool {
-    let follows = run.len < LONGEST
+    let follows = run.len < MAX_RUN_CHUNKS
         && run.old.0.checked_add(run.len) == Some(record.old.0)
         && run.new.0.checked_add(run.len) == Some(record.new.0);
     if follows {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The table lives under a spinlock of its owner. So [`ExceptionTable::insert`] takes its memory from
-//! [`Spares`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
+//! [`SpareNodes`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
 //! in its branch, and is divided only if these are full too. What comes behind its last entry or in
 //! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
 //! and descending runs fill leaves to the last place.
@@ -31,30 +31,31 @@ use crate::logic::snapshot::{
         CowChunk,
         COW_CHUNKS, //
     },
-    lists::leading, //
+    lists::partition_point, //
 };
 
-pub(crate) use room::Spares;
+pub(crate) use room::SpareNodes;
 
 use leaf::{
     Entry,
     Leaf,
-    LEAF, //
+    LEAF_ENTRIES, //
 };
 
 /// The number of chunks a run can have in one call of [`ExceptionTable::insert`] or [`ExceptionTable::append`].
-pub(crate) const LONGEST: u64 = 1 << 15;
+pub(crate) const MAX_RUN_CHUNKS: u64 = 1 << 15;
 
 /// The number of chunks an entry can stand for.
-const ENTRY_CHUNKS: u64 = 1 << 16;
+const MAX_ENTRY_CHUNKS: u64 = 1 << 16;
 
 /// The number of leaves in a full branch.
-const BRANCH: usize = 128;
+const BRANCH_LEAVES: usize = 128;
 /// The capacity of the first root.
-const ROOT: usize = 4;
+const FIRST_ROOT: usize = 4;
 
 // Up to a page these vectors never come from vmalloc, so they can be freed under a spinlock.
-const _: () = assert!(LEAF * size_of::<Entry>() <= 4096 && BRANCH * size_of::<Leaf>() <= 4096);
+const _: () =
+    assert!(LEAF_ENTRIES * size_of::<Entry>() <= 4096 && BRANCH_LEAVES * size_of::<Leaf>() <= 4096);
 
 /// Consecutive chunks of the origin that lie on consecutive chunks of the COW device.
 ///
@@ -85,7 +86,7 @@ impl Run {
     /// Returns both as one run, if `other` continues this one and one entry can hold them.
     fn joined(&self, other: &Self) -> Option<Self> {
         let len = self.len.wrapping_add(other.len);
-        (self.continues_in(other) && len <= ENTRY_CHUNKS).then_some(Self { len, ..*self })
+        (self.continues_in(other) && len <= MAX_ENTRY_CHUNKS).then_some(Self { len, ..*self })
     }
 
     /// Returns what is left without the first `count` chunks.
@@ -101,13 +102,13 @@ impl Run {
     /// Tells whether the table can hold the run, given in one call.
     fn fits_table(&self) -> bool {
         let new_end = self.new.0.checked_add(self.len);
-        (1..=LONGEST).contains(&self.len)
+        (1..=MAX_RUN_CHUNKS).contains(&self.len)
             && self.old.0.checked_add(self.len).is_some()
             && new_end.is_some_and(|end| end <= COW_CHUNKS)
     }
 }
 
-/// A run of up to [`LONGEST`] chunks in 16 bytes.
+/// A run of up to [`MAX_RUN_CHUNKS`] chunks in 16 bytes.
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,11 +145,11 @@ impl PackedRun {
     }
 }
 
-const _: () = assert!(LONGEST < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
+const _: () = assert!(MAX_RUN_CHUNKS < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
 
 /// What [`ExceptionTable::find`] tells about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum Lookup {
     /// Where the chunk lies, and how many chunks from this one on lie one behind the other there.
     Mapped(CowChunk, u64),
     /// How many chunks from this one on are not mapped.
@@ -157,20 +158,20 @@ pub(crate) enum Found {
 
 /// Why a run was not inserted. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum InsertError {
     /// One of the chunks is mapped already.
     Overlap,
     /// The spares do not suffice, or an allocation failed.
-    Memory,
-    /// The run is empty or longer than [`LONGEST`], or ends behind the largest chunk numbers:
+    NoMemory,
+    /// The run is empty or longer than [`MAX_RUN_CHUNKS`], or ends behind the largest chunk numbers:
     /// 2^64 - 2 of the origin, 2^48 - 1 of the COW device.
-    Range,
+    OutOfRange,
 }
 
 /// A run to be removed is not mapped like that, or both its ends are within one entry. Nothing has
 /// changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Missing;
+pub(crate) struct NotMapped;
 
 /// A sorted vector of leaves.
 ///
@@ -194,13 +195,13 @@ impl Branch {
 
 /// Where an entry is in the table; `entry` may be one behind the last of the leaf.
 #[derive(Clone, Copy)]
-struct Place {
+struct Position {
     branch: usize,
     leaf: usize,
     entry: usize,
 }
 
-impl Place {
+impl Position {
     /// Returns the place behind this one, perhaps behind the end of the leaf.
     fn next(self) -> Self {
         let entry = self.entry.wrapping_add(1);
@@ -227,11 +228,11 @@ impl Place {
 }
 
 /// Where a new entry belongs.
-enum Spot {
+enum InsertPoint {
     /// To an existing leaf, in front of this entry.
-    Within(Place),
+    InLeaf(Position),
     /// To a leaf of its own, in front of leaf `.1` of branch `.0`.
-    Between(usize, usize),
+    NewLeaf(usize, usize),
 }
 
 /// The completed exceptions of a part of a snapshot.
@@ -276,21 +277,26 @@ impl ExceptionTable {
     /// Returns the memory of the table in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let root = self.root.capacity().saturating_mul(size_of::<Branch>());
-        let branches = self.root.len().saturating_mul(BRANCH * size_of::<Leaf>());
-        let leaves = self.leaves.saturating_mul(LEAF * size_of::<Entry>());
+        let branches = self
+            .root
+            .len()
+            .saturating_mul(BRANCH_LEAVES * size_of::<Leaf>());
+        let leaves = self
+            .leaves
+            .saturating_mul(LEAF_ENTRIES * size_of::<Entry>());
         root.saturating_add(branches).saturating_add(leaves)
     }
 
     /// Looks up `chunk`, and for how many chunks from there on it is so: one, or up to `most`.
     ///
     /// Called under the lock. Takes time for each entry that continues the one before.
-    pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Found {
+    pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Lookup {
         let most = most.max(1);
         let at = self.locate(chunk.0);
         let held = self.before(at).filter(|(_, run)| run.end() > chunk.0);
         let Some((_, mut last)) = held else {
-            let next = self.at_or_behind(at);
-            return Found::Hole(
+            let next = self.at_or_after(at);
+            return Lookup::Hole(
                 next.map_or(most, |(_, run)| run.old.0.wrapping_sub(chunk.0).min(most)),
             );
         };
@@ -298,45 +304,45 @@ impl ExceptionTable {
         let mut len = from.len;
         let mut next = at;
         while len < most {
-            match self.at_or_behind(next) {
-                Some((place, run)) if last.continues_in(&run) => {
+            match self.at_or_after(next) {
+                Some((position, run)) if last.continues_in(&run) => {
                     len = len.wrapping_add(run.len);
-                    (last, next) = (run, place.next());
+                    (last, next) = (run, position.next());
                 }
                 _ => break,
             }
         }
-        Found::Mapped(from.new, len.min(most))
+        Lookup::Mapped(from.new, len.min(most))
     }
 
     /// Returns the capacity of a root that the next insertion may need as a spare, zero for none.
     ///
     /// Called under the lock.
-    pub(crate) fn wants(&self) -> usize {
+    pub(crate) fn spare_root_capacity(&self) -> usize {
         let capacity = self.root.capacity();
         if self.root.len() < capacity {
             return 0;
         }
-        capacity.saturating_mul(2).max(ROOT)
+        capacity.saturating_mul(2).max(FIRST_ROOT)
     }
 
-    /// Maps the chunks of `run`, of at most [`LONGEST`] chunks, taking memory from `spares`.
+    /// Maps the chunks of `run`, of at most [`MAX_RUN_CHUNKS`] chunks, taking memory from `spares`.
     ///
-    /// Called under the lock. A root that was replaced is left in `spares`. Fails as [`Refused`]
-    /// says, and not for lack of memory if [`Spares::is_stocked`].
-    pub(crate) fn insert(&mut self, run: Run, spares: &mut Spares) -> Result<(), Refused> {
+    /// Called under the lock. A root that was replaced is left in `spares`. Fails as [`InsertError`]
+    /// says, and not for lack of memory if [`SpareNodes::is_sufficient`].
+    pub(crate) fn insert(&mut self, run: Run, spares: &mut SpareNodes) -> Result<(), InsertError> {
         if !run.fits_table() {
-            return Err(Refused::Range);
+            return Err(InsertError::OutOfRange);
         }
         let at = self.locate(run.old.0);
-        let (before, behind) = (self.before(at), self.at_or_behind(at));
+        let (before, behind) = (self.before(at), self.at_or_after(at));
         if before.is_some_and(|(_, before)| before.end() > run.old.0)
             || behind.is_some_and(|(_, behind)| behind.old.0 < run.end())
         {
-            return Err(Refused::Overlap);
+            return Err(InsertError::Overlap);
         }
         if self.join(&run, before, behind).is_none() {
-            self.add(at, &run, spares).ok_or(Refused::Memory)?;
+            self.add(at, &run, spares).ok_or(InsertError::NoMemory)?;
         }
         self.chunks = self.chunks.saturating_add(run.len);
         Ok(())
@@ -345,7 +351,7 @@ impl ExceptionTable {
     /// Like [`Self::insert`], but for a run that lies behind all others, else it is an overlap.
     ///
     /// For loading, without locks: allocates with `flags`. Fills leaves and branches to the end.
-    pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), Refused> {
+    pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), InsertError> {
         let last = self.root.last_mut();
         if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
             // Nearly always there is nothing to be searched for.
@@ -355,39 +361,39 @@ impl ExceptionTable {
                 return Ok(());
             }
         }
-        let mut spares = Spares::new();
+        let mut spares = SpareNodes::new();
         match self.insert(run, &mut spares) {
-            Err(Refused::Memory) => {}
+            Err(InsertError::NoMemory) => {}
             done => return done,
         }
-        self.provide(&mut spares, flags)
-            .map_err(|_: AllocError| Refused::Memory)?;
+        self.allocate_for_append(&mut spares, flags)
+            .map_err(|_: AllocError| InsertError::NoMemory)?;
         self.insert(run, &mut spares)
     }
 
     /// Unmaps the chunks of `run`, which must be mapped just so.
     ///
     /// Called under the lock. The run may go over several entries, but must not lie within one
-    /// without touching either end, as this would need a new entry; [`Missing`] then.
-    pub(crate) fn remove(&mut self, run: Run) -> Result<(), Missing> {
-        if self.find(run.old, run.len) != Found::Mapped(run.new, run.len) {
-            return Err(Missing);
+    /// without touching either end, as this would need a new entry; [`NotMapped`] then.
+    pub(crate) fn remove(&mut self, run: Run) -> Result<(), NotMapped> {
+        if self.find(run.old, run.len) != Lookup::Mapped(run.new, run.len) {
+            return Err(NotMapped);
         }
         let mut rest = run;
         while rest.len != 0 {
             let held = self.before(self.locate(rest.old.0));
-            let (place, entry) = held.ok_or(Missing)?;
+            let (position, entry) = held.ok_or(NotMapped)?;
             let kept = rest.old.0.wrapping_sub(entry.old.0);
             let len = entry.len.wrapping_sub(kept).min(rest.len);
             let above = entry.without_first(kept.wrapping_add(len));
             let done = match (kept, above.len) {
-                (0, 0) => self.delete(place),
-                (0, _) => self.set(place, &above),
-                (_, 0) => self.set(place, &Run { len: kept, ..entry }),
+                (0, 0) => self.delete(position),
+                (0, _) => self.set(position, &above),
+                (_, 0) => self.set(position, &Run { len: kept, ..entry }),
                 // Only the first entry can be hit like this, and then it is the only one.
                 _ => None,
             };
-            done.ok_or(Missing)?;
+            done.ok_or(NotMapped)?;
             self.chunks = self.chunks.saturating_sub(len);
             rest = rest.without_first(len);
         }
@@ -397,20 +403,24 @@ impl ExceptionTable {
     /// Like [`Self::remove`], but the run may lie anywhere: what is behind it in its entry becomes
     /// an entry of its own, with memory from `spares`. Tells whether that sufficed; otherwise
     /// nothing has changed.
-    pub(crate) fn cut(&mut self, run: Run, spares: &mut Spares) -> Result<bool, Missing> {
+    pub(crate) fn remove_splitting(
+        &mut self,
+        run: Run,
+        spares: &mut SpareNodes,
+    ) -> Result<bool, NotMapped> {
         if self.remove(run).is_ok() {
             return Ok(true);
         }
-        if self.find(run.old, run.len) != Found::Mapped(run.new, run.len) {
-            return Err(Missing);
+        if self.find(run.old, run.len) != Lookup::Mapped(run.new, run.len) {
+            return Err(NotMapped);
         }
-        let (place, entry) = self.before(self.locate(run.old.0)).ok_or(Missing)?;
+        let (position, entry) = self.before(self.locate(run.old.0)).ok_or(NotMapped)?;
         let kept = run.old.0.wrapping_sub(entry.old.0);
         let above = entry.without_first(kept.wrapping_add(run.len));
-        self.set(place, &Run { len: kept, ..entry })
-            .ok_or(Missing)?;
+        self.set(position, &Run { len: kept, ..entry })
+            .ok_or(NotMapped)?;
         if self.add(self.locate(above.old.0), &above, spares).is_none() {
-            self.set(place, &entry).ok_or(Missing)?;
+            self.set(position, &entry).ok_or(NotMapped)?;
             return Ok(false);
         }
         self.chunks = self.chunks.saturating_sub(run.len);
@@ -428,15 +438,15 @@ impl ExceptionTable {
     /// Returns the place behind the last entry that starts at or before `chunk`. Its leaf exists
     /// unless the table is empty; it is at the start of a leaf only if all entries start behind
     /// `chunk`.
-    fn locate(&self, chunk: u64) -> Place {
-        let branch = leading(&self.root, |branch| branch.first <= chunk).saturating_sub(1);
+    fn locate(&self, chunk: u64) -> Position {
+        let branch = partition_point(&self.root, |branch| branch.first <= chunk).saturating_sub(1);
         let leaves: &[Leaf] = match self.root.get(branch) {
             Some(found) => &found.leaves,
             None => &[],
         };
-        let leaf = leading(leaves, |leaf| leaf.first <= chunk).saturating_sub(1);
+        let leaf = partition_point(leaves, |leaf| leaf.first <= chunk).saturating_sub(1);
         let entry = leaves.get(leaf).map_or(0, |found| found.until(chunk));
-        Place {
+        Position {
             branch,
             leaf,
             entry,
@@ -445,52 +455,55 @@ impl ExceptionTable {
 
     /// Returns a leaf.
     #[inline]
-    fn leaf(&self, place: Place) -> Option<&Leaf> {
-        self.root.get(place.branch)?.leaves.get(place.leaf)
+    fn leaf(&self, position: Position) -> Option<&Leaf> {
+        self.root.get(position.branch)?.leaves.get(position.leaf)
     }
 
     /// Returns the entry at a place.
     #[inline]
-    fn at(&self, place: Place) -> Option<(Place, Run)> {
-        Some((place, self.leaf(place)?.get(place.entry)?))
+    fn at(&self, position: Position) -> Option<(Position, Run)> {
+        Some((position, self.leaf(position)?.get(position.entry)?))
     }
 
     /// Returns the entry in front of a place from [`Self::locate`].
     #[inline]
-    fn before(&self, place: Place) -> Option<(Place, Run)> {
-        let entry = place.entry.checked_sub(1)?;
-        self.at(Place { entry, ..place })
+    fn before(&self, position: Position) -> Option<(Position, Run)> {
+        let entry = position.entry.checked_sub(1)?;
+        self.at(Position { entry, ..position })
     }
 
     /// Returns the entry at a place or, behind the end of a leaf, the first of the next leaf.
-    fn at_or_behind(&self, place: Place) -> Option<(Place, Run)> {
-        let [same, next] = place.next_leaves();
-        self.at(place)
+    fn at_or_after(&self, position: Position) -> Option<(Position, Run)> {
+        let [same, next] = position.next_leaves();
+        self.at(position)
             .or_else(|| self.at(same))
             .or_else(|| self.at(next))
     }
 
     /// Replaces an entry by a run that its leaf spans.
-    fn set(&mut self, place: Place, run: &Run) -> Option<()> {
-        let branch = self.root.get_mut(place.branch)?;
-        branch.leaves.get_mut(place.leaf)?.set(place.entry, run);
+    fn set(&mut self, position: Position, run: &Run) -> Option<()> {
+        let branch = self.root.get_mut(position.branch)?;
+        branch
+            .leaves
+            .get_mut(position.leaf)?
+            .set(position.entry, run);
         branch.update_first();
         Some(())
     }
 
     /// Takes an entry out, with the leaf and the branch that would be empty.
-    fn delete(&mut self, place: Place) -> Option<()> {
-        let branch = self.root.get_mut(place.branch)?;
-        let leaf = branch.leaves.get_mut(place.leaf)?;
-        leaf.remove(place.entry)?;
+    fn delete(&mut self, position: Position) -> Option<()> {
+        let branch = self.root.get_mut(position.branch)?;
+        let leaf = branch.leaves.get_mut(position.leaf)?;
+        leaf.remove(position.entry)?;
         self.entries = self.entries.saturating_sub(1);
         if leaf.entries.is_empty() {
-            branch.leaves.remove(place.leaf).ok()?;
+            branch.leaves.remove(position.leaf).ok()?;
             self.leaves = self.leaves.saturating_sub(1);
         }
         branch.update_first();
         if branch.leaves.is_empty() {
-            self.root.remove(place.branch).ok()?;
+            self.root.remove(position.branch).ok()?;
         }
         Some(())
     }
@@ -500,78 +513,82 @@ impl ExceptionTable {
     fn join(
         &mut self,
         run: &Run,
-        before: Option<(Place, Run)>,
-        behind: Option<(Place, Run)>,
+        before: Option<(Position, Run)>,
+        behind: Option<(Position, Run)>,
     ) -> Option<()> {
-        let spans = |place, run: &Run| self.leaf(place).is_some_and(|leaf| leaf.spans(run));
+        let spans = |position, run: &Run| self.leaf(position).is_some_and(|leaf| leaf.spans(run));
         let left = before
-            .and_then(|(place, before)| Some((place, before.joined(run)?)))
-            .filter(|(place, joined)| spans(*place, joined));
+            .and_then(|(position, before)| Some((position, before.joined(run)?)))
+            .filter(|(position, joined)| spans(*position, joined));
         let middle = left.map_or(*run, |(_, joined)| joined);
         let right = behind
-            .and_then(|(place, behind)| Some((place, middle.joined(&behind)?)))
-            .filter(|(place, joined)| spans(left.map_or(*place, |(place, _)| place), joined));
+            .and_then(|(position, behind)| Some((position, middle.joined(&behind)?)))
+            .filter(|(position, joined)| {
+                spans(left.map_or(*position, |(position, _)| position), joined)
+            });
         match (left, right) {
-            (Some((place, _)), Some((emptied, all))) => {
-                self.set(place, &all)?;
+            (Some((position, _)), Some((emptied, all))) => {
+                self.set(position, &all)?;
                 self.delete(emptied)
             }
-            (Some((place, joined)), None) | (None, Some((place, joined))) => {
-                self.set(place, &joined)
+            (Some((position, joined)), None) | (None, Some((position, joined))) => {
+                self.set(position, &joined)
             }
             (None, None) => None,
         }
     }
 
     /// Adds an entry for `run`, located `at`. `None` if memory lacks; nothing has changed then.
-    fn add(&mut self, at: Place, run: &Run, spares: &mut Spares) -> Option<()> {
-        let place = match self.spot(at, run) {
-            Spot::Between(branch, leaf) => return self.open(branch, leaf, run, spares),
-            Spot::Within(place) => place,
+    fn add(&mut self, at: Position, run: &Run, spares: &mut SpareNodes) -> Option<()> {
+        let position = match self.insert_point(at, run) {
+            InsertPoint::NewLeaf(branch, leaf) => {
+                return self.add_new_leaf(branch, leaf, run, spares)
+            }
+            InsertPoint::InLeaf(position) => position,
         };
-        if self.leaf(place)?.entries.len() < LEAF {
-            return self.put(place, run);
+        if self.leaf(position)?.entries.len() < LEAF_ENTRIES {
+            return self.put(position, run);
         }
-        if self.relieve(place).is_none() {
-            match place.entry {
-                0 => return self.open(place.branch, place.leaf, run, spares),
-                LEAF => {
-                    let next = place.leaf.wrapping_add(1);
-                    return self.open(place.branch, next, run, spares);
+        if self.rebalance(position).is_none() {
+            match position.entry {
+                0 => return self.add_new_leaf(position.branch, position.leaf, run, spares),
+                LEAF_ENTRIES => {
+                    let next = position.leaf.wrapping_add(1);
+                    return self.add_new_leaf(position.branch, next, run, spares);
                 }
-                _ => self.split(place, spares)?,
+                _ => self.split(position, spares)?,
             }
         }
         // There is room now, but perhaps in another leaf.
-        match self.spot(self.locate(run.old.0), run) {
-            Spot::Within(place) => self.put(place, run),
-            Spot::Between(..) => None,
+        match self.insert_point(self.locate(run.old.0), run) {
+            InsertPoint::InLeaf(position) => self.put(position, run),
+            InsertPoint::NewLeaf(..) => None,
         }
     }
 
     /// Returns where an entry for `run`, located `at`, belongs: to the leaf before or behind, if
     /// its keys reach, whether or not there is room.
-    fn spot(&self, at: Place, run: &Run) -> Spot {
-        let spans = |place: &Place| self.leaf(*place).is_some_and(|leaf| leaf.spans(run));
+    fn insert_point(&self, at: Position, run: &Run) -> InsertPoint {
+        let spans = |position: &Position| self.leaf(*position).is_some_and(|leaf| leaf.spans(run));
         if spans(&at) {
-            return Spot::Within(at);
+            return InsertPoint::InLeaf(at);
         }
         if at.entry == 0 {
-            return Spot::Between(at.branch, at.leaf);
+            return InsertPoint::NewLeaf(at.branch, at.leaf);
         }
         let [same, next] = at.next_leaves();
         let behind = self.leaf(same).map_or(next, |_| same);
         if spans(&behind) {
-            return Spot::Within(behind);
+            return InsertPoint::InLeaf(behind);
         }
-        Spot::Between(at.branch, same.leaf)
+        InsertPoint::NewLeaf(at.branch, same.leaf)
     }
 
     /// Adds an entry to a leaf with room.
-    fn put(&mut self, place: Place, run: &Run) -> Option<()> {
-        let branch = self.root.get_mut(place.branch)?;
-        let leaf = branch.leaves.get_mut(place.leaf)?;
-        leaf.insert(place.entry, run)?;
+    fn put(&mut self, position: Position, run: &Run) -> Option<()> {
+        let branch = self.root.get_mut(position.branch)?;
+        let leaf = branch.leaves.get_mut(position.leaf)?;
+        leaf.insert(position.entry, run)?;
         branch.update_first();
         self.entries = self.entries.saturating_add(1);
         Some(())

@@ -58,7 +58,7 @@ const _: () = {
 
 /// Why a chunk is no header this code can use; `Display` writes the line for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Invalid {
+pub(crate) enum HeaderError {
     /// The magic number is wrong, or cut off.
     Magic,
     /// The chunk size is not possible on these devices.
@@ -67,16 +67,16 @@ pub(crate) enum Invalid {
     Version { found: u32 },
 }
 
-impl From<Invalid> for Error {
-    fn from(invalid: Invalid) -> Self {
+impl From<HeaderError> for Error {
+    fn from(invalid: HeaderError) -> Self {
         match invalid {
-            Invalid::Magic => ENXIO,
+            HeaderError::Magic => ENXIO,
             _ => EINVAL,
         }
     }
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for HeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Magic => f.write_str("Invalid or corrupt snapshot"),
@@ -95,12 +95,12 @@ impl fmt::Display for Invalid {
 /// That the disk does not have the chunk size of the table line; `Display` writes the line for the
 /// log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Override {
+pub(crate) struct ChunkSizeOverride {
     found: u32,
     table: ChunkSize,
 }
 
-impl Override {
+impl ChunkSizeOverride {
     /// Looks for it in a chunk, which need not be a sound header otherwise.
     pub(crate) fn find(chunk: &[u8], table: ChunkSize) -> Option<Self> {
         let (disk, _) = DiskHeader::ref_from_prefix(chunk).ok()?;
@@ -110,7 +110,7 @@ impl Override {
     }
 }
 
-impl fmt::Display for Override {
+impl fmt::Display for ChunkSizeOverride {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_fmt(fmt!(
             "chunk size {} in device metadata overrides table chunk size of {}.",
@@ -142,12 +142,12 @@ impl Header {
         chunk: &[u8],
         read: ChunkSize,
         blocks: BlockSizes,
-    ) -> Result<Self, Invalid> {
-        let (disk, _) = DiskHeader::ref_from_prefix(chunk).map_err(|_| Invalid::Magic)?;
+    ) -> Result<Self, HeaderError> {
+        let (disk, _) = DiskHeader::ref_from_prefix(chunk).map_err(|_| HeaderError::Magic)?;
         match disk.magic.get() {
             0 => return Ok(Self::Blank),
             MAGIC => {}
-            _ => return Err(Invalid::Magic),
+            _ => return Err(HeaderError::Magic),
         }
         let found = disk.chunk_size.get();
         let size = if found == read.sectors() {
@@ -155,11 +155,11 @@ impl Header {
         } else {
             blocks
                 .chunk_size(found)
-                .map_err(|reason| Invalid::ChunkSize { found, reason })?
+                .map_err(|reason| HeaderError::ChunkSize { found, reason })?
         };
         let found = disk.version.get();
         if found != VERSION {
-            return Err(Invalid::Version { found });
+            return Err(HeaderError::Version { found });
         }
         Ok(Self::Store {
             valid: disk.valid.get() != 0,

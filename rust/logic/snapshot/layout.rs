@@ -33,7 +33,7 @@ use crate::logic::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     size: ChunkSize,
-    per_area: NonZeroU64,
+    exceptions_per_area: NonZeroU64,
     stride: NonZeroU64,
 }
 
@@ -41,11 +41,11 @@ impl Layout {
     /// The layout for chunks of a size.
     pub(crate) fn new(size: ChunkSize) -> Self {
         let records = u64::from(size.bytes()).checked_div(RECORD as u64);
-        let per_area = records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN);
+        let exceptions_per_area = records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN);
         Self {
             size,
-            per_area,
-            stride: per_area.saturating_add(1),
+            exceptions_per_area,
+            stride: exceptions_per_area.saturating_add(1),
         }
     }
 
@@ -57,8 +57,8 @@ impl Layout {
 
     /// The records of an area.
     #[inline]
-    pub(crate) fn per_area(&self) -> u64 {
-        self.per_area.get()
+    pub(crate) fn exceptions_per_area(&self) -> u64 {
+        self.exceptions_per_area.get()
     }
 
     /// The distance from area to area, in chunks.
@@ -69,7 +69,7 @@ impl Layout {
 
     /// Where an area is; at the end of all numbers if it would lie behind.
     #[inline]
-    pub(crate) fn area(&self, area: u64) -> CowChunk {
+    pub(crate) fn area_location(&self, area: u64) -> CowChunk {
         CowChunk(area.saturating_mul(self.stride()).saturating_add(1))
     }
 
@@ -82,28 +82,31 @@ impl Layout {
     /// The area in which a record is, counted from zero over all areas, and its slot there.
     #[inline]
     pub(crate) fn slot(&self, record: u64) -> (u64, u64) {
-        (record / self.per_area, record % self.per_area)
+        (
+            record / self.exceptions_per_area,
+            record % self.exceptions_per_area,
+        )
     }
 
     /// The chunk of a record in a store without gaps, which is that of the allocation with the same
     /// number.
     #[inline]
-    pub(crate) fn place(&self, record: u64) -> CowChunk {
+    pub(crate) fn chunk_of_record(&self, record: u64) -> CowChunk {
         let (area, _) = self.slot(record);
         CowChunk(record.saturating_add(area).saturating_add(2))
     }
 
     /// The first area behind a chunk, other than the header.
     #[inline]
-    pub(crate) fn area_behind(&self, chunk: CowChunk) -> CowChunk {
+    pub(crate) fn next_area(&self, chunk: CowChunk) -> CowChunk {
         let area = chunk.0.saturating_sub(1) / self.stride;
-        self.area(area.saturating_add(1))
+        self.area_location(area.saturating_add(1))
     }
 
     /// Whether an area is inside a COW device.
     #[inline]
-    pub(crate) fn holds(&self, area: u64, cow: Sectors) -> bool {
-        self.area(area).0 < self.size.cow_chunks(cow)
+    pub(crate) fn has_area(&self, area: u64, cow: Sectors) -> bool {
+        self.area_location(area).0 < self.size.cow_chunks(cow)
     }
 
     /// What header and areas take of the COW device, up to the area that records are added to.
@@ -122,19 +125,19 @@ impl Layout {
 ///
 /// `next` is never a metadata chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Allocator {
+pub(crate) struct PersistentAllocator {
     layout: Layout,
     next: CowChunk,
     records: u64,
 }
 
-impl Allocator {
+impl PersistentAllocator {
     /// Begins with a store that has so many records; `next` is behind the last chunk that they
     /// name.
     pub(crate) fn new(layout: Layout, next: CowChunk, records: u64) -> Self {
         let mut allocator = Self {
             layout,
-            next: next.max(layout.place(0)),
+            next: next.max(layout.chunk_of_record(0)),
             records,
         };
         allocator.skip_metadata();
@@ -167,10 +170,10 @@ impl Allocator {
     pub(crate) fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let (area, slot) = self.layout.slot(self.records);
         let free = self.layout.size.cow_chunks(cow).checked_sub(self.next.0)?;
-        let stripe = self.stripe();
+        let stripe = self.left_in_stripe();
         let mut len = most.min(free).min(stripe);
-        let slots = self.layout.per_area().saturating_sub(slot);
-        if len >= slots && !self.layout.holds(area.saturating_add(1), cow) {
+        let slots = self.layout.exceptions_per_area().saturating_sub(slot);
+        if len >= slots && !self.layout.has_area(area.saturating_add(1), cow) {
             len = slots.saturating_sub(1);
         }
         if len == 0 {
@@ -185,13 +188,13 @@ impl Allocator {
 
     /// Notes that a merge has left so many records. What is free then is of use for the status line
     /// only: chunks of records that are left may lie behind it.
-    pub(crate) fn merged(&mut self, records: u64) {
-        self.next = self.layout.place(records);
+    pub(crate) fn shrink_to(&mut self, records: u64) {
+        self.next = self.layout.chunk_of_record(records);
         self.records = records;
     }
 
     /// The chunks from the next one up to the next area.
-    fn stripe(&self) -> u64 {
+    fn left_in_stripe(&self) -> u64 {
         // The chunk behind an area is 2 modulo the stride, and has all but the area before it.
         let behind_area = self.next.0.saturating_sub(1) % self.layout.stride;
         self.layout.stride().saturating_sub(behind_area)
@@ -208,14 +211,14 @@ impl Allocator {
 
 /// Gives out the chunks of a transient store.
 ///
-/// As [`Allocator`].
+/// As [`PersistentAllocator`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Transient {
+pub(crate) struct TransientAllocator {
     size: ChunkSize,
     next: CowChunk,
 }
 
-impl Transient {
+impl TransientAllocator {
     /// Begins with an empty store.
     pub(crate) fn new(size: ChunkSize) -> Self {
         Self {

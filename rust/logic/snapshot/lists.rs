@@ -10,7 +10,7 @@ use crate::env::{
 use crate::logic::snapshot::exception_table::PackedRun;
 
 /// Counts the items at the front for which `starts` holds, if it holds for none behind them.
-pub(crate) fn leading<T>(items: &[T], starts: impl Fn(&T) -> bool) -> usize {
+pub(crate) fn partition_point<T>(items: &[T], starts: impl Fn(&T) -> bool) -> usize {
     // The binary search of `core` comes with a check that may panic.
     let mut low = 0usize;
     let mut high = items.len();
@@ -39,7 +39,7 @@ pub(crate) fn push<T>(items: &mut KVVec<T>, item: T, flags: Flags) -> Result<(),
 }
 
 /// Takes out the first item that is wanted.
-pub(crate) fn take<T>(items: &mut KVVec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
+pub(crate) fn remove_first<T>(items: &mut KVVec<T>, wanted: impl Fn(&T) -> bool) -> Option<T> {
     let place = items.iter().position(wanted)?;
     items.remove(place).ok()
 }

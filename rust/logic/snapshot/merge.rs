@@ -39,7 +39,7 @@ use crate::logic::{
     snapshot::{
         chunks::Chunk,
         exception_table::Run,
-        lists::leading, //
+        lists::partition_point, //
     }, //
 };
 
@@ -48,25 +48,25 @@ use crate::logic::{
 pub(crate) enum MergeStep {
     /// Nothing, until somebody calls.
     Nothing,
-    /// Read the last records, then [`MergeState::read`].
+    /// Read the last records, then [`MergeState::batch_read`].
     Read,
-    /// See that no other snapshot needs what the batch overwrites, then [`MergeState::guarded`].
-    Guard,
-    /// See that no write to the batch is in flight, then [`MergeState::drained`].
+    /// See that no other snapshot needs what the batch overwrites, then [`MergeState::batch_preserved`].
+    Preserve,
+    /// See that no write to the batch is in flight, then [`MergeState::batch_drained`].
     Drain,
-    /// Start copies: each with [`MergeState::starts`], and behind the last [`MergeState::all_started`].
+    /// Start copies: each with [`MergeState::start_copy`], and behind the last [`MergeState::all_copies_started`].
     Copy,
-    /// Flush the origin and clear the records, then [`MergeState::committed`].
+    /// Flush the origin and clear the records, then [`MergeState::batch_committed`].
     Commit,
-    /// Write the records back that are in doubt, then [`MergeState::restored`].
+    /// Write the records back that are in doubt, then [`MergeState::records_restored`].
     Restore,
-    /// Let what waits for the batch go on, then [`MergeState::let_go`].
-    LetGo(Fate),
+    /// Let what waits for the batch go on, then [`MergeState::batch_released`].
+    Release(BatchResult),
 }
 
 /// What has become of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Fate {
+pub(crate) enum BatchResult {
     /// It is on the origin: that is where it is written to from now on.
     Merged,
     /// It is where it was.
@@ -77,7 +77,7 @@ pub(crate) enum Fate {
 
 /// What has become of the records of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Records {
+pub(crate) enum CommitResult {
     /// They are cleared, durably.
     Cleared,
     /// They could not be cleared, but are there.
@@ -92,19 +92,19 @@ enum MergeStage {
         in_doubt: bool,
     },
     Reading,
-    Guarding,
+    Preserving,
     Draining,
     Copying {
-        flying: Count,
-        all_started: bool,
+        in_flight: Count,
+        all_copies_started: bool,
         failed: bool,
     },
     Committing,
     Restoring {
         failed: bool,
     },
-    LettingGo {
-        fate: Fate,
+    Releasing {
+        fate: BatchResult,
         failed: bool,
     },
     Failed {
@@ -134,33 +134,33 @@ impl MergeState {
     }
 
     /// Whether it may begin a batch.
-    fn goes(&self) -> bool {
+    fn may_begin(&self) -> bool {
         self.wanted && self.pauses.is_zero()
     }
 
     /// What is to be done.
-    pub(crate) fn task(&self) -> MergeStep {
+    pub(crate) fn next_step(&self) -> MergeStep {
         match self.state {
             MergeStage::Stopped { .. } | MergeStage::Failed { .. } | MergeStage::Finished => {
                 MergeStep::Nothing
             }
             MergeStage::Reading => MergeStep::Read,
-            MergeStage::Guarding => MergeStep::Guard,
+            MergeStage::Preserving => MergeStep::Preserve,
             MergeStage::Draining => MergeStep::Drain,
             MergeStage::Copying {
-                all_started: false,
+                all_copies_started: false,
                 failed: false,
                 ..
             } => MergeStep::Copy,
             MergeStage::Copying { .. } => MergeStep::Nothing,
             MergeStage::Committing => MergeStep::Commit,
             MergeStage::Restoring { .. } => MergeStep::Restore,
-            MergeStage::LettingGo { fate, .. } => MergeStep::LetGo(fate),
+            MergeStage::Releasing { fate, .. } => MergeStep::Release(fate),
         }
     }
 
     /// Whether nothing is done any more until it is started.
-    pub(crate) fn is_at_rest(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         matches!(
             self.state,
             MergeStage::Stopped { .. } | MergeStage::Failed { .. } | MergeStage::Finished
@@ -173,7 +173,7 @@ impl MergeState {
             self.state,
             MergeStage::Failed { .. }
                 | MergeStage::Restoring { failed: true }
-                | MergeStage::LettingGo { failed: true, .. }
+                | MergeStage::Releasing { failed: true, .. }
         )
     }
 
@@ -189,7 +189,7 @@ impl MergeState {
             MergeStage::Failed { in_doubt } => self.state = MergeStage::Stopped { in_doubt },
             MergeStage::Restoring { .. } => self.state = MergeStage::Restoring { failed: false },
             // Not to rest then, but to begin.
-            MergeStage::LettingGo { fate, .. } => self.let_go_with(fate, false),
+            MergeStage::Releasing { fate, .. } => self.release_batch(fate, false),
             _ => {}
         }
         self.begin();
@@ -197,7 +197,7 @@ impl MergeState {
 
     /// Begins if it may, and does not yet.
     fn begin(&mut self) {
-        if let (MergeStage::Stopped { in_doubt }, true) = (self.state, self.goes()) {
+        if let (MergeStage::Stopped { in_doubt }, true) = (self.state, self.may_begin()) {
             self.state = if in_doubt {
                 // The data is on the origin, durably, and has not changed since.
                 MergeStage::Committing
@@ -210,42 +210,42 @@ impl MergeState {
     /// Lets it end, soon: what has been copied is committed.
     pub(crate) fn stop(&mut self) {
         self.wanted = false;
-        self.break_off();
+        self.cancel_batch();
     }
 
-    /// Keeps it between two batches, soon, until [`go_on`](Self::go_on) is called as often. It may
+    /// Keeps it between two batches, soon, until [`unpause`](Self::unpause) is called as often. It may
     /// be started and stopped meanwhile.
     pub(crate) fn pause(&mut self) {
         self.pauses.increment();
-        self.break_off();
+        self.cancel_batch();
     }
 
     /// Ends a [`pause`](Self::pause).
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn unpause(&mut self) {
         self.pauses.decrement();
         self.begin();
     }
 
     /// Ends a batch that has not changed anything yet.
-    fn break_off(&mut self) {
+    fn cancel_batch(&mut self) {
         match self.state {
-            MergeStage::Guarding => self.state = MergeStage::Stopped { in_doubt: false },
-            MergeStage::Draining => self.let_go_with(Fate::Kept, false),
+            MergeStage::Preserving => self.state = MergeStage::Stopped { in_doubt: false },
+            MergeStage::Draining => self.release_batch(BatchResult::Kept, false),
             _ => {}
         }
     }
 
-    fn let_go_with(&mut self, fate: Fate, failed: bool) {
-        self.state = MergeStage::LettingGo { fate, failed };
+    fn release_batch(&mut self, fate: BatchResult, failed: bool) {
+        self.state = MergeStage::Releasing { fate, failed };
     }
 
     /// The last records were read; whether there are any.
-    pub(crate) fn read(&mut self, any: Result<bool, ()>) {
+    pub(crate) fn batch_read(&mut self, any: Result<bool, ()>) {
         if self.state == MergeStage::Reading {
             self.state = match any {
                 Err(()) => MergeStage::Failed { in_doubt: false },
                 Ok(false) => MergeStage::Finished,
-                Ok(true) if self.goes() => MergeStage::Guarding,
+                Ok(true) if self.may_begin() => MergeStage::Preserving,
                 Ok(true) => MergeStage::Stopped { in_doubt: false },
             };
         }
@@ -253,8 +253,8 @@ impl MergeState {
 
     /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done
     /// before anybody else can call.
-    pub(crate) fn guarded(&mut self) -> bool {
-        let goes_on = self.state == MergeStage::Guarding;
+    pub(crate) fn batch_preserved(&mut self) -> bool {
+        let goes_on = self.state == MergeStage::Preserving;
         if goes_on {
             self.state = MergeStage::Draining;
         }
@@ -262,25 +262,25 @@ impl MergeState {
     }
 
     /// No write to the batch is in flight.
-    pub(crate) fn drained(&mut self) {
+    pub(crate) fn batch_drained(&mut self) {
         if self.state == MergeStage::Draining {
             self.state = MergeStage::Copying {
-                flying: Count::zero(),
-                all_started: false,
+                in_flight: Count::zero(),
+                all_copies_started: false,
                 failed: false,
             };
         }
     }
 
     /// A copy is about to start. Tells whether it may.
-    pub(crate) fn starts(&mut self) -> bool {
+    pub(crate) fn start_copy(&mut self) -> bool {
         match &mut self.state {
             MergeStage::Copying {
-                flying,
-                all_started: false,
+                in_flight,
+                all_copies_started: false,
                 failed: false,
             } => {
-                flying.increment();
+                in_flight.increment();
                 true
             }
             _ => false,
@@ -288,54 +288,60 @@ impl MergeState {
     }
 
     /// There are no more copies to start.
-    pub(crate) fn all_started(&mut self) {
-        if let MergeStage::Copying { all_started, .. } = &mut self.state {
-            *all_started = true;
-            self.look_at_copies();
+    pub(crate) fn all_copies_started(&mut self) {
+        if let MergeStage::Copying {
+            all_copies_started, ..
+        } = &mut self.state
+        {
+            *all_copies_started = true;
+            self.check_copies();
         }
     }
 
     /// A copy has ended. Tells whether it is the first one that failed.
-    pub(crate) fn copied(&mut self, ok: bool) -> bool {
-        let MergeStage::Copying { flying, failed, .. } = &mut self.state else {
+    pub(crate) fn copy_done(&mut self, ok: bool) -> bool {
+        let MergeStage::Copying {
+            in_flight, failed, ..
+        } = &mut self.state
+        else {
             return false;
         };
         let is_first = !ok && !*failed;
-        flying.decrement();
+        in_flight.decrement();
         *failed |= !ok;
-        self.look_at_copies();
+        self.check_copies();
         is_first
     }
 
-    fn look_at_copies(&mut self) {
+    fn check_copies(&mut self) {
         match self.state {
             MergeStage::Copying {
-                flying,
+                in_flight,
                 failed: true,
                 ..
-            } if flying.is_zero() => self.let_go_with(Fate::Kept, true),
+            } if in_flight.is_zero() => self.release_batch(BatchResult::Kept, true),
             MergeStage::Copying {
-                flying,
-                all_started: true,
+                in_flight,
+                all_copies_started: true,
                 failed: false,
-            } if flying.is_zero() => self.state = MergeStage::Committing,
+            } if in_flight.is_zero() => self.state = MergeStage::Committing,
             _ => {}
         }
     }
 
     /// The origin was flushed and the records were cleared, or that has failed.
-    pub(crate) fn committed(&mut self, records: Records) {
+    pub(crate) fn batch_committed(&mut self, records: CommitResult) {
         if self.state == MergeStage::Committing {
             match records {
-                Records::Cleared => self.let_go_with(Fate::Merged, false),
-                Records::Kept => self.let_go_with(Fate::Kept, true),
-                Records::InDoubt => self.let_go_with(Fate::InDoubt, true),
+                CommitResult::Cleared => self.release_batch(BatchResult::Merged, false),
+                CommitResult::Kept => self.release_batch(BatchResult::Kept, true),
+                CommitResult::InDoubt => self.release_batch(BatchResult::InDoubt, true),
             }
         }
     }
 
     /// A write waits for a batch in doubt.
-    pub(crate) fn doubted(&mut self) {
+    pub(crate) fn request_restore(&mut self) {
         match self.state {
             MergeStage::Failed { in_doubt: true } => {
                 self.state = MergeStage::Restoring { failed: true }
@@ -348,17 +354,21 @@ impl MergeState {
     }
 
     /// The records of a batch in doubt were written back, or that has failed.
-    pub(crate) fn restored(&mut self, ok: bool) {
+    pub(crate) fn records_restored(&mut self, ok: bool) {
         if let MergeStage::Restoring { failed } = self.state {
-            let fate = if ok { Fate::Kept } else { Fate::InDoubt };
-            self.let_go_with(fate, failed || !ok && !self.wanted);
+            let fate = if ok {
+                BatchResult::Kept
+            } else {
+                BatchResult::InDoubt
+            };
+            self.release_batch(fate, failed || !ok && !self.wanted);
         }
     }
 
     /// What waited for the batch goes on.
-    pub(crate) fn let_go(&mut self) {
-        if let MergeStage::LettingGo { fate, failed } = self.state {
-            let in_doubt = fate == Fate::InDoubt;
+    pub(crate) fn batch_released(&mut self) {
+        if let MergeStage::Releasing { fate, failed } = self.state {
+            let in_doubt = fate == BatchResult::InDoubt;
             if failed {
                 self.state = MergeStage::Failed { in_doubt };
             } else {
@@ -371,35 +381,35 @@ impl MergeState {
 
 /// Whether a chunk is one of those of sorted runs, and for how many chunks from it on that is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Within {
+pub(crate) enum BatchLookup {
     /// It is.
     Inside(u64),
     /// It is not.
     Outside(u64),
 }
 
-impl Within {
+impl BatchLookup {
     /// Looks for a chunk in runs that are sorted by their chunks of the origin, at most for so many
     /// chunks.
     pub(crate) fn find(runs: &[Run], chunk: Chunk, most: u64) -> Self {
-        let behind = leading(runs, |run| run.old <= chunk);
+        let behind = partition_point(runs, |run| run.old <= chunk);
         let last = behind.checked_sub(1).and_then(|last| runs.get(last));
         let offset = last.map_or(0, |run| chunk.0.saturating_sub(run.old.0));
         if let Some(left) = last.and_then(|run| run.len.checked_sub(offset)) {
             if left != 0 {
-                return Within::Inside(left.min(most));
+                return BatchLookup::Inside(left.min(most));
             }
         }
         let gap = runs
             .get(behind)
             .map(|run| run.old.0.saturating_sub(chunk.0));
-        Within::Outside(gap.map_or(most, |gap| gap.min(most)))
+        BatchLookup::Outside(gap.map_or(most, |gap| gap.min(most)))
     }
 }
 
 /// Sorts runs by their chunks of the origin, and makes one of those that continue each other on
 /// both devices.
-pub(crate) fn arrange(runs: &mut KVVec<Run>) {
+pub(crate) fn sort_and_join(runs: &mut KVVec<Run>) {
     // A heap: needs no memory.
     let all = runs.len();
     for root in (0..all / 2).rev() {
@@ -466,11 +476,11 @@ fn sift(runs: &mut [Run], mut root: usize, end: usize) {
 /// How much is merged at a time: as much as takes about a fifth of a second, as long a write may
 /// have to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Pace {
+pub(crate) struct BatchSize {
     bytes: u64,
 }
 
-impl Pace {
+impl BatchSize {
     /// Milliseconds below which the next batch may be larger, and above which it is smaller.
     const SHORT: u64 = 50;
     const LONG: u64 = 200;
@@ -480,7 +490,7 @@ impl Pace {
 
     /// The pace of a beginning.
     pub(crate) const fn new() -> Self {
-        Pace { bytes: Self::FIRST }
+        BatchSize { bytes: Self::FIRST }
     }
 
     /// How many chunks of a size the next batch may have, at least one.
@@ -489,7 +499,7 @@ impl Pace {
     }
 
     /// A batch took so many milliseconds.
-    pub(crate) fn took(&mut self, milliseconds: u64) {
+    pub(crate) fn adjust(&mut self, milliseconds: u64) {
         let bytes = match milliseconds {
             0..Self::SHORT => self.bytes.saturating_mul(2),
             Self::SHORT..Self::LONG => self.bytes,

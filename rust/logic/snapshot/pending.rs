@@ -24,7 +24,7 @@ use crate::logic::{
             CowChunk, //
         },
         exception_table::Run,
-        lists::leading, //
+        lists::partition_point, //
     }, //
 };
 
@@ -32,7 +32,7 @@ use crate::logic::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Somebody has to copy its data.
-    Waiting,
+    Queued,
     /// Its data is on its way.
     Copying,
     /// Its data is there.
@@ -59,6 +59,11 @@ impl Seq {
     pub(crate) fn from_bits(bits: u64) -> Self {
         Seq(bits)
     }
+
+    /// The name behind this one.
+    pub(crate) fn next(self) -> Self {
+        Seq(self.0.wrapping_add(1))
+    }
 }
 
 /// An exception on its way, and what waits for it.
@@ -76,12 +81,12 @@ pub(crate) struct PendingException<W> {
 
 impl<W> PendingException<W> {
     /// Whether it is in the table: only readers of before are waited for.
-    pub(crate) fn is_there(&self) -> bool {
+    pub(crate) fn is_completed(&self) -> bool {
         matches!(self.stage, Stage::Draining(_))
     }
 
     /// Where on the COW device a chunk will be, and how many follow it there, itself included.
-    pub(crate) fn place(&self, chunk: Chunk) -> Option<(CowChunk, u64)> {
+    pub(crate) fn cow_chunk(&self, chunk: Chunk) -> Option<(CowChunk, u64)> {
         let offset = chunk.0.checked_sub(self.run.old.0)?;
         let left = self.run.len.checked_sub(offset).filter(|left| *left != 0)?;
         Some((CowChunk(self.run.new.0.checked_add(offset)?), left))
@@ -159,15 +164,15 @@ impl<W> PendingExceptions<W> {
 
     /// The exception that a chunk is in.
     pub(crate) fn find(&mut self, chunk: Chunk) -> Option<&mut PendingException<W>> {
-        let behind = leading(&self.index, |(first, _)| *first <= chunk);
+        let behind = partition_point(&self.index, |(first, _)| *first <= chunk);
         let (_, seq) = *self.index.get(behind.checked_sub(1)?)?;
-        self.get(seq).filter(|it| it.place(chunk).is_some())
+        self.get(seq).filter(|it| it.cow_chunk(chunk).is_some())
     }
 
     /// How many chunks there are from one that is in no exception up to the next that is, `most` if
     /// it is not nearer.
     pub(crate) fn gap(&self, chunk: Chunk, most: u64) -> u64 {
-        let behind = leading(&self.index, |(first, _)| *first <= chunk);
+        let behind = partition_point(&self.index, |(first, _)| *first <= chunk);
         match self.index.get(behind) {
             Some((first, _)) => first.0.saturating_sub(chunk.0).min(most),
             None => most,
@@ -180,7 +185,7 @@ impl<W> PendingExceptions<W> {
         let Some(slot) = self.slot(seq).filter(|_| self.has_room()) else {
             return Err(waiting);
         };
-        let place = leading(&self.index, |(first, _)| *first < run.old);
+        let place = partition_point(&self.index, |(first, _)| *first < run.old);
         let Some(entry) = self.ring.get_mut(slot) else {
             return Err(waiting);
         };
@@ -204,7 +209,7 @@ impl<W> PendingExceptions<W> {
     }
 
     /// Takes note that the data is there.
-    pub(crate) fn copied(&mut self, seq: Seq) {
+    pub(crate) fn set_copied(&mut self, seq: Seq) {
         if let Some(pending) = self.get(seq).filter(|it| it.stage == Stage::Copying) {
             pending.stage = Stage::Copied;
         }
@@ -218,7 +223,7 @@ impl<W> PendingExceptions<W> {
 
     /// Makes a batch of what has its data, up to the first that has not, and writes it into `runs`,
     /// as far as there is room. False if there is nothing, or a batch is being committed.
-    pub(crate) fn begin(&mut self, runs: &mut KVVec<Run>) -> bool {
+    pub(crate) fn begin_batch(&mut self, runs: &mut KVVec<Run>) -> bool {
         runs.clear();
         if self.batch.is_some() {
             return false;
@@ -244,7 +249,7 @@ impl<W> PendingExceptions<W> {
 
     /// Takes what has its data, up to the first that has not, for durable: for a store that keeps
     /// no records.
-    pub(crate) fn pass(&mut self) {
+    pub(crate) fn commit_copied(&mut self) {
         self.next = self.next.max(self.head);
         while let Some(pending) = self.get(Seq(self.next)) {
             if pending.stage != Stage::Copied {
@@ -256,7 +261,7 @@ impl<W> PendingExceptions<W> {
     }
 
     /// Takes note that the batch is durable.
-    pub(crate) fn committed(&mut self) {
+    pub(crate) fn batch_committed(&mut self) {
         let Some(end) = self.batch.take() else {
             return;
         };
@@ -270,24 +275,23 @@ impl<W> PendingExceptions<W> {
     }
 
     /// Takes note that the batch could not be written: it will never be.
-    pub(crate) fn lost(&mut self) {
+    pub(crate) fn batch_failed(&mut self) {
         self.batch = None;
     }
 
     /// The first from `from` on that `choose` wants.
-    pub(crate) fn next_of(&mut self, from: Seq, choose: impl Fn(&Stage) -> bool) -> Option<Seq> {
+    pub(crate) fn find_by_stage(
+        &mut self,
+        from: Seq,
+        choose: impl Fn(&Stage) -> bool,
+    ) -> Option<Seq> {
         (from.0.max(self.head)..self.tail)
             .map(Seq)
             .find(|seq| self.get(*seq).is_some_and(|it| choose(&it.stage)))
     }
 
-    /// The name behind another one.
-    pub(crate) fn behind(seq: Seq) -> Seq {
-        Seq(seq.0.wrapping_add(1))
-    }
-
     /// The lowest name.
-    pub(crate) fn first(&self) -> Seq {
+    pub(crate) fn first_seq(&self) -> Seq {
         Seq(self.head)
     }
 
@@ -296,7 +300,7 @@ impl<W> PendingExceptions<W> {
         self.get(seq)?;
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.take()?;
-        let place = leading(&self.index, |(first, _)| *first < pending.run.old);
+        let place = partition_point(&self.index, |(first, _)| *first < pending.run.old);
         // It is there, by the invariant.
         let _ = self.index.remove(place);
         self.chunks = subtract(self.chunks, pending.run.len);

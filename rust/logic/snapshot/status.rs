@@ -47,7 +47,7 @@ pub(crate) struct Usage {
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Info {
+pub(crate) enum StatusLine {
     /// It cannot be used.
     Invalid,
     /// Its merge has failed.
@@ -58,7 +58,7 @@ pub(crate) enum Info {
     Usage(Usage),
 }
 
-impl Info {
+impl StatusLine {
     /// What a snapshot tells.
     pub(crate) fn of_snapshot(health: Health, usage: Usage) -> Self {
         match health {
@@ -87,7 +87,7 @@ impl Info {
     }
 }
 
-impl fmt::Display for Info {
+impl fmt::Display for StatusLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid => f.write_str("Invalid"),

@@ -48,14 +48,14 @@ impl TrackedReads {
     }
 
     /// A reader begins.
-    pub(crate) fn enter(&mut self) -> Generation {
+    pub(crate) fn track(&mut self) -> Generation {
         let odd = self.is_odd();
         self.count(odd).increment();
         Generation(odd)
     }
 
     /// A reader has ended. Tells whether it was the last of its generation.
-    pub(crate) fn leave(&mut self, generation: Generation) -> bool {
+    pub(crate) fn stop_tracking(&mut self, generation: Generation) -> bool {
         self.count(generation.0).decrement()
     }
 

@@ -19,9 +19,9 @@ use crate::{
     logic::{
         snapshot::{
             area::{
-                Failure,
-                Fed,
-                Loader,
+                LoadError,
+                LoadProgress,
+                RecordLoader,
                 Record,
                 RECORD, //
             },
@@ -32,11 +32,11 @@ use crate::{
             exception_table::Run,
             header::Header,
             layout::{
-                Allocator,
+                PersistentAllocator,
                 Layout, //
             },
             lists,
-            merge::Records, //
+            merge::CommitResult, //
         },
         units::{
             Sector,
@@ -163,7 +163,7 @@ impl PersistentStore {
     /// The sector of a record.
     fn sector(&self, record: u64) -> Option<Sector> {
         let (area, slot) = self.layout.slot(record);
-        let start = self.layout.size().cow_start(self.layout.area(area))?;
+        let start = self.layout.size().cow_start(self.layout.area_location(area))?;
         start.checked_add(Sectors(slot / PER_SECTOR))
     }
 
@@ -285,7 +285,7 @@ impl PersistentStore {
         self.read_window(cow, io, base)?;
         for number in from..to {
             let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
-            let place = lists::leading(&self.ignored, |ignored| *ignored < number);
+            let place = lists::partition_point(&self.ignored, |ignored| *ignored < number);
             if self.ignored.get(place) != Some(&number) {
                 sink(record)?;
             }
@@ -295,19 +295,19 @@ impl PersistentStore {
 
     /// Clears the records of a tail, durably. If that fails it tries to leave them as they were.
     /// Sleeps for I/O.
-    pub(super) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> Records {
+    pub(super) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> CommitResult {
         // What was read again meanwhile may be shorter.
         let to = tail.to.min(self.records);
         let Some(last) = to.checked_sub(1).filter(|last| *last >= tail.from) else {
-            return Records::Cleared;
+            return CommitResult::Cleared;
         };
         let base = self.base(last);
         // If it is in doubt the window has what was there before.
         if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
-            return Records::Kept;
+            return CommitResult::Kept;
         }
         let Some(mut cleared) = self.cleared.take() else {
-            return Records::Kept;
+            return CommitResult::Kept;
         };
         cleared.copy_from(&self.window);
         for slot in tail.from.saturating_sub(base)..self.per_window().get() {
@@ -325,9 +325,9 @@ impl PersistentStore {
         }
         self.cleared = Some(cleared);
         match result {
-            Ok(()) => Records::Cleared,
-            Err(_) if self.restore(cow, io).is_ok() => Records::Kept,
-            Err(_) => Records::InDoubt,
+            Ok(()) => CommitResult::Cleared,
+            Err(_) if self.restore(cow, io).is_ok() => CommitResult::Kept,
+            Err(_) => CommitResult::InDoubt,
         }
     }
 
@@ -346,7 +346,7 @@ impl PersistentStore {
     }
 
     fn area(&self, number: u64) -> Result<Sector> {
-        let start = self.layout.size().cow_start(self.layout.area(number));
+        let start = self.layout.size().cow_start(self.layout.area_location(number));
         start.ok_or(EINVAL)
     }
 
@@ -435,13 +435,13 @@ impl PersistentStore {
         // The pieces of all areas, one behind the other.
         let place = |number: u64| -> Option<Sector> {
             let (area, offset) = (number / pieces, number % pieces);
-            let start = layout.size().cow_start(layout.area(area))?;
+            let start = layout.size().cow_start(layout.area_location(area))?;
             let start = start.checked_add(Sectors(offset.checked_mul(piece.into())?))?;
-            layout.holds(area, end).then_some(start)
+            layout.has_area(area, end).then_some(start)
         };
         let mut window = Buffer::new(piece)?;
         let mut reader = ReadAhead::new(cow, piece, place)?;
-        let mut loader = Loader::new(layout, end);
+        let mut loader = RecordLoader::new(layout, end);
         let mut number = 0u64;
         let mut stale = loop {
             let Some(bytes) = reader.next()? else {
@@ -454,15 +454,15 @@ impl PersistentStore {
             };
             number = number.saturating_add(1);
             match loader.feed(bytes, &mut sink) {
-                Ok(Fed::More) => {}
-                Ok(Fed::End { stale }) => {
+                Ok(LoadProgress::More) => {}
+                Ok(LoadProgress::End { stale }) => {
                     for (to, from) in window.iter_mut().zip(bytes) {
                         *to = *from;
                     }
                     break stale;
                 }
                 Err(failure) => {
-                    if let Failure::Damaged(bad) = &failure {
+                    if let LoadError::Damaged(bad) = &failure {
                         err!("persistent snapshot", "{}", bad);
                     }
                     return Err(failure.into());
@@ -485,14 +485,14 @@ impl PersistentStore {
             window,
             records,
             next: loader.next(),
-            ignored: core::mem::take(loader.repeated()),
+            ignored: core::mem::take(loader.ignored_records()),
             stale,
         })
     }
 
     /// Takes over what was read, and whether there are records that do not count, as earlier ones
     /// have their chunks of the origin. Gives what is free.
-    pub(super) fn install(&mut self, loaded: Loaded, is_loose: bool) -> Allocator {
+    pub(super) fn install(&mut self, loaded: Loaded, is_loose: bool) -> PersistentAllocator {
         self.base = Some(self.base(loaded.records));
         self.window = loaded.window;
         self.records = loaded.records;
@@ -507,6 +507,6 @@ impl PersistentStore {
                 self.ignored.len()
             );
         }
-        Allocator::new(self.layout, loaded.next, self.records)
+        PersistentAllocator::new(self.layout, loaded.next, self.records)
     }
 }

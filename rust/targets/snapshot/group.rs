@@ -67,7 +67,7 @@ use crate::{
             chunks::Chunk,
             exception_table::{
                 Run,
-                Spares, //
+                SpareNodes, //
             },
             lists,
             pending::{
@@ -247,7 +247,7 @@ impl Origins {
         let known = groups.iter_mut().find(|it| it.group.number == number);
         let is_unused = known.is_some_and(|entry| entry.users.decrement());
         let entry = if is_unused {
-            lists::take(&mut groups, |it| it.group.number == number)
+            lists::remove_first(&mut groups, |it| it.group.number == number)
         } else {
             None
         };
@@ -288,7 +288,7 @@ pub(super) struct Members {
     /// The number of the last origin.
     last_id: u32,
     /// Memory for the tables of exceptions.
-    spares: Spares,
+    spares: SpareNodes,
 }
 
 impl Members {
@@ -299,7 +299,7 @@ impl Members {
             sharing.all = sharing.all.saturating_add(1);
             match table.role() {
                 role if role.has_store() => sharing.live = Some(table),
-                role if role.waits() => sharing.waiting = Some(table),
+                role if role.is_waiting() => sharing.waiting = Some(table),
                 _ => {}
             }
         }
@@ -319,7 +319,7 @@ impl Members {
 
     /// Ends the claim of a constructor.
     pub(super) fn unclaim(&mut self, cow: u32, merge: bool) {
-        lists::take(&mut self.claims, |other| *other == cow);
+        lists::remove_first(&mut self.claims, |other| *other == cow);
         if merge && matches!(self.merging, Merging::Claimed) {
             self.merging = Merging::None;
         }
@@ -327,7 +327,7 @@ impl Members {
 
     /// Takes a table off.
     pub(super) fn remove(&mut self, table: &Arc<SnapshotTarget>) {
-        lists::take(&mut self.tables, |other| Arc::ptr_eq(other, table));
+        lists::remove_first(&mut self.tables, |other| Arc::ptr_eq(other, table));
     }
 }
 
@@ -473,7 +473,7 @@ impl OriginGroup {
 
     /// Takes a table off that list. Sleeps.
     pub(super) fn forget(&self, table: &Arc<SnapshotTarget>) {
-        let taken = lists::take(&mut self.active.write(), |it| Arc::ptr_eq(it, table));
+        let taken = lists::remove_first(&mut self.active.write(), |it| Arc::ptr_eq(it, table));
         drop(taken);
     }
 
@@ -878,7 +878,7 @@ impl OriginGroup {
                 let stage = if is_whole {
                     Stage::Copying
                 } else {
-                    Stage::Waiting
+                    Stage::Queued
                 };
                 match store.reserve(&mut allocation, &table.cow, chunk, stage, (1, 1)) {
                     Ok((seq, run)) if is_whole => {
@@ -906,10 +906,10 @@ impl OriginGroup {
         loop {
             let waiting = {
                 let mut allocation = store.allocation();
-                let first = allocation.pending.first();
+                let first = allocation.pending.first_seq();
                 let seq = allocation
                     .pending
-                    .next_of(first, |stage| *stage == Stage::Waiting);
+                    .find_by_stage(first, |stage| *stage == Stage::Queued);
                 seq.and_then(|seq| allocation.pending.get(seq).map(|it| (seq, it.run)))
             };
             let Some((seq, run)) = waiting else {
@@ -1201,9 +1201,9 @@ fn park_own(
         drop(allocation);
         return bio.end(BlkStatus::IO_ERROR);
     };
-    let (new, _) = pending.place(chunk).unwrap_or_default();
+    let (new, _) = pending.cow_chunk(chunk).unwrap_or_default();
     bio.set_sector(table.place(new, at));
-    if pending.is_there() {
+    if pending.is_completed() {
         return out.ready.push(bio);
     }
     pending.waiting.snapshot_bios.push(bio);

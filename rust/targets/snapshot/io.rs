@@ -33,8 +33,8 @@ use crate::{
     logic::{
         snapshot::{
             chunks::Chunk,
-            exception_table::Found,
-            handover::Handover,
+            exception_table::Lookup,
+            handover::HandoverState,
             pending::{
                 Seq,
                 Stage, //
@@ -169,7 +169,7 @@ pub(super) fn map<'a>(
     }
     let store = this.store();
     match store.state() {
-        StoreState::Valid if this.role() != Handover::Former => {}
+        StoreState::Valid if this.role() != HandoverState::HandedOver => {}
         // It fails when the header says why.
         StoreState::Invalidating => return defer(this, bio),
         _ => return bio.kill(),
@@ -183,18 +183,18 @@ pub(super) fn map<'a>(
     let span = this.span(&bio);
     let is_read = bio.op() == Op::Read;
     match store.find(span.chunk, span.chunks, is_read) {
-        (Found::Mapped(new, len), _) => {
+        (Lookup::Mapped(new, len), _) => {
             bio.accept_partial(this.part(&span, len));
             bio.set_sector(this.place(new, span.at));
             bio.remap(&this.cow)
         }
-        (Found::Hole(len), Some(per_bio)) => {
+        (Lookup::Hole(len), Some(per_bio)) => {
             bio.set_per_bio(per_bio);
             bio.accept_partial(this.part(&span, len));
             bio.set_sector(span.at);
             bio.remap(&this.origin)
         }
-        (Found::Hole(_), None) => write(this, bio, span),
+        (Lookup::Hole(_), None) => write(this, bio, span),
     }
 }
 
@@ -221,10 +221,10 @@ fn write<'a>(
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
-                let (new, _) = pending.place(span.chunk).unwrap_or_default();
+                let (new, _) = pending.cow_chunk(span.chunk).unwrap_or_default();
                 bio.accept_partial(this.part(&span, len));
                 bio.set_sector(this.place(new, span.at));
-                if pending.is_there() {
+                if pending.is_completed() {
                     drop(allocation);
                     return bio.remap(&this.cow);
                 }
@@ -238,7 +238,7 @@ fn write<'a>(
             let (stage, most) = if whole != 0 {
                 (Stage::Copying, whole.min(len))
             } else {
-                (Stage::Waiting, 1)
+                (Stage::Queued, 1)
             };
             let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
             if let Ok((seq, run)) = reserved {
@@ -290,11 +290,11 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
         return bio.end(BlkStatus::OK);
     }
     match store.find(span.chunk, span.chunks, false).0 {
-        Found::Hole(len) => {
+        Lookup::Hole(len) => {
             bio.accept_partial(this.part(&span, len));
             bio.end(BlkStatus::OK)
         }
-        Found::Mapped(new, len) => {
+        Lookup::Mapped(new, len) => {
             let size = store.chunk_size();
             let whole = if size.offset(span.at).is_zero() {
                 size.chunks_in(bio.sectors()).min(len)
@@ -368,7 +368,7 @@ impl SnapshotTarget {
             self.fail(kernel::error::code::EIO);
         }
         if store.state() == StoreState::Valid {
-            store.allocation().pending.copied(seq);
+            store.allocation().pending.set_copied(seq);
         } else if let Some(pending) = store.abandon(seq) {
             store.fail_waiting(pending.waiting, out);
         }

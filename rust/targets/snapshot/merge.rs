@@ -61,21 +61,21 @@ use crate::{
         snapshot::{
             chunks::Chunk,
             exception_table::{
-                Found,
+                Lookup,
                 Run,
-                Spares, //
+                SpareNodes, //
             },
-            handover::Handover,
+            handover::HandoverState,
             merge::{
-                arrange,
-                Fate,
+                sort_and_join,
+                BatchResult,
                 MergeState,
                 MergeStep,
-                Pace,
-                Records,
-                Within, //
+                BatchSize,
+                CommitResult,
+                BatchLookup, //
             },
-            stripes::PARTS, //
+            stripes::STRIPES, //
         }, //
     },
     sys::{
@@ -131,13 +131,13 @@ struct Progress {
 
 /// What the work item has for itself.
 struct Own {
-    pace: Pace,
+    batch_size: BatchSize,
     /// When the batch was begun.
     since: Millis,
     tail: Tail,
     /// What the parts of the table have to be drained of.
-    barriers: [Option<u64>; PARTS],
-    spares: Spares,
+    barriers: [Option<u64>; STRIPES],
+    spares: SpareNodes,
 }
 
 /// A merge: one line of a table.
@@ -206,7 +206,7 @@ impl Target for MergeTarget {
             // What is merged later would not stay discarded.
             return bio.end(BlkStatus::OK);
         }
-        if table.store().state() != StoreState::Valid || table.role() == Handover::Former {
+        if table.store().state() != StoreState::Valid || table.role() == HandoverState::HandedOver {
             return this.front.pass(bio);
         }
         let span = table.span(&bio);
@@ -214,12 +214,12 @@ impl Target for MergeTarget {
             return Self::write(this, bio, span);
         }
         match table.store().find(span.chunk, span.chunks, false).0 {
-            Found::Mapped(builder, len) => {
+            Lookup::Mapped(builder, len) => {
                 bio.accept_partial(table.part(&span, len));
                 bio.set_sector(table.place(builder, span.at));
                 bio.remap(&table.cow)
             }
-            Found::Hole(len) => {
+            Lookup::Hole(len) => {
                 bio.accept_partial(table.part(&span, len));
                 this.front.pass(bio)
             }
@@ -253,7 +253,7 @@ impl Target for MergeTarget {
 
     fn resume(this: ArcBorrow<'_, Self>) {
         SnapshotTarget::resume(this.table.as_arc_borrow());
-        if this.table.role() == Handover::Live {
+        if this.table.role() == HandoverState::Live {
             // A table before may have begun exceptions for other targets of the origin. There are
             // no new ones, and nothing is mapped before this returns.
             this.table.store().wait_idle(|| false);
@@ -293,11 +293,11 @@ impl MergeTarget {
             waiting: BioQueue::new(),
         };
         let own = Own {
-            pace: Pace::new(),
+            batch_size: BatchSize::new(),
             since: Millis(0),
             tail: Tail { from: 0, to: 0 },
-            barriers: [None; PARTS],
-            spares: Spares::new(),
+            barriers: [None; STRIPES],
+            spares: SpareNodes::new(),
         };
         let front = OriginTarget::enter(
             table.group.clone(),
@@ -350,12 +350,12 @@ impl MergeTarget {
             let mut progress = this.progress.lock();
             // A bio is counted in one part of the table.
             let (_, left) = table.store().stripe(span.chunk);
-            if let Within::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
+            if let BatchLookup::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
                 bio.accept_partial(table.part(&span, len));
                 let (bio, mapped) = bio.take();
                 progress.waiting.push(bio);
-                progress.machine.doubted();
-                if progress.machine.task() == MergeStep::Restore {
+                progress.machine.request_restore();
+                if progress.machine.next_step() == MergeStep::Restore {
                     Arc::<Self>::from(this).wake_locked(&progress);
                 }
                 return mapped;
@@ -375,7 +375,7 @@ impl MergeTarget {
     /// The same under the lock: who has seen that it rests knows that the work item does not come
     /// again.
     fn wake_locked(self: &Arc<Self>, progress: &Progress) {
-        if !progress.machine.is_at_rest() {
+        if !progress.machine.is_idle() {
             let commits = self.table.group.commits();
             commits.enqueue::<MergeTarget, 1>(self.clone());
         }
@@ -384,7 +384,7 @@ impl MergeTarget {
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
     /// context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != StoreState::Valid || self.table.role() != Handover::Live {
+        if self.table.store().state() != StoreState::Valid || self.table.role() != HandoverState::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
@@ -405,7 +405,7 @@ impl MergeTarget {
         self.wake_locked(&progress);
         drop(progress);
         self.rest
-            .wait_until(|| self.progress.lock().machine.is_at_rest());
+            .wait_until(|| self.progress.lock().machine.is_idle());
     }
 
     /// Keeps it between two batches until the result is dropped: what is about to become another
@@ -418,8 +418,8 @@ impl MergeTarget {
     /// A copy has ended. In the thread of kcopyd.
     pub(super) fn copy_done(self: &Arc<Self>, result: KcopydResult) {
         let mut progress = self.progress.lock();
-        let failed = progress.machine.copied(result.is_written(0));
-        if progress.machine.task() != MergeStep::Nothing {
+        let failed = progress.machine.copy_done(result.is_written(0));
+        if progress.machine.next_step() != MergeStep::Nothing {
             self.wake_locked(&progress);
         }
         drop(progress);
@@ -433,7 +433,7 @@ impl MergeTarget {
     fn read(&self, own: &mut Own) {
         let (table, store) = (&self.table, self.table.store());
         own.since = now();
-        let most = own.pace.chunks(store.chunk_size().bytes());
+        let most = own.batch_size.chunks(store.chunk_size().bytes());
         let mut runs = core::mem::take(&mut self.progress.lock().runs);
         runs.clear();
         let tail = store.tail((&table.cow, &table.origin), &table.io, most, &mut runs);
@@ -447,17 +447,17 @@ impl MergeTarget {
                 "Read error in exception store: shutting down merge"
             );
         }
-        arrange(&mut runs);
+        sort_and_join(&mut runs);
         let mut progress = self.progress.lock();
         progress.runs = runs;
         progress.next = 0;
-        progress.machine.read(result);
+        progress.machine.batch_read(result);
     }
 
     /// Tells those who wait that it rests, and users if that is the end.
     fn tell(&self) {
         let mut progress = self.progress.lock();
-        if !progress.machine.is_at_rest() {
+        if !progress.machine.is_idle() {
             return;
         }
         let ended = progress.machine.has_failed() || progress.machine.is_finished();
@@ -484,9 +484,9 @@ impl MergeTarget {
         let clear = table.group.guard(place, &mut first);
         let mut progress = self.progress.lock();
         progress.next = first;
-        if !clear || !progress.machine.guarded() {
+        if !clear || !progress.machine.batch_preserved() {
             // If it was stopped meanwhile, that has to be seen.
-            return progress.machine.task() != MergeStep::Guard;
+            return progress.machine.next_step() != MergeStep::Preserve;
         }
         progress.closed = true;
         progress.next = 0;
@@ -521,9 +521,9 @@ impl MergeTarget {
         }
         let mut progress = self.progress.lock();
         if drained {
-            progress.machine.drained();
+            progress.machine.batch_drained();
         }
-        progress.machine.task() != MergeStep::Drain
+        progress.machine.next_step() != MergeStep::Drain
     }
 
     fn run(&self, number: usize) -> Option<Run> {
@@ -536,7 +536,7 @@ impl MergeTarget {
         loop {
             let next = self.progress.lock().next;
             let Some(run) = self.run(next) else {
-                self.progress.lock().machine.all_started();
+                self.progress.lock().machine.all_copies_started();
                 return true;
             };
             let len = table.copied(run);
@@ -546,7 +546,7 @@ impl MergeTarget {
                 let Some(job) = table.group.merge_job(self, (from, to), len) else {
                     return false;
                 };
-                if !self.progress.lock().machine.starts() {
+                if !self.progress.lock().machine.start_copy() {
                     return true;
                 }
                 table.copies.start(job, table.group.commits());
@@ -562,13 +562,13 @@ impl MergeTarget {
         let records = if table.origin.flush().is_err() {
             err!("snapshots", "Flush after merge failed: shutting down merge");
             if in_doubt {
-                Records::InDoubt
+                CommitResult::InDoubt
             } else {
-                Records::Kept
+                CommitResult::Kept
             }
         } else {
             let result = table.store().shorten(table, &own.tail);
-            if result != Records::Cleared {
+            if result != CommitResult::Cleared {
                 err!(
                     "snapshots",
                     "Write error in exception store: shutting down merge"
@@ -576,26 +576,26 @@ impl MergeTarget {
             }
             result
         };
-        self.progress.lock().machine.committed(records);
+        self.progress.lock().machine.batch_committed(records);
     }
 
     /// Writes the records back, for a write that waits.
     fn restore(&self) {
         let table = &self.table;
         let ok = table.store().restore(&table.cow, &table.io).is_ok();
-        self.progress.lock().machine.restored(ok);
+        self.progress.lock().machine.records_restored(ok);
     }
 
     /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is
     /// short: then try again.
-    fn let_go(&self, own: &mut Own, fate: Fate) -> bool {
+    fn let_go(&self, own: &mut Own, fate: BatchResult) -> bool {
         let (table, store) = (&self.table, self.table.store());
         for (index, barrier) in own.barriers.iter_mut().enumerate() {
             if barrier.take().is_some() {
                 store.unbar(index);
             }
         }
-        if fate == Fate::Merged {
+        if fate == BatchResult::Merged {
             let mut number = 0usize;
             while let Some(run) = self.run(number) {
                 if !store.remove(run, &mut own.spares) {
@@ -603,25 +603,25 @@ impl MergeTarget {
                 }
                 number = number.saturating_add(1);
             }
-            own.pace.took(now().0.saturating_sub(own.since.0));
+            own.batch_size.adjust(now().0.saturating_sub(own.since.0));
         }
         let mut progress = self.progress.lock();
-        progress.in_doubt = fate == Fate::InDoubt;
+        progress.in_doubt = fate == BatchResult::InDoubt;
         progress.closed = progress.in_doubt;
         let mut waiting = progress.waiting.take();
-        progress.machine.let_go();
+        progress.machine.batch_released();
         drop(progress);
-        if fate == Fate::Merged {
+        if fate == BatchResult::Merged {
             self.front.defer(waiting);
             return true;
         }
         while let Some(mut bio) = waiting.pop() {
-            if fate == Fate::InDoubt {
+            if fate == BatchResult::InDoubt {
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             }
             let at = table.absolute(bio.sector());
-            let open = |_, most| Within::Outside(most);
+            let open = |_, most| BatchLookup::Outside(most);
             match store.find_open(store.chunk_size().chunk(at), 1, open) {
                 Place::Open(builder, _, per_bio) => {
                     bio.set_per_bio(per_bio);
@@ -648,18 +648,18 @@ impl MergePause {
 impl Drop for MergePause {
     fn drop(&mut self) {
         let mut progress = self.0.progress.lock();
-        progress.machine.go_on();
+        progress.machine.unpause();
         self.0.wake_locked(&progress);
     }
 }
 
 impl Progress {
     /// Whether a chunk is closed, and for how many from it on that is so.
-    fn within(&self, chunk: Chunk, most: u64) -> Within {
+    fn within(&self, chunk: Chunk, most: u64) -> BatchLookup {
         if self.closed {
-            Within::find(&self.runs, chunk, most)
+            BatchLookup::find(&self.runs, chunk, most)
         } else {
-            Within::Outside(most)
+            BatchLookup::Outside(most)
         }
     }
 }
@@ -671,14 +671,14 @@ impl WorkItem<1> for MergeTarget {
         let _noio = NoIo::enter();
         let mut own = this.own.lock();
         loop {
-            let task = this.progress.lock().machine.task();
+            let task = this.progress.lock().machine.next_step();
             let goes_on = match task {
                 MergeStep::Nothing => false,
                 MergeStep::Read => {
                     this.read(&mut own);
                     true
                 }
-                MergeStep::Guard => this.guard(&mut own),
+                MergeStep::Preserve => this.guard(&mut own),
                 MergeStep::Drain => this.drain(&mut own),
                 MergeStep::Copy => this.copy(),
                 MergeStep::Commit => {
@@ -689,7 +689,7 @@ impl WorkItem<1> for MergeTarget {
                     this.restore();
                     true
                 }
-                MergeStep::LetGo(fate) => {
+                MergeStep::Release(fate) => {
                     if !this.let_go(&mut own, fate) {
                         // The worker calls again.
                         this.table.group.wake_later();

@@ -75,13 +75,13 @@ use crate::{
             },
             exception_table::Run,
             handover::{
-                Handover,
+                HandoverState,
                 Source, //
             },
             header::{
+                ChunkSizeOverride, //
                 Header,
-                Invalid,
-                Override, //
+                HeaderError,
             },
             options::{
                 BlockSizes,
@@ -97,7 +97,7 @@ use crate::{
             },
             status::{
                 Health,
-                Info,
+                StatusLine,
                 Usage, //
             }, //
         },
@@ -266,17 +266,18 @@ impl Target for SnapshotTarget {
         let group = &this.group;
         let members = group.members.lock();
         // The worker does not run now, and begins nothing for it any more.
-        let was_live = this.changes_role(Handover::leave);
+        let was_live = this.changes_role(HandoverState::destroy);
         drop(members);
         if was_live {
             delay_point!(c"snapshot: leaving, not yet idle");
             group.wake();
             // What a former table has begun, the one that took over ends; that may be now.
-            this.store.wait_idle(|| this.role() == Handover::Former);
+            this.store
+                .wait_idle(|| this.role() == HandoverState::HandedOver);
         }
         delay_point!(c"snapshot: idle, not yet off the roster");
         let mut members = group.members.lock();
-        if this.role() == Handover::Leaving {
+        if this.role() == HandoverState::Destroying {
             if members.sharing(this.cow.number()).waiting.is_some() {
                 err!("snapshots", "Cancelling snapshot handover.");
             }
@@ -307,7 +308,7 @@ impl Target for SnapshotTarget {
         let members = this.group.members.lock();
         let sharing = members.sharing(this.cow.number());
         let source = sharing.live.map(|live| Source {
-            role: live.role(),
+            state: live.role(),
             is_merge: live.is_merged,
             is_replaced: live.handle.mapped_device() == this.handle.mapped_device(),
         });
@@ -328,7 +329,7 @@ impl Target for SnapshotTarget {
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
-        if !this.role().waits() {
+        if !this.role().is_waiting() {
             // It is live since `preresume`; or another one has taken over.
             return;
         }
@@ -340,7 +341,7 @@ impl Target for SnapshotTarget {
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
         let _roster = this.group.members.lock();
-        this.changes_role(Handover::postsuspend);
+        this.changes_role(HandoverState::postsuspend);
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -422,12 +423,12 @@ fn read_header(
     let mut buffer = Buffer::new(sectors(blocks.cow))?;
     io.transfer(Transfer::Read, cow, Sector(0), &mut buffer)?;
     if let Some(table) = options.chunk_size {
-        if let Some(other) = Override::find(&buffer, table) {
+        if let Some(other) = ChunkSizeOverride::find(&buffer, table) {
             warning!("persistent snapshot", "{}", other);
         }
     }
     let header = Header::parse(&buffer, size, blocks).map_err(|invalid| {
-        if matches!(invalid, Invalid::ChunkSize { .. }) {
+        if matches!(invalid, HeaderError::ChunkSize { .. }) {
             err!("persistent snapshot", "{}", invalid);
         } else {
             warning!("persistent snapshot", "{}", invalid);
@@ -516,11 +517,11 @@ impl SnapshotTarget {
                     return Err(CtrError::new(NO_MERGE, EINVAL));
                 }
                 check_begin(begin, store.chunk_size())?;
-                (store, Handover::Successor)
+                (store, HandoverState::Destination)
             }
             None => {
                 let store = open_store(&cow, &io, &options, blocks, begin)?;
-                (store, Handover::New)
+                (store, HandoverState::New)
             }
         };
 
@@ -563,12 +564,12 @@ impl SnapshotTarget {
         Ok((this, claim))
     }
 
-    fn role(&self) -> Handover {
-        Handover::from_bits(self.role.load(Acquire))
+    fn role(&self) -> HandoverState {
+        HandoverState::from_bits(self.role.load(Acquire))
     }
 
     /// Changes the role. Under the roster.
-    fn changes_role<R>(&self, change: impl FnOnce(&mut Handover) -> R) -> R {
+    fn changes_role<R>(&self, change: impl FnOnce(&mut HandoverState) -> R) -> R {
         let mut role = self.role();
         let result = change(&mut role);
         self.role.store(role.to_bits(), Release);
@@ -583,9 +584,9 @@ impl SnapshotTarget {
             });
         self.group.switch(|| {
             for other in others {
-                other.changes_role(Handover::taken_over);
+                other.changes_role(HandoverState::hand_over);
             }
-            self.changes_role(Handover::resume);
+            self.changes_role(HandoverState::resume);
         });
         self.store.set_live_target(Some(self.clone()));
         // Who is being destroyed need not wait any more.
@@ -624,7 +625,10 @@ impl SnapshotTarget {
         let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
         let mut shown = self.options;
         shown.chunk_size = None;
-        if !matches!(self.role(), Handover::Successor | Handover::Former) {
+        if !matches!(
+            self.role(),
+            HandoverState::Destination | HandoverState::HandedOver
+        ) {
             shown.chunk_size = Some(self.store.chunk_size());
             shown.store = if self.store.is_persistent() {
                 StoreKind::Persistent { overflow }
@@ -742,7 +746,8 @@ impl SnapshotTarget {
     fn report<T: Target>(&self, kind: StatusKind, merge_failed: bool, out: &mut StatusBuf<'_>) {
         let health = Health {
             // Not before the header says so too.
-            valid: self.role() != Handover::Former && self.store.state() != StoreState::Invalid,
+            valid: self.role() != HandoverState::HandedOver
+                && self.store.state() != StoreState::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
         };
@@ -750,16 +755,16 @@ impl SnapshotTarget {
             StatusKind::Info => {
                 let usage = match self.role() {
                     // The store is not its own yet.
-                    Handover::Successor => Usage {
+                    HandoverState::Destination => Usage {
                         total: self.cow.sectors(),
                         ..Usage::default()
                     },
                     _ => self.store.usage(&self.cow),
                 };
                 let info = if self.is_merged {
-                    Info::of_merge(health, usage)
+                    StatusLine::of_merge(health, usage)
                 } else {
-                    Info::of_snapshot(health, usage)
+                    StatusLine::of_snapshot(health, usage)
                 };
                 out.emit(fmt!("{}", info));
             }
@@ -839,7 +844,7 @@ impl SnapshotTarget {
         if self.store.is_persistent() {
             self.wake_committer();
         } else {
-            self.store.allocation().pending.pass();
+            self.store.allocation().pending.commit_copied();
             self.group.wake();
         }
     }
@@ -847,7 +852,7 @@ impl SnapshotTarget {
     /// Takes note that the data of an exception has come. Any context.
     fn data_came(self: &Arc<Self>, seq: Seq) {
         let mut allocation = self.store.allocation();
-        allocation.pending.copied(seq);
+        allocation.pending.set_copied(seq);
         let batch = allocation.pending.has_batch();
         drop(allocation);
         let valid = self.store.state() == StoreState::Valid;

@@ -169,7 +169,7 @@ impl OriginTarget {
     /// Takes it out of its family. It has no bios any more. Sleeps.
     pub(super) fn retire(self: &Arc<Self>) {
         let mut members = self.group.members.lock();
-        let taken = lists::take(&mut members.origins, |other| Arc::ptr_eq(other, self));
+        let taken = lists::remove_first(&mut members.origins, |other| Arc::ptr_eq(other, self));
         drop(members);
         drop(taken);
         self.outlet.settle();

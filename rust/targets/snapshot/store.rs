@@ -34,20 +34,20 @@ use crate::{
             },
             exception_table::{
                 ExceptionTable,
-                Found,
-                Refused,
+                InsertError,
+                Lookup,
                 Run,
-                Spares,
-                LONGEST, //
+                SpareNodes,
+                MAX_RUN_CHUNKS, //
             },
             layout::{
-                Allocator,
                 Layout,
-                Transient, //
+                PersistentAllocator,
+                TransientAllocator, //
             },
             merge::{
-                Records,
-                Within, //
+                BatchLookup, //
+                CommitResult,
             },
             pending::{
                 PendingException,
@@ -58,9 +58,9 @@ use crate::{
             status::Usage,
             stripes::{
                 self,
-                Sharing,
+                Duplicates,
                 StripesLoader,
-                PARTS, //
+                STRIPES, //
             },
             tracked_reads::{
                 Generation,
@@ -132,8 +132,8 @@ pub(super) struct Stripe {
 
 /// Which space is free.
 pub(super) enum FreeSpace {
-    Persistent(Allocator),
-    Transient(Transient),
+    Persistent(PersistentAllocator),
+    Transient(TransientAllocator),
 }
 
 impl FreeSpace {
@@ -243,8 +243,8 @@ pub(super) struct CowStore {
 impl CowStore {
     /// A store in which nothing is yet. Sleeps.
     pub(super) fn new(persistent: bool, size: ChunkSize, block: u32) -> Result<Arc<Self>> {
-        let mut stripes = KVVec::with_capacity(PARTS, GFP_KERNEL)?;
-        for _ in 0..PARTS {
+        let mut stripes = KVVec::with_capacity(STRIPES, GFP_KERNEL)?;
+        for _ in 0..STRIPES {
             let stripe = Stripe {
                 extents: ExceptionTable::new(),
                 readers: TrackedReads::default(),
@@ -255,9 +255,9 @@ impl CowStore {
         }
         let layout = Layout::new(size);
         let space = if persistent {
-            FreeSpace::Persistent(Allocator::new(layout, CowChunk(0), 0))
+            FreeSpace::Persistent(PersistentAllocator::new(layout, CowChunk(0), 0))
         } else {
-            FreeSpace::Transient(Transient::new(size))
+            FreeSpace::Transient(TransientAllocator::new(size))
         };
         let allocation = Allocation {
             pending: PendingExceptions::new(ROOM, GFP_KERNEL)?,
@@ -271,7 +271,7 @@ impl CowStore {
                 // Not longer than a run can be.
                 stripe: STRIPE
                     .saturating_sub(size.bytes().trailing_zeros())
-                    .clamp(6, LONGEST.trailing_zeros()),
+                    .clamp(6, MAX_RUN_CHUNKS.trailing_zeros()),
                 stripes,
                 state: Atomic::new(0),
                 overflowed: Atomic::new(false),
@@ -350,7 +350,7 @@ impl CowStore {
 
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
     pub(super) fn stripe(&self, chunk: Chunk) -> (usize, u64) {
-        stripes::part(chunk, self.stripe)
+        stripes::stripe_of(chunk, self.stripe)
     }
 
     fn with<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
@@ -359,24 +359,31 @@ impl CowStore {
 
     /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to
     /// the origin. Any context.
-    pub(super) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Found, Option<PerBioData>) {
+    pub(super) fn find(
+        &self,
+        chunk: Chunk,
+        most: u64,
+        count: bool,
+    ) -> (Lookup, Option<PerBioData>) {
         let (index, left) = self.stripe(chunk);
         let found = self.with(index, |stripe| {
             let found = stripe.extents.find(chunk, most.min(left));
             let per_bio = match found {
-                Found::Hole(_) if count => Some(PerBioData::tracked(index, stripe.readers.enter())),
+                Lookup::Hole(_) if count => {
+                    Some(PerBioData::tracked(index, stripe.readers.track()))
+                }
                 _ => None,
             };
             (found, per_bio)
         });
-        found.unwrap_or((Found::Hole(1), None))
+        found.unwrap_or((Lookup::Hole(1), None))
     }
 
     /// Counts a reader of the origin, whatever the chunk is. Any context.
     pub(super) fn enter(&self, chunk: Chunk) -> Option<PerBioData> {
         let (index, _) = self.stripe(chunk);
         self.with(index, |stripe| {
-            PerBioData::tracked(index, stripe.readers.enter())
+            PerBioData::tracked(index, stripe.readers.track())
         })
     }
 
@@ -384,7 +391,7 @@ impl CowStore {
     /// context.
     pub(super) fn leave(&self, stripe: usize, generation: Generation) -> bool {
         self.with(stripe, |stripe| {
-            stripe.readers.leave(generation) && !stripe.draining.is_zero()
+            stripe.readers.stop_tracking(generation) && !stripe.draining.is_zero()
         })
         .unwrap_or(false)
     }
@@ -392,9 +399,9 @@ impl CowStore {
     /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
     /// short runs only the first are looked up. Any context.
     pub(super) fn preserved(&self, chunk: Chunk, most: u64) -> u64 {
-        stripes::leading(chunk, most, self.stripe, |index, chunk, wanted| {
+        stripes::count_leading(chunk, most, self.stripe, |index, chunk, wanted| {
             let found = self.with(index, |stripe| match stripe.extents.find(chunk, wanted) {
-                Found::Mapped(_, len) if stripe.draining.is_zero() => len,
+                Lookup::Mapped(_, len) if stripe.draining.is_zero() => len,
                 _ => 0,
             });
             found.unwrap_or(0)
@@ -409,14 +416,14 @@ impl CowStore {
         most: u64,
     ) -> ChunkState {
         if let Some(pending) = allocation.pending.find(chunk) {
-            if let Some((_, left)) = pending.place(chunk) {
+            if let Some((_, left)) = pending.cow_chunk(chunk) {
                 return ChunkState::Pending(pending.seq, left.min(most));
             }
         }
         let most = allocation.pending.gap(chunk, most);
         match self.find(chunk, most, false).0 {
-            Found::Mapped(new, len) => ChunkState::Completed(new, len),
-            Found::Hole(len) => ChunkState::Hole(len),
+            Lookup::Mapped(new, len) => ChunkState::Completed(new, len),
+            Lookup::Hole(len) => ChunkState::Hole(len),
         }
     }
 
@@ -457,14 +464,14 @@ impl CowStore {
     fn complete(
         &self,
         run: Run,
-        spares: &mut Spares,
+        spares: &mut SpareNodes,
         has_memory: &mut bool,
-    ) -> Result<Stage, Refused> {
+    ) -> Result<Stage, InsertError> {
         let (index, _) = self.stripe(run.old);
-        let wants = self.with(index, |stripe| stripe.extents.wants());
+        let wants = self.with(index, |stripe| stripe.extents.spare_root_capacity());
         let wants = wants.unwrap_or(0);
-        if *has_memory && !spares.is_stocked(wants) {
-            *has_memory = spares.stock(wants, GFP_KERNEL).is_ok();
+        if *has_memory && !spares.is_sufficient(wants) {
+            *has_memory = spares.refill(wants, GFP_KERNEL).is_ok();
         }
         self.with(index, |stripe| {
             stripe.extents.insert(run, spares)?;
@@ -475,7 +482,7 @@ impl CowStore {
             stripe.draining.increment();
             Ok(Stage::Draining(barrier))
         })
-        .unwrap_or(Err(Refused::Range))
+        .unwrap_or(Err(InsertError::OutOfRange))
     }
 
     /// Whether the readers of before a barrier are through; then nobody needs to look twice for
@@ -495,16 +502,20 @@ impl CowStore {
     /// (writes to the snapshot), `ended` (those that were the data) and `again` (writes to the
     /// origin). False if memory is short: then try again after a while; exceptions that need none
     /// have been taken on. The family's worker only.
-    pub(super) fn complete_committed(&self, spares: &mut Spares, out: &mut ReleasedBios) -> bool {
+    pub(super) fn complete_committed(
+        &self,
+        spares: &mut SpareNodes,
+        out: &mut ReleasedBios,
+    ) -> bool {
         let (mut has_memory, mut is_done) = (true, true);
-        let mut from = self.allocation.lock().pending.first();
+        let mut from = self.allocation.lock().pending.first_seq();
         loop {
             let mut allocation = self.allocation.lock();
             let wanted = |stage: &Stage| matches!(stage, Stage::Committed | Stage::Draining(_));
-            let Some(seq) = allocation.pending.next_of(from, wanted) else {
+            let Some(seq) = allocation.pending.find_by_stage(from, wanted) else {
                 break;
             };
-            from = PendingExceptions::<WaitingBios>::behind(seq);
+            from = seq.next();
             let Some(pending) = allocation.pending.get(seq) else {
                 continue;
             };
@@ -518,7 +529,7 @@ impl CowStore {
                 drop(allocation);
                 let stage = match self.complete(run, spares, &mut has_memory) {
                     Ok(stage) => stage,
-                    Err(Refused::Memory) => {
+                    Err(InsertError::NoMemory) => {
                         is_done = false;
                         continue;
                     }
@@ -600,13 +611,13 @@ impl CowStore {
     /// Takes everything out that no copy or commit has in its hands, and what waits for the rest.
     /// The store is lost.
     pub(super) fn abandon_all(&self, out: &mut ReleasedBios) {
-        let mut from = self.allocation.lock().pending.first();
+        let mut from = self.allocation.lock().pending.first_seq();
         loop {
             let mut allocation = self.allocation.lock();
-            let Some(seq) = allocation.pending.next_of(from, |_| true) else {
+            let Some(seq) = allocation.pending.find_by_stage(from, |_| true) else {
                 break;
             };
-            from = PendingExceptions::<WaitingBios>::behind(seq);
+            from = seq.next();
             let Some(pending) = allocation.pending.get(seq) else {
                 continue;
             };
@@ -627,7 +638,7 @@ impl CowStore {
         if self.state() != StoreState::Valid || self.has_commit_failed() {
             return false;
         }
-        if !self.allocation.lock().pending.begin(disk.batch()) {
+        if !self.allocation.lock().pending.begin_batch(disk.batch()) {
             return false;
         }
         let result = disk.commit(cow, io);
@@ -635,10 +646,10 @@ impl CowStore {
         match result {
             Ok(()) => {
                 self.note_area(disk.records());
-                allocation.pending.committed();
+                allocation.pending.batch_committed();
             }
             Err(_) => {
-                allocation.pending.lost();
+                allocation.pending.batch_failed();
                 self.lost.store(true, Release);
             }
         }
@@ -676,9 +687,9 @@ impl CowStore {
         self.lost.store(false, Relaxed);
         loop {
             let mut allocation = self.allocation.lock();
-            let first = allocation.pending.first();
+            let first = allocation.pending.first_seq();
             let lost = |stage: &Stage| *stage == Stage::Committing;
-            let Some(seq) = allocation.pending.next_of(first, lost) else {
+            let Some(seq) = allocation.pending.find_by_stage(first, lost) else {
                 return;
             };
             drop(allocation);
@@ -695,16 +706,16 @@ impl CowStore {
         &self,
         chunk: Chunk,
         most: u64,
-        closed: impl FnOnce(Chunk, u64) -> Within,
+        closed: impl FnOnce(Chunk, u64) -> BatchLookup,
     ) -> Place {
         let (index, left) = self.stripe(chunk);
         let found = self.with(index, |stripe| {
             match stripe.extents.find(chunk, most.min(left)) {
-                Found::Hole(len) => Place::Merged(len),
-                Found::Mapped(new, len) => match closed(chunk, len) {
-                    Within::Inside(_) => Place::Closed,
-                    Within::Outside(len) => {
-                        let per_bio = PerBioData::tracked(index, stripe.readers.enter());
+                Lookup::Hole(len) => Place::Merged(len),
+                Lookup::Mapped(new, len) => match closed(chunk, len) {
+                    BatchLookup::Inside(_) => Place::Closed,
+                    BatchLookup::Outside(len) => {
+                        let per_bio = PerBioData::tracked(index, stripe.readers.track());
                         Place::Open(new, len, per_bio)
                     }
                 },
@@ -737,7 +748,7 @@ impl CowStore {
 
     /// Takes chunks out that are on the origin now. False if memory is short: then try again.
     /// Process context.
-    pub(super) fn remove(&self, mut run: Run, spares: &mut Spares) -> bool {
+    pub(super) fn remove(&self, mut run: Run, spares: &mut SpareNodes) -> bool {
         while run.len != 0 {
             let (index, left) = self.stripe(run.old);
             let piece = Run {
@@ -745,12 +756,14 @@ impl CowStore {
                 ..run
             };
             // What is not there has been taken out before.
-            let wants = self.with(index, |stripe| match stripe.extents.cut(piece, spares) {
-                Ok(false) => Some(stripe.extents.wants()),
-                _ => None,
+            let wants = self.with(index, |stripe| {
+                match stripe.extents.remove_splitting(piece, spares) {
+                    Ok(false) => Some(stripe.extents.spare_root_capacity()),
+                    _ => None,
+                }
             });
             match wants.flatten() {
-                Some(wants) if spares.stock(wants, GFP_KERNEL).is_err() => return false,
+                Some(wants) if spares.refill(wants, GFP_KERNEL).is_err() => return false,
                 // Now there is memory for it.
                 Some(_) => {}
                 None => run = run.without_first(piece.len),
@@ -785,7 +798,7 @@ impl CowStore {
             };
             let starts = self.size.start(record.old);
             match self.find(record.old, 1, false).0 {
-                Found::Mapped(new, _) if new == record.new => {
+                Lookup::Mapped(new, _) if new == record.new => {
                     Ok(runs.push_within_capacity(run).map_err(|_| ENOMEM)?)
                 }
                 // No earlier one has its chunk, and the origin does: it was loaded.
@@ -804,17 +817,17 @@ impl CowStore {
 
     /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps
     /// for I/O.
-    pub(super) fn shorten(&self, merge: &Arc<SnapshotTarget>, tail: &Tail) -> Records {
+    pub(super) fn shorten(&self, merge: &Arc<SnapshotTarget>, tail: &Tail) -> CommitResult {
         let mut disk = self.disk.lock();
         if !merge.role().is_live() {
-            return Records::Kept;
+            return CommitResult::Kept;
         }
         let result = disk.shorten(&merge.cow, &merge.io, tail);
         let records = disk.records();
         self.note_area(records);
-        if result == Records::Cleared {
+        if result == CommitResult::Cleared {
             if let FreeSpace::Persistent(space) = &mut self.allocation.lock().space {
-                space.merged(records);
+                space.shrink_to(records);
             }
         }
         result
@@ -828,8 +841,8 @@ impl CowStore {
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
-        let empty = StripesLoader::new(self.stripe, Sharing::Refused)?.finish()?;
-        let space = Allocator::new(Layout::new(self.size), CowChunk(0), 0);
+        let empty = StripesLoader::new(self.stripe, Duplicates::Reject)?.finish()?;
+        let space = PersistentAllocator::new(Layout::new(self.size), CowChunk(0), 0);
         self.renew(empty, space, 0);
         Ok(())
     }
@@ -867,21 +880,21 @@ impl CowStore {
             let loaded = disk.load(cow, |run| parts.add(run))?;
             Ok((parts.finish()?, loaded))
         };
-        let mut parts = StripesLoader::new(self.stripe, Sharing::Refused)?;
+        let mut parts = StripesLoader::new(self.stripe, Duplicates::Reject)?;
         let mut found = read(&mut parts);
-        if parts.is_shared() {
-            parts = StripesLoader::new(self.stripe, Sharing::Resolved)?;
+        if parts.has_duplicates() {
+            parts = StripesLoader::new(self.stripe, Duplicates::KeepFirst)?;
             found = read(&mut parts);
         }
         let (tables, loaded) = found?;
-        let space = disk.install(loaded, parts.repeated() != 0);
+        let space = disk.install(loaded, parts.duplicates() != 0);
         let records = disk.records();
         drop(disk);
-        if parts.repeated() != 0 {
+        if parts.duplicates() != 0 {
             warning!(
                 "persistent snapshot",
                 "{} exceptions were ignored: others have their chunks of the origin",
-                parts.repeated()
+                parts.duplicates()
             );
         }
         self.renew(tables, space, records);
@@ -889,7 +902,7 @@ impl CowStore {
     }
 
     /// Puts what is on disk in the place of what is in memory.
-    fn renew(&self, tables: KVVec<ExceptionTable>, space: Allocator, records: u64) {
+    fn renew(&self, tables: KVVec<ExceptionTable>, space: PersistentAllocator, records: u64) {
         for (stripe, table) in self.stripes.iter().zip(tables) {
             // The old one is freed outside of the lock.
             let old = core::mem::replace(&mut stripe.lock().extents, table);

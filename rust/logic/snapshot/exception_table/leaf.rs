@@ -3,7 +3,7 @@
 //! A leaf of the table of completed exceptions: a page of packed runs.
 
 use super::{
-    Refused,
+    InsertError,
     Run, //
 };
 use crate::env::KVVec;
@@ -12,16 +12,16 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    lists::leading, //
+    lists::partition_point, //
 };
 
 /// The number of entries in a full leaf.
-pub(super) const LEAF: usize = 340;
+pub(super) const LEAF_ENTRIES: usize = 340;
 
 /// The number of chunks from the first of a leaf to the end of its last entry, at most.
-const LEAF_CHUNKS: u64 = 1 << 32;
+const MAX_LEAF_SPAN: u64 = 1 << 32;
 /// The number of entries that are worth being moved to a neighbour leaf.
-const WORTH_MOVING: usize = 16;
+const MIN_MOVED: usize = 16;
 
 const _: () = assert!(size_of::<Entry>() == 12);
 
@@ -74,7 +74,7 @@ impl Entry {
 /// # Invariants
 ///
 /// - In the table it is not empty, and `first` is where the first entry starts.
-/// - From `first` to the end of the last entry there are at most [`LEAF_CHUNKS`] chunks.
+/// - From `first` to the end of the last entry there are at most [`MAX_LEAF_SPAN`] chunks.
 #[derive(Default)]
 pub(super) struct Leaf {
     pub(super) first: u64,
@@ -97,7 +97,7 @@ impl Leaf {
     /// Returns the number of entries that start at or before `chunk`.
     pub(super) fn until(&self, chunk: u64) -> usize {
         match chunk.checked_sub(self.first) {
-            Some(key) => leading(&self.entries, |entry| u64::from(entry.key) <= key),
+            Some(key) => partition_point(&self.entries, |entry| u64::from(entry.key) <= key),
             None => 0,
         }
     }
@@ -105,7 +105,7 @@ impl Leaf {
     /// Tells whether the leaf, with `run` in it, spans no more chunks than keys can count.
     pub(super) fn spans(&self, run: &Run) -> bool {
         let (first, end) = (self.first.min(run.old.0), self.end().max(run.end()));
-        end.wrapping_sub(first) <= LEAF_CHUNKS
+        end.wrapping_sub(first) <= MAX_LEAF_SPAN
     }
 
     /// Lets the keys count from `first`.
@@ -138,15 +138,15 @@ impl Leaf {
     /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how
     /// many entries there are more; `None` if the table has to look at it.
     #[inline]
-    pub(super) fn append(&mut self, run: &Run) -> Result<Option<u64>, Refused> {
+    pub(super) fn append(&mut self, run: &Run) -> Result<Option<u64>, InsertError> {
         let Some(last) = self.entries.last_mut() else {
             return Ok(None);
         };
         let held = last.run(self.first);
         if held.end() > run.old.0 {
-            return Err(Refused::Overlap);
+            return Err(InsertError::Overlap);
         }
-        if !run.fits_table() || run.end().wrapping_sub(self.first) > LEAF_CHUNKS {
+        if !run.fits_table() || run.end().wrapping_sub(self.first) > MAX_LEAF_SPAN {
             return Ok(None);
         }
         if let Some(joined) = held.joined(run) {
@@ -178,10 +178,10 @@ impl Leaf {
 
     /// Makes a leaf of the upper half of the entries, in an empty vector.
     pub(super) fn split(&mut self, entries: KVVec<Entry>) -> Option<Self> {
-        let first = self.get(LEAF / 2)?.old.0;
+        let first = self.get(LEAF_ENTRIES / 2)?.old.0;
         let mut upper = Self { first, entries };
-        upper.push(self.entries.get(LEAF / 2..)?, self.first)?;
-        self.entries.truncate(LEAF / 2);
+        upper.push(self.entries.get(LEAF_ENTRIES / 2..)?, self.first)?;
+        self.entries.truncate(LEAF_ENTRIES / 2);
         Some(upper)
     }
 
@@ -189,7 +189,7 @@ impl Leaf {
     pub(super) fn balance(left: &mut Self, right: &mut Self) -> Option<()> {
         let (lefts, rights) = (left.entries.len(), right.entries.len());
         let moved = lefts.abs_diff(rights) / 2;
-        if moved < WORTH_MOVING {
+        if moved < MIN_MOVED {
             return None;
         }
         if lefts > rights {

@@ -5,14 +5,14 @@
 use super::leaf::{
     Entry,
     Leaf,
-    LEAF, //
+    LEAF_ENTRIES, //
 };
 use super::{
     Branch,
     ExceptionTable,
-    Place,
+    Position,
     Run,
-    BRANCH, //
+    BRANCH_LEAVES, //
 };
 use crate::env::{
     AllocError,
@@ -24,13 +24,13 @@ use crate::env::{
 ///
 /// Filled where the caller may allocate, dropped where it may sleep: a root can come from vmalloc.
 #[derive(Default)]
-pub(crate) struct Spares {
+pub(crate) struct SpareNodes {
     leaf: Option<KVVec<Entry>>,
     branch: Option<KVVec<Leaf>>,
     root: Option<KVVec<Branch>>,
 }
 
-impl Spares {
+impl SpareNodes {
     /// Makes spares without any vector. May be called in any context.
     pub(crate) const fn new() -> Self {
         Self {
@@ -40,33 +40,35 @@ impl Spares {
         }
     }
 
-    /// Tells whether the next insertion cannot lack memory, `wants` being what [`ExceptionTable::wants`]
+    /// Tells whether the next insertion cannot lack memory, `root_capacity` being what [`ExceptionTable::spare_root_capacity`]
     /// returned under the lock that is still held. May be called in any context.
-    pub(crate) fn is_stocked(&self, wants: usize) -> bool {
-        self.leaf.is_some() && self.branch.is_some() && (wants == 0 || self.is_root_of(wants))
+    pub(crate) fn is_sufficient(&self, root_capacity: usize) -> bool {
+        self.leaf.is_some()
+            && self.branch.is_some()
+            && (root_capacity == 0 || self.has_root(root_capacity))
     }
 
     /// Allocates what is missing, and frees a root that is not wanted.
     ///
     /// Called without locks. On failure what could be allocated stays.
-    pub(crate) fn stock(&mut self, wants: usize, flags: Flags) -> Result<(), AllocError> {
-        if wants == 0 || !self.is_root_of(wants) {
+    pub(crate) fn refill(&mut self, root_capacity: usize, flags: Flags) -> Result<(), AllocError> {
+        if root_capacity == 0 || !self.has_root(root_capacity) {
             self.root = None;
         }
         if self.leaf.is_none() {
-            self.leaf = Some(KVVec::with_capacity(LEAF, flags)?);
+            self.leaf = Some(KVVec::with_capacity(LEAF_ENTRIES, flags)?);
         }
         if self.branch.is_none() {
-            self.branch = Some(KVVec::with_capacity(BRANCH, flags)?);
+            self.branch = Some(KVVec::with_capacity(BRANCH_LEAVES, flags)?);
         }
-        if wants != 0 && self.root.is_none() {
-            self.root = Some(KVVec::with_capacity(wants, flags)?);
+        if root_capacity != 0 && self.root.is_none() {
+            self.root = Some(KVVec::with_capacity(root_capacity, flags)?);
         }
         Ok(())
     }
 
     /// Tells whether there is a root for at least `capacity` branches.
-    fn is_root_of(&self, capacity: usize) -> bool {
+    fn has_root(&self, capacity: usize) -> bool {
         let root = self.root.as_ref();
         root.is_some_and(|root| root.capacity() >= capacity)
     }
@@ -74,9 +76,9 @@ impl Spares {
 
 impl ExceptionTable {
     /// Makes room in a full leaf by moving entries to a neighbour in the same branch.
-    pub(super) fn relieve(&mut self, place: Place) -> Option<()> {
-        let branch = self.root.get_mut(place.branch)?;
-        let lefts = [Some(place.leaf), place.leaf.checked_sub(1)];
+    pub(super) fn rebalance(&mut self, position: Position) -> Option<()> {
+        let branch = self.root.get_mut(position.branch)?;
+        let lefts = [Some(position.leaf), position.leaf.checked_sub(1)];
         for left in lefts.into_iter().flatten() {
             let pair = branch
                 .leaves
@@ -92,23 +94,28 @@ impl ExceptionTable {
     }
 
     /// Divides a full leaf in two.
-    pub(super) fn split(&mut self, place: Place, spares: &mut Spares) -> Option<()> {
-        if !self.can_add_leaf(place.branch, spares) {
+    pub(super) fn split(&mut self, position: Position, spares: &mut SpareNodes) -> Option<()> {
+        if !self.can_add_leaf(position.branch, spares) {
             return None;
         }
-        let branch = self.root.get_mut(place.branch)?;
-        let leaf = branch.leaves.get_mut(place.leaf)?;
+        let branch = self.root.get_mut(position.branch)?;
+        let leaf = branch.leaves.get_mut(position.leaf)?;
         let upper = leaf.split(spares.leaf.take()?)?;
-        self.add_leaf(place.branch, place.leaf.wrapping_add(1), upper, spares)
+        self.add_leaf(
+            position.branch,
+            position.leaf.wrapping_add(1),
+            upper,
+            spares,
+        )
     }
 
     /// Adds a leaf for `run` alone, in front of leaf `index` of a branch.
-    pub(super) fn open(
+    pub(super) fn add_new_leaf(
         &mut self,
         branch: usize,
         index: usize,
         run: &Run,
-        spares: &mut Spares,
+        spares: &mut SpareNodes,
     ) -> Option<()> {
         if !self.can_add_leaf(branch, spares) {
             return None;
@@ -126,13 +133,13 @@ impl ExceptionTable {
     /// Tells whether a branch, if there is one, has room for a leaf.
     fn has_room(&self, branch: usize) -> bool {
         let branch = self.root.get(branch);
-        branch.is_some_and(|branch| branch.leaves.len() < BRANCH)
+        branch.is_some_and(|branch| branch.leaves.len() < BRANCH_LEAVES)
     }
 
     /// Tells whether the spares suffice for a new leaf in a branch.
-    fn can_add_leaf(&self, branch: usize, spares: &Spares) -> bool {
+    fn can_add_leaf(&self, branch: usize, spares: &SpareNodes) -> bool {
         let branches = self.root.len();
-        let root = branches < self.root.capacity() || spares.is_root_of(branches.wrapping_add(1));
+        let root = branches < self.root.capacity() || spares.has_root(branches.wrapping_add(1));
         spares.leaf.is_some() && (self.has_room(branch) || (spares.branch.is_some() && root))
     }
 
@@ -142,7 +149,7 @@ impl ExceptionTable {
         branch: usize,
         index: usize,
         leaf: Leaf,
-        spares: &mut Spares,
+        spares: &mut SpareNodes,
     ) -> Option<()> {
         let (branch, index) = if self.has_room(branch) {
             (branch, index)
@@ -162,7 +169,7 @@ impl ExceptionTable {
         &mut self,
         branch: usize,
         index: usize,
-        spares: &mut Spares,
+        spares: &mut SpareNodes,
     ) -> Option<(usize, usize)> {
         let next = branch.wrapping_add(1);
         let mut new = Branch {
@@ -175,18 +182,18 @@ impl ExceptionTable {
         let (at, found) = match self.root.get_mut(branch) {
             None => (branch, (branch, 0)),
             Some(_) if index == 0 => (branch, (branch, 0)),
-            Some(_) if index >= BRANCH => (next, (next, 0)),
+            Some(_) if index >= BRANCH_LEAVES => (next, (next, 0)),
             Some(full) => {
-                for leaf in full.leaves.get_mut(BRANCH / 2..)? {
+                for leaf in full.leaves.get_mut(BRANCH_LEAVES / 2..)? {
                     let leaf = core::mem::take(leaf);
                     new.leaves.push_within_capacity(leaf).ok()?;
                 }
-                full.leaves.truncate(BRANCH / 2);
-                let place = match index.checked_sub(BRANCH / 2) {
+                full.leaves.truncate(BRANCH_LEAVES / 2);
+                let position = match index.checked_sub(BRANCH_LEAVES / 2) {
                     Some(behind) => (next, behind),
                     None => (branch, index),
                 };
-                (next, place)
+                (next, position)
             }
         };
         new.update_first();
@@ -195,7 +202,7 @@ impl ExceptionTable {
     }
 
     /// Moves the branches to the spare root, and leaves the old one as a spare.
-    fn grow(&mut self, spares: &mut Spares) -> Option<()> {
+    fn grow(&mut self, spares: &mut SpareNodes) -> Option<()> {
         let larger = spares.root.as_mut()?;
         for branch in self.root.iter_mut() {
             let branch = core::mem::take(branch);
@@ -207,13 +214,17 @@ impl ExceptionTable {
     }
 
     /// Allocates what a run behind all others needs that does not continue the last.
-    pub(super) fn provide(&self, spares: &mut Spares, flags: Flags) -> Result<(), AllocError> {
-        spares.leaf = Some(KVVec::with_capacity(LEAF, flags)?);
+    pub(super) fn allocate_for_append(
+        &self,
+        spares: &mut SpareNodes,
+        flags: Flags,
+    ) -> Result<(), AllocError> {
+        spares.leaf = Some(KVVec::with_capacity(LEAF_ENTRIES, flags)?);
         if !self.has_room(self.root.len().wrapping_sub(1)) {
-            spares.branch = Some(KVVec::with_capacity(BRANCH, flags)?);
-            let wants = self.wants();
-            if wants != 0 {
-                spares.root = Some(KVVec::with_capacity(wants, flags)?);
+            spares.branch = Some(KVVec::with_capacity(BRANCH_LEAVES, flags)?);
+            let root_capacity = self.spare_root_capacity();
+            if root_capacity != 0 {
+                spares.root = Some(KVVec::with_capacity(root_capacity, flags)?);
             }
         }
         Ok(())

@@ -31,12 +31,12 @@ use crate::logic::{
         },
         exception_table::{
             Run,
-            LONGEST, //
+            MAX_RUN_CHUNKS, //
         },
         header::*,
         layout::{
-            Allocator,
             Layout, //
+            PersistentAllocator,
         },
         options::BlockSizes, //
     },
@@ -73,16 +73,16 @@ fn told(chunk: &[u8], blocks: BlockSizes) -> (String, Error) {
 }
 
 /// What [`Header::parse`] should say.
-fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, Invalid> {
+fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, HeaderError> {
     if chunk.len() < 16 {
-        return Err(Invalid::Magic);
+        return Err(HeaderError::Magic);
     }
     let field = |at: usize| u32::from_le_bytes(chunk[at..at + 4].try_into().unwrap());
     if field(0) == 0 {
         return Ok(Header::Blank);
     }
     if &chunk[..4] != b"SnAp" {
-        return Err(Invalid::Magic);
+        return Err(HeaderError::Magic);
     }
     let found = field(12);
     let reason = match found {
@@ -95,12 +95,12 @@ fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, I
         _ => None,
     };
     match (reason, field(8)) {
-        (Some(reason), _) => Err(Invalid::ChunkSize { found, reason }),
+        (Some(reason), _) => Err(HeaderError::ChunkSize { found, reason }),
         (None, 1) => Ok(Header::Store {
             valid: field(4) != 0,
             size: size(found),
         }),
-        (None, found) => Err(Invalid::Version { found }),
+        (None, found) => Err(HeaderError::Version { found }),
     }
 }
 
@@ -133,7 +133,7 @@ fn known_header() {
         assert_eq!(store.encode(&mut short), None);
         assert!(short.iter().all(|byte| *byte == 0xa5));
         let result = Header::parse(&vec![0; len], size(8), PLAIN);
-        assert_eq!(result, Err(Invalid::Magic));
+        assert_eq!(result, Err(HeaderError::Magic));
     }
 }
 
@@ -172,7 +172,7 @@ fn header_texts() {
 /// The warning comes with whatever other size a header has.
 #[test]
 fn overridden_chunk_size() {
-    let find = |chunk: &[u8]| Override::find(chunk, size(16)).map(|found| text(&found));
+    let find = |chunk: &[u8]| ChunkSizeOverride::find(chunk, size(16)).map(|found| text(&found));
     for sectors in [0, 3, 8, u32::MAX] {
         let line =
             format!("chunk size {sectors} in device metadata overrides table chunk size of 16.");
@@ -241,7 +241,7 @@ fn model(sectors: u32, cow: u64, bytes: &[u8]) -> Load {
 
 /// Loads pieces of a list, and sees that runs are as long as they can be.
 fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
-    let mut loader = Loader::new(Layout::new(size(sectors)), Sectors(cow));
+    let mut loader = RecordLoader::new(Layout::new(size(sectors)), Sectors(cow));
     let (mut mapped, mut end) = (Vec::new(), None);
     let behind: Vec<u8> = pieces.concat();
     let mut at = 0;
@@ -251,38 +251,38 @@ fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
             if let Some(last) = last.replace(run) {
                 let follows = last.old.0.checked_add(last.len) == Some(run.old.0);
                 assert!(
-                    !follows || last.new.0 + last.len != run.new.0 || last.len == LONGEST,
+                    !follows || last.new.0 + last.len != run.new.0 || last.len == MAX_RUN_CHUNKS,
                     "{last:?} {run:?}"
                 );
             }
-            assert!((1..=LONGEST).contains(&run.len));
+            assert!((1..=MAX_RUN_CHUNKS).contains(&run.len));
             mapped.extend((0..run.len).map(|n| (run.old.0 + n, run.new.0 + n)));
             Ok(())
         });
         match fed {
-            Ok(Fed::More) => {}
-            Ok(Fed::End { stale }) => {
+            Ok(LoadProgress::More) => {}
+            Ok(LoadProgress::End { stale }) => {
                 let start = (loader.records() * 16) as usize;
                 let tail = &behind[start..at + piece.len()];
                 assert_eq!(stale, tail.iter().any(|byte| *byte != 0));
                 end = Some(Ok(behind[start..].iter().any(|byte| *byte != 0)));
                 break;
             }
-            Err(Failure::Damaged(bad)) => {
+            Err(LoadError::Damaged(bad)) => {
                 let slot = (bad.index * 16) as usize;
                 assert_eq!(Record::get(&behind[slot..], 0), Some(bad.record));
                 assert_eq!(bad.chunks, (cow / u64::from(sectors)).min(1 << 48));
                 end = Some(Err(bad.index));
                 break;
             }
-            Err(Failure::Error(error)) => panic!("{error:?}"),
+            Err(LoadError::Error(error)) => panic!("{error:?}"),
         }
         at += piece.len();
     }
     Load {
         mapped,
         records: loader.records(),
-        repeated: loader.repeated().len() as u64,
+        repeated: loader.ignored_records().len() as u64,
         next: loader.next().0,
         end,
     }
@@ -327,13 +327,13 @@ fn slots() {
 #[test]
 fn bad_records() {
     let line = |cow: u64, new: u64| {
-        let mut loader = Loader::new(Layout::new(size(8)), Sectors(cow * 8));
+        let mut loader = RecordLoader::new(Layout::new(size(8)), Sectors(cow * 8));
         let bytes = lay_out(&[(7, 3), (9, new)]);
         let failure = loader.feed(&bytes, |_| Ok(())).err()?;
         assert_eq!(Error::from(failure), EINVAL);
         match failure {
-            Failure::Damaged(bad) => Some(text(&bad)),
-            Failure::Error(_) => None,
+            LoadError::Damaged(bad) => Some(text(&bad)),
+            LoadError::Error(_) => None,
         }
     };
     assert_eq!(line(600, 599), None);
@@ -386,7 +386,7 @@ fn stores_without_gaps() {
     for shift in 0..=10 {
         let sectors = 1 << shift;
         let layout = Layout::new(size(sectors));
-        let per_area = layout.per_area();
+        let per_area = layout.exceptions_per_area();
         let cow = Sectors(u64::from(sectors) * layout.stride() * 4);
         for count in [
             0,
@@ -397,7 +397,7 @@ fn stores_without_gaps() {
             2 * per_area,
             3 * per_area - 1,
         ] {
-            let mut allocator = Allocator::new(layout, CowChunk(0), 0);
+            let mut allocator = PersistentAllocator::new(layout, CowChunk(0), 0);
             let bytes = per_area as usize * RECORD;
             let mut areas: Vec<Vec<u8>> = vec![vec![0; bytes]; 4];
             let mut expected = Vec::new();
@@ -413,10 +413,10 @@ fn stores_without_gaps() {
                 }
                 old += len;
             }
-            let mut loader = Loader::new(layout, cow);
+            let mut loader = RecordLoader::new(layout, cow);
             let mut runs = Vec::new();
             let mut fed = 0;
-            while Ok(Fed::More)
+            while Ok(LoadProgress::More)
                 == loader.feed(&areas[fed], |run| {
                     runs.push((run.old.0, run.new.0, run.len));
                     Ok(())
@@ -426,9 +426,12 @@ fn stores_without_gaps() {
             }
             assert_eq!(runs, expected, "{sectors} {count}");
             assert_eq!(fed as u64, layout.slot(count).0);
-            assert_eq!((loader.records(), loader.repeated().len()), (count, 0));
             assert_eq!(
-                Allocator::new(layout, loader.next(), loader.records()),
+                (loader.records(), loader.ignored_records().len()),
+                (count, 0)
+            );
+            assert_eq!(
+                PersistentAllocator::new(layout, loader.next(), loader.records()),
                 allocator
             );
         }
@@ -438,19 +441,22 @@ fn stores_without_gaps() {
 /// Runs are no longer than the table takes at once, and end where numbers end.
 #[test]
 fn ends_of_runs() {
-    let records: Vec<(u64, u64)> = (0..LONGEST + 9).map(|n| (n, n + 2)).collect();
+    let records: Vec<(u64, u64)> = (0..MAX_RUN_CHUNKS + 9).map(|n| (n, n + 2)).collect();
     let bytes = lay_out(&records);
     let cow = 1 << 40;
     let mut lens = Vec::new();
-    let mut loader = Loader::new(Layout::new(size(2048)), Sectors(cow));
+    let mut loader = RecordLoader::new(Layout::new(size(2048)), Sectors(cow));
     let fed = loader.feed(&bytes, |run| {
         lens.push(run.len);
         Ok(())
     });
-    assert_eq!((fed, lens), (Ok(Fed::More), vec![LONGEST, 9]));
+    assert_eq!(
+        (fed, lens),
+        (Ok(LoadProgress::More), vec![MAX_RUN_CHUNKS, 9])
+    );
     assert_load(2048, cow, &[&bytes, &bytes]);
     let last = lay_out(&[(u64::MAX - 1, 2), (u64::MAX, 3), (0, 4)]);
-    let mut loader = Loader::new(Layout::new(size(8)), Sectors(cow));
+    let mut loader = RecordLoader::new(Layout::new(size(8)), Sectors(cow));
     let mut runs = Vec::new();
     let fed = loader.feed(&last, |run| {
         runs.push((run.old.0, run.len));
@@ -458,7 +464,7 @@ fn ends_of_runs() {
     });
     assert_eq!(
         (fed, runs),
-        (Ok(Fed::More), vec![(u64::MAX - 1, 2), (0, 1)])
+        (Ok(LoadProgress::More), vec![(u64::MAX - 1, 2), (0, 1)])
     );
 }
 
@@ -467,7 +473,7 @@ fn ends_of_runs() {
 fn failures() {
     let bytes = lay_out(&[(1, 2), (2, 3), (5, 9)]);
     let mut calls = 0;
-    let mut loader = Loader::new(Layout::new(size(8)), Sectors(1000));
+    let mut loader = RecordLoader::new(Layout::new(size(8)), Sectors(1000));
     let failure = loader.feed(&bytes, |_| {
         calls += 1;
         if calls == 2 {
@@ -476,8 +482,8 @@ fn failures() {
             Ok(())
         }
     });
-    assert_eq!((failure, calls), (Err(Failure::Error(EIO)), 2));
-    assert_eq!(Error::from(Failure::Error(EIO)), EIO);
+    assert_eq!((failure, calls), (Err(LoadError::Error(EIO)), 2));
+    assert_eq!(Error::from(LoadError::Error(EIO)), EIO);
 
     // Chunks in no order, so that there is much to remember.
     let mixed: Vec<(u64, u64)> = (0..3000u64)
@@ -486,14 +492,14 @@ fn failures() {
         .collect();
     let bytes = lay_out(&mixed);
     let (mapped, faults) = with_all_faults(|| {
-        let mut loader = Loader::new(Layout::new(size(8)), Sectors(100_000));
+        let mut loader = RecordLoader::new(Layout::new(size(8)), Sectors(100_000));
         let mut mapped = 0;
         loader
             .feed(&bytes, |run| {
                 mapped += run.len;
                 Ok(())
             })
-            .inspect_err(|failure| assert_eq!(*failure, Failure::Error(ENOMEM)))?;
+            .inspect_err(|failure| assert_eq!(*failure, LoadError::Error(ENOMEM)))?;
         Ok(mapped)
     });
     assert_eq!(mapped, mixed.len() as u64);
@@ -540,7 +546,7 @@ proptest! {
             prop_assert_eq!(result, header_model(bytes, 1 << read, blocks));
             let table = size(1 << read);
             let other = bytes.len() >= 16 && bytes[..4] == *b"SnAp" && bytes[12..16] != (1u32 << read).to_le_bytes();
-            prop_assert_eq!(Override::find(bytes, table).is_some(), other);
+            prop_assert_eq!(ChunkSizeOverride::find(bytes, table).is_some(), other);
         }
     }
 
@@ -585,7 +591,7 @@ proptest! {
     ) {
         let whole = bytes.len() / 16 * 16;
         assert_load(1, cow, &[&bytes[..whole]]);
-        let mut loader = Loader::new(Layout::new(size(1)), Sectors(cow));
+        let mut loader = RecordLoader::new(Layout::new(size(1)), Sectors(cow));
         let _ = loader.feed(&bytes, |_| Ok(()));
         for slot in 0..40 {
             let inside = bytes.len() >= (slot as usize + 1) * 16;

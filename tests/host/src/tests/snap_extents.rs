@@ -49,28 +49,28 @@ impl Model {
         (chunk - old < *len).then_some(run(*old, *new, *len))
     }
 
-    fn find(&self, chunk: u64, most: u64) -> Found {
+    fn find(&self, chunk: u64, most: u64) -> Lookup {
         if let Some(held) = self.holder(chunk) {
             let skip = chunk - held.old.0;
-            return Found::Mapped(CowChunk(held.new.0 + skip), (held.len - skip).min(most));
+            return Lookup::Mapped(CowChunk(held.new.0 + skip), (held.len - skip).min(most));
         }
         let next = self.0.range(chunk..).next();
-        Found::Hole(next.map_or(most, |(old, _)| (old - chunk).min(most)))
+        Lookup::Hole(next.map_or(most, |(old, _)| (old - chunk).min(most)))
     }
 
-    fn expected(&self, run: Run) -> Result<(), Refused> {
+    fn expected(&self, run: Run) -> Result<(), InsertError> {
         let ends = run
             .old
             .0
             .checked_add(run.len)
             .zip(run.new.0.checked_add(run.len));
         match ends {
-            Some((_, new)) if new <= COW_CHUNKS && (1..=LONGEST).contains(&run.len) => {}
-            _ => return Err(Refused::Range),
+            Some((_, new)) if new <= COW_CHUNKS && (1..=MAX_RUN_CHUNKS).contains(&run.len) => {}
+            _ => return Err(InsertError::OutOfRange),
         }
         match self.find(run.old.0, run.len) {
-            Found::Hole(len) if len == run.len => Ok(()),
-            _ => Err(Refused::Overlap),
+            Lookup::Hole(len) if len == run.len => Ok(()),
+            _ => Err(InsertError::Overlap),
         }
     }
 
@@ -91,7 +91,7 @@ impl Model {
     }
 
     fn holds(&self, run: Run) -> bool {
-        run.len > 0 && self.find(run.old.0, run.len) == Found::Mapped(run.new, run.len)
+        run.len > 0 && self.find(run.old.0, run.len) == Lookup::Mapped(run.new, run.len)
     }
 
     fn remove(&mut self, gone: Run) {
@@ -116,7 +116,7 @@ impl Model {
 /// A table with its spares and its model.
 struct Rig {
     table: ExceptionTable,
-    spares: Spares,
+    spares: SpareNodes,
     model: Model,
 }
 
@@ -124,17 +124,17 @@ impl Rig {
     fn new() -> Self {
         Self {
             table: ExceptionTable::new(),
-            spares: Spares::new(),
+            spares: SpareNodes::new(),
             model: Model::default(),
         }
     }
 
     /// Inserts with enough memory, and compares the result.
     fn insert(&mut self, run: Run) {
-        let wants = self.table.wants();
-        if !self.spares.is_stocked(wants) {
-            self.spares.stock(wants, GFP_KERNEL).unwrap();
-            assert!(self.spares.is_stocked(wants));
+        let wants = self.table.spare_root_capacity();
+        if !self.spares.is_sufficient(wants) {
+            self.spares.refill(wants, GFP_KERNEL).unwrap();
+            assert!(self.spares.is_sufficient(wants));
         }
         let expected = self.model.expected(run);
         assert_eq!(
@@ -171,7 +171,7 @@ impl Rig {
             );
         drop(entries);
         let result = self.table.remove(gone);
-        assert_eq!(result, expected.then_some(()).ok_or(Missing), "{gone:?}");
+        assert_eq!(result, expected.then_some(()).ok_or(NotMapped), "{gone:?}");
         if expected {
             self.model.remove(gone);
         }
@@ -179,15 +179,21 @@ impl Rig {
 
     /// Takes chunks out from anywhere, and compares the result. Without memory nothing changes.
     fn cut(&mut self, gone: Run) {
-        let mut spares = Spares::new();
-        let result = self.table.cut(gone, &mut spares);
+        let mut spares = SpareNodes::new();
+        let result = self.table.remove_splitting(gone, &mut spares);
         if !self.model.holds(gone) {
-            return assert_eq!(result, Err(Missing), "{gone:?}");
+            return assert_eq!(result, Err(NotMapped), "{gone:?}");
         }
         if result == Ok(false) {
             self.compare();
-            spares.stock(self.table.wants(), GFP_KERNEL).unwrap();
-            assert_eq!(self.table.cut(gone, &mut spares), Ok(true), "{gone:?}");
+            spares
+                .refill(self.table.spare_root_capacity(), GFP_KERNEL)
+                .unwrap();
+            assert_eq!(
+                self.table.remove_splitting(gone, &mut spares),
+                Ok(true),
+                "{gone:?}"
+            );
         } else {
             assert_eq!(result, Ok(true), "{gone:?}");
         }
@@ -315,7 +321,7 @@ fn runs() -> impl Strategy<Value = Run> {
     let len = prop_oneof![
         6 => 1u64..4,
         2 => 1u64..200,
-        1 => LONGEST - 2..LONGEST + 2,
+        1 => MAX_RUN_CHUNKS - 2..MAX_RUN_CHUNKS + 2,
         1 => Just(0),
     ];
     let new = prop_oneof![
@@ -421,7 +427,7 @@ fn apply(rig: &mut Rig, op: Op) {
             }
         }
         Op::Remove(..) | Op::Cut(..) | Op::Clear(..) => {
-            assert_eq!(rig.table.remove(run(5, 5, 1)), Err(Missing));
+            assert_eq!(rig.table.remove(run(5, 5, 1)), Err(NotMapped));
         }
         Op::Find(chunk, most) => rig.compare_find(chunk, most.max(1)),
     }
@@ -512,14 +518,16 @@ fn random_order() {
 
 #[test]
 fn memory_for_random_exceptions() {
-    let (mut table, mut spares, mut dice) = (ExceptionTable::new(), Spares::new(), Dice(1));
+    let (mut table, mut spares, mut dice) = (ExceptionTable::new(), SpareNodes::new(), Dice(1));
     let start = Instant::now();
     let (mut new, mut worst) = (0, 0f64);
     while table.entries() < 1_000_000 {
         if new % 1000 == 999 && new > 20_000 {
             worst = worst.max(table.bytes() as f64 / table.entries() as f64);
         }
-        spares.stock(table.wants(), GFP_KERNEL).unwrap();
+        spares
+            .refill(table.spare_root_capacity(), GFP_KERNEL)
+            .unwrap();
         let old = dice.roll() % (1 << 30);
         new += u64::from(table.insert(run(old, new, 1), &mut spares).is_ok());
     }
@@ -529,7 +537,7 @@ fn memory_for_random_exceptions() {
         .filter(|_| {
             matches!(
                 table.find(Chunk(dice.roll() % (1 << 30)), 1),
-                Found::Mapped(..)
+                Lookup::Mapped(..)
             )
         })
         .count();
@@ -570,7 +578,7 @@ fn one_run_in_few_entries() {
         let mut rig = filled((0..chunks).map(|index| run(50 + at(index), 9 + at(index), 1)));
         assert_eq!(rig.table.entries(), chunks.div_ceil(ENTRY_CHUNKS));
         let found = rig.table.find(Chunk(50), u64::MAX);
-        assert_eq!(found, Found::Mapped(CowChunk(9), chunks));
+        assert_eq!(found, Lookup::Mapped(CowChunk(9), chunks));
         // Over all entries, from the middle of the first to that of the last.
         rig.remove(run(50 + 100, 9 + 100, chunks - 200));
         rig.compare();
@@ -610,8 +618,12 @@ fn joins_only_what_continues_on_both() {
     rig.compare();
     rig.compare_finds(1);
     // An entry is full: the run before and the run behind are joined without it.
-    rig.insert(run(1 << 20, 1 << 20, LONGEST));
-    rig.insert(run((1 << 20) + LONGEST, (1 << 20) + LONGEST, LONGEST));
+    rig.insert(run(1 << 20, 1 << 20, MAX_RUN_CHUNKS));
+    rig.insert(run(
+        (1 << 20) + MAX_RUN_CHUNKS,
+        (1 << 20) + MAX_RUN_CHUNKS,
+        MAX_RUN_CHUNKS,
+    ));
     assert_eq!(rig.table.entries(), 4);
     rig.insert(run((1 << 20) - 1, (1 << 20) - 1, 1));
     rig.insert(run((1 << 20) + ENTRY_CHUNKS, (1 << 20) + ENTRY_CHUNKS, 1));
@@ -642,14 +654,14 @@ fn overlaps_change_nothing() {
 fn limits_of_numbers() {
     let mut rig = Rig::new();
     for (run, expected) in [
-        (run(0, 0, 0), Err(Refused::Range)),
-        (run(0, 0, LONGEST + 1), Err(Refused::Range)),
-        (run(0, COW_CHUNKS, 1), Err(Refused::Range)),
-        (run(0, COW_CHUNKS - 1, 2), Err(Refused::Range)),
-        (run(0, u64::MAX, 2), Err(Refused::Range)),
-        (run(u64::MAX, 0, 1), Err(Refused::Range)),
-        (run(u64::MAX - 1, 0, 2), Err(Refused::Range)),
-        (run(0, COW_CHUNKS - LONGEST, LONGEST), Ok(())),
+        (run(0, 0, 0), Err(InsertError::OutOfRange)),
+        (run(0, 0, MAX_RUN_CHUNKS + 1), Err(InsertError::OutOfRange)),
+        (run(0, COW_CHUNKS, 1), Err(InsertError::OutOfRange)),
+        (run(0, COW_CHUNKS - 1, 2), Err(InsertError::OutOfRange)),
+        (run(0, u64::MAX, 2), Err(InsertError::OutOfRange)),
+        (run(u64::MAX, 0, 1), Err(InsertError::OutOfRange)),
+        (run(u64::MAX - 1, 0, 2), Err(InsertError::OutOfRange)),
+        (run(0, COW_CHUNKS - MAX_RUN_CHUNKS, MAX_RUN_CHUNKS), Ok(())),
         (run(u64::MAX - 1, 0, 1), Ok(())),
         (run(u64::MAX - 3, COW_CHUNKS - 2, 2), Ok(())),
     ] {
@@ -662,18 +674,18 @@ fn limits_of_numbers() {
     rig.compare_finds(1);
     assert_eq!(
         rig.table.find(Chunk(u64::MAX - 1), 0),
-        Found::Mapped(CowChunk(0), 1)
+        Lookup::Mapped(CowChunk(0), 1)
     );
-    assert_eq!(rig.table.find(Chunk(u64::MAX), 0), Found::Hole(1));
+    assert_eq!(rig.table.find(Chunk(u64::MAX), 0), Lookup::Hole(1));
     for missing in [
-        run(0, COW_CHUNKS - LONGEST, 0),
+        run(0, COW_CHUNKS - MAX_RUN_CHUNKS, 0),
         run(0, 1, 1),
-        run(LONGEST - 1, COW_CHUNKS - 1, 2),
-        run(LONGEST, COW_CHUNKS, 1),
+        run(MAX_RUN_CHUNKS - 1, COW_CHUNKS - 1, 2),
+        run(MAX_RUN_CHUNKS, COW_CHUNKS, 1),
         run(u64::MAX - 1, 0, 5),
         run(u64::MAX, 1, u64::MAX),
     ] {
-        assert_eq!(rig.table.remove(missing), Err(Missing), "{missing:?}");
+        assert_eq!(rig.table.remove(missing), Err(NotMapped), "{missing:?}");
     }
     rig.compare();
     rig.drain();
@@ -693,7 +705,7 @@ fn keys_at_the_end_of_what_a_leaf_spans() {
         assert_eq!(rig.table.entries(), 3);
         assert!(rig.table.bytes() > one_leaf);
         let found = rig.table.find(Chunk(base + span - 4), u64::MAX);
-        assert_eq!(found, Found::Mapped(CowChunk(10), 7));
+        assert_eq!(found, Lookup::Mapped(CowChunk(10), 7));
         rig.compare_finds(1);
         rig.remove(run(base + span - 3, 11, 5));
         rig.compare();
@@ -816,20 +828,24 @@ fn lack_of_memory_changes_nothing() {
         for given in 0..=3 {
             let (mut rig, run, needed) = stages().swap_remove(number);
             let before = (rig.table.bytes(), rig.table.entries(), rig.table.count());
-            let wants = rig.table.wants();
-            let mut spares = Spares::new();
-            let (result, reached) = faults::with_failing(given, || spares.stock(wants, GFP_KERNEL));
+            let wants = rig.table.spare_root_capacity();
+            let mut spares = SpareNodes::new();
+            let (result, reached) =
+                faults::with_failing(given, || spares.refill(wants, GFP_KERNEL));
             let all = if wants == 0 { 2 } else { 3 };
             assert_eq!(reached, given < all);
             assert_eq!(result, if reached { Err(AllocError) } else { Ok(()) });
-            assert_eq!(spares.is_stocked(wants), !reached);
+            assert_eq!(spares.is_sufficient(wants), !reached);
             if given < needed {
-                assert_eq!(rig.table.insert(run, &mut spares), Err(Refused::Memory));
+                assert_eq!(
+                    rig.table.insert(run, &mut spares),
+                    Err(InsertError::NoMemory)
+                );
                 let after = (rig.table.bytes(), rig.table.entries(), rig.table.count());
                 assert_eq!(after, before);
                 refused += 1;
                 rig.compare();
-                spares.stock(wants, GFP_KERNEL).unwrap();
+                spares.refill(wants, GFP_KERNEL).unwrap();
             }
             assert_eq!(
                 rig.table.insert(run, &mut spares),
@@ -848,8 +864,10 @@ fn lack_of_memory_changes_nothing() {
 #[test]
 fn insertion_does_not_allocate() {
     for (mut rig, run, _) in stages() {
-        let mut spares = Spares::new();
-        spares.stock(rig.table.wants(), GFP_KERNEL).unwrap();
+        let mut spares = SpareNodes::new();
+        spares
+            .refill(rig.table.spare_root_capacity(), GFP_KERNEL)
+            .unwrap();
         let (result, reached) = faults::with_failing(0, || rig.table.insert(run, &mut spares));
         assert_eq!((result, reached), (Ok(()), false));
     }
@@ -857,25 +875,28 @@ fn insertion_does_not_allocate() {
 
 #[test]
 fn stock_keeps_what_it_has() {
-    let (mut spares, root) = (Spares::new(), filled(single(0..1, 1)).table.wants());
-    assert_eq!((root, ExceptionTable::new().wants()), (0, 4));
-    assert!(!spares.is_stocked(0));
-    spares.stock(4, GFP_KERNEL).unwrap();
-    let stocked = |spares: &mut Spares, wants| {
-        let (result, reached) = faults::with_failing(0, || spares.stock(wants, GFP_KERNEL));
+    let (mut spares, root) = (
+        SpareNodes::new(),
+        filled(single(0..1, 1)).table.spare_root_capacity(),
+    );
+    assert_eq!((root, ExceptionTable::new().spare_root_capacity()), (0, 4));
+    assert!(!spares.is_sufficient(0));
+    spares.refill(4, GFP_KERNEL).unwrap();
+    let stocked = |spares: &mut SpareNodes, wants| {
+        let (result, reached) = faults::with_failing(0, || spares.refill(wants, GFP_KERNEL));
         assert_eq!(result.is_err(), reached);
         !reached
     };
-    assert!(spares.is_stocked(4) && spares.is_stocked(0) && !spares.is_stocked(8));
+    assert!(spares.is_sufficient(4) && spares.is_sufficient(0) && !spares.is_sufficient(8));
     assert!(stocked(&mut spares, 4));
     assert!(stocked(&mut spares, 3));
     assert!(!stocked(&mut spares, 8));
     // The smaller root is gone, the rest is there.
-    assert!(stocked(&mut spares, 0) && !spares.is_stocked(1));
-    spares.stock(8, GFP_KERNEL).unwrap();
-    assert!(spares.is_stocked(8));
+    assert!(stocked(&mut spares, 0) && !spares.is_sufficient(1));
+    spares.refill(8, GFP_KERNEL).unwrap();
+    assert!(spares.is_sufficient(8));
     // One that nobody wants is freed.
-    assert!(stocked(&mut spares, 0) && !spares.is_stocked(8));
+    assert!(stocked(&mut spares, 0) && !spares.is_sufficient(8));
 }
 
 #[test]
@@ -884,7 +905,7 @@ fn append_in_order_only() {
     table.append(run(10, 10, 5), GFP_KERNEL).unwrap();
     for old in [0, 9, 10, 14] {
         let refused = table.append(run(old, 100, 1), GFP_KERNEL);
-        assert_eq!(refused, Err(Refused::Overlap));
+        assert_eq!(refused, Err(InsertError::Overlap));
     }
     table.append(run(15, 15, 5), GFP_KERNEL).unwrap();
     table.append(run(20, 30, 5), GFP_KERNEL).unwrap();
@@ -917,7 +938,7 @@ fn append_with_failing_allocations() {
                     assert_eq!(result, Ok(()));
                     break;
                 }
-                assert_eq!(result, Err(Refused::Memory));
+                assert_eq!(result, Err(InsertError::NoMemory));
                 let after = (table.bytes(), table.entries(), table.count());
                 assert_eq!(after, before);
                 allocations += 1;
@@ -926,7 +947,7 @@ fn append_with_failing_allocations() {
         }
         let rig = Rig {
             table,
-            spares: Spares::new(),
+            spares: SpareNodes::new(),
             model,
         };
         rig.compare();

@@ -103,16 +103,16 @@ fn known_layouts() {
     ] {
         let layout = layout(sectors);
         assert_eq!(layout.size(), size(sectors));
-        assert_eq!(layout.per_area(), per_area);
+        assert_eq!(layout.exceptions_per_area(), per_area);
         assert_eq!(layout.stride(), per_area + 1);
-        assert_eq!(layout.area(0), CowChunk(1));
-        assert_eq!(layout.area(1), CowChunk(area_1));
-        assert_eq!(layout.place(0), CowChunk(2));
+        assert_eq!(layout.area_location(0), CowChunk(1));
+        assert_eq!(layout.area_location(1), CowChunk(area_1));
+        assert_eq!(layout.chunk_of_record(0), CowChunk(2));
         assert_eq!(layout.metadata(0), Sectors(u64::from(sectors) * 2));
         assert_eq!(layout.metadata(3), Sectors(u64::from(sectors) * 5));
     }
     let most = Layout::new(ChunkSize::MAX);
-    assert_eq!(most.per_area(), 1 << 26);
+    assert_eq!(most.exceptions_per_area(), 1 << 26);
 }
 
 /// Header, areas and places of records share out all chunks, in order.
@@ -122,19 +122,22 @@ fn every_chunk_has_one_use() {
         let layout = layout(sectors);
         let (mut area, mut record) = (0, 0);
         for chunk in (0..3 * layout.stride() + 5).map(CowChunk) {
-            let metadata = chunk == CowChunk(0) || chunk == layout.area(area);
+            let metadata = chunk == CowChunk(0) || chunk == layout.area_location(area);
             assert_eq!(layout.is_metadata(chunk), metadata, "{sectors} {chunk}");
-            if chunk == layout.area(area) {
+            if chunk == layout.area_location(area) {
                 area += 1;
             } else if !metadata {
-                assert_eq!(layout.place(record), chunk);
+                assert_eq!(layout.chunk_of_record(record), chunk);
                 assert_eq!(layout.slot(record).0, area - 1);
-                assert_eq!(layout.area(area - 1).0 + layout.slot(record).1 + 1, chunk.0);
+                assert_eq!(
+                    layout.area_location(area - 1).0 + layout.slot(record).1 + 1,
+                    chunk.0
+                );
                 record += 1;
             }
             let cow = (chunk.0 + 1) * u64::from(sectors);
-            assert!(layout.holds(area.saturating_sub(1), Sectors(cow)) || area == 0);
-            assert!(!layout.holds(area, Sectors(cow)));
+            assert!(layout.has_area(area.saturating_sub(1), Sectors(cow)) || area == 0);
+            assert!(!layout.has_area(area, Sectors(cow)));
         }
     }
 }
@@ -144,18 +147,18 @@ fn every_chunk_has_one_use() {
 fn ends_of_numbers() {
     for layout in [layout(1), layout(1024), Layout::new(ChunkSize::MAX)] {
         for number in [u64::MAX, u64::MAX / 2, 1 << 60] {
-            assert!(!layout.holds(number, Sectors(u64::MAX)));
-            let mut allocator = Allocator::new(layout, CowChunk(number), number);
+            assert!(!layout.has_area(number, Sectors(u64::MAX)));
+            let mut allocator = PersistentAllocator::new(layout, CowChunk(number), number);
             assert_eq!(allocator.allocate(u64::MAX, Sectors(1 << 48)), None);
-            allocator.merged(number);
+            allocator.shrink_to(number);
             assert!(allocator.used().get() > 1 << 48);
         }
         assert_eq!(layout.metadata(u64::MAX), Sectors(u64::MAX));
-        let mut huge = Allocator::new(layout, CowChunk(0), 0);
+        let mut huge = PersistentAllocator::new(layout, CowChunk(0), 0);
         let (first, len) = huge.allocate(u64::MAX, Sectors(u64::MAX)).unwrap();
-        assert_eq!((first, len), (CowChunk(2), layout.per_area()));
+        assert_eq!((first, len), (CowChunk(2), layout.exceptions_per_area()));
     }
-    let mut huge = Transient::new(size(1));
+    let mut huge = TransientAllocator::new(size(1));
     let all = Some((CowChunk(0), 1 << 48));
     assert_eq!(huge.allocate(u64::MAX, Sectors(u64::MAX)), all);
     assert_eq!(huge.allocate(1, Sectors(u64::MAX)), None);
@@ -172,14 +175,14 @@ fn room_near_whole_stripes() {
             for chunks in whole.saturating_sub(3)..whole + 4 {
                 for odd in [0, sectors - 1] {
                     let cow = Sectors(chunks * u64::from(sectors) + u64::from(odd));
-                    let mut allocator = Allocator::new(layout, CowChunk(0), 0);
+                    let mut allocator = PersistentAllocator::new(layout, CowChunk(0), 0);
                     let (mut taken, mut last) = (0, 0);
                     while let Some((first, len)) = allocator.allocate(u64::MAX, cow) {
                         assert!((first.0..first.0 + len).all(|c| !layout.is_metadata(CowChunk(c))));
                         taken += len;
                         last = first.0 + len - 1;
                     }
-                    let needed = |n: u64| 1 + n + (n + 1).div_ceil(layout.per_area());
+                    let needed = |n: u64| 1 + n + (n + 1).div_ceil(layout.exceptions_per_area());
                     assert!(taken == 0 || needed(taken) <= chunks, "{sectors} {chunks}");
                     assert!(needed(taken + 1) > chunks, "{sectors} {chunks}");
                     assert_eq!(allocator.records(), taken);
@@ -196,7 +199,7 @@ fn room_near_whole_stripes() {
 fn last_slot_of_a_device_of_whole_stripes() {
     let layout = layout(8);
     let cow = Sectors(258 * 8);
-    let mut allocator = Allocator::new(layout, CowChunk(0), 0);
+    let mut allocator = PersistentAllocator::new(layout, CowChunk(0), 0);
     assert_eq!(allocator.allocate(300, cow), Some((CowChunk(2), 255)));
     assert_eq!(allocator.allocate(1, cow), None);
     assert_eq!(allocator.used(), Sectors(257 * 8));
@@ -215,11 +218,11 @@ fn last_slot_of_a_device_of_whole_stripes() {
 fn records_and_chunks_out_of_step() {
     let layout = layout(1);
     // Chunks are left out, so that the area is not full when the stripe is.
-    let mut allocator = Allocator::new(layout, CowChunk(33), 5);
+    let mut allocator = PersistentAllocator::new(layout, CowChunk(33), 5);
     assert_eq!(allocator.allocate(9, Sectors(34)), Some((CowChunk(33), 1)));
     assert_eq!(allocator.next_free(), CowChunk(35));
     // Records are ahead, and fill the area before the stripe is full.
-    let mut allocator = Allocator::new(layout, CowChunk(10), 30);
+    let mut allocator = PersistentAllocator::new(layout, CowChunk(10), 30);
     assert_eq!(allocator.allocate(9, Sectors(34)), Some((CowChunk(10), 1)));
     assert_eq!(allocator.allocate(9, Sectors(34)), None);
     assert_eq!(allocator.allocate(9, Sectors(35)), Some((CowChunk(11), 9)));
@@ -230,7 +233,7 @@ fn records_and_chunks_out_of_step() {
 fn free_after_load() {
     for sectors in all_sizes() {
         let layout = layout(sectors);
-        let per_area = layout.per_area();
+        let per_area = layout.exceptions_per_area();
         for records in [
             0,
             1,
@@ -242,10 +245,10 @@ fn free_after_load() {
         ] {
             let behind = match records {
                 0 => CowChunk(2),
-                records => CowChunk(layout.place(records - 1).0 + 1),
+                records => CowChunk(layout.chunk_of_record(records - 1).0 + 1),
             };
-            let allocator = Allocator::new(layout, behind, records);
-            assert_eq!(allocator.next_free(), layout.place(records));
+            let allocator = PersistentAllocator::new(layout, behind, records);
+            assert_eq!(allocator.next_free(), layout.chunk_of_record(records));
             assert!(!layout.is_metadata(allocator.next_free()));
         }
     }
@@ -256,9 +259,9 @@ fn free_after_load() {
 fn merging_to_the_end() {
     for sectors in [1, 8] {
         let layout = layout(sectors);
-        let mut allocator = Allocator::new(layout, CowChunk(1000), 700);
+        let mut allocator = PersistentAllocator::new(layout, CowChunk(1000), 700);
         for records in (0..700).rev() {
-            allocator.merged(records);
+            allocator.shrink_to(records);
             let (area, index) = layout.slot(records);
             let next = 1 + area * layout.stride() + index + 1;
             assert_eq!(allocator.used(), Sectors(next * u64::from(sectors)));
@@ -296,7 +299,7 @@ proptest! {
     ) {
         let (next, records) = if fresh { (0, 0) } else { (next, records) };
         let layout = layout(sectors);
-        let mut allocator = Allocator::new(layout, CowChunk(next), records);
+        let mut allocator = PersistentAllocator::new(layout, CowChunk(next), records);
         let mut model = Model::new(sectors, next, records);
         let mut highest = 0;
         for (most, cow) in steps {
@@ -313,7 +316,7 @@ proptest! {
     /// The same without areas.
     #[test]
     fn transient_runs((sectors, steps) in steps()) {
-        let mut transient = Transient::new(size(sectors));
+        let mut transient = TransientAllocator::new(size(sectors));
         let (sectors, mut next) = (u64::from(sectors), 0);
         for (most, cow) in steps {
             let mut len = 0;

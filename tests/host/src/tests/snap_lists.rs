@@ -55,7 +55,7 @@ proptest! {
     fn searched(items in prop::collection::vec(0u32..50, 0..40), bound in 0u32..60) {
         let mut items = items;
         items.sort();
-        prop_assert_eq!(lists::leading(&items, |item| *item < bound), items.partition_point(|item| *item < bound));
+        prop_assert_eq!(lists::partition_point(&items, |item| *item < bound), items.partition_point(|item| *item < bound));
     }
 
     #[test]
@@ -63,7 +63,7 @@ proptest! {
         let mut left = list(items.clone());
         let mut model = items;
         let place = model.iter().position(|item| *item == wanted);
-        prop_assert_eq!(lists::take(&mut left, |item| *item == wanted), place.map(|at| model.remove(at)));
+        prop_assert_eq!(lists::remove_first(&mut left, |item| *item == wanted), place.map(|at| model.remove(at)));
         prop_assert_eq!(&left[..], &model[..]);
     }
 }

@@ -25,13 +25,13 @@ use crate::logic::snapshot::{
     },
     exception_table::Run,
     merge::{
-        arrange,
-        Fate,
+        sort_and_join,
+        BatchLookup, //
+        BatchResult,
+        BatchSize,
+        CommitResult,
         MergeState,
         MergeStep,
-        Pace,
-        Records,
-        Within, //
     }, //
 };
 
@@ -260,7 +260,7 @@ impl World {
                     next.machine.pause();
                 }
             }
-            Other::Pausing if state.machine.is_at_rest() || self.is_hasty() => {
+            Other::Pausing if state.machine.is_idle() || self.is_hasty() => {
                 // Origin writes that are on their way then may be seen by it or not: here they have
                 // ended.
                 if state.writer == Writer::ToOrigin {
@@ -272,7 +272,7 @@ impl World {
             Other::Live(held) => {
                 next.other = Other::Done(held);
                 if self.mistake != Mistake::NoPause {
-                    next.machine.go_on();
+                    next.machine.unpause();
                 }
             }
             Other::Pausing | Other::Done(_) => return,
@@ -298,7 +298,7 @@ impl World {
                         next.writer = Writer::ToOrigin;
                     } else if next.closed && next.is_in_batch(chunk) {
                         next.writer = Writer::Waits;
-                        next.machine.doubted();
+                        next.machine.request_restore();
                     } else {
                         next.writer = Writer::ToCow;
                     }
@@ -331,7 +331,7 @@ impl World {
                 Copying::Has(value) => {
                     next.origin[chunk] = *value;
                     next.copies[chunk] = Copying::Done;
-                    next.machine.copied(true);
+                    next.machine.copy_done(true);
                 }
             }
             all.push(next);
@@ -339,7 +339,7 @@ impl World {
                 let mut next = *state;
                 next.faults -= 1;
                 next.copies[chunk] = Copying::Done;
-                next.machine.copied(false);
+                next.machine.copy_done(false);
                 all.push(next);
             }
         }
@@ -352,23 +352,23 @@ impl World {
             faults: state.faults.saturating_sub(1),
             ..*state
         };
-        match state.machine.task() {
+        match state.machine.next_step() {
             MergeStep::Nothing => return,
             MergeStep::Read => {
                 next.batch = (state.records.saturating_sub(self.most), state.records);
                 next.copies = [Copying::Not; CHUNKS];
-                next.machine.read(Ok(state.records != 0));
+                next.machine.batch_read(Ok(state.records != 0));
                 if may_fail {
                     let mut failing = failing;
-                    failing.machine.read(Err(()));
+                    failing.machine.batch_read(Err(()));
                     all.push(failing);
                 }
             }
-            MergeStep::Guard => {
+            MergeStep::Preserve => {
                 if state.lacks && self.mistake != Mistake::NoGuard {
                     return;
                 }
-                if next.machine.guarded() {
+                if next.machine.batch_preserved() {
                     next.closed = self.mistake != Mistake::NoClose;
                 }
             }
@@ -379,17 +379,17 @@ impl World {
                 if counted {
                     return;
                 }
-                next.machine.drained();
+                next.machine.batch_drained();
             }
             MergeStep::Copy => {
                 let batch = state.batch.0..state.batch.1;
                 let waiting = |chunk: &u8| state.copies[*chunk as usize] == Copying::Not;
                 match batch.clone().find(waiting) {
                     Some(chunk) => {
-                        assert!(next.machine.starts());
+                        assert!(next.machine.start_copy());
                         next.copies[chunk as usize] = Copying::Begun;
                     }
-                    None => next.machine.all_started(),
+                    None => next.machine.all_copies_started(),
                 }
             }
             MergeStep::Commit => {
@@ -406,10 +406,10 @@ impl World {
                         ..next
                     };
                     failing.faults -= 1;
-                    failing.machine.committed(if state.in_doubt {
-                        Records::InDoubt
+                    failing.machine.batch_committed(if state.in_doubt {
+                        CommitResult::InDoubt
                     } else {
-                        Records::Kept
+                        CommitResult::Kept
                     });
                     all.push(failing);
                     // The records could not be cleared, but were written back.
@@ -418,7 +418,7 @@ impl World {
                         records: state.batch.1,
                         ..next
                     };
-                    restored.machine.committed(Records::Kept);
+                    restored.machine.batch_committed(CommitResult::Kept);
                     all.push(restored);
                     for records in state.batch.0..=state.batch.1 {
                         let mut failing = MergeStage {
@@ -429,43 +429,47 @@ impl World {
                         failing
                             .machine
                             .committed(if self.mistake == Mistake::DoubtIsKept {
-                                Records::Kept
+                                CommitResult::Kept
                             } else {
-                                Records::InDoubt
+                                CommitResult::InDoubt
                             });
                         all.push(failing);
                     }
                 }
                 next.records = state.batch.0;
-                next.machine.committed(Records::Cleared);
+                next.machine.batch_committed(CommitResult::Cleared);
             }
             MergeStep::Restore => {
                 if may_fail {
                     for records in state.batch.0..=state.batch.1 {
                         let mut failing = MergeStage { records, ..failing };
-                        failing.machine.restored(false);
+                        failing.machine.records_restored(false);
                         all.push(failing);
                     }
                 }
                 next.records = state.batch.1;
-                next.machine.restored(true);
+                next.machine.records_restored(true);
             }
-            MergeStep::LetGo(fate) => {
-                if fate == Fate::Merged {
+            MergeStep::Release(fate) => {
+                if fate == BatchResult::Merged {
                     self.forget(&mut next);
                 }
-                next.in_doubt = fate == Fate::InDoubt;
+                next.in_doubt = fate == BatchResult::InDoubt;
                 next.closed = next.in_doubt && self.mistake != Mistake::DoubtIsOpen;
                 if state.writer == Writer::Waits {
                     next.writer = match fate {
-                        Fate::Merged if self.mistake == Mistake::MergedToCow => Writer::ToCow,
-                        Fate::Kept if self.mistake == Mistake::KeptToOrigin => Writer::ToOrigin,
-                        Fate::Merged => Writer::ToOrigin,
-                        Fate::Kept => Writer::ToCow,
-                        Fate::InDoubt => Writer::Idle,
+                        BatchResult::Merged if self.mistake == Mistake::MergedToCow => {
+                            Writer::ToCow
+                        }
+                        BatchResult::Kept if self.mistake == Mistake::KeptToOrigin => {
+                            Writer::ToOrigin
+                        }
+                        BatchResult::Merged => Writer::ToOrigin,
+                        BatchResult::Kept => Writer::ToCow,
+                        BatchResult::InDoubt => Writer::Idle,
                     };
                 }
-                next.machine.let_go();
+                next.machine.batch_released();
             }
         }
         all.push(next);
@@ -530,51 +534,51 @@ fn mistakes_are_noticed() {
 #[test]
 fn it_ends_at_once_where_it_can() {
     let mut merge = MergeState::new();
-    assert!(merge.is_at_rest() && !merge.has_failed());
+    assert!(merge.is_idle() && !merge.has_failed());
     merge.start();
-    assert_eq!(merge.task(), MergeStep::Read);
+    assert_eq!(merge.next_step(), MergeStep::Read);
     merge.stop();
-    merge.read(Ok(true));
-    assert!(merge.is_at_rest());
+    merge.batch_read(Ok(true));
+    assert!(merge.is_idle());
     merge.start();
-    merge.read(Ok(true));
-    assert_eq!(merge.task(), MergeStep::Guard);
+    merge.batch_read(Ok(true));
+    assert_eq!(merge.next_step(), MergeStep::Preserve);
     merge.stop();
-    assert!(merge.is_at_rest() && !merge.guarded());
+    assert!(merge.is_idle() && !merge.batch_preserved());
     merge.start();
-    merge.read(Ok(false));
-    assert!(merge.is_finished() && merge.is_at_rest());
+    merge.batch_read(Ok(false));
+    assert!(merge.is_finished() && merge.is_idle());
 }
 
 #[test]
 fn a_failure_is_forgotten_when_it_is_started_again() {
     let mut merge = MergeState::new();
     merge.start();
-    merge.read(Err(()));
-    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.batch_read(Err(()));
+    assert!(merge.has_failed() && merge.is_idle());
     merge.start();
     assert!(!merge.has_failed());
-    assert_eq!(merge.task(), MergeStep::Read);
+    assert_eq!(merge.next_step(), MergeStep::Read);
 }
 
 #[test]
 fn a_pause_ends_with_the_last_of_them() {
     let mut merge = MergeState::new();
     merge.start();
-    merge.read(Ok(true));
+    merge.batch_read(Ok(true));
     merge.pause();
     merge.pause();
-    assert!(merge.is_at_rest() && !merge.has_failed());
-    merge.go_on();
-    assert!(merge.is_at_rest());
-    merge.go_on();
-    assert_eq!(merge.task(), MergeStep::Read);
+    assert!(merge.is_idle() && !merge.has_failed());
+    merge.unpause();
+    assert!(merge.is_idle());
+    merge.unpause();
+    assert_eq!(merge.next_step(), MergeStep::Read);
     // What is read while it is paused is not begun.
     merge.pause();
-    merge.read(Ok(true));
-    assert!(merge.is_at_rest());
-    merge.go_on();
-    assert_eq!(merge.task(), MergeStep::Read);
+    merge.batch_read(Ok(true));
+    assert!(merge.is_idle());
+    merge.unpause();
+    assert_eq!(merge.next_step(), MergeStep::Read);
 }
 
 #[test]
@@ -582,25 +586,25 @@ fn starts_and_stops_during_a_pause_are_remembered() {
     let mut merge = MergeState::new();
     merge.pause();
     merge.start();
-    assert!(merge.is_at_rest());
-    merge.go_on();
-    assert_eq!(merge.task(), MergeStep::Read);
+    assert!(merge.is_idle());
+    merge.unpause();
+    assert_eq!(merge.next_step(), MergeStep::Read);
     merge.pause();
-    merge.read(Ok(true));
+    merge.batch_read(Ok(true));
     merge.stop();
-    merge.go_on();
-    assert!(merge.is_at_rest());
+    merge.unpause();
+    assert!(merge.is_idle());
     // A failure does not end with a pause, but when the user says so, then as soon as may be.
     merge.start();
-    merge.read(Err(()));
+    merge.batch_read(Err(()));
     merge.pause();
-    merge.go_on();
-    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.unpause();
+    assert!(merge.has_failed() && merge.is_idle());
     merge.pause();
     merge.start();
-    assert!(!merge.has_failed() && merge.is_at_rest());
-    merge.go_on();
-    assert_eq!(merge.task(), MergeStep::Read);
+    assert!(!merge.has_failed() && merge.is_idle());
+    merge.unpause();
+    assert_eq!(merge.next_step(), MergeStep::Read);
 }
 
 #[test]
@@ -608,84 +612,84 @@ fn a_batch_in_doubt_stays_so_during_a_pause() {
     let mut merge = in_doubt();
     merge.pause();
     merge.start();
-    assert!(!merge.has_failed() && merge.is_at_rest());
-    merge.doubted();
-    assert_eq!(merge.task(), MergeStep::Restore);
-    merge.restored(false);
-    merge.let_go();
+    assert!(!merge.has_failed() && merge.is_idle());
+    merge.request_restore();
+    assert_eq!(merge.next_step(), MergeStep::Restore);
+    merge.records_restored(false);
+    merge.batch_released();
     // It was started, and only waits for the end of the pause.
-    assert!(!merge.has_failed() && merge.is_at_rest());
-    merge.go_on();
-    assert_eq!(merge.task(), MergeStep::Commit);
+    assert!(!merge.has_failed() && merge.is_idle());
+    merge.unpause();
+    assert_eq!(merge.next_step(), MergeStep::Commit);
 }
 
 /// A merge whose batch is in doubt.
 fn in_doubt() -> MergeState {
     let mut merge = MergeState::new();
     merge.start();
-    merge.read(Ok(true));
-    assert!(merge.guarded());
-    merge.drained();
-    merge.all_started();
-    merge.committed(Records::InDoubt);
-    assert_eq!(merge.task(), MergeStep::LetGo(Fate::InDoubt));
-    merge.let_go();
-    assert!(merge.has_failed() && merge.is_at_rest());
+    merge.batch_read(Ok(true));
+    assert!(merge.batch_preserved());
+    merge.batch_drained();
+    merge.all_copies_started();
+    merge.batch_committed(CommitResult::InDoubt);
+    assert_eq!(merge.next_step(), MergeStep::Release(BatchResult::InDoubt));
+    merge.batch_released();
+    assert!(merge.has_failed() && merge.is_idle());
     merge
 }
 
 #[test]
 fn a_write_has_records_in_doubt_written_back() {
     let mut merge = in_doubt();
-    merge.doubted();
-    assert_eq!(merge.task(), MergeStep::Restore);
-    merge.restored(false);
-    assert_eq!(merge.task(), MergeStep::LetGo(Fate::InDoubt));
-    merge.let_go();
-    assert!(merge.has_failed() && merge.is_at_rest());
-    merge.doubted();
-    merge.restored(true);
-    assert_eq!(merge.task(), MergeStep::LetGo(Fate::Kept));
-    merge.let_go();
-    assert!(merge.has_failed() && merge.is_at_rest());
-    merge.doubted();
-    assert!(merge.is_at_rest(), "there is no doubt any more");
+    merge.request_restore();
+    assert_eq!(merge.next_step(), MergeStep::Restore);
+    merge.records_restored(false);
+    assert_eq!(merge.next_step(), MergeStep::Release(BatchResult::InDoubt));
+    merge.batch_released();
+    assert!(merge.has_failed() && merge.is_idle());
+    merge.request_restore();
+    merge.records_restored(true);
+    assert_eq!(merge.next_step(), MergeStep::Release(BatchResult::Kept));
+    merge.batch_released();
+    assert!(merge.has_failed() && merge.is_idle());
+    merge.request_restore();
+    assert!(merge.is_idle(), "there is no doubt any more");
 }
 
 #[test]
 fn a_batch_in_doubt_is_committed_when_it_is_started_again() {
     let mut merge = in_doubt();
     merge.start();
-    assert_eq!(merge.task(), MergeStep::Commit);
+    assert_eq!(merge.next_step(), MergeStep::Commit);
     // A start that comes while a failure is dealt with is not lost.
-    merge.committed(Records::InDoubt);
+    merge.batch_committed(CommitResult::InDoubt);
     merge.start();
-    merge.let_go();
-    assert_eq!(merge.task(), MergeStep::Commit);
-    merge.committed(Records::Cleared);
-    merge.let_go();
-    assert_eq!(merge.task(), MergeStep::Read);
+    merge.batch_released();
+    assert_eq!(merge.next_step(), MergeStep::Commit);
+    merge.batch_committed(CommitResult::Cleared);
+    merge.batch_released();
+    assert_eq!(merge.next_step(), MergeStep::Read);
     let mut merge = in_doubt();
-    merge.doubted();
+    merge.request_restore();
     merge.start();
-    merge.restored(true);
-    merge.let_go();
-    assert_eq!(merge.task(), MergeStep::Read);
+    merge.records_restored(true);
+    merge.batch_released();
+    assert_eq!(merge.next_step(), MergeStep::Read);
 }
 
 #[test]
 fn the_pace_keeps_to_its_bounds() {
-    let mut pace = Pace::new();
+    let mut pace = BatchSize::new();
     for _ in 0..100 {
-        pace.took(0);
+        pace.adjust(0);
     }
     assert_eq!(pace.chunks(4096), 4096);
-    pace.took(100);
+    pace.adjust(100);
     assert_eq!(pace.chunks(4096), 4096);
-    pace.took(500);
+    pace.adjust(500);
     assert_eq!(pace.chunks(4096), 2048);
     for _ in 0..100 {
-        pace.took(u64::MAX);
+        pace.adjust(u64::MAX);
     }
     assert_eq!(
         (pace.chunks(512), pace.chunks(4096), pace.chunks(1 << 30)),
@@ -723,7 +727,7 @@ proptest! {
         let mut wanted: Vec<_> = singles(&pairs).iter().map(|run| (run.old.0, run.new.0)).collect();
         wanted.sort();
         let mut runs = vector(&singles(&pairs));
-        arrange(&mut runs);
+        sort_and_join(&mut runs);
         let chunks = |run: &Run| (0..run.len).map(|n| (run.old.0 + n, run.new.0 + n)).collect::<Vec<_>>();
         prop_assert_eq!(runs.iter().flat_map(chunks).collect::<Vec<_>>(), wanted);
         let neighbours = |pair: &[Run]| {
@@ -736,11 +740,11 @@ proptest! {
     #[test]
     fn within_tells_what_is_in_the_runs(pairs in runs(), chunk in 0u64..45, most in 1u64..20) {
         let mut runs = vector(&singles(&pairs));
-        arrange(&mut runs);
+        sort_and_join(&mut runs);
         let is_in = |chunk: u64| runs.iter().any(|run| (run.old.0..run.old.0 + run.len).contains(&chunk));
-        let (inside, len) = match Within::find(&runs, Chunk(chunk), most) {
-            Within::Inside(len) => (true, len),
-            Within::Outside(len) => (false, len),
+        let (inside, len) = match BatchLookup::find(&runs, Chunk(chunk), most) {
+            BatchLookup::Inside(len) => (true, len),
+            BatchLookup::Outside(len) => (false, len),
         };
         prop_assert_eq!(inside, is_in(chunk));
         prop_assert!((1..=most).contains(&len));

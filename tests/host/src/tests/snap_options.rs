@@ -333,8 +333,12 @@ fn status_texts() {
             5 => ("Overflow", numbers),
             _ => (numbers, numbers),
         };
-        assert_eq!(text(&Info::of_snapshot(health, usage)), snapshot, "{state}");
-        assert_eq!(text(&Info::of_merge(health, usage)), merge, "{state}");
+        assert_eq!(
+            text(&StatusLine::of_snapshot(health, usage)),
+            snapshot,
+            "{state}"
+        );
+        assert_eq!(text(&StatusLine::of_merge(health, usage)), merge, "{state}");
         let yes = [valid, merge_failed, overflowed].map(|set| if set { 'y' } else { 'n' });
         assert_eq!(
             text(&health),

@@ -92,7 +92,7 @@ proptest! {
                 }
                 Step::Copied(nth) => {
                     let Some(entry) = list.get_mut(nth) else { continue };
-                    book.copied(entry.0);
+                    book.set_copied(entry.0);
                     if entry.2 == Stage::Copying {
                         entry.2 = Stage::Copied;
                     }
@@ -109,7 +109,7 @@ proptest! {
                         .collect();
                     let begins = batch.is_none() && !ready.is_empty();
                     prop_assert_eq!(book.has_batch(), begins);
-                    prop_assert_eq!(book.begin(target), begins);
+                    prop_assert_eq!(book.begin_batch(target), begins);
                     if begins {
                         let wanted: Vec<Run> =
                             ready.iter().map(|seq| list.iter().find(|it| it.0 == *seq).unwrap().1).collect();
@@ -122,7 +122,7 @@ proptest! {
                     }
                 }
                 Step::Committed => {
-                    book.committed();
+                    book.batch_committed();
                     for seq in batch.take().unwrap_or_default() {
                         for entry in list.iter_mut().filter(|it| it.0 == seq) {
                             entry.2 = Stage::Committed;
@@ -134,7 +134,7 @@ proptest! {
                     if batch.is_some() {
                         continue;
                     }
-                    book.pass();
+                    book.commit_copied();
                     while let Some(seq) = fresh.first().copied() {
                         let entry = list.iter_mut().find(|it| it.0 == seq).unwrap();
                         if entry.2 != Stage::Copied {
@@ -147,7 +147,7 @@ proptest! {
                 Step::Lost => {
                     // Then nothing of the batch ever gets any further.
                     if let Some(lost) = batch.take() {
-                        book.lost();
+                        book.batch_failed();
                         for seq in lost {
                             let removed = book.remove(seq);
                             prop_assert_eq!(removed.is_some(), list.iter().any(|it| it.0 == seq));
@@ -168,7 +168,7 @@ proptest! {
                 }
                 Step::Look(chunk) => {
                     let there = list.iter().find(|it| holds(it, chunk));
-                    let found = book.find(Chunk(chunk)).map(|it| (it.seq, it.place(Chunk(chunk)).unwrap()));
+                    let found = book.find(Chunk(chunk)).map(|it| (it.seq, it.cow_chunk(Chunk(chunk)).unwrap()));
                     let wanted = there.map(|it| {
                         let offset = chunk - it.1.old.0;
                         (it.0, (CowChunk(it.1.new.0 + offset), it.1.len - offset))
@@ -182,14 +182,14 @@ proptest! {
             }
             prop_assert_eq!(book.is_empty(), list.is_empty());
             prop_assert_eq!(book.chunks(), list.iter().map(|it| it.1.len).sum::<u64>());
-            let mut from = book.first();
+            let mut from = book.first_seq();
             for entry in &list {
-                let seq = book.next_of(from, |_| true).unwrap();
+                let seq = book.find_by_stage(from, |_| true).unwrap();
                 prop_assert_eq!(seq, entry.0);
                 prop_assert_eq!(book.get(seq).map(|it| it.stage), Some(entry.2));
                 from = PendingExceptions::<u64>::behind(seq);
             }
-            prop_assert!(book.next_of(from, |_| true).is_none());
+            prop_assert!(book.find_by_stage(from, |_| true).is_none());
         }
     }
 
@@ -203,10 +203,10 @@ proptest! {
         for (kind, which) in steps {
             now += 1;
             match kind {
-                0 => inside.push((now, readers.enter())),
+                0 => inside.push((now, readers.track())),
                 1 if which < inside.len() => {
                     let (_, generation) = inside.remove(which);
-                    let last = readers.leave(generation);
+                    let last = readers.stop_tracking(generation);
                     prop_assert_eq!(last, inside.iter().all(|(_, other)| *other != generation));
                 }
                 2 => barriers.push((now, readers.barrier())),
@@ -221,7 +221,7 @@ proptest! {
         }
         // When nobody is left, nobody is waited for.
         for (_, generation) in inside {
-            readers.leave(generation);
+            readers.stop_tracking(generation);
         }
         for (_, barrier) in barriers {
             prop_assert!(readers.has_passed(barrier));
@@ -233,13 +233,13 @@ proptest! {
 #[test]
 fn readers_without_end() {
     let mut readers = TrackedReads::default();
-    let mut inside = std::collections::VecDeque::from([readers.enter(), readers.enter()]);
+    let mut inside = std::collections::VecDeque::from([readers.track(), readers.track()]);
     for _ in 0..10 {
         let barrier = readers.barrier();
         let mut turns = 0;
         while !readers.has_passed(barrier) {
-            inside.push_back(readers.enter());
-            readers.leave(inside.pop_front().unwrap());
+            inside.push_back(readers.track());
+            readers.stop_tracking(inside.pop_front().unwrap());
             turns += 1;
             assert!(turns <= 6);
         }

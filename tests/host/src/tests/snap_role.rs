@@ -13,17 +13,17 @@ use std::vec::Vec;
 
 use crate::logic::snapshot::handover::{
     Denied,
-    Handover,
+    HandoverState,
     Source, //
 };
 
-const ROLES: [Handover; 6] = [
-    Handover::New,
-    Handover::Successor,
-    Handover::Live,
-    Handover::Suspended,
-    Handover::Leaving,
-    Handover::Former,
+const ROLES: [HandoverState; 6] = [
+    HandoverState::New,
+    HandoverState::Destination,
+    HandoverState::Live,
+    HandoverState::Suspended,
+    HandoverState::Destroying,
+    HandoverState::HandedOver,
 ];
 
 const TWO: &str = "two tables are live";
@@ -66,7 +66,7 @@ enum Doing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Table {
     /// None: it is not there, yet or any more.
-    role: Option<Handover>,
+    role: Option<HandoverState>,
     is_merge: bool,
     doing: Doing,
     /// The flag of device-mapper.
@@ -90,7 +90,7 @@ struct State {
 
 fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize, &'static str> {
     let live = Table {
-        role: Some(Handover::Live),
+        role: Some(HandoverState::Live),
         is_merge,
         doing: Doing::Nothing,
         suspended: false,
@@ -120,7 +120,7 @@ fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize,
     let mut taken = false;
     while let Some(state) = left.pop() {
         state.check(mistake)?;
-        taken |= state.tables[0].role == Some(Handover::Former);
+        taken |= state.tables[0].role == Some(HandoverState::HandedOver);
         left.extend(
             next(&state, mistake)
                 .into_iter()
@@ -136,15 +136,15 @@ impl State {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let is_live = |table: &&Table| table.role.is_some_and(Handover::is_live);
+        let is_live = |table: &&Table| table.role.is_some_and(HandoverState::is_live);
         if self.tables.iter().filter(is_live).count() > 1 {
             return Err(TWO);
         }
         // Nothing is going on, and one waits for the other, which is suspended. Whoever tries comes
         // through in the end.
         let idle = |table: &Table| table.doing == Doing::Nothing && table.suspended;
-        let waits =
-            self.tables[1].role == Some(Handover::Successor) && self.tables[0].role.is_some();
+        let waits = self.tables[1].role == Some(HandoverState::Destination)
+            && self.tables[0].role.is_some();
         if waits && self.tables.iter().all(idle) {
             let mut state = *self;
             for number in [1, 0, 1] {
@@ -162,7 +162,11 @@ impl State {
             let role = table.role.filter(|role| role.has_store())?;
             let suspended = mistake == Mistake::Flag && role.is_live() && table.suspended;
             Some(Source {
-                role: if suspended { Handover::Suspended } else { role },
+                role: if suspended {
+                    HandoverState::Suspended
+                } else {
+                    role
+                },
                 is_merge: table.is_merge && mistake != Mistake::NoReload,
                 is_replaced: false,
             })
@@ -172,13 +176,13 @@ impl State {
 
     fn preresume(&mut self, number: usize, mistake: Mistake) -> Result<(), Denied> {
         let source = self.source(mistake);
-        let waits = |table: &Table| table.role.is_some_and(Handover::waits);
+        let waits = |table: &Table| table.role.is_some_and(HandoverState::is_waiting);
         let is_waited_for = self.tables.iter().any(waits) && mistake != Mistake::NoWaiting;
         let role = self.tables[number].role.as_mut().unwrap();
         let before = *role;
         let result = role.preresume(source, is_waited_for);
         let denied = result.is_err() && mistake == Mistake::DeniedKeeps;
-        if denied || mistake == Mistake::LiveAtResume && before == Handover::Suspended {
+        if denied || mistake == Mistake::LiveAtResume && before == HandoverState::Suspended {
             *role = before;
         }
         if result? {
@@ -189,24 +193,24 @@ impl State {
 
     fn resume(&mut self, number: usize, mistake: Mistake) {
         let role = self.tables[number].role.as_mut().unwrap();
-        if mistake == Mistake::LiveAtResume && *role == Handover::Suspended {
-            *role = Handover::Live;
+        if mistake == Mistake::LiveAtResume && *role == HandoverState::Suspended {
+            *role = HandoverState::Live;
         }
-        self.tables[number].in_use = *role != Handover::Former;
+        self.tables[number].in_use = *role != HandoverState::HandedOver;
         if role.resume() {
             if self.stale {
                 self.problem = Some(STALE);
             }
             let other = &mut self.tables[1 - number];
             if let Some(role) = other.role.as_mut() {
-                let leaving = *role == Handover::Leaving;
+                let leaving = *role == HandoverState::Destroying;
                 if other.in_use && role.has_store() {
                     self.problem = Some(TAKEN);
                 }
                 if !(leaving && mistake == Mistake::LeavingStays) {
-                    role.taken_over();
+                    role.hand_over();
                 }
-                if leaving && *role == Handover::Leaving {
+                if leaving && *role == HandoverState::Destroying {
                     // New exceptions begin all the time.
                     self.problem = Some(STUCK);
                 }
@@ -224,7 +228,8 @@ fn next(state: &State, mistake: Mistake) -> Vec<State> {
         next.tables[1].suspended = true;
         next.tables[1].in_use = false;
         let source = state.source(Mistake::None);
-        next.tables[1].role = Some(source.map_or(Handover::New, |_| Handover::Successor));
+        next.tables[1].role =
+            Some(source.map_or(HandoverState::New, |_| HandoverState::Destination));
         // A new one reads the store.
         next.stale &= source.is_some();
         all.push(next);
@@ -272,7 +277,7 @@ fn step(state: &State, number: usize, mistake: Mistake, all: &mut Vec<State>) {
                     }
                     table.suspended = true;
                     table.in_use = false;
-                    if role.leave() {
+                    if role.destroy() {
                         table.doing = Doing::Waiting;
                     } else {
                         table.role = None;
@@ -353,12 +358,12 @@ fn a_table_that_was_replaced_is_not_in_use() {
     // Its `preresume` succeeded, that of another target did not, and then a new table was loaded.
     for is_merge in [false, true] {
         let source = Source {
-            role: Handover::Live,
+            role: HandoverState::Live,
             is_merge,
             is_replaced: true,
         };
         assert_eq!(
-            Handover::Successor.preresume(Some(source), true),
+            HandoverState::Destination.preresume(Some(source), true),
             Ok(is_merge)
         );
     }
@@ -367,19 +372,21 @@ fn a_table_that_was_replaced_is_not_in_use() {
 #[test]
 fn roles_are_numbers_and_back() {
     for role in ROLES {
-        assert_eq!(Handover::from_bits(role.to_bits()), role);
+        assert_eq!(HandoverState::from_bits(role.to_bits()), role);
         assert_eq!(
             role.has_store(),
-            role.is_live() || role == Handover::Leaving
+            role.is_live() || role == HandoverState::Destroying
         );
-        assert!(!(role.waits() && role.has_store()));
+        assert!(!(role.is_waiting() && role.has_store()));
     }
 }
 
 #[test]
 fn denials_say_what_c_says() {
-    assert!(Denied::Waited
+    assert!(Denied::DestinationWaits
         .text()
         .contains("source until handover completes"));
-    assert!(Denied::InUse.text().contains("until source is suspended"));
+    assert!(Denied::SourceInUse
+        .text()
+        .contains("until source is suspended"));
 }
