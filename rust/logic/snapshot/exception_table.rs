@@ -17,24 +17,21 @@
 //! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
 //! and descending runs fill leaves to the last place.
 
+mod insert;
 mod leaf;
-mod room;
+mod spares;
 
-use crate::env::{
-    AllocError,
-    Flags,
-    KVVec, //
-};
+use crate::env::KVVec;
 use crate::logic::snapshot::{
     chunks::{
         Chunk,
-        CowChunk,
-        COW_CHUNKS, //
+        CowChunk, //
     },
-    lists::partition_point, //
+    lists::partition_point,
+    run::Run, //
 };
 
-pub(crate) use room::SpareNodes;
+pub(crate) use spares::SpareNodes;
 
 use leaf::{
     Entry,
@@ -42,110 +39,12 @@ use leaf::{
     LEAF_ENTRIES, //
 };
 
-/// The number of chunks a run can have in one call of [`ExceptionTable::insert`] or [`ExceptionTable::append`].
-pub(crate) const MAX_RUN_CHUNKS: u64 = 1 << 15;
-
-/// The number of chunks an entry can stand for.
-const MAX_ENTRY_CHUNKS: u64 = 1 << 16;
-
 /// The number of leaves in a full branch.
 const BRANCH_LEAVES: usize = 128;
-/// The capacity of the first root.
-const FIRST_ROOT: usize = 4;
 
 // Up to a page these vectors never come from vmalloc, so they can be freed under a spinlock.
 const _: () =
     assert!(LEAF_ENTRIES * size_of::<Entry>() <= 4096 && BRANCH_LEAVES * size_of::<Leaf>() <= 4096);
-
-/// Consecutive chunks of the origin that lie on consecutive chunks of the COW device.
-///
-/// A plain value, free to use in any context.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// The first chunk of the origin.
-    pub(crate) old: Chunk,
-    /// Where it lies.
-    pub(crate) new: CowChunk,
-    /// The number of chunks.
-    pub(crate) len: u64,
-}
-
-impl Run {
-    /// Returns the number of the chunk of the origin behind the run.
-    #[inline]
-    fn end(&self) -> u64 {
-        self.old.0.wrapping_add(self.len)
-    }
-
-    /// Tells whether `other` begins where this run ends, on both devices.
-    #[inline]
-    fn continues_in(&self, other: &Self) -> bool {
-        self.end() == other.old.0 && self.new.0.wrapping_add(self.len) == other.new.0
-    }
-
-    /// Returns both as one run, if `other` continues this one and one entry can hold them.
-    fn joined(&self, other: &Self) -> Option<Self> {
-        let len = self.len.wrapping_add(other.len);
-        (self.continues_in(other) && len <= MAX_ENTRY_CHUNKS).then_some(Self { len, ..*self })
-    }
-
-    /// Returns what is left without the first `count` chunks.
-    #[inline]
-    pub(crate) fn without_first(&self, count: u64) -> Self {
-        Self {
-            old: Chunk(self.old.0.wrapping_add(count)),
-            new: CowChunk(self.new.0.wrapping_add(count)),
-            len: self.len.wrapping_sub(count),
-        }
-    }
-
-    /// Tells whether the table can hold the run, given in one call.
-    fn fits_table(&self) -> bool {
-        let new_end = self.new.0.checked_add(self.len);
-        (1..=MAX_RUN_CHUNKS).contains(&self.len)
-            && self.old.0.checked_add(self.len).is_some()
-            && new_end.is_some_and(|end| end <= COW_CHUNKS)
-    }
-}
-
-/// A run of up to [`MAX_RUN_CHUNKS`] chunks in 16 bytes.
-///
-/// A plain value, free to use in any context.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PackedRun {
-    old: u64,
-    /// The length in the upper 16 bits.
-    new: u64,
-}
-
-impl PackedRun {
-    /// Packs a run that a table could hold.
-    #[inline]
-    pub(crate) fn new(run: Run) -> Self {
-        Self {
-            old: run.old.0,
-            new: run.new.0 | run.len.wrapping_shl(COW_CHUNKS.trailing_zeros()),
-        }
-    }
-
-    /// The number of the first chunk of the origin.
-    #[inline]
-    pub(crate) fn old(&self) -> u64 {
-        self.old
-    }
-
-    /// Unpacks the run.
-    #[inline]
-    pub(crate) fn run(&self) -> Run {
-        Run {
-            old: Chunk(self.old),
-            new: CowChunk(self.new & COW_CHUNKS.wrapping_sub(1)),
-            len: self.new.wrapping_shr(COW_CHUNKS.trailing_zeros()),
-        }
-    }
-}
-
-const _: () = assert!(MAX_RUN_CHUNKS < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
 
 /// What [`ExceptionTable::find`] tells about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,14 +126,6 @@ impl Position {
     }
 }
 
-/// Where a new entry belongs.
-enum InsertPoint {
-    /// To an existing leaf, in front of this entry.
-    InLeaf(Position),
-    /// To a leaf of its own, in front of leaf `.1` of branch `.0`.
-    NewLeaf(usize, usize),
-}
-
 /// The completed exceptions of a part of a snapshot.
 ///
 /// Lives under a lock of its owner. Only [`Self::append`] allocates. What the other functions free
@@ -313,62 +204,6 @@ impl ExceptionTable {
             }
         }
         Lookup::Mapped(from.new, len.min(most))
-    }
-
-    /// Returns the capacity of a root that the next insertion may need as a spare, zero for none.
-    ///
-    /// Called under the lock.
-    pub(crate) fn spare_root_capacity(&self) -> usize {
-        let capacity = self.root.capacity();
-        if self.root.len() < capacity {
-            return 0;
-        }
-        capacity.saturating_mul(2).max(FIRST_ROOT)
-    }
-
-    /// Maps the chunks of `run`, of at most [`MAX_RUN_CHUNKS`] chunks, taking memory from `spares`.
-    ///
-    /// Called under the lock. A root that was replaced is left in `spares`. Fails as [`InsertError`]
-    /// says, and not for lack of memory if [`SpareNodes::is_sufficient`].
-    pub(crate) fn insert(&mut self, run: Run, spares: &mut SpareNodes) -> Result<(), InsertError> {
-        if !run.fits_table() {
-            return Err(InsertError::OutOfRange);
-        }
-        let at = self.locate(run.old.0);
-        let (before, behind) = (self.before(at), self.at_or_after(at));
-        if before.is_some_and(|(_, before)| before.end() > run.old.0)
-            || behind.is_some_and(|(_, behind)| behind.old.0 < run.end())
-        {
-            return Err(InsertError::Overlap);
-        }
-        if self.join(&run, before, behind).is_none() {
-            self.add(at, &run, spares).ok_or(InsertError::NoMemory)?;
-        }
-        self.chunks = self.chunks.saturating_add(run.len);
-        Ok(())
-    }
-
-    /// Like [`Self::insert`], but for a run that lies behind all others, else it is an overlap.
-    ///
-    /// For loading, without locks: allocates with `flags`. Fills leaves and branches to the end.
-    pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), InsertError> {
-        let last = self.root.last_mut();
-        if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
-            // Nearly always there is nothing to be searched for.
-            if let Some(added) = leaf.append(&run)? {
-                self.entries = self.entries.saturating_add(added);
-                self.chunks = self.chunks.saturating_add(run.len);
-                return Ok(());
-            }
-        }
-        let mut spares = SpareNodes::new();
-        match self.insert(run, &mut spares) {
-            Err(InsertError::NoMemory) => {}
-            done => return done,
-        }
-        self.allocate_for_append(&mut spares, flags)
-            .map_err(|_: AllocError| InsertError::NoMemory)?;
-        self.insert(run, &mut spares)
     }
 
     /// Unmaps the chunks of `run`, which must be mapped just so.
@@ -505,92 +340,6 @@ impl ExceptionTable {
         if branch.leaves.is_empty() {
             self.root.remove(position.branch).ok()?;
         }
-        Some(())
-    }
-
-    /// Makes `run` a part of the entry before, behind, or of one in place of both, if it continues
-    /// them; otherwise `None`.
-    fn join(
-        &mut self,
-        run: &Run,
-        before: Option<(Position, Run)>,
-        behind: Option<(Position, Run)>,
-    ) -> Option<()> {
-        let spans = |position, run: &Run| self.leaf(position).is_some_and(|leaf| leaf.spans(run));
-        let left = before
-            .and_then(|(position, before)| Some((position, before.joined(run)?)))
-            .filter(|(position, joined)| spans(*position, joined));
-        let middle = left.map_or(*run, |(_, joined)| joined);
-        let right = behind
-            .and_then(|(position, behind)| Some((position, middle.joined(&behind)?)))
-            .filter(|(position, joined)| {
-                spans(left.map_or(*position, |(position, _)| position), joined)
-            });
-        match (left, right) {
-            (Some((position, _)), Some((emptied, all))) => {
-                self.set(position, &all)?;
-                self.delete(emptied)
-            }
-            (Some((position, joined)), None) | (None, Some((position, joined))) => {
-                self.set(position, &joined)
-            }
-            (None, None) => None,
-        }
-    }
-
-    /// Adds an entry for `run`, located `at`. `None` if memory lacks; nothing has changed then.
-    fn add(&mut self, at: Position, run: &Run, spares: &mut SpareNodes) -> Option<()> {
-        let position = match self.insert_point(at, run) {
-            InsertPoint::NewLeaf(branch, leaf) => {
-                return self.add_new_leaf(branch, leaf, run, spares)
-            }
-            InsertPoint::InLeaf(position) => position,
-        };
-        if self.leaf(position)?.entries.len() < LEAF_ENTRIES {
-            return self.put(position, run);
-        }
-        if self.rebalance(position).is_none() {
-            match position.entry {
-                0 => return self.add_new_leaf(position.branch, position.leaf, run, spares),
-                LEAF_ENTRIES => {
-                    let next = position.leaf.wrapping_add(1);
-                    return self.add_new_leaf(position.branch, next, run, spares);
-                }
-                _ => self.split(position, spares)?,
-            }
-        }
-        // There is room now, but perhaps in another leaf.
-        match self.insert_point(self.locate(run.old.0), run) {
-            InsertPoint::InLeaf(position) => self.put(position, run),
-            InsertPoint::NewLeaf(..) => None,
-        }
-    }
-
-    /// Returns where an entry for `run`, located `at`, belongs: to the leaf before or behind, if
-    /// its keys reach, whether or not there is room.
-    fn insert_point(&self, at: Position, run: &Run) -> InsertPoint {
-        let spans = |position: &Position| self.leaf(*position).is_some_and(|leaf| leaf.spans(run));
-        if spans(&at) {
-            return InsertPoint::InLeaf(at);
-        }
-        if at.entry == 0 {
-            return InsertPoint::NewLeaf(at.branch, at.leaf);
-        }
-        let [same, next] = at.next_leaves();
-        let behind = self.leaf(same).map_or(next, |_| same);
-        if spans(&behind) {
-            return InsertPoint::InLeaf(behind);
-        }
-        InsertPoint::NewLeaf(at.branch, same.leaf)
-    }
-
-    /// Adds an entry to a leaf with room.
-    fn put(&mut self, position: Position, run: &Run) -> Option<()> {
-        let branch = self.root.get_mut(position.branch)?;
-        let leaf = branch.leaves.get_mut(position.leaf)?;
-        leaf.insert(position.entry, run)?;
-        branch.update_first();
-        self.entries = self.entries.saturating_add(1);
         Some(())
     }
 }

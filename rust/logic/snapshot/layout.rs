@@ -18,11 +18,11 @@ use core::num::NonZeroU64;
 
 use crate::logic::{
     snapshot::{
-        area::RECORD,
         chunks::{
             ChunkSize,
             CowChunk, //
-        }, //
+        },
+        record::RECORD_SIZE, //
     },
     units::Sectors, //
 };
@@ -40,7 +40,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// The layout for chunks of a size.
     pub(crate) fn new(size: ChunkSize) -> Self {
-        let records = u64::from(size.bytes()).checked_div(RECORD as u64);
+        let records = u64::from(size.bytes()).checked_div(RECORD_SIZE as u64);
         let exceptions_per_area = records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN);
         Self {
             size,

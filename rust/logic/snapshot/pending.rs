@@ -23,8 +23,8 @@ use crate::logic::{
             Chunk,
             CowChunk, //
         },
-        exception_table::Run,
-        lists::partition_point, //
+        lists::partition_point,
+        run::Run, //
     }, //
 };
 

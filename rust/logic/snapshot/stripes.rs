@@ -17,11 +17,13 @@ use crate::logic::snapshot::{
     exception_table::{
         ExceptionTable,
         InsertError,
-        PackedRun,
-        Run,
         SpareNodes, //
     },
-    lists::Sorter, //
+    run::{
+        PackedRun,
+        Run, //
+    },
+    sort::Sorter, //
 };
 
 /// The number of parts.
@@ -138,7 +140,7 @@ impl StripesLoader {
         self.duplicates
     }
 
-    /// Adds a run of up to [`MAX_RUN_CHUNKS`](super::exception_table::MAX_RUN_CHUNKS) chunks. May sleep.
+    /// Adds a run of up to [`MAX_RUN_CHUNKS`](super::run::MAX_RUN_CHUNKS) chunks. May sleep.
     #[inline]
     pub(crate) fn add(&mut self, run: Run) -> Result {
         let mut left = run;

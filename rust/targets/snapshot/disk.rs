@@ -18,25 +18,27 @@ use crate::{
     },
     logic::{
         snapshot::{
-            area::{
-                LoadError,
-                LoadProgress,
-                RecordLoader,
-                Record,
-                RECORD, //
-            },
             chunks::{
                 Chunk,
                 CowChunk, //
             },
-            exception_table::Run,
             header::Header,
             layout::{
-                PersistentAllocator,
-                Layout, //
+                Layout,
+                PersistentAllocator, //
             },
             lists,
-            merge::CommitResult, //
+            loader::{
+                LoadError,
+                LoadProgress,
+                RecordLoader, //
+            },
+            merge::CommitResult,
+            record::{
+                Record,
+                RECORD_SIZE, //
+            },
+            run::Run, //
         },
         units::{
             Sector,
@@ -56,7 +58,7 @@ const WINDOW: u32 = 128;
 
 /// Records of a sector.
 // CAST: A small number.
-const PER_SECTOR: u64 = 512 / RECORD as u64;
+const PER_SECTOR: u64 = 512 / RECORD_SIZE as u64;
 
 /// See above. Used by one at a time.
 pub(super) struct PersistentStore {
@@ -477,7 +479,7 @@ impl PersistentStore {
         }
         let records = loader.records();
         let used = usize::try_from(records % self.per_window())?;
-        let behind = used.checked_mul(RECORD);
+        let behind = used.checked_mul(RECORD_SIZE);
         if let Some(behind) = behind.and_then(|at| window.get_mut(at..)) {
             behind.fill(0);
         }

@@ -65,15 +65,13 @@ use crate::{
         count::Count,
         snapshot::{
             chunks::Chunk,
-            exception_table::{
-                Run,
-                SpareNodes, //
-            },
+            exception_table::SpareNodes,
             lists,
             pending::{
                 Seq,
                 Stage, //
-            }, //
+            },
+            run::Run, //
         },
         units::{
             Sector,

@@ -62,19 +62,21 @@ use crate::{
             chunks::Chunk,
             exception_table::{
                 Lookup,
-                Run,
                 SpareNodes, //
             },
             handover::HandoverState,
             merge::{
-                sort_and_join,
                 BatchResult,
-                MergeState,
-                MergeStep,
-                BatchSize,
                 CommitResult,
-                BatchLookup, //
+                MergeState,
+                MergeStep, //
             },
+            merge_batch::{
+                BatchLookup,
+                BatchSize, //
+            },
+            run::Run,
+            sort::sort_and_join,
             stripes::STRIPES, //
         }, //
     },

@@ -73,15 +73,14 @@ use crate::{
                 Chunks,
                 CowChunk, //
             },
-            exception_table::Run,
             handover::{
                 HandoverState,
                 Source, //
             },
             header::{
-                ChunkSizeOverride, //
+                ChunkSizeOverride,
                 Header,
-                HeaderError,
+                HeaderError, //
             },
             options::{
                 BlockSizes,
@@ -95,6 +94,7 @@ use crate::{
                 Seq,
                 Stage, //
             },
+            run::Run,
             status::{
                 Health,
                 StatusLine,

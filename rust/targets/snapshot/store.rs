@@ -36,24 +36,24 @@ use crate::{
                 ExceptionTable,
                 InsertError,
                 Lookup,
-                Run,
-                SpareNodes,
-                MAX_RUN_CHUNKS, //
+                SpareNodes, //
             },
             layout::{
                 Layout,
                 PersistentAllocator,
                 TransientAllocator, //
             },
-            merge::{
-                BatchLookup, //
-                CommitResult,
-            },
+            merge::CommitResult,
+            merge_batch::BatchLookup,
             pending::{
                 PendingException,
                 PendingExceptions,
                 Seq,
                 Stage, //
+            },
+            run::{
+                Run,
+                MAX_RUN_CHUNKS, //
             },
             status::Usage,
             stripes::{

@@ -2,17 +2,19 @@
 
 //! A leaf of the table of completed exceptions: a page of packed runs.
 
-use super::{
-    InsertError,
-    Run, //
-};
+use super::InsertError;
 use crate::env::KVVec;
 use crate::logic::snapshot::{
     chunks::{
         Chunk,
-        CowChunk, //
+        CowChunk,
+        COW_CHUNKS, //
     },
-    lists::partition_point, //
+    lists::partition_point,
+    run::{
+        Run,
+        MAX_RUN_CHUNKS, //
+    }, //
 };
 
 /// The number of entries in a full leaf.
@@ -23,7 +25,26 @@ const MAX_LEAF_SPAN: u64 = 1 << 32;
 /// The number of entries that are worth being moved to a neighbour leaf.
 const MIN_MOVED: usize = 16;
 
+/// The number of chunks an entry can stand for.
+const MAX_ENTRY_CHUNKS: u64 = 1 << 16;
+
 const _: () = assert!(size_of::<Entry>() == 12);
+
+impl Run {
+    /// Returns both as one run, if `other` continues this one and one entry can hold them.
+    pub(super) fn joined(&self, other: &Self) -> Option<Self> {
+        let len = self.len.wrapping_add(other.len);
+        (self.continues_in(other) && len <= MAX_ENTRY_CHUNKS).then_some(Self { len, ..*self })
+    }
+
+    /// Tells whether the table can hold the run, given in one call.
+    pub(super) fn fits_table(&self) -> bool {
+        let new_end = self.new.0.checked_add(self.len);
+        (1..=MAX_RUN_CHUNKS).contains(&self.len)
+            && self.old.0.checked_add(self.len).is_some()
+            && new_end.is_some_and(|end| end <= COW_CHUNKS)
+    }
+}
 
 /// A run of up to 2^16 chunks in 12 bytes.
 #[derive(Clone, Copy)]

@@ -14,11 +14,12 @@ use crate::logic::snapshot::{
         Chunk,
         CowChunk, //
     },
-    exception_table::{
+    lists,
+    run::{
         PackedRun,
         Run, //
     },
-    lists, //
+    sort, //
 };
 
 fn list<T>(items: impl IntoIterator<Item = T>) -> KVVec<T> {
@@ -44,7 +45,7 @@ proptest! {
     #[test]
     fn sorted(olds in prop::collection::vec(prop_oneof![0u64..600, any::<u64>(), Just(u64::MAX)], 0..300)) {
         let mut wanted = runs(&olds);
-        let (mut unsorted, mut sorter) = (wanted.clone(), lists::Sorter::default());
+        let (mut unsorted, mut sorter) = (wanted.clone(), sort::Sorter::default());
         let sorted = sorter.sort(&mut unsorted, GFP_KERNEL).unwrap();
         // Of the same chunk, those that came first.
         wanted.sort_by_key(|run| run.old());
@@ -75,7 +76,7 @@ fn no_memory() {
         let (result, reached) = faults::with_failing(n, || lists::push(&mut grown, 8, GFP_KERNEL));
         assert_eq!(result.is_err(), reached);
         assert_eq!(&grown[..8], &[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (mut unsorted, mut sorter) = (runs(&[3, 1, 2]), lists::Sorter::default());
+        let (mut unsorted, mut sorter) = (runs(&[3, 1, 2]), sort::Sorter::default());
         let (result, reached) = faults::with_failing(n, || {
             let sorted = sorter.sort(&mut unsorted, GFP_KERNEL);
             sorted.map(|sorted| sorted.iter().map(PackedRun::old).collect::<Vec<_>>())

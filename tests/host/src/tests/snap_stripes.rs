@@ -20,7 +20,9 @@ use crate::logic::snapshot::{
     },
     exception_table::{
         ExceptionTable,
-        Lookup,
+        Lookup, //
+    },
+    run::{
         Run,
         MAX_RUN_CHUNKS, //
     },

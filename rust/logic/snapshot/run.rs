@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs of chunks that are consecutive on the origin and on the COW device.
+
+use crate::logic::snapshot::chunks::{
+    Chunk,
+    CowChunk,
+    COW_CHUNKS, //
+};
+
+/// The number of chunks a run can have in one call of [`ExceptionTable::insert`] or [`ExceptionTable::append`].
+pub(crate) const MAX_RUN_CHUNKS: u64 = 1 << 15;
+
+/// Consecutive chunks of the origin that lie on consecutive chunks of the COW device.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// The first chunk of the origin.
+    pub(crate) old: Chunk,
+    /// Where it lies.
+    pub(crate) new: CowChunk,
+    /// The number of chunks.
+    pub(crate) len: u64,
+}
+
+impl Run {
+    /// Returns the number of the chunk of the origin behind the run.
+    #[inline]
+    pub(crate) fn end(&self) -> u64 {
+        self.old.0.wrapping_add(self.len)
+    }
+
+    /// Tells whether `other` begins where this run ends, on both devices.
+    #[inline]
+    pub(crate) fn continues_in(&self, other: &Self) -> bool {
+        self.end() == other.old.0 && self.new.0.wrapping_add(self.len) == other.new.0
+    }
+
+    /// Returns what is left without the first `count` chunks.
+    #[inline]
+    pub(crate) fn without_first(&self, count: u64) -> Self {
+        Self {
+            old: Chunk(self.old.0.wrapping_add(count)),
+            new: CowChunk(self.new.0.wrapping_add(count)),
+            len: self.len.wrapping_sub(count),
+        }
+    }
+}
+
+/// A run of up to [`MAX_RUN_CHUNKS`] chunks in 16 bytes.
+///
+/// A plain value, free to use in any context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackedRun {
+    old: u64,
+    /// The length in the upper 16 bits.
+    new: u64,
+}
+
+impl PackedRun {
+    /// Packs a run that a table could hold.
+    #[inline]
+    pub(crate) fn new(run: Run) -> Self {
+        Self {
+            old: run.old.0,
+            new: run.new.0 | run.len.wrapping_shl(COW_CHUNKS.trailing_zeros()),
+        }
+    }
+
+    /// The number of the first chunk of the origin.
+    #[inline]
+    pub(crate) fn old(&self) -> u64 {
+        self.old
+    }
+
+    /// Unpacks the run.
+    #[inline]
+    pub(crate) fn run(&self) -> Run {
+        Run {
+            old: Chunk(self.old),
+            new: CowChunk(self.new & COW_CHUNKS.wrapping_sub(1)),
+            len: self.new.wrapping_shr(COW_CHUNKS.trailing_zeros()),
+        }
+    }
+}
+
+const _: () = assert!(MAX_RUN_CHUNKS < 1 << (u64::BITS - COW_CHUNKS.trailing_zeros()));
