@@ -2,9 +2,9 @@
 
 //! Pure logic of the targets: no I/O, no locks, no kernel.
 //!
-//! Every file below is compiled twice, as part of the module and as part of the host tests in
-//! `tests/host`. It may use `core`, `zerocopy` and [`crate::env`] only, and must not contain a
-//! path that panics: no indexing, no unchecked arithmetic, no `unwrap`.
+//! Every file is compiled twice: for the module, and for the host tests in `tests/host`. It uses
+//! only `core`, `zerocopy` and [`crate::env`], and contains no path that panics: no indexing, no
+//! unchecked arithmetic, no `unwrap`.
 
 #![forbid(unsafe_code)]
 

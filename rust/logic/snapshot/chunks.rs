@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chunks, the units in which a snapshot copies, of the origin and of the COW device.
+//! Chunks: the units in which a snapshot copies, of the origin and of the COW device.
+//!
+//! C counterparts: `chunk_t`, `sector_to_chunk()`, and the fields `chunk_size`, `chunk_mask` and
+//! `chunk_shift` of `struct dm_exception_store`.
 
 use crate::env::fmt;
 use crate::logic::units::{
@@ -12,13 +15,14 @@ use crate::logic::units::{
 /// The binary logarithm of the largest chunk size in sectors: 1 GiB.
 const MAX_SHIFT: u32 = 21;
 
-/// The number of chunks of a COW device that can be used: what the table of exceptions can name. C
-/// can name 2^56.
+/// The maximum number of usable chunks of a COW device: the exception table stores 48 bits.
+///
+/// C stores 56 bits.
 pub(crate) const COW_CHUNKS: u64 = 1 << 48;
 
 /// The number of a chunk of the origin.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Chunk(pub(crate) u64);
 
@@ -30,7 +34,7 @@ impl fmt::Display for Chunk {
 
 /// The number of a chunk of the COW device.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CowChunk(pub(crate) u64);
 
@@ -42,12 +46,12 @@ impl fmt::Display for CowChunk {
 
 /// Consecutive chunks of the origin: from `start`, up to but not including `end`.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chunks {
     /// The first chunk.
     pub(crate) start: Chunk,
-    /// The chunk behind the last one.
+    /// The chunk after the last one.
     pub(crate) end: Chunk,
 }
 
@@ -58,7 +62,7 @@ impl Chunks {
         self.end.0.saturating_sub(self.start.0)
     }
 
-    /// Tells whether there is no chunk in the range.
+    /// Returns whether the range has no chunk.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.end <= self.start
@@ -67,11 +71,11 @@ impl Chunks {
 
 /// The size of a chunk: a power of two of sectors, up to 1 GiB.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 ///
 /// # Invariants
 ///
-/// Holds the binary logarithm of the number of sectors, at most [`MAX_SHIFT`].
+/// The field is the binary logarithm of the number of sectors, at most [`MAX_SHIFT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ChunkSize(u32);
 
@@ -79,69 +83,71 @@ impl ChunkSize {
     /// The largest size.
     pub(crate) const MAX: Self = Self(MAX_SHIFT);
 
-    /// Makes a chunk size of a number of sectors.
+    /// Converts a number of sectors, or returns `None` if it is not a valid chunk size.
     pub(crate) fn from_sectors(sectors: u32) -> Option<Self> {
         let shift = sectors.trailing_zeros();
-        // INVARIANT: As checked here.
+        // INVARIANT: The shift is at most `MAX_SHIFT`.
         (sectors.is_power_of_two() && shift <= MAX_SHIFT).then_some(Self(shift))
     }
 
-    /// The size as a number of sectors.
+    /// Returns the size as a number of sectors.
     #[inline]
     pub(crate) fn sectors(self) -> u32 {
         1u32.wrapping_shl(self.0)
     }
 
-    /// The size as a length.
+    /// Returns the size as a length.
     #[inline]
     pub(crate) fn len(self) -> Sectors {
         Sectors(self.sectors().into())
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     #[inline]
     pub(crate) fn bytes(self) -> u32 {
-        // At most 2^30, by the invariant.
+        // By the invariant, this is at most 2^30.
         self.sectors().wrapping_shl(SECTOR_SHIFT)
     }
 
-    /// The chunk of the origin that holds `sector`.
+    /// Returns the chunk of the origin that contains `sector`.
     #[inline]
     pub(crate) fn chunk(self, sector: Sector) -> Chunk {
         Chunk(sector.get().wrapping_shr(self.0))
     }
 
-    /// Where `chunk` starts on the origin, or `None` past the end of all numbers.
+    /// Returns the first sector of `chunk` on the origin, or `None` on overflow.
     #[inline]
     pub(crate) fn start(self, chunk: Chunk) -> Option<Sector> {
         chunk.0.checked_mul(self.len().get()).map(Sector)
     }
 
-    /// Where `chunk` starts on the COW device, or `None` past the end of all numbers.
+    /// Returns the first sector of `chunk` on the COW device, or `None` on overflow.
     #[inline]
     pub(crate) fn cow_start(self, chunk: CowChunk) -> Option<Sector> {
         chunk.0.checked_mul(self.len().get()).map(Sector)
     }
 
-    /// How far `sector` is behind the start of its chunk.
+    /// Returns the offset of `sector` in its chunk.
     #[inline]
     pub(crate) fn offset(self, sector: Sector) -> Sectors {
         Sectors(sector.get() & self.len().get().wrapping_sub(1))
     }
 
-    /// How many whole chunks fit into `len`.
+    /// Returns the number of whole chunks in `len`.
     #[inline]
     pub(crate) fn chunks_in(self, len: Sectors) -> u64 {
         len.get().wrapping_shr(self.0)
     }
 
-    /// How many chunks of a COW device of `len` can be used.
+    /// Returns the number of usable chunks of a COW device of length `len`.
     #[inline]
     pub(crate) fn cow_chunks(self, len: Sectors) -> u64 {
         self.chunks_in(len).min(COW_CHUNKS)
     }
 
-    /// The chunks of the origin that `len` sectors from `sector` on touch; none if `len` is zero.
+    /// Returns the chunks of the origin that `len` sectors from `sector` on touch.
+    ///
+    /// Returns an empty range if `len` is zero.
     #[inline]
     pub(crate) fn touched(self, sector: Sector, len: Sectors) -> Chunks {
         let start = self.chunk(sector);

@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table of completed exceptions: which chunk of the origin lies where on the COW device.
+//! The table of completed exceptions, which maps chunks of the origin to chunks of the COW device.
 //!
-//! Runs of consecutive chunks are entries of 12 bytes, sorted by chunk of the origin, three levels
-//! deep:
+//! C counterpart: `struct dm_exception_table complete` of `struct dm_snapshot`, a hash table.
+//!
+//! Each entry of 12 bytes is a run of consecutive chunks. The entries are sorted by their chunks of
+//! the origin, in a tree of three levels:
 //!
 //! ```text
-//! root    [branch, branch, ...]     grows by a larger vector
+//! root    [branch, branch, ...]     replaced by a larger vector when it is full
 //! branch  [leaf, leaf, ...]         at most 128
-//! leaf    [entry, entry, ...]       at most 340; keys count from the first chunk of the leaf
+//! leaf    [entry, entry, ...]       at most 340; keys are relative to the first chunk of the leaf
 //! ```
 //!
-//! The table lives under a spinlock of its owner. So [`ExceptionTable::insert`] takes its memory from
-//! [`SpareNodes`], which are filled outside of the lock. A full leaf first hands entries to a neighbour
-//! in its branch, and is divided only if these are full too. What comes behind its last entry or in
-//! front of its first goes to a new leaf then, and the full one stays as it is, so that ascending
-//! and descending runs fill leaves to the last place.
+//! The owner protects the table with a spinlock, under which nothing can be allocated. So
+//! [`ExceptionTable::insert`] takes its memory from [`SpareNodes`], which are refilled outside the
+//! lock.
+//!
+//! An entry that belongs into a full leaf first makes the leaf hand entries to a neighbour in its
+//! branch. If the neighbours are full too, the leaf is split; but an entry after its last or before
+//! its first gets a leaf of its own, and the full leaf stays as it is. Ascending and descending
+//! runs therefore fill leaves completely.
 
 mod insert;
 mod leaf;
@@ -42,33 +47,33 @@ use leaf::{
 /// The number of leaves in a full branch.
 const BRANCH_LEAVES: usize = 128;
 
-// Up to a page these vectors never come from vmalloc, so they can be freed under a spinlock.
+// Vectors of up to a page never come from vmalloc, so they can be freed under a spinlock.
 const _: () =
     assert!(LEAF_ENTRIES * size_of::<Entry>() <= 4096 && BRANCH_LEAVES * size_of::<Leaf>() <= 4096);
 
-/// What [`ExceptionTable::find`] tells about a chunk.
+/// Result of [`ExceptionTable::find`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// Where the chunk lies, and how many chunks from this one on lie one behind the other there.
+    /// The chunk is stored here, and this number of chunks, itself included, are consecutive on
+    /// both devices.
     Mapped(CowChunk, u64),
-    /// How many chunks from this one on are not mapped.
+    /// This number of chunks, the first included, are not mapped.
     Hole(u64),
 }
 
-/// Why a run was not inserted. Nothing has changed then.
+/// Why a run was not inserted. The table is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InsertError {
     /// One of the chunks is mapped already.
     Overlap,
-    /// The spares do not suffice, or an allocation failed.
+    /// The spare nodes do not suffice, or an allocation failed.
     NoMemory,
-    /// The run is empty or longer than [`MAX_RUN_CHUNKS`], or ends behind the largest chunk numbers:
-    /// 2^64 - 2 of the origin, 2^48 - 1 of the COW device.
+    /// The run is empty, longer than [`MAX_RUN_CHUNKS`](super::run::MAX_RUN_CHUNKS), or goes beyond
+    /// the last chunk that can be mapped: 2^64 - 2 of the origin, 2^48 - 1 of the COW device.
     OutOfRange,
 }
 
-/// A run to be removed is not mapped like that, or both its ends are within one entry. Nothing has
-/// changed.
+/// A run that was to be removed is not mapped like this. The table is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotMapped;
 
@@ -76,7 +81,7 @@ pub(crate) struct NotMapped;
 ///
 /// # Invariants
 ///
-/// In the table it is not empty, and `first` is where the first leaf starts.
+/// A branch in the table is not empty, and `first` is the first chunk of its first leaf.
 #[derive(Default)]
 struct Branch {
     first: u64,
@@ -92,7 +97,7 @@ impl Branch {
     }
 }
 
-/// Where an entry is in the table; `entry` may be one behind the last of the leaf.
+/// The position of an entry in the table. `entry` may be one after the last entry of the leaf.
 #[derive(Clone, Copy)]
 struct Position {
     branch: usize,
@@ -101,13 +106,13 @@ struct Position {
 }
 
 impl Position {
-    /// Returns the place behind this one, perhaps behind the end of the leaf.
+    /// Returns the next position in the leaf, which may be after its last entry.
     fn next(self) -> Self {
         let entry = self.entry.wrapping_add(1);
         Self { entry, ..self }
     }
 
-    /// Returns where the next leaf starts, in this branch and in the next.
+    /// Returns the two positions at which the next leaf can start: in this branch, and in the next.
     fn next_leaves(self) -> [Self; 2] {
         let leaf = self.leaf.wrapping_add(1);
         let branch = self.branch.wrapping_add(1);
@@ -126,15 +131,16 @@ impl Position {
     }
 }
 
-/// The completed exceptions of a part of a snapshot.
+/// The completed exceptions of one stripe of a snapshot.
 ///
-/// Lives under a lock of its owner. Only [`Self::append`] allocates. What the other functions free
-/// can be freed under a spinlock, but the table itself is dropped where the caller may sleep.
+/// Only [`Self::append`] allocates. All other functions may be called under a spinlock, which also
+/// allows them to free. The table itself must be dropped where the caller may sleep.
 ///
 /// # Invariants
 ///
 /// - Branches, leaves and entries are sorted, and the runs do not overlap.
-/// - `leaves` and `entries` are the numbers of these, `chunks` is the sum of the lengths.
+/// - `leaves` and `entries` are the numbers of leaves and entries, `chunks` is the sum of the
+///   lengths of all entries.
 pub(crate) struct ExceptionTable {
     root: KVVec<Branch>,
     leaves: usize,
@@ -143,7 +149,7 @@ pub(crate) struct ExceptionTable {
 }
 
 impl ExceptionTable {
-    /// Makes an empty table. May be called in any context.
+    /// Makes an empty table. Any context.
     pub(crate) const fn new() -> Self {
         Self {
             root: KVVec::new(),
@@ -153,71 +159,69 @@ impl ExceptionTable {
         }
     }
 
-    /// Returns the number of chunks that are mapped.
+    /// Returns the number of mapped chunks.
     #[inline]
     pub(crate) fn count(&self) -> u64 {
         self.chunks
     }
 
-    /// Returns the number of entries that hold them.
+    /// Returns the number of entries.
     #[inline]
     pub(crate) fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Returns the memory of the table in bytes.
+    /// Returns the memory that the table takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let root = self.root.capacity().saturating_mul(size_of::<Branch>());
-        let branches = self
-            .root
-            .len()
-            .saturating_mul(BRANCH_LEAVES * size_of::<Leaf>());
-        let leaves = self
-            .leaves
-            .saturating_mul(LEAF_ENTRIES * size_of::<Entry>());
+        let branches = self.root.len().saturating_mul(BRANCH_LEAVES * size_of::<Leaf>());
+        let leaves = self.leaves.saturating_mul(LEAF_ENTRIES * size_of::<Entry>());
         root.saturating_add(branches).saturating_add(leaves)
     }
 
-    /// Looks up `chunk`, and for how many chunks from there on it is so: one, or up to `most`.
+    /// Looks up `chunk`, and counts the chunks from there on for which the answer is the same.
     ///
-    /// Called under the lock. Takes time for each entry that continues the one before.
-    pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Lookup {
-        let most = most.max(1);
-        let at = self.locate(chunk.0);
-        let held = self.before(at).filter(|(_, run)| run.end() > chunk.0);
-        let Some((_, mut last)) = held else {
-            let next = self.at_or_after(at);
+    /// Counts at least one chunk, and otherwise up to `max`. Takes time for each entry that
+    /// continues the previous one.
+    pub(crate) fn find(&self, chunk: Chunk, max: u64) -> Lookup {
+        let max = max.max(1);
+        let after = self.locate(chunk.0);
+        let holder = self.before(after).filter(|(_, run)| run.end() > chunk.0);
+        let Some((_, mut last)) = holder else {
+            let next = self.at_or_after(after);
             return Lookup::Hole(
-                next.map_or(most, |(_, run)| run.old.0.wrapping_sub(chunk.0).min(most)),
+                next.map_or(max, |(_, run)| run.old.0.wrapping_sub(chunk.0).min(max)),
             );
         };
-        let from = last.without_first(chunk.0.wrapping_sub(last.old.0));
-        let mut len = from.len;
-        let mut next = at;
-        while len < most {
+        let found = last.without_first(chunk.0.wrapping_sub(last.old.0));
+        let mut len = found.len;
+        let mut next = after;
+        while len < max {
             match self.at_or_after(next) {
-                Some((position, run)) if last.continues_in(&run) => {
+                Some((position, run)) if last.is_continued_by(&run) => {
                     len = len.wrapping_add(run.len);
                     (last, next) = (run, position.next());
                 }
                 _ => break,
             }
         }
-        Lookup::Mapped(from.new, len.min(most))
+        Lookup::Mapped(found.new, len.min(max))
     }
 
-    /// Unmaps the chunks of `run`, which must be mapped just so.
+    /// Unmaps the chunks of `run`, which may extend over several entries.
     ///
-    /// Called under the lock. The run may go over several entries, but must not lie within one
-    /// without touching either end, as this would need a new entry; [`NotMapped`] then.
+    /// # Errors
+    ///
+    /// Fails if the chunks are not mapped exactly like this, or if the run lies inside one entry
+    /// and touches neither of its ends: this would need memory for a new entry.
     pub(crate) fn remove(&mut self, run: Run) -> Result<(), NotMapped> {
         if self.find(run.old, run.len) != Lookup::Mapped(run.new, run.len) {
             return Err(NotMapped);
         }
         let mut rest = run;
         while rest.len != 0 {
-            let held = self.before(self.locate(rest.old.0));
-            let (position, entry) = held.ok_or(NotMapped)?;
+            let holder = self.before(self.locate(rest.old.0));
+            let (position, entry) = holder.ok_or(NotMapped)?;
             let kept = rest.old.0.wrapping_sub(entry.old.0);
             let len = entry.len.wrapping_sub(kept).min(rest.len);
             let above = entry.without_first(kept.wrapping_add(len));
@@ -225,7 +229,7 @@ impl ExceptionTable {
                 (0, 0) => self.delete(position),
                 (0, _) => self.set(position, &above),
                 (_, 0) => self.set(position, &Run { len: kept, ..entry }),
-                // Only the first entry can be hit like this, and then it is the only one.
+                // Only the first entry can be cut in the middle, and then it is the only one.
                 _ => None,
             };
             done.ok_or(NotMapped)?;
@@ -235,9 +239,14 @@ impl ExceptionTable {
         Ok(())
     }
 
-    /// Like [`Self::remove`], but the run may lie anywhere: what is behind it in its entry becomes
-    /// an entry of its own, with memory from `spares`. Tells whether that sufficed; otherwise
-    /// nothing has changed.
+    /// Like [`Self::remove`], but splits an entry that has chunks on both sides of the run.
+    ///
+    /// Takes the memory for the new entry from `spares`. Returns false, and leaves the table
+    /// unchanged, if that does not suffice.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the chunks are not mapped exactly like this.
     pub(crate) fn remove_splitting(
         &mut self,
         run: Run,
@@ -262,17 +271,18 @@ impl ExceptionTable {
         Ok(true)
     }
 
-    /// Iterates over the entries, in ascending order of the chunks of the origin.
+    /// Iterates over the entries, in ascending order of their chunks of the origin.
     ///
-    /// Called under the lock. Runs that continue each other are listed as they are held.
+    /// Does not join entries that continue each other.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Run> + '_ {
         let leaves = self.root.iter().flat_map(|branch| branch.leaves.iter());
         leaves.flat_map(|leaf| leaf.entries.iter().map(|entry| entry.run(leaf.first)))
     }
 
-    /// Returns the place behind the last entry that starts at or before `chunk`. Its leaf exists
-    /// unless the table is empty; it is at the start of a leaf only if all entries start behind
-    /// `chunk`.
+    /// Returns the position after the last entry that starts at or before `chunk`.
+    ///
+    /// Its leaf exists unless the table is empty. It is the start of a leaf only if all entries
+    /// start after `chunk`.
     fn locate(&self, chunk: u64) -> Position {
         let branch = partition_point(&self.root, |branch| branch.first <= chunk).saturating_sub(1);
         let leaves: &[Leaf] = match self.root.get(branch) {
@@ -288,26 +298,25 @@ impl ExceptionTable {
         }
     }
 
-    /// Returns a leaf.
     #[inline]
     fn leaf(&self, position: Position) -> Option<&Leaf> {
         self.root.get(position.branch)?.leaves.get(position.leaf)
     }
 
-    /// Returns the entry at a place.
+    /// Returns the entry at a position.
     #[inline]
     fn at(&self, position: Position) -> Option<(Position, Run)> {
         Some((position, self.leaf(position)?.get(position.entry)?))
     }
 
-    /// Returns the entry in front of a place from [`Self::locate`].
+    /// Returns the entry before a position that [`Self::locate`] returned.
     #[inline]
     fn before(&self, position: Position) -> Option<(Position, Run)> {
         let entry = position.entry.checked_sub(1)?;
         self.at(Position { entry, ..position })
     }
 
-    /// Returns the entry at a place or, behind the end of a leaf, the first of the next leaf.
+    /// Returns the entry at a position or, after the end of a leaf, the first of the next leaf.
     fn at_or_after(&self, position: Position) -> Option<(Position, Run)> {
         let [same, next] = position.next_leaves();
         self.at(position)
@@ -315,7 +324,7 @@ impl ExceptionTable {
             .or_else(|| self.at(next))
     }
 
-    /// Replaces an entry by a run that its leaf spans.
+    /// Replaces an entry by a run that fits into the span of its leaf.
     fn set(&mut self, position: Position, run: &Run) -> Option<()> {
         let branch = self.root.get_mut(position.branch)?;
         branch
@@ -326,7 +335,7 @@ impl ExceptionTable {
         Some(())
     }
 
-    /// Takes an entry out, with the leaf and the branch that would be empty.
+    /// Removes an entry, and the leaf and the branch that become empty.
     fn delete(&mut self, position: Position) -> Option<()> {
         let branch = self.root.get_mut(position.branch)?;
         let leaf = branch.leaves.get_mut(position.leaf)?;

@@ -1,48 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a table is to the store of its COW device, and who takes over from whom.
+//! Exception handover: which table owns a store, and how another table takes it over.
+//!
+//! C counterparts: `snapshot_ctr()`, `snapshot_preresume()`, `snapshot_resume()` and
+//! `__handover_exceptions()` of `dm-snap.c`. As there, the *source* owns the exceptions of a COW
+//! device, and the *destination* is a table that was constructed meanwhile, with the same COW
+//! device.
 //!
 //! ```text
-//!  New ───────── resume ──────▶ Live ◀── preresume ── Suspended ─── dtr ──▶ Leaving
-//!  Successor ──── resume ────────┘ └─── postsuspend ────▶ │                   │
-//!     that one:                                           ▼ resume            ▼ resume
-//!                                                       Former ◀──────────────┘
+//!  New ────────── resume ──────▶ Live ◀── preresume ── Suspended ──── dtr ──▶ Destroying
+//!  Destination ── resume ─────────┘ └── postsuspend ─────▶ │                    │
+//!                                                          ▼                    ▼
+//!               meanwhile, in its source:              HandedOver ◀─────────────┘
 //! ```
 //!
-//! Device-mapper calls `preresume`, which may fail, for all targets of a table, and only then
-//! `resume`, which must not; and its own flag says "suspended" until all that is over. So a live
-//! table is live again when its `preresume` has succeeded, and suspended when its `postsuspend`
-//! runs. A successor goes by that, and from its construction on its live table does not leave
-//! [`Suspended`](Role::Suspended): what its `preresume` has found holds in its `resume`.
+//! Device-mapper calls `preresume`, which may fail, for all targets of a table, and then `resume`,
+//! which must not fail. Its own flag `DMF_SUSPENDED` stays set until all of that is over. So a
+//! source is `Live` again once its `preresume` succeeds, and `Suspended` once its `postsuspend`
+//! runs. The destination relies on this state, not on the flag: from the construction of the
+//! destination on, its source never leaves `Suspended`, so what `preresume` of the destination
+//! found still holds in its `resume`.
 
-/// What a table is to its store.
+/// The state of a snapshot's table in the handover of its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HandoverState {
-    /// It was made, and has read the store itself.
+    /// The table was constructed, and has read the store itself. It is not resumed yet.
     New,
-    /// It was made while another table was live, and takes over from it.
+    /// The table was constructed while a source existed, from which it takes over when it is
+    /// resumed.
     Destination,
-    /// It is live and in use, or is being resumed.
+    /// The source. It is in use, or is being resumed.
     Live,
-    /// It is live, and its device is suspended: another table may take over.
+    /// The source. Its device is suspended: a destination may take over.
     Suspended,
-    /// It was live, and is being destroyed: nothing begins any more.
+    /// The source is being destroyed, and starts nothing any more.
     Destroying,
-    /// Another one has taken over.
+    /// A destination has taken over.
     HandedOver,
 }
 
 /// Why a table cannot be resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
-    /// It is live, and another one waits to take over.
+    /// The table is the source, and a destination waits to take over.
     DestinationWaits,
-    /// The live one, from which it is to take over, is in use.
+    /// The table is a destination, and its source is not suspended.
     SourceInUse,
 }
 
 impl Denied {
-    /// The text for the log.
+    /// Returns the log message.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Denied::DestinationWaits => {
@@ -53,25 +60,25 @@ impl Denied {
     }
 }
 
-/// The live table of a store, as another one sees it.
+/// The source of a store, as another table sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// What it is; see [`HandoverState::has_store`].
+    /// Its state, one of those for which [`HandoverState::has_store`] holds.
     pub(crate) state: HandoverState,
-    /// It merges.
+    /// Whether it merges.
     pub(crate) is_merge: bool,
-    /// It belongs to the device that is being resumed, and has given way to a new table there.
+    /// Whether it belongs to the device that is being resumed, where a new table replaces it.
     pub(crate) is_replaced: bool,
 }
 
 impl HandoverState {
-    /// As a number.
+    /// Converts the state to a number.
     pub(crate) fn to_bits(self) -> u32 {
-        // CAST: Six variants.
+        // CAST: The enum has six variants.
         self as u32
     }
 
-    /// What [`to_bits`](Self::to_bits) gave.
+    /// Converts a number from [`to_bits`](Self::to_bits) back.
     pub(crate) fn from_bits(bits: u32) -> Self {
         match bits {
             0 => HandoverState::New,
@@ -83,32 +90,38 @@ impl HandoverState {
         }
     }
 
-    /// Whether it is live: its device may be suspended.
+    /// Returns whether the table was resumed, and owns the store. Its device may be suspended.
     pub(crate) fn is_live(self) -> bool {
         matches!(self, HandoverState::Live | HandoverState::Suspended)
     }
 
-    /// Whether the store is its own, and it ends what is on its way there.
+    /// Returns whether the table owns the store, and completes its pending exceptions.
     pub(crate) fn has_store(self) -> bool {
         self.is_live() || self == HandoverState::Destroying
     }
 
-    /// Whether it was not resumed yet.
+    /// Returns whether the table waits for its first resume.
     pub(crate) fn is_waiting(self) -> bool {
         matches!(self, HandoverState::New | HandoverState::Destination)
     }
 
-    /// Its device is about to be resumed; `source` is the table that has the store, `is_waited_for`
-    /// tells whether another one waits. Tells whether the store has to be read again.
+    /// Prepares the resume of the table's device. Returns whether the store must be read again.
+    ///
+    /// `source` is the table that owns the store; `is_destination_waiting` says whether a table
+    /// waits for its first resume.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`] lists the causes.
     pub(crate) fn preresume(
         &mut self,
         source: Option<Source>,
-        is_waited_for: bool,
+        is_destination_waiting: bool,
     ) -> Result<bool, Denied> {
         match self {
-            HandoverState::Live | HandoverState::Suspended if is_waited_for => {
-                // It was live again if it could be resumed before, and another target of its table
-                // could not.
+            HandoverState::Live | HandoverState::Suspended if is_destination_waiting => {
+                // It is `Live` if an earlier resume failed after this target's `preresume`, in
+                // another target of the table.
                 *self = HandoverState::Suspended;
                 Err(Denied::DestinationWaits)
             }
@@ -120,8 +133,8 @@ impl HandoverState {
                 Some(source) if source.state == HandoverState::Live && !source.is_replaced => {
                     Err(Denied::SourceInUse)
                 }
-                // Whoever it was to take over from is gone, and what is in memory may be older than
-                // the disk; or it is a merge, which has left gaps.
+                // Without a source, the exceptions in memory may be older than those on disk. A
+                // merge has removed exceptions from memory.
                 source => Ok(source.is_none_or(|source| source.is_merge)),
             },
             HandoverState::New
@@ -131,15 +144,14 @@ impl HandoverState {
         }
     }
 
-    /// Its device was suspended.
+    /// Records that the table's device was suspended.
     pub(crate) fn postsuspend(&mut self) {
         if *self == HandoverState::Live {
             *self = HandoverState::Suspended;
         }
     }
 
-    /// Its device is resumed. Tells whether it takes over: from whoever has the store, if anybody
-    /// does.
+    /// Resumes the table. Returns whether it takes over the store, from the source if one exists.
     pub(crate) fn resume(&mut self) -> bool {
         let takes_over = self.is_waiting();
         if takes_over {
@@ -148,19 +160,20 @@ impl HandoverState {
         takes_over
     }
 
-    /// Another table takes over.
+    /// Records that a destination takes over the store.
     pub(crate) fn hand_over(&mut self) {
         if self.has_store() {
             *self = HandoverState::HandedOver;
         }
     }
 
-    /// It is about to be destroyed. Tells whether it has to see that nothing is left on its way.
+    /// Begins the destruction of the table. Returns whether the table must wait for its pending
+    /// exceptions.
     pub(crate) fn destroy(&mut self) -> bool {
-        let has_to = self.is_live();
-        if has_to {
+        let must_wait = self.is_live();
+        if must_wait {
             *self = HandoverState::Destroying;
         }
-        has_to
+        must_wait
     }
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chunk 0 of a persistent store.
+//! The header of a persistent store, in chunk 0.
 //!
-//! All numbers are little-endian. The rest of the chunk is written as zeros and ignored.
+//! All numbers are little-endian. The rest of the chunk is written as zeros, and ignored when read.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | [`MAGIC`]; 0: the device is to be made a store |
-//! | 4 | 4 | whether the snapshot is valid: 0 if not |
+//! | 0 | 4 | [`MAGIC`]; 0 requests that a new store is created |
+//! | 4 | 4 | 0 if the snapshot is invalid |
 //! | 8 | 4 | [`VERSION`] |
-//! | 12 | 4 | size of a chunk, in sectors |
+//! | 12 | 4 | chunk size in sectors |
 //!
 //! C counterpart: `struct disk_header` of `drivers/md/dm-snap-persistent.c`.
 
@@ -36,12 +36,12 @@ use crate::logic::snapshot::{
     options::BlockSizes, //
 };
 
-/// The value of the magic field.
+/// The magic number, C's `SNAP_MAGIC`.
 pub(crate) const MAGIC: u32 = 0x7041_6e53;
-/// The only version there is.
+/// The only version, C's `SNAPSHOT_DISK_VERSION`.
 pub(crate) const VERSION: u32 = 1;
 
-/// The header as it lies on disk, not yet trusted.
+/// The header on disk, which is not validated.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct DiskHeader {
@@ -56,20 +56,20 @@ const _: () = {
     assert!(core::mem::align_of::<DiskHeader>() == 1);
 };
 
-/// Why a chunk is no header this code can use; `Display` writes the line for the log.
+/// Why a header is refused. `Display` writes the log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderError {
-    /// The magic number is wrong, or cut off.
+    /// The magic number is wrong, or the chunk is too short.
     Magic,
-    /// The chunk size is not possible on these devices.
+    /// The devices do not allow the chunk size.
     ChunkSize { found: u32, reason: &'static str },
     /// The version is unknown.
     Version { found: u32 },
 }
 
 impl From<HeaderError> for Error {
-    fn from(invalid: HeaderError) -> Self {
-        match invalid {
+    fn from(error: HeaderError) -> Self {
+        match error {
             HeaderError::Magic => ENXIO,
             _ => EINVAL,
         }
@@ -83,7 +83,7 @@ impl fmt::Display for HeaderError {
             Self::ChunkSize { found, reason } => {
                 f.write_fmt(fmt!("invalid on-disk chunk size {}: {}.", found, reason))
             }
-            // CAST: C shows a signed number.
+            // CAST: C prints a signed number.
             Self::Version { found } => f.write_fmt(fmt!(
                 "unable to handle snapshot disk version {}",
                 *found as i32
@@ -92,8 +92,8 @@ impl fmt::Display for HeaderError {
     }
 }
 
-/// That the disk does not have the chunk size of the table line; `Display` writes the line for the
-/// log.
+/// The chunk size on disk, if it differs from that of the table line. `Display` writes the log
+/// message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChunkSizeOverride {
     found: u32,
@@ -101,7 +101,7 @@ pub(crate) struct ChunkSizeOverride {
 }
 
 impl ChunkSizeOverride {
-    /// Looks for it in a chunk, which need not be a sound header otherwise.
+    /// Compares the chunk size of a header, which may be invalid otherwise.
     pub(crate) fn find(chunk: &[u8], table: ChunkSize) -> Option<Self> {
         let (disk, _) = DiskHeader::ref_from_prefix(chunk).ok()?;
         let found = disk.chunk_size.get();
@@ -120,24 +120,30 @@ impl fmt::Display for ChunkSizeOverride {
     }
 }
 
-/// What chunk 0 tells.
+/// The contents of chunk 0.
 ///
-/// A plain value, free to use in any context; its functions do no I/O and never sleep.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
-    /// There is no store yet.
+    /// The device has no store yet.
     Blank,
-    /// There is a store.
+    /// The device has a store.
     Store {
         /// Whether the snapshot is valid.
         valid: bool,
-        /// The size of a chunk.
+        /// The chunk size.
         size: ChunkSize,
     },
 }
 
 impl Header {
-    /// Reads a chunk with all checks. The size `read` with which it was read is not checked again.
+    /// Parses and validates a chunk.
+    ///
+    /// `read` is the chunk size with which it was read. It is valid already.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError`] lists the causes.
     pub(crate) fn parse(
         chunk: &[u8],
         read: ChunkSize,
@@ -167,7 +173,9 @@ impl Header {
         })
     }
 
-    /// Writes the header into a chunk and clears the rest; `None` if the chunk is too short.
+    /// Writes the header to a chunk and zeroes the rest.
+    ///
+    /// Returns `None` if the chunk is too short.
     pub(crate) fn encode(&self, chunk: &mut [u8]) -> Option<()> {
         let (disk, rest) = DiskHeader::mut_from_prefix(chunk).ok()?;
         let [magic, valid, version, chunk_size] = match *self {

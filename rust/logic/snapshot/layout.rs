@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where things lie on the COW device, and which chunks come next.
+//! The layout of the COW device, and the allocation of its chunks.
 //!
-//! In a persistent store chunk 0 is the header. Then come stripes of one chunk of records, the
-//! area, and as many chunks of data as the area has records:
+//! In a persistent store, chunk 0 is the header. It is followed by groups of one chunk of records,
+//! the area, and as many chunks of data as the area has records:
 //!
 //! | chunk | contents |
 //! | --- | --- |
 //! | 0 | header |
 //! | 1 + a * stride | area a |
-//! | the `stride - 1` behind it | data |
+//! | the `stride - 1` chunks after area a | data |
 //!
-//! A transient store has data alone. C counterparts: `persistent_prepare_exception` of
-//! `drivers/md/dm-snap-persistent.c`, and `drivers/md/dm-snap-transient.c`.
+//! A transient store consists of data only.
+//!
+//! C counterparts: `area_location()`, `skip_metadata()` and `persistent_prepare_exception()` of
+//! `dm-snap-persistent.c`, and `transient_prepare_exception()` of `dm-snap-transient.c`.
 
 use core::num::NonZeroU64;
 
@@ -29,7 +31,7 @@ use crate::logic::{
 
 /// The layout of a persistent store.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     size: ChunkSize,
@@ -38,7 +40,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout for chunks of a size.
+    /// Returns the layout for a chunk size.
     pub(crate) fn new(size: ChunkSize) -> Self {
         let records = u64::from(size.bytes()).checked_div(RECORD_SIZE as u64);
         let exceptions_per_area = records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN);
@@ -49,37 +51,37 @@ impl Layout {
         }
     }
 
-    /// The size of a chunk.
+    /// Returns the chunk size.
     #[inline]
     pub(crate) fn size(&self) -> ChunkSize {
         self.size
     }
 
-    /// The records of an area.
+    /// Returns the number of records of an area.
     #[inline]
     pub(crate) fn exceptions_per_area(&self) -> u64 {
         self.exceptions_per_area.get()
     }
 
-    /// The distance from area to area, in chunks.
+    /// Returns the distance between two areas, in chunks.
     #[inline]
     pub(crate) fn stride(&self) -> u64 {
         self.stride.get()
     }
 
-    /// Where an area is; at the end of all numbers if it would lie behind.
+    /// Returns the chunk of an area, or a chunk that no device has if the number overflows.
     #[inline]
     pub(crate) fn area_location(&self, area: u64) -> CowChunk {
         CowChunk(area.saturating_mul(self.stride()).saturating_add(1))
     }
 
-    /// Whether a chunk is header or area.
+    /// Returns whether a chunk is the header or an area.
     #[inline]
     pub(crate) fn is_metadata(&self, chunk: CowChunk) -> bool {
         chunk.0 == 0 || chunk.0 % self.stride == 1
     }
 
-    /// The area in which a record is, counted from zero over all areas, and its slot there.
+    /// Returns the area of a record, which is counted from zero over all areas, and its slot there.
     #[inline]
     pub(crate) fn slot(&self, record: u64) -> (u64, u64) {
         (
@@ -88,38 +90,37 @@ impl Layout {
         )
     }
 
-    /// The chunk of a record in a store without gaps, which is that of the allocation with the same
-    /// number.
+    /// Returns the chunk that a record names in a store without gaps, where the n-th record and the
+    /// n-th allocation belong together.
     #[inline]
     pub(crate) fn chunk_of_record(&self, record: u64) -> CowChunk {
         let (area, _) = self.slot(record);
         CowChunk(record.saturating_add(area).saturating_add(2))
     }
 
-    /// The first area behind a chunk, other than the header.
+    /// Returns the first area after a chunk, which must not be the header.
     #[inline]
     pub(crate) fn next_area(&self, chunk: CowChunk) -> CowChunk {
         let area = chunk.0.saturating_sub(1) / self.stride;
         self.area_location(area.saturating_add(1))
     }
 
-    /// Whether an area is inside a COW device.
+    /// Returns whether a COW device of `cow` sectors has an area.
     #[inline]
     pub(crate) fn has_area(&self, area: u64, cow: Sectors) -> bool {
         self.area_location(area).0 < self.size.cow_chunks(cow)
     }
 
-    /// What header and areas take of the COW device, up to the area that records are added to.
+    /// Returns the sectors that the header and the areas up to `area` take.
     #[inline]
     pub(crate) fn metadata(&self, area: u64) -> Sectors {
         Sectors(area.saturating_add(2).saturating_mul(self.size.len().get()))
     }
 }
 
-/// Gives out the chunks of a persistent store, each together with the next record.
+/// Allocates the chunks of a persistent store, each together with the next record.
 ///
-/// Chunks are never given back. Does no I/O, never sleeps; the caller sees that it is used by one
-/// at a time.
+/// Chunks are never freed. Any context.
 ///
 /// # Invariants
 ///
@@ -132,8 +133,8 @@ pub(crate) struct PersistentAllocator {
 }
 
 impl PersistentAllocator {
-    /// Begins with a store that has so many records; `next` is behind the last chunk that they
-    /// name.
+    /// Makes an allocator for a store of `records` records. `next` is the chunk after the highest
+    /// one that they name.
     pub(crate) fn new(layout: Layout, next: CowChunk, records: u64) -> Self {
         let mut allocator = Self {
             layout,
@@ -144,34 +145,34 @@ impl PersistentAllocator {
         allocator
     }
 
-    /// The next free chunk.
+    /// Returns the next free chunk.
     #[inline]
     pub(crate) fn next_free(&self) -> CowChunk {
         self.next
     }
 
-    /// The number of records, those of chunks that were given out included.
+    /// Returns the number of records, including those of all allocated chunks.
     #[inline]
     pub(crate) fn records(&self) -> u64 {
         self.records
     }
 
-    /// What is in use of the COW device, as the status line tells it.
+    /// Returns the sectors in use, as the status line shows them.
     #[inline]
     pub(crate) fn used(&self) -> Sectors {
         used(self.layout.size, self.next)
     }
 
-    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the
-    /// first, and how many.
+    /// Allocates up to `max` consecutive chunks of a COW device that has `cow` sectors now.
     ///
-    /// None if it is full. It is full too if the record would be the last of an area, and the next
-    /// area, in which the list of records has to end then, would lie behind the end.
-    pub(crate) fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
+    /// Returns the first chunk and the number of chunks, or `None` if the device is full. The
+    /// device also counts as full if the record would be the last of an area and the device does
+    /// not have the next area, in which the list of records would have to end.
+    pub(crate) fn allocate(&mut self, max: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let (area, slot) = self.layout.slot(self.records);
         let free = self.layout.size.cow_chunks(cow).checked_sub(self.next.0)?;
-        let stripe = self.left_in_stripe();
-        let mut len = most.min(free).min(stripe);
+        let before_area = self.chunks_before_area();
+        let mut len = max.min(free).min(before_area);
         let slots = self.layout.exceptions_per_area().saturating_sub(slot);
         if len >= slots && !self.layout.has_area(area.saturating_add(1), cow) {
             len = slots.saturating_sub(1);
@@ -186,32 +187,34 @@ impl PersistentAllocator {
         Some((first, len))
     }
 
-    /// Notes that a merge has left so many records. What is free then is of use for the status line
-    /// only: chunks of records that are left may lie behind it.
+    /// Sets the number of records that a merge has left.
+    ///
+    /// The next free chunk then serves the status line only: remaining records may name chunks
+    /// after it.
     pub(crate) fn shrink_to(&mut self, records: u64) {
         self.next = self.layout.chunk_of_record(records);
         self.records = records;
     }
 
-    /// The chunks from the next one up to the next area.
-    fn left_in_stripe(&self) -> u64 {
-        // The chunk behind an area is 2 modulo the stride, and has all but the area before it.
-        let behind_area = self.next.0.saturating_sub(1) % self.layout.stride;
-        self.layout.stride().saturating_sub(behind_area)
+    /// Returns the number of chunks from the next free one up to the next area.
+    fn chunks_before_area(&self) -> u64 {
+        // An area is 1 modulo the stride.
+        let after_area = self.next.0.saturating_sub(1) % self.layout.stride;
+        self.layout.stride().saturating_sub(after_area)
     }
 
     fn skip_metadata(&mut self) {
         if self.layout.is_metadata(self.next) {
-            // INVARIANT: Two metadata chunks follow each other at the start alone, which `new`
-            // leaves out.
+            // INVARIANT: Only the first two chunks of the device are consecutive metadata chunks,
+            // and `new` skips both.
             self.next = CowChunk(self.next.0.saturating_add(1));
         }
     }
 }
 
-/// Gives out the chunks of a transient store.
+/// Allocates the chunks of a transient store.
 ///
-/// As [`PersistentAllocator`].
+/// Chunks are never freed. Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TransientAllocator {
     size: ChunkSize,
@@ -219,7 +222,7 @@ pub(crate) struct TransientAllocator {
 }
 
 impl TransientAllocator {
-    /// Begins with an empty store.
+    /// Makes an allocator for an empty store.
     pub(crate) fn new(size: ChunkSize) -> Self {
         Self {
             size,
@@ -227,23 +230,24 @@ impl TransientAllocator {
         }
     }
 
-    /// What is in use of the COW device, as the status line tells it.
+    /// Returns the sectors in use, as the status line shows them.
     #[inline]
     pub(crate) fn used(&self) -> Sectors {
         used(self.size, self.next)
     }
 
-    /// Gives out up to `most` consecutive chunks of a COW device that has `cow` sectors now: the
-    /// first, and how many.
-    pub(crate) fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
+    /// Allocates up to `max` consecutive chunks of a COW device that has `cow` sectors now.
+    ///
+    /// Returns the first chunk and the number of chunks, or `None` if the device is full.
+    pub(crate) fn allocate(&mut self, max: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let free = self.size.cow_chunks(cow).checked_sub(self.next.0)?;
-        let (first, len) = (self.next, most.min(free));
+        let (first, len) = (self.next, max.min(free));
         self.next = CowChunk(first.0.saturating_add(len));
         (len != 0).then_some((first, len))
     }
 }
 
-/// What chunks below `next` take of the COW device.
+/// Returns the sectors of all chunks before `next`.
 fn used(size: ChunkSize, next: CowChunk) -> Sectors {
     Sectors(next.0.saturating_mul(size.len().get()))
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reads the areas of a persistent store.
+//! Loading of the records of a persistent store.
+//!
+//! C counterpart: `read_exceptions()` and `insert_exceptions()` of `dm-snap-persistent.c`.
 
 use zerocopy::FromBytes as _;
 
@@ -38,14 +40,14 @@ use crate::logic::{
     units::Sectors, //
 };
 
-/// A record that no store can have; `Display` writes the line for the log.
+/// A record that no store can have. `Display` writes the log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DamagedException {
     /// Its number, counted from zero over all areas.
     pub(crate) index: u64,
     /// The record.
     pub(crate) record: Record,
-    /// The number of chunks of the COW device that can be used.
+    /// The number of usable chunks of the COW device.
     pub(crate) chunks: u64,
 }
 
@@ -55,7 +57,7 @@ impl fmt::Display for DamagedException {
         let what = if new.0 < self.chunks {
             "which holds metadata"
         } else {
-            "behind the end of the COW device"
+            "beyond the end of the COW device"
         };
         f.write_fmt(fmt!(
             "exception {} maps chunk {} to chunk {}, {}",
@@ -70,9 +72,9 @@ impl fmt::Display for DamagedException {
 /// Why the records cannot be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoadError {
-    /// For what is on disk.
+    /// A record on disk is damaged.
     Damaged(DamagedException),
-    /// For something else.
+    /// Another error occurred.
     Error(Error),
 }
 
@@ -83,54 +85,54 @@ impl From<Error> for LoadError {
 }
 
 impl From<LoadError> for Error {
-    fn from(failure: LoadError) -> Self {
-        match failure {
+    fn from(error: LoadError) -> Self {
+        match error {
             LoadError::Damaged(_) => EINVAL,
             LoadError::Error(error) => error,
         }
     }
 }
 
-/// Where the list of records stands behind a piece of it.
+/// Whether the list of records continues after a piece of it.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoadProgress {
-    /// It goes on.
+    /// The list continues.
     More,
-    /// It has ended.
+    /// The list has ended.
     End {
-        /// Whether the piece has anything but zeros from the end of the list on.
+        /// Whether the rest of the piece, from the end of the list on, is not all zeros.
         stale: bool,
     },
 }
 
-/// Reads the records of a store, area by area, and sees that no two of them share a chunk of the
-/// COW device.
+/// Parses the records of a store, area by area.
 ///
-/// Two records with the same chunk of the origin are for the receiver to find. Does no I/O; may
-/// sleep for memory.
+/// Validates each record, and ignores records whose chunk of the COW device an earlier record has.
+/// The receiver of the runs must handle records with the same chunk of the origin.
 pub(crate) struct RecordLoader {
     layout: Layout,
-    /// The number of chunks of the COW device that can be used.
+    /// The number of usable chunks of the COW device.
     chunks: u64,
+    /// The number of records parsed.
     records: u64,
-    /// The numbers of the records that were left out because an earlier one has their chunk of the
+    /// The numbers of the records that were ignored because an earlier one has their chunk of the
     /// COW device.
     ignored_records: KVVec<u64>,
-    /// Behind the highest chunk of the COW device so far: what is not below it was not seen yet.
+    /// The chunk after the highest chunk of the COW device so far. No chunk from here on was seen.
     next: CowChunk,
-    /// The first of the chunks up to `next` that were all seen, or hold metadata.
+    /// All chunks from here up to `next` were seen, or hold metadata.
     first: CowChunk,
-    /// From `next` up to here there is neither metadata nor the end of the COW device.
+    /// The chunks from `next` up to here hold no metadata, and are within the COW device.
     free: u64,
-    /// The chunks of the COW device that were seen below `first`, each mapped to itself.
+    /// The chunks below `first` that were seen, each mapped to itself.
     seen: ExceptionTable,
     spares: SpareNodes,
 }
 
 impl RecordLoader {
-    /// Begins with the first area of a COW device of `cow` sectors.
+    /// Makes a loader for a COW device of `cow` sectors.
     pub(crate) fn new(layout: Layout, cow: Sectors) -> Self {
         Self {
             layout,
@@ -145,27 +147,33 @@ impl RecordLoader {
         }
     }
 
-    /// The number of records, without the one that ends the list.
+    /// Returns the number of records, without the one that ends the list.
     #[inline]
     pub(crate) fn records(&self) -> u64 {
         self.records
     }
 
-    /// The numbers of the records that were left out because an earlier one has their chunk of the
-    /// COW device, rising.
+    /// Returns the numbers, in ascending order, of the records that were ignored because an earlier
+    /// one has their chunk of the COW device.
     #[inline]
     pub(crate) fn ignored_records(&mut self) -> &mut KVVec<u64> {
         &mut self.ignored_records
     }
 
-    /// The chunk behind the highest one that a record names.
+    /// Returns the chunk after the highest one that a record names.
     #[inline]
     pub(crate) fn next(&self) -> CowChunk {
         self.next
     }
 
-    /// Reads the next piece of the list, whole records, and passes on what they map, in order. Not
-    /// to be called again behind the end of the list or after a failure.
+    /// Parses the next piece of the list, and passes the runs that it maps to `sink`, in order.
+    ///
+    /// The piece must consist of whole records. Must not be called again after the end of the list
+    /// or after an error. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a record is damaged, if memory is short, and with the errors of `sink`.
     pub(crate) fn feed(
         &mut self,
         piece: &[u8],
@@ -182,7 +190,7 @@ impl RecordLoader {
                 break;
             }
             left = rest;
-            if !self.take(record)? || extend(&mut run, record) {
+            if !self.check(record)? || extend(&mut run, record) {
                 continue;
             }
             if run.len != 0 {
@@ -196,21 +204,21 @@ impl RecordLoader {
         Ok(fed)
     }
 
-    /// Counts a record and tells whether its chunk of the COW device is new.
+    /// Counts a record, and returns whether no earlier one has its chunk of the COW device.
     #[inline]
-    fn take(&mut self, record: Record) -> Result<bool, LoadError> {
-        // Nearly always it is the next chunk.
+    fn check(&mut self, record: Record) -> Result<bool, LoadError> {
+        // Fast path: nearly always this is the next chunk.
         if record.new != self.next || record.new.0 >= self.free {
-            return self.take_any(record);
+            return self.check_any(record);
         }
         self.records = self.records.wrapping_add(1);
         self.next = CowChunk(record.new.0.wrapping_add(1));
         Ok(true)
     }
 
-    /// The same, wherever the chunk is.
+    /// Does the same for any chunk.
     #[cold]
-    fn take_any(&mut self, record: Record) -> Result<bool, LoadError> {
+    fn check_any(&mut self, record: Record) -> Result<bool, LoadError> {
         let Record { new, .. } = record;
         if new.0 >= self.chunks || self.layout.is_metadata(new) {
             return Err(LoadError::Damaged(DamagedException {
@@ -231,11 +239,11 @@ impl RecordLoader {
             }
             return Ok(!is_known);
         }
-        let mut behind = self.next;
-        if self.layout.is_metadata(behind) {
-            behind = CowChunk(behind.0.saturating_add(1));
+        let mut expected = self.next;
+        if self.layout.is_metadata(expected) {
+            expected = CowChunk(expected.0.saturating_add(1));
         }
-        if new != behind {
+        if new != expected {
             self.remember(self.first, self.next)?;
             self.first = new;
         }
@@ -244,7 +252,7 @@ impl RecordLoader {
         Ok(true)
     }
 
-    /// Notes that the chunks of the COW device from `first` up to `end` were seen.
+    /// Records in `seen` that the chunks from `first` up to `end` were seen.
     fn remember(&mut self, first: CowChunk, end: CowChunk) -> Result<(), Error> {
         let mut left = Run {
             old: Chunk(first.0),
@@ -270,7 +278,7 @@ impl RecordLoader {
     }
 }
 
-/// The run of one record.
+/// Returns the run of one record.
 fn single(record: Record) -> Run {
     Run {
         old: record.old,
@@ -279,7 +287,7 @@ fn single(record: Record) -> Run {
     }
 }
 
-/// Makes a run longer by a record that follows it on both devices, and tells whether it does.
+/// Extends a run by a record that follows it on both devices. Returns whether it does.
 fn extend(run: &mut Run, record: Record) -> bool {
     let follows = run.len < MAX_RUN_CHUNKS
         && run.old.0.checked_add(run.len) == Some(record.old.0)

@@ -1,83 +1,88 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of a merge, batch by batch.
+//! The state machine of a merge, which moves a snapshot into its origin batch by batch.
+//!
+//! C counterparts: `snapshot_merge_next_chunks()`, `merge_callback()`, and the bits
+//! `RUNNING_MERGE` and `SHUTDOWN_MERGE` of `struct dm_snapshot`.
 //!
 //! ```text
-//!                                ┌──────────────────────────────────────────────────────────────────────────┐
-//!          start                 ▼                                                                          │
-//!  Stopped ──────────────────▶ Reading ─▶ Guarding ─▶ Draining ─▶ Copying ─▶ Committing ─▶ LettingGo ─ merged ┤
-//!   ▲  ▲                      │  │ └ none │ stop      │ stop      │ failed    │ failed     ▲   │            │
-//!   │  └──────────────────────│──│────────┘           └───────────┴───────────┴────────────┘   │ kept       │
-//!   │                 failed  ▼  ▼                                                             ▼            │
-//!   │                    Failed  Finished                                           Stopped or Failed       │
-//!   └───────────────────────────────────── stop, pause ─────────────────────────────────────────────────────┘
+//!              ┌─────────────────────────────── merged ─────────────────────────────────┐
+//!              ▼                                                                        │
+//!  Stopped ─▶ Reading ─▶ Preserving ─▶ Draining ─▶ Copying ─▶ Committing ─▶ Releasing ──┘
 //! ```
 //!
-//! | state | what is done | then |
+//! | state | work | next state |
 //! | --- | --- | --- |
-//! | Reading | the last records are read: the batch | there is a batch, or no record is left |
-//! | Guarding | other snapshots get what the origin holds there | none lacks anything |
-//! | Draining | the batch is closed: writes to it wait from now on | those of before have ended |
-//! | Copying | its chunks are copied to the origin | all copies have ended |
-//! | Committing | the origin is flushed, then the records are cleared, durably | that is so, or has failed |
-//! | LettingGo | the batch is open again, in memory as on disk; who waited goes on | |
+//! | Stopped, Failed | none | Reading when started; Committing if a batch is in doubt |
+//! | Reading | read the last records: the batch | Preserving, Failed; Finished at the end |
+//! | Preserving | copy the origin's data to other snapshots | Draining; Stopped by stop, pause |
+//! | Draining | queue new writes, wait for those in flight | Copying; Releasing by stop, pause |
+//! | Copying | copy the batch to the origin | Committing; Releasing if a copy fails |
+//! | Committing | flush the origin, then clear the records durably | Releasing |
+//! | Releasing | reopen the batch, submit queued writes | Reading, Stopped, Failed |
+//! | Restoring | write back the records of a batch in doubt | Releasing |
+//! | Finished | none | |
 //!
-//! Until the records are cleared everything is read from and written to the COW device; so whatever
-//! happens before that leaves a merge that can begin again. A failure ends it until it is started
-//! anew.
+//! Until the records are cleared, the batch is read from and written to the COW device. Whatever
+//! happens before leaves a merge that can begin again. A failure stops the merge until it is
+//! started again.
 //!
-//! A pause is a stop by others than the user: it ends a batch in the same places, and none begins
-//! before all pauses have ended. Starts and stops meanwhile are remembered.
+//! A pause is a stop by another part of the module. It ends a batch at the same points as a stop,
+//! and no batch begins before the last pause ends. Starts and stops during a pause take effect
+//! then.
 //!
-//! If nobody knows whether the records are cleared the batch is in doubt: origin and COW device
-//! have the same, and it must not be written to. Who wants to has the records written back first
-//! (Restoring), and fails if that does.
+//! If clearing the records failed and their contents are unknown, the batch is in doubt. Origin and
+//! COW device have the same data, so the batch can be read, but it must not be written. A write to
+//! it first has the records written back (Restoring), and fails if that fails.
 
 use crate::logic::count::Count;
 
-/// What is to be done next.
+/// What the merge must do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum MergeStep {
-    /// Nothing, until somebody calls.
+    /// Nothing, until another function is called.
     Nothing,
-    /// Read the last records, then [`MergeState::batch_read`].
+    /// Read the last records, then call [`MergeState::batch_read`].
     Read,
-    /// See that no other snapshot needs what the batch overwrites, then [`MergeState::batch_preserved`].
+    /// Copy the data that the batch will overwrite to the other snapshots that lack it, then call
+    /// [`MergeState::batch_preserved`].
     Preserve,
-    /// See that no write to the batch is in flight, then [`MergeState::batch_drained`].
+    /// Wait until no write to the batch is in flight, then call [`MergeState::batch_drained`].
     Drain,
-    /// Start copies: each with [`MergeState::start_copy`], and behind the last [`MergeState::all_copies_started`].
+    /// Copy the batch: call [`MergeState::start_copy`] before each copy, and
+    /// [`MergeState::all_copies_started`] after the last.
     Copy,
-    /// Flush the origin and clear the records, then [`MergeState::batch_committed`].
+    /// Flush the origin and clear the records, then call [`MergeState::batch_committed`].
     Commit,
-    /// Write the records back that are in doubt, then [`MergeState::records_restored`].
+    /// Write back the records of a batch in doubt, then call [`MergeState::records_restored`].
     Restore,
-    /// Let what waits for the batch go on, then [`MergeState::batch_released`].
+    /// Reopen the batch and submit the writes to it, then call [`MergeState::batch_released`].
     Release(BatchResult),
 }
 
-/// What has become of a batch.
+/// Result of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BatchResult {
-    /// It is on the origin: that is where it is written to from now on.
+    /// The batch was merged: from now on it is read from and written to the origin.
     Merged,
-    /// It is where it was.
+    /// The batch is still on the COW device.
     Kept,
-    /// It is in doubt, and stays closed.
+    /// The batch is in doubt, and stays closed.
     InDoubt,
 }
 
-/// What has become of the records of a batch.
+/// Result of clearing the records of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CommitResult {
-    /// They are cleared, durably.
+    /// The records are cleared, durably.
     Cleared,
-    /// They could not be cleared, but are there.
+    /// The records were not cleared.
     Kept,
-    /// Nobody knows.
+    /// An error left their contents unknown.
     InDoubt,
 }
 
+/// The state of the batch; see the table in the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum MergeStage {
     Stopped {
@@ -96,7 +101,7 @@ enum MergeStage {
         failed: bool,
     },
     Releasing {
-        fate: BatchResult,
+        result: BatchResult,
         failed: bool,
     },
     Failed {
@@ -105,18 +110,21 @@ enum MergeStage {
     Finished,
 }
 
-/// A merge. Never sleeps; its user locks it. What is reported too late, in another state, changes
-/// nothing.
+/// A merge.
+///
+/// The owner protects it with a lock. A report that comes too late, in another state, changes
+/// nothing. Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MergeState {
     state: MergeStage,
+    /// Whether the merge was started, and not stopped since.
     wanted: bool,
-    /// How many keep it between two batches.
+    /// The number of pauses that have not ended.
     pauses: Count,
 }
 
 impl MergeState {
-    /// A merge that was not started yet.
+    /// Makes a merge that is stopped.
     pub(crate) const fn new() -> Self {
         MergeState {
             state: MergeStage::Stopped { in_doubt: false },
@@ -125,12 +133,12 @@ impl MergeState {
         }
     }
 
-    /// Whether it may begin a batch.
+    /// Returns whether a batch may begin.
     fn may_begin(&self) -> bool {
         self.wanted && self.pauses.is_zero()
     }
 
-    /// What is to be done.
+    /// Returns the next step.
     pub(crate) fn next_step(&self) -> MergeStep {
         match self.state {
             MergeStage::Stopped { .. } | MergeStage::Failed { .. } | MergeStage::Finished => {
@@ -147,11 +155,11 @@ impl MergeState {
             MergeStage::Copying { .. } => MergeStep::Nothing,
             MergeStage::Committing => MergeStep::Commit,
             MergeStage::Restoring { .. } => MergeStep::Restore,
-            MergeStage::Releasing { fate, .. } => MergeStep::Release(fate),
+            MergeStage::Releasing { result, .. } => MergeStep::Release(result),
         }
     }
 
-    /// Whether nothing is done any more until it is started.
+    /// Returns whether nothing happens until the merge is started, or its last pause ends.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(
             self.state,
@@ -159,7 +167,7 @@ impl MergeState {
         )
     }
 
-    /// Whether it has failed, and was not started again.
+    /// Returns whether the merge has failed, and was not started again.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(
             self.state,
@@ -169,29 +177,29 @@ impl MergeState {
         )
     }
 
-    /// Whether there is nothing left to merge.
+    /// Returns whether nothing is left to merge.
     pub(crate) fn is_finished(&self) -> bool {
         self.state == MergeStage::Finished
     }
 
-    /// Lets it begin, or begin again behind a failure; not before the last pause ends.
+    /// Starts the merge, also after a failure. It begins when the last pause ends.
     pub(crate) fn start(&mut self) {
         self.wanted = true;
         match self.state {
             MergeStage::Failed { in_doubt } => self.state = MergeStage::Stopped { in_doubt },
             MergeStage::Restoring { .. } => self.state = MergeStage::Restoring { failed: false },
-            // Not to rest then, but to begin.
-            MergeStage::Releasing { fate, .. } => self.release_batch(fate, false),
+            // Forget a failure, so that the next batch begins after the release.
+            MergeStage::Releasing { result, .. } => self.release_batch(result, false),
             _ => {}
         }
         self.begin();
     }
 
-    /// Begins if it may, and does not yet.
+    /// Begins a batch if the merge is stopped and may begin.
     fn begin(&mut self) {
         if let (MergeStage::Stopped { in_doubt }, true) = (self.state, self.may_begin()) {
             self.state = if in_doubt {
-                // The data is on the origin, durably, and has not changed since.
+                // The data is on the origin durably, and has not changed since.
                 MergeStage::Committing
             } else {
                 MergeStage::Reading
@@ -199,14 +207,15 @@ impl MergeState {
         }
     }
 
-    /// Lets it end, soon: what has been copied is committed.
+    /// Stops the merge soon: a batch whose copies have started is still committed.
     pub(crate) fn stop(&mut self) {
         self.wanted = false;
         self.cancel_batch();
     }
 
-    /// Keeps it between two batches, soon, until [`unpause`](Self::unpause) is called as often. It may
-    /// be started and stopped meanwhile.
+    /// Pauses the merge between two batches, until [`unpause`](Self::unpause) was called as often.
+    ///
+    /// The merge may be started and stopped meanwhile.
     pub(crate) fn pause(&mut self) {
         self.pauses.increment();
         self.cancel_batch();
@@ -218,7 +227,7 @@ impl MergeState {
         self.begin();
     }
 
-    /// Ends a batch that has not changed anything yet.
+    /// Ends a batch that has not written anything yet.
     fn cancel_batch(&mut self) {
         match self.state {
             MergeStage::Preserving => self.state = MergeStage::Stopped { in_doubt: false },
@@ -227,11 +236,12 @@ impl MergeState {
         }
     }
 
-    fn release_batch(&mut self, fate: BatchResult, failed: bool) {
-        self.state = MergeStage::Releasing { fate, failed };
+    /// Releases the batch with a result; `failed` tells whether the merge has failed.
+    fn release_batch(&mut self, result: BatchResult, failed: bool) {
+        self.state = MergeStage::Releasing { result, failed };
     }
 
-    /// The last records were read; whether there are any.
+    /// Reports that the last records were read, and whether there are any.
     pub(crate) fn batch_read(&mut self, any: Result<bool, ()>) {
         if self.state == MergeStage::Reading {
             self.state = match any {
@@ -243,17 +253,18 @@ impl MergeState {
         }
     }
 
-    /// No other snapshot needs anything. Tells whether the batch is to be closed, which is done
-    /// before anybody else can call.
+    /// Reports that no other snapshot lacks data of the batch.
+    ///
+    /// Returns whether the caller must close the batch, before it drops the lock.
     pub(crate) fn batch_preserved(&mut self) -> bool {
-        let goes_on = self.state == MergeStage::Preserving;
-        if goes_on {
+        let is_current = self.state == MergeStage::Preserving;
+        if is_current {
             self.state = MergeStage::Draining;
         }
-        goes_on
+        is_current
     }
 
-    /// No write to the batch is in flight.
+    /// Reports that no write to the batch is in flight.
     pub(crate) fn batch_drained(&mut self) {
         if self.state == MergeStage::Draining {
             self.state = MergeStage::Copying {
@@ -264,7 +275,7 @@ impl MergeState {
         }
     }
 
-    /// A copy is about to start. Tells whether it may.
+    /// Counts a copy that is about to start. Returns whether it may start.
     pub(crate) fn start_copy(&mut self) -> bool {
         match &mut self.state {
             MergeStage::Copying {
@@ -279,7 +290,7 @@ impl MergeState {
         }
     }
 
-    /// There are no more copies to start.
+    /// Reports that no more copies will start.
     pub(crate) fn all_copies_started(&mut self) {
         if let MergeStage::Copying {
             all_copies_started, ..
@@ -290,7 +301,7 @@ impl MergeState {
         }
     }
 
-    /// A copy has ended. Tells whether it is the first one that failed.
+    /// Reports that a copy ended. Returns whether it is the first copy of the batch that failed.
     pub(crate) fn copy_done(&mut self, ok: bool) -> bool {
         let MergeStage::Copying {
             in_flight, failed, ..
@@ -305,6 +316,7 @@ impl MergeState {
         is_first
     }
 
+    /// Ends the copying if no copy is in flight, and none will start.
     fn check_copies(&mut self) {
         match self.state {
             MergeStage::Copying {
@@ -321,7 +333,7 @@ impl MergeState {
         }
     }
 
-    /// The origin was flushed and the records were cleared, or that has failed.
+    /// Reports the result of flushing the origin and clearing the records.
     pub(crate) fn batch_committed(&mut self, records: CommitResult) {
         if self.state == MergeStage::Committing {
             match records {
@@ -332,7 +344,7 @@ impl MergeState {
         }
     }
 
-    /// A write waits for a batch in doubt.
+    /// Requests that the records of a batch in doubt are written back, for a write to the batch.
     pub(crate) fn request_restore(&mut self) {
         match self.state {
             MergeStage::Failed { in_doubt: true } => {
@@ -345,22 +357,22 @@ impl MergeState {
         }
     }
 
-    /// The records of a batch in doubt were written back, or that has failed.
+    /// Reports whether the records of a batch in doubt were written back.
     pub(crate) fn records_restored(&mut self, ok: bool) {
         if let MergeStage::Restoring { failed } = self.state {
-            let fate = if ok {
+            let result = if ok {
                 BatchResult::Kept
             } else {
                 BatchResult::InDoubt
             };
-            self.release_batch(fate, failed || !ok && !self.wanted);
+            self.release_batch(result, failed || !ok && !self.wanted);
         }
     }
 
-    /// What waited for the batch goes on.
+    /// Reports that the batch was reopened and its writes were submitted.
     pub(crate) fn batch_released(&mut self) {
-        if let MergeStage::Releasing { fate, failed } = self.state {
-            let in_doubt = fate == BatchResult::InDoubt;
+        if let MergeStage::Releasing { result, failed } = self.state {
+            let in_doubt = result == BatchResult::InDoubt;
             if failed {
                 self.state = MergeStage::Failed { in_doubt };
             } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The batch of a merge: how many chunks it has, and which.
+//! The batch of a merge: its size, and which chunks belong to it.
 
 use crate::logic::snapshot::{
     chunks::Chunk,
@@ -8,66 +8,71 @@ use crate::logic::snapshot::{
     run::Run, //
 };
 
-/// Whether a chunk is one of those of sorted runs, and for how many chunks from it on that is so.
+/// Whether a chunk belongs to a batch, and for how many chunks, this one included, that holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum BatchLookup {
-    /// It is.
+    /// It belongs to the batch.
     Inside(u64),
-    /// It is not.
+    /// It does not.
     Outside(u64),
 }
 
 impl BatchLookup {
-    /// Looks for a chunk in runs that are sorted by their chunks of the origin, at most for so many
+    /// Looks up a chunk in runs that are sorted by their chunks of the origin. Counts up to `max`
     /// chunks.
-    pub(crate) fn find(runs: &[Run], chunk: Chunk, most: u64) -> Self {
-        let behind = partition_point(runs, |run| run.old <= chunk);
-        let last = behind.checked_sub(1).and_then(|last| runs.get(last));
+    pub(crate) fn find(runs: &[Run], chunk: Chunk, max: u64) -> Self {
+        let after = partition_point(runs, |run| run.old <= chunk);
+        let last = after.checked_sub(1).and_then(|last| runs.get(last));
         let offset = last.map_or(0, |run| chunk.0.saturating_sub(run.old.0));
         if let Some(left) = last.and_then(|run| run.len.checked_sub(offset)) {
             if left != 0 {
-                return BatchLookup::Inside(left.min(most));
+                return BatchLookup::Inside(left.min(max));
             }
         }
         let gap = runs
-            .get(behind)
+            .get(after)
             .map(|run| run.old.0.saturating_sub(chunk.0));
-        BatchLookup::Outside(gap.map_or(most, |gap| gap.min(most)))
+        BatchLookup::Outside(gap.map_or(max, |gap| gap.min(max)))
     }
 }
 
-/// How much is merged at a time: as much as takes about a fifth of a second, as long a write may
-/// have to wait.
+/// The size of a batch, adjusted so that a batch takes at most about a fifth of a second.
+///
+/// A write to the batch may have to wait this long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct BatchSize {
     bytes: u64,
 }
 
 impl BatchSize {
-    /// Milliseconds below which the next batch may be larger, and above which it is smaller.
+    /// The next batch is larger if one took less than this, in milliseconds.
     const SHORT: u64 = 50;
+    /// The next batch is smaller if one took at least this, in milliseconds.
     const LONG: u64 = 200;
-    const LEAST: u64 = 1 << 12;
+    /// The minimum size in bytes.
+    const MIN: u64 = 1 << 12;
+    /// The size of the first batch in bytes.
     const FIRST: u64 = 1 << 20;
-    const MOST: u64 = 1 << 24;
+    /// The maximum size in bytes.
+    const MAX: u64 = 1 << 24;
 
-    /// The pace of a beginning.
+    /// Returns the size of the first batch.
     pub(crate) const fn new() -> Self {
         BatchSize { bytes: Self::FIRST }
     }
 
-    /// How many chunks of a size the next batch may have, at least one.
-    pub(crate) fn chunks(&self, size: u32) -> u64 {
-        self.bytes.checked_div(size.into()).unwrap_or(0).max(1)
+    /// Returns the maximum number of chunks of the next batch, at least one.
+    pub(crate) fn chunks(&self, chunk_bytes: u32) -> u64 {
+        self.bytes.checked_div(chunk_bytes.into()).unwrap_or(0).max(1)
     }
 
-    /// A batch took so many milliseconds.
+    /// Adjusts the size after a batch that took `milliseconds`.
     pub(crate) fn adjust(&mut self, milliseconds: u64) {
         let bytes = match milliseconds {
             0..Self::SHORT => self.bytes.saturating_mul(2),
             Self::SHORT..Self::LONG => self.bytes,
             _ => self.bytes / 2,
         };
-        self.bytes = bytes.clamp(Self::LEAST, Self::MOST);
+        self.bytes = bytes.clamp(Self::MIN, Self::MAX);
     }
 }

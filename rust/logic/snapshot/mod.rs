@@ -1,9 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Logic of the snapshot targets: chunks, table line, format on disk, allocation and texts.
+//! Logic of the snapshot targets, without I/O and without locks.
 //!
-//! C counterparts: `drivers/md/dm-snap.c`, `dm-snap-persistent.c`, `dm-snap-transient.c` and
-//! `dm-exception-store.c`.
+//! | file | subject | C counterpart |
+//! | --- | --- | --- |
+//! | `chunks`, `run` | chunks, runs of chunks | `chunk_t`, `dm_consecutive_chunk_count()` |
+//! | `options` | arguments of a table line | `dm-exception-store.c` |
+//! | `status` | status line | `snapshot_status()` |
+//! | `header`, `record`, `layout` | on-disk format and allocation | `dm-snap-persistent.c` |
+//! | `loader`, `stripes`, `sort` | reading the exceptions of a store | `read_exceptions()` |
+//! | `exception_table` | completed exceptions | `struct dm_exception_table complete` |
+//! | `pending` | pending exceptions | `struct dm_exception_table pending` |
+//! | `tracked_reads` | reads of the origin in flight | `tracked_chunk_hash` |
+//! | `handover` | exception handover | `snapshot_preresume()`, `snapshot_resume()` |
+//! | `merge`, `merge_batch` | merging a snapshot into its origin | `snapshot_merge_next_chunks()` |
+//! | `lists` | what the kernel's vectors lack | |
 
 pub(crate) mod chunks;
 pub(crate) mod exception_table;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The words of a snapshot's table line behind the devices: kind of store, chunk size, features.
+//! The arguments of a snapshot's table line after the devices: store type, chunk size, features.
 //!
-//! The features are read before the devices are opened, store and chunk size afterwards. Why a
-//! store cannot be made is a text for the log only; the refusal itself is always [`NO_STORE`].
-//! Counterparts in C: `parse_snapshot_features` of `drivers/md/dm-snap.c`, and
-//! `drivers/md/dm-exception-store.c`.
+//! As in C, the features are parsed before the devices are opened, and store type and chunk size
+//! after that. The reason why a store cannot be created goes to the log only, and the error of the
+//! table line is always [`NO_STORE`].
+//!
+//! C counterparts: `parse_snapshot_features()` of `dm-snap.c`, `dm_exception_store_create()` and
+//! `dm_exception_store_set_chunk_size()` of `dm-exception-store.c`.
 
 use crate::env::fmt;
 use crate::logic::{
@@ -19,38 +21,39 @@ use crate::logic::{
     units::SECTOR_SHIFT, //
 };
 
-/// The feature word that makes a discard of a chunk zeros in the snapshot.
+/// The feature argument with which a discard zeroes chunks of the snapshot.
 pub(crate) const DISCARD_ZEROES_COW: &str = "discard_zeroes_cow";
-/// The feature word that passes discards on to the origin.
+/// The feature argument with which discards are passed to the origin.
 pub(crate) const DISCARD_PASSDOWN_ORIGIN: &str = "discard_passdown_origin";
 
-/// What a line is refused with whose store cannot be made.
+/// The error of a table line whose store cannot be created.
 pub(crate) const NO_STORE: ArgumentError =
     ArgumentError::invalid(c"Couldn't create exception store");
-/// What a line is refused with that leaves the chunk size open where nothing else tells it.
+/// The error of a table line with chunk size zero and a transient store.
 pub(crate) const NO_CHUNK_SIZE: ArgumentError = ArgumentError::invalid(c"Chunk size not set");
 
-/// The highest number of feature words.
+/// The maximum number of feature arguments.
 const MAX_FEATURES: u32 = 2;
-/// The chunk size of a new store in sectors, if neither table nor device ask for more.
+/// The default chunk size of a new store in sectors, C's `DM_CHUNK_SIZE_DEFAULT_SECTORS`.
 const DEFAULT_CHUNK: u32 = 32;
 
-/// The kind of a store; its name in a table line is what `Display` writes.
+/// The type of a store. `Display` writes its argument in a table line.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreKind {
-    /// It survives on the COW device.
+    /// The exceptions are stored on the COW device.
     Persistent {
-        /// Whether a full COW device only stops writes to the snapshot, as long as it can.
+        /// Whether a full COW device makes writes to the snapshot fail, instead of invalidating the
+        /// snapshot, if possible.
         overflow: bool,
     },
-    /// It is forgotten with the table.
+    /// The exceptions are lost with the table.
     Transient,
 }
 
 impl StoreKind {
-    /// Whether a snapshot with such a store can be merged into its origin.
+    /// Returns whether a snapshot with such a store can be merged into its origin.
     pub(crate) fn can_merge(self) -> bool {
         self != Self::Transient
     }
@@ -68,17 +71,21 @@ impl fmt::Display for StoreKind {
 
 /// The logical block sizes of the devices of a snapshot, in bytes.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockSizes {
-    /// Of the COW device.
+    /// The block size of the COW device.
     pub(crate) cow: u32,
-    /// Of the origin.
+    /// The block size of the origin.
     pub(crate) origin: u32,
 }
 
 impl BlockSizes {
-    /// Makes a chunk size for these devices of a number of sectors, or tells what is wrong with it.
+    /// Converts a number of sectors to a chunk size for these devices.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why the number is not a valid chunk size.
     pub(crate) fn chunk_size(self, sectors: u32) -> Result<ChunkSize, &'static str> {
         let fits = |block: u32| sectors.checked_rem(block.wrapping_shr(SECTOR_SHIFT)) == Some(0);
         if !sectors.is_power_of_two() {
@@ -91,46 +98,52 @@ impl BlockSizes {
     }
 }
 
-/// The features of a snapshot; `Display` writes them as behind the chunk size of a table line.
+/// The features of a snapshot. `Display` writes them as they follow the chunk size in a table line.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Features {
-    /// Whether a discard of a chunk makes it zeros in the snapshot.
+    /// Whether a discard zeroes chunks of the snapshot.
     pub(crate) discard_zeroes_cow: bool,
-    /// Whether discards are passed on to the origin; only together with the other.
+    /// Whether discards are passed to the origin. Requires `discard_zeroes_cow`.
     pub(crate) discard_passdown_origin: bool,
 }
 
 impl Features {
-    /// Reads the words behind the chunk size; there may be none. What follows the features is left.
+    /// Parses the arguments after the chunk size, if there are any.
+    ///
+    /// Arguments after the features are ignored.
+    ///
+    /// # Errors
+    ///
+    /// Fails if C refuses the arguments, with the same error.
     pub(crate) fn parse<'a>(
-        words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
+        args: &mut impl ExactSizeIterator<Item = &'a [u8]>,
     ) -> Result<Self, ArgumentError> {
         let mut features = Self::default();
-        if words.size_hint().0 == 0 {
+        if args.size_hint().0 == 0 {
             return Ok(features);
         }
         let text = c"Invalid number of feature arguments";
-        let count = parse_group(words, MAX_FEATURES, text)?;
-        let mut unknown = false;
+        let count = parse_group(args, MAX_FEATURES, text)?;
+        let mut has_unknown = false;
         for _ in 0..count {
-            let Some(word) = words.next() else { break };
-            if eq_ignore_case(word, DISCARD_ZEROES_COW.as_bytes()) {
+            let Some(arg) = args.next() else { break };
+            if eq_ignore_case(arg, DISCARD_ZEROES_COW.as_bytes()) {
                 features.discard_zeroes_cow = true;
-            } else if eq_ignore_case(word, DISCARD_PASSDOWN_ORIGIN.as_bytes()) {
+            } else if eq_ignore_case(arg, DISCARD_PASSDOWN_ORIGIN.as_bytes()) {
                 features.discard_passdown_origin = true;
             } else {
-                unknown = true;
+                has_unknown = true;
                 break;
             }
         }
-        // C looks at this behind an unknown word too.
+        // C checks this after an unknown feature too.
         if features.discard_passdown_origin && !features.discard_zeroes_cow {
             let text = c"discard_passdown_origin feature depends on discard_zeroes_cow";
             return Err(ArgumentError::invalid(text));
         }
-        if unknown {
+        if has_unknown {
             return Err(ArgumentError::invalid(c"Unrecognised feature requested"));
         }
         Ok(features)
@@ -139,44 +152,48 @@ impl Features {
 
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = [
+        let args = [
             (self.discard_zeroes_cow, DISCARD_ZEROES_COW),
             (self.discard_passdown_origin, DISCARD_PASSDOWN_ORIGIN),
         ];
-        let set = || words.iter().filter(|(set, _)| *set);
+        let set = || args.iter().filter(|(set, _)| *set);
         match set().count() {
             0 => return Ok(()),
             count => f.write_fmt(fmt!(" {}", count))?,
         }
-        for (_, word) in set() {
-            f.write_fmt(fmt!(" {}", word))?;
+        for (_, arg) in set() {
+            f.write_fmt(fmt!(" {}", arg))?;
         }
         Ok(())
     }
 }
 
-/// What a table line says behind the devices, which `Display` writes.
+/// The arguments of a table line after the devices, which `Display` writes.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// The kind of the store.
+    /// The type of the store.
     pub(crate) store: StoreKind,
-    /// The size of a chunk, unless it is left open, which is zero in the line.
+    /// The chunk size, or `None` if it is zero in the table line.
     pub(crate) chunk_size: Option<ChunkSize>,
     /// The features.
     pub(crate) features: Features,
 }
 
 impl Options {
-    /// Reads kind and chunk size, or tells why no store can be made of them.
+    /// Parses store type and chunk size.
+    ///
+    /// # Errors
+    ///
+    /// Returns the log message of C if the arguments are invalid.
     pub(crate) fn parse(
         store: &[u8],
         chunk_size: &[u8],
         blocks: BlockSizes,
         features: Features,
     ) -> Result<Self, &'static str> {
-        // C looks at the first letter before the chunk size, and at the others behind it.
+        // C checks the first letter before the chunk size, and the others after it.
         if !matches!(store, [b'P' | b'p' | b'N' | b'n', ..]) {
             return Err("Exception store type is not P or N");
         }
@@ -197,14 +214,16 @@ impl Options {
         })
     }
 
-    /// The chunk size with which the COW device is looked at first. One left open is chosen by the
-    /// device, unless the store is transient.
+    /// Returns the chunk size with which the header is read first.
+    ///
+    /// Without a chunk size in the table line, a persistent store uses the default or the block
+    /// size of the COW device, whichever is larger. A transient store has no default.
     pub(crate) fn first_chunk_size(&self, blocks: BlockSizes) -> Option<ChunkSize> {
-        let open = || {
+        let default = || {
             let sectors = blocks.cow.wrapping_shr(SECTOR_SHIFT).max(DEFAULT_CHUNK);
             ChunkSize::from_sectors(sectors).filter(|_| self.store != StoreKind::Transient)
         };
-        self.chunk_size.or_else(open)
+        self.chunk_size.or_else(default)
     }
 }
 

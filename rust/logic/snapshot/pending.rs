@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Exceptions on their way: chunks that were given out and are not yet in the table.
+//! Pending exceptions: chunks that were allocated and are not yet in the exception table.
+//!
+//! C counterparts: `struct dm_snap_pending_exception` and the hash table `pending` of
+//! `struct dm_snapshot`.
 //!
 //! ```text
-//!  add ─▶ Waiting ─▶ Copying ─▶ Copied ─▶ Committing ─▶ Committed ─▶ Draining ─▶ remove
+//!  add ─▶ Queued ─▶ Copying ─▶ Copied ─▶ Committing ─▶ Committed ─▶ Draining ─▶ remove
 //! ```
 //!
-//! Data comes in any order, records are written in the order in which the chunks were given out: a
-//! crash then never leaves a chunk behind that no record names, with records after it. So a batch
-//! is what has its data, up to the first that has not. From when an exception is in the table
-//! (draining) only those wait for it who read the origin before that.
+//! Copies end in any order, but records are written in the order of allocation. So after a crash no
+//! allocated chunk is without a record while a later one has one, and no space is lost. The next
+//! batch to commit therefore consists of the copied exceptions up to the first one that is not
+//! copied yet.
+//!
+//! A Draining exception is in the exception table already. It only waits for tracked reads of the
+//! origin that began before that.
 
 use crate::env::{
     AllocError,
@@ -28,64 +34,67 @@ use crate::logic::{
     }, //
 };
 
-/// How far an exception is.
+/// The stage of a pending exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Somebody has to copy its data.
+    /// Its data must be copied, and no copy has started.
     Queued,
-    /// Its data is on its way.
+    /// Its data is being copied, or written by a bio that covers the whole chunk.
     Copying,
-    /// Its data is there.
+    /// Its data is on the COW device.
     Copied,
     /// Its record is being written.
     Committing,
     /// Its record is durable.
     Committed,
-    /// It is in the table; readers of the origin before the barrier are waited for.
+    /// It is in the exception table, and waits for the reads tracked before this barrier.
     Draining(u64),
 }
 
-/// The name of an exception on its way. Names rise in the order in which chunks are given out.
+/// The sequence number of a pending exception, in the order of allocation.
+///
+/// C counterpart: `exception_sequence`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seq(u64);
 
 impl Seq {
-    /// As a number.
+    /// Converts the sequence number to a plain number.
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// From [`to_bits`](Self::to_bits).
+    /// Converts a number from [`to_bits`](Self::to_bits) back.
     pub(crate) fn from_bits(bits: u64) -> Self {
         Seq(bits)
     }
 
-    /// The name behind this one.
+    /// Returns the next sequence number.
     pub(crate) fn next(self) -> Self {
         Seq(self.0.wrapping_add(1))
     }
 }
 
-/// An exception on its way, and what waits for it.
+/// A pending exception, and the bios that wait for it.
 #[derive(Debug)]
 pub(crate) struct PendingException<W> {
-    /// Its name.
+    /// Its sequence number.
     pub(crate) seq: Seq,
-    /// From where to where.
+    /// The chunks of the origin, and those of the COW device that will store them.
     pub(crate) run: Run,
-    /// How far it is.
+    /// Its stage.
     pub(crate) stage: Stage,
-    /// What waits.
+    /// The bios that wait for it.
     pub(crate) waiting: W,
 }
 
 impl<W> PendingException<W> {
-    /// Whether it is in the table: only readers of before are waited for.
+    /// Returns whether it is in the exception table, and only waits for tracked reads.
     pub(crate) fn is_completed(&self) -> bool {
         matches!(self.stage, Stage::Draining(_))
     }
 
-    /// Where on the COW device a chunk will be, and how many follow it there, itself included.
+    /// Returns the chunk of the COW device that will store `chunk`, and the number of chunks from
+    /// there on, or `None` if the exception does not have the chunk.
     pub(crate) fn cow_chunk(&self, chunk: Chunk) -> Option<(CowChunk, u64)> {
         let offset = chunk.0.checked_sub(self.run.old.0)?;
         let left = self.run.len.checked_sub(offset).filter(|left| *left != 0)?;
@@ -93,29 +102,37 @@ impl<W> PendingException<W> {
     }
 }
 
-/// All exceptions of a snapshot that are on their way. Never allocates after it is made, never
-/// sleeps; its user locks it.
+/// The pending exceptions of a snapshot.
+///
+/// The owner protects them with a lock. Only [`Self::new`] allocates. Any context.
 ///
 /// # Invariants
 ///
-/// - `ring` has what is there at its name modulo the length; all names are at least `head` and
-///   below `tail`.
-/// - `index` has the first chunk and the name of each, sorted by chunk; no two have a chunk in
-///   common.
+/// - Each exception is in the slot of `ring` that is its sequence number modulo the number of
+///   slots. All sequence numbers are at least `head` and less than `tail`.
+/// - `index` contains the first chunk and the sequence number of each exception, sorted by chunk.
+///   No two exceptions have a chunk in common.
 pub(crate) struct PendingExceptions<W> {
     ring: KVVec<Option<PendingException<W>>>,
     index: KVVec<(Chunk, Seq)>,
     head: u64,
-    /// The first that is in no batch yet.
+    /// The first exception that is in no batch yet.
     next: u64,
     tail: u64,
+    /// The sum of the lengths of all exceptions.
     chunks: u64,
-    /// Behind the batch that is being committed.
+    /// The end of the batch that is being committed.
     batch: Option<u64>,
 }
 
 impl<W> PendingExceptions<W> {
-    /// Makes a book with room for so many.
+    /// Makes an empty set with `room` slots.
+    ///
+    /// May sleep if `flags` allow that.
+    ///
+    /// # Errors
+    ///
+    /// Fails if memory is short.
     pub(crate) fn new(room: usize, flags: Flags) -> Result<Self, AllocError> {
         let mut ring = KVVec::with_capacity(room, flags)?;
         for _ in 0..room {
@@ -132,67 +149,73 @@ impl<W> PendingExceptions<W> {
         })
     }
 
-    /// Whether there is none.
+    /// Returns whether no exception is pending.
     pub(crate) fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 
-    /// How many chunks are on their way.
+    /// Returns the number of chunks of all pending exceptions.
     pub(crate) fn chunks(&self) -> u64 {
         self.chunks
     }
 
-    /// Whether there is room for another one.
+    /// Returns whether there is room for another exception.
     pub(crate) fn has_room(&self) -> bool {
-        // CAST: A number of slots.
+        // CAST: `u64` holds every length.
         self.tail.wrapping_sub(self.head) < self.ring.len() as u64
     }
 
     fn slot(&self, seq: Seq) -> Option<usize> {
-        // CAST: A number of slots, and less.
+        // CAST: `u64` holds every length, and the remainder is less than a length.
         seq.0
             .checked_rem(self.ring.len() as u64)
             .map(|slot| slot as usize)
     }
 
-    /// The exception of a name.
+    /// Returns the exception with a sequence number.
     pub(crate) fn get(&mut self, seq: Seq) -> Option<&mut PendingException<W>> {
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.as_mut()?;
         (pending.seq == seq).then_some(pending)
     }
 
-    /// The exception that a chunk is in.
+    /// Returns the exception that has `chunk`.
     pub(crate) fn find(&mut self, chunk: Chunk) -> Option<&mut PendingException<W>> {
-        let behind = partition_point(&self.index, |(first, _)| *first <= chunk);
-        let (_, seq) = *self.index.get(behind.checked_sub(1)?)?;
-        self.get(seq).filter(|it| it.cow_chunk(chunk).is_some())
+        let after = partition_point(&self.index, |(first, _)| *first <= chunk);
+        let (_, seq) = *self.index.get(after.checked_sub(1)?)?;
+        self.get(seq)
+            .filter(|pending| pending.cow_chunk(chunk).is_some())
     }
 
-    /// How many chunks there are from one that is in no exception up to the next that is, `most` if
-    /// it is not nearer.
-    pub(crate) fn gap(&self, chunk: Chunk, most: u64) -> u64 {
-        let behind = partition_point(&self.index, |(first, _)| *first <= chunk);
-        match self.index.get(behind) {
-            Some((first, _)) => first.0.saturating_sub(chunk.0).min(most),
-            None => most,
+    /// Returns the number of chunks from `chunk`, which is not pending, to the next pending chunk.
+    ///
+    /// Returns at most `max`.
+    pub(crate) fn gap(&self, chunk: Chunk, max: u64) -> u64 {
+        let after = partition_point(&self.index, |(first, _)| *first <= chunk);
+        match self.index.get(after) {
+            Some((first, _)) => first.0.saturating_sub(chunk.0).min(max),
+            None => max,
         }
     }
 
-    /// Adds an exception, of chunks that are in none. Without room it is given back.
+    /// Adds an exception, none of whose chunks may be pending.
+    ///
+    /// # Errors
+    ///
+    /// Returns `waiting` if there is no room.
     pub(crate) fn add(&mut self, run: Run, stage: Stage, waiting: W) -> Result<Seq, W> {
         let seq = Seq(self.tail);
         let Some(slot) = self.slot(seq).filter(|_| self.has_room()) else {
             return Err(waiting);
         };
-        let place = partition_point(&self.index, |(first, _)| *first < run.old);
+        let position = partition_point(&self.index, |(first, _)| *first < run.old);
         let Some(entry) = self.ring.get_mut(slot) else {
             return Err(waiting);
         };
-        // INVARIANT: Sorted in. There is as much room as in the ring.
+        // INVARIANT: Keeps the order. `index` has as much room as `ring`.
         if self
             .index
-            .insert_within_capacity(place, (run.old, seq))
+            .insert_within_capacity(position, (run.old, seq))
             .is_err()
         {
             return Err(waiting);
@@ -208,21 +231,26 @@ impl<W> PendingExceptions<W> {
         Ok(seq)
     }
 
-    /// Takes note that the data is there.
+    /// Records that the data of an exception is on the COW device.
     pub(crate) fn set_copied(&mut self, seq: Seq) {
-        if let Some(pending) = self.get(seq).filter(|it| it.stage == Stage::Copying) {
+        if let Some(pending) = self.get(seq).filter(|pending| pending.stage == Stage::Copying) {
             pending.stage = Stage::Copied;
         }
     }
 
-    /// Whether there is something for a batch, and none being committed.
+    /// Returns whether [`Self::begin_batch`] would begin a batch.
     pub(crate) fn has_batch(&mut self) -> bool {
         let next = Seq(self.next.max(self.head));
-        self.batch.is_none() && self.get(next).is_some_and(|it| it.stage == Stage::Copied)
+        self.batch.is_none()
+            && self
+                .get(next)
+                .is_some_and(|pending| pending.stage == Stage::Copied)
     }
 
-    /// Makes a batch of what has its data, up to the first that has not, and writes it into `runs`,
-    /// as far as there is room. False if there is nothing, or a batch is being committed.
+    /// Begins a batch: the copied exceptions up to the first one that is not copied yet.
+    ///
+    /// Stores their runs in `runs`, within its capacity. Returns false if there are none, or if a
+    /// batch is being committed.
     pub(crate) fn begin_batch(&mut self, runs: &mut KVVec<Run>) -> bool {
         runs.clear();
         if self.batch.is_some() {
@@ -231,7 +259,9 @@ impl<W> PendingExceptions<W> {
         self.next = self.next.max(self.head);
         loop {
             let next = Seq(self.next);
-            let Some(pending) = self.get(next).filter(|it| it.stage == Stage::Copied) else {
+            let Some(pending) = self
+                .get(next)
+                .filter(|pending| pending.stage == Stage::Copied) else {
                 break;
             };
             if runs.push_within_capacity(pending.run).is_err() {
@@ -247,8 +277,9 @@ impl<W> PendingExceptions<W> {
         true
     }
 
-    /// Takes what has its data, up to the first that has not, for durable: for a store that keeps
-    /// no records.
+    /// Marks the copied exceptions, up to the first one that is not copied yet, as committed.
+    ///
+    /// Serves a transient store, which has no records.
     pub(crate) fn commit_copied(&mut self) {
         self.next = self.next.max(self.head);
         while let Some(pending) = self.get(Seq(self.next)) {
@@ -260,7 +291,7 @@ impl<W> PendingExceptions<W> {
         }
     }
 
-    /// Takes note that the batch is durable.
+    /// Records that the records of the batch are durable.
     pub(crate) fn batch_committed(&mut self) {
         let Some(end) = self.batch.take() else {
             return;
@@ -274,35 +305,35 @@ impl<W> PendingExceptions<W> {
         }
     }
 
-    /// Takes note that the batch could not be written: it will never be.
+    /// Records that the records of the batch could not be written. They never will be.
     pub(crate) fn batch_failed(&mut self) {
         self.batch = None;
     }
 
-    /// The first from `from` on that `choose` wants.
+    /// Returns the first exception from `from` on whose stage `is_wanted` accepts.
     pub(crate) fn find_by_stage(
         &mut self,
         from: Seq,
-        choose: impl Fn(&Stage) -> bool,
+        is_wanted: impl Fn(&Stage) -> bool,
     ) -> Option<Seq> {
         (from.0.max(self.head)..self.tail)
             .map(Seq)
-            .find(|seq| self.get(*seq).is_some_and(|it| choose(&it.stage)))
+            .find(|seq| self.get(*seq).is_some_and(|pending| is_wanted(&pending.stage)))
     }
 
-    /// The lowest name.
+    /// Returns a sequence number that no pending exception is below.
     pub(crate) fn first_seq(&self) -> Seq {
         Seq(self.head)
     }
 
-    /// Takes an exception out.
+    /// Removes an exception.
     pub(crate) fn remove(&mut self, seq: Seq) -> Option<PendingException<W>> {
         self.get(seq)?;
         let slot = self.slot(seq)?;
         let pending = self.ring.get_mut(slot)?.take()?;
-        let place = partition_point(&self.index, |(first, _)| *first < pending.run.old);
-        // It is there, by the invariant.
-        let _ = self.index.remove(place);
+        let position = partition_point(&self.index, |(first, _)| *first < pending.run.old);
+        // By the invariant, `index` contains it at this position.
+        let _ = self.index.remove(position);
         self.chunks = subtract(self.chunks, pending.run.len);
         while self.head != self.tail && self.get(Seq(self.head)).is_none() {
             self.head = self.head.wrapping_add(1);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Records, each of which says where a persistent store has a chunk of the origin.
+//! Records, of which the areas of a persistent store consist.
 //!
-//! A record is two little-endian numbers of eight bytes: a chunk of the origin, then one of the COW
-//! device. The first record of all areas whose second number is zero ends the list; what lies
-//! behind it means nothing. C counterparts: `struct disk_exception` and `insert_exceptions` of
-//! `drivers/md/dm-snap-persistent.c`.
+//! A record consists of two little-endian numbers of eight bytes: a chunk of the origin, and the
+//! chunk of the COW device that stores it. The first record, over all areas, whose second number is
+//! zero ends the list. What follows it has no meaning.
 
 use zerocopy::{
     little_endian::U64,
@@ -27,7 +26,9 @@ use crate::logic::snapshot::chunks::{
 /// The size of a record in bytes.
 pub(crate) const RECORD_SIZE: usize = 16;
 
-/// A record as it lies on disk, not yet trusted.
+/// A record on disk, which is not validated.
+///
+/// C counterpart: `struct disk_exception`.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct DiskException {
@@ -40,27 +41,27 @@ const _: () = {
     assert!(core::mem::align_of::<DiskException>() == 1);
 };
 
-/// Says that the chunk `old` of the origin is at `new` on the COW device. All zeros end the list.
+/// A record: chunk `old` of the origin is stored in chunk `new` of the COW device.
 ///
-/// A plain value, free to use in any context.
+/// C counterpart: `struct core_exception`. Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The chunk of the origin.
     pub(crate) old: Chunk,
-    /// The chunk of the COW device.
+    /// The chunk of the COW device. Zero ends the list.
     pub(crate) new: CowChunk,
 }
 
 impl Record {
-    /// Reads a slot of an area; `None` if the area does not have it.
+    /// Reads the record in a slot of an area, or returns `None` if the area has no such slot.
     pub(crate) fn get(area: &[u8], slot: u64) -> Option<Self> {
-        let (disk, _) = DiskException::ref_from_prefix(area.get(start(slot)?..)?).ok()?;
+        let (disk, _) = DiskException::ref_from_prefix(area.get(offset(slot)?..)?).ok()?;
         Some(disk.read())
     }
 
-    /// Writes a slot of an area; `None` if the area does not have it.
+    /// Writes the record to a slot of an area, or returns `None` if the area has no such slot.
     pub(crate) fn put(self, area: &mut [u8], slot: u64) -> Option<()> {
-        let (disk, _) = DiskException::mut_from_prefix(area.get_mut(start(slot)?..)?).ok()?;
+        let (disk, _) = DiskException::mut_from_prefix(area.get_mut(offset(slot)?..)?).ok()?;
         *disk = DiskException {
             old: U64::new(self.old.0),
             new: U64::new(self.new.0),
@@ -70,6 +71,7 @@ impl Record {
 }
 
 impl DiskException {
+    /// Converts the record to native byte order.
     pub(crate) fn read(&self) -> Record {
         Record {
             old: Chunk(self.old.get()),
@@ -78,7 +80,7 @@ impl DiskException {
     }
 }
 
-/// Where a slot starts in its area, in bytes.
-fn start(slot: u64) -> Option<usize> {
+/// Returns the offset of a slot in its area, in bytes.
+fn offset(slot: u64) -> Option<usize> {
     usize::try_from(slot).ok()?.checked_mul(RECORD_SIZE)
 }

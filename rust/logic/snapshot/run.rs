@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Runs of chunks that are consecutive on the origin and on the COW device.
+//!
+//! C counterpart: a `struct dm_exception` with a consecutive chunk count, of at most 256 chunks.
 
 use crate::logic::snapshot::chunks::{
     Chunk,
@@ -8,36 +10,36 @@ use crate::logic::snapshot::chunks::{
     COW_CHUNKS, //
 };
 
-/// The number of chunks a run can have in one call of [`ExceptionTable::insert`] or [`ExceptionTable::append`].
+/// The maximum number of chunks of a run that is passed to a function of the exception table.
 pub(crate) const MAX_RUN_CHUNKS: u64 = 1 << 15;
 
-/// Consecutive chunks of the origin that lie on consecutive chunks of the COW device.
+/// Consecutive chunks of the origin that are stored in consecutive chunks of the COW device.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// The first chunk of the origin.
+    /// The first chunk of the origin, C's `old_chunk`.
     pub(crate) old: Chunk,
-    /// Where it lies.
+    /// The chunk of the COW device that stores it, C's `new_chunk`.
     pub(crate) new: CowChunk,
     /// The number of chunks.
     pub(crate) len: u64,
 }
 
 impl Run {
-    /// Returns the number of the chunk of the origin behind the run.
+    /// Returns the number of the first chunk of the origin after the run.
     #[inline]
     pub(crate) fn end(&self) -> u64 {
         self.old.0.wrapping_add(self.len)
     }
 
-    /// Tells whether `other` begins where this run ends, on both devices.
+    /// Returns whether `other` begins where this run ends, on both devices.
     #[inline]
-    pub(crate) fn continues_in(&self, other: &Self) -> bool {
+    pub(crate) fn is_continued_by(&self, other: &Self) -> bool {
         self.end() == other.old.0 && self.new.0.wrapping_add(self.len) == other.new.0
     }
 
-    /// Returns what is left without the first `count` chunks.
+    /// Returns the run without its first `count` chunks.
     #[inline]
     pub(crate) fn without_first(&self, count: u64) -> Self {
         Self {
@@ -48,18 +50,18 @@ impl Run {
     }
 }
 
-/// A run of up to [`MAX_RUN_CHUNKS`] chunks in 16 bytes.
+/// A run of up to [`MAX_RUN_CHUNKS`] chunks, packed into 16 bytes.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PackedRun {
     old: u64,
-    /// The length in the upper 16 bits.
+    /// The chunk of the COW device in the lower 48 bits, the length in the upper 16.
     new: u64,
 }
 
 impl PackedRun {
-    /// Packs a run that a table could hold.
+    /// Packs a run that the exception table accepts.
     #[inline]
     pub(crate) fn new(run: Run) -> Self {
         Self {
@@ -68,7 +70,7 @@ impl PackedRun {
         }
     }
 
-    /// The number of the first chunk of the origin.
+    /// Returns the number of the first chunk of the origin.
     #[inline]
     pub(crate) fn old(&self) -> u64 {
         self.old

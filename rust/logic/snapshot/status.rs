@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The texts in which a snapshot tells its state.
+//! The texts of a snapshot's status.
+//!
+//! C counterpart: `snapshot_status()`.
 
 use crate::env::fmt;
 use crate::logic::units::Sectors;
 
-/// What has become of a snapshot; `Display` writes what is measured (IMA) behind the devices.
+/// The health of a snapshot. `Display` writes what IMA measures after the devices.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Health {
-    /// Whether it can be used.
+    /// Whether the snapshot is valid.
     pub(crate) valid: bool,
     /// Whether its merge has failed.
     pub(crate) merge_failed: bool,
-    /// Whether writes to it fail since the COW device was found full.
+    /// Whether the COW device was full, so that writes to the snapshot fail.
     pub(crate) overflowed: bool,
 }
 
@@ -30,36 +32,36 @@ impl fmt::Display for Health {
     }
 }
 
-/// How full the COW device is.
+/// The usage of the COW device.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// What is in use.
+    /// The sectors in use.
     pub(crate) allocated: Sectors,
-    /// Its size.
+    /// The size of the COW device.
     pub(crate) total: Sectors,
-    /// What of it is not data.
+    /// The sectors that hold metadata.
     pub(crate) metadata: Sectors,
 }
 
-/// The status line of a snapshot; its text is what `Display` writes.
+/// The status line of a snapshot, which `Display` writes.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatusLine {
-    /// It cannot be used.
+    /// The snapshot is invalid.
     Invalid,
     /// Its merge has failed.
     MergeFailed,
-    /// The COW device was found full.
+    /// The COW device was full.
     Overflow,
-    /// All is well.
+    /// The snapshot works.
     Usage(Usage),
 }
 
 impl StatusLine {
-    /// What a snapshot tells.
+    /// Returns the status line of a snapshot.
     pub(crate) fn of_snapshot(health: Health, usage: Usage) -> Self {
         match health {
             Health { valid: false, .. } => Self::Invalid,
@@ -73,8 +75,9 @@ impl StatusLine {
         }
     }
 
-    /// What a snapshot tells that is merged: its numbers even if it was found full before, or
-    /// nobody would see the end.
+    /// Returns the status line of a snapshot that is being merged.
+    ///
+    /// It shows the usage even if the COW device was full, so that the end of the merge is visible.
     pub(crate) fn of_merge(health: Health, usage: Usage) -> Self {
         let overflowed = false;
         Self::of_snapshot(

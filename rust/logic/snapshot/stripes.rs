@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The parts of the table of completed exceptions, and how they are filled when a store is loaded.
+//! The stripes of the exception table, and how they are filled when a store is loaded.
 //!
-//! Stripes of chunks of the origin are spread over the parts, so that each part can have its own
-//! lock.
+//! Each stripe is an [`ExceptionTable`] with a lock of its own. Stripe units, which are ranges of
+//! consecutive chunks of the origin, are spread over the stripes. C counterpart:
+//! `struct dm_exception_table_lock`, which locks hash buckets.
 
 use crate::env::{
     KVVec,
@@ -26,42 +27,46 @@ use crate::logic::snapshot::{
     sort::Sorter, //
 };
 
-/// The number of parts.
+/// The number of stripes.
 pub(crate) const STRIPES: usize = 64;
 
-/// Where a chunk is if stripes have so many chunks (two to this power): its part, and how many
-/// chunks from it on are in the same stripe.
+/// Returns the stripe of a chunk, and the number of chunks up to the end of its stripe unit.
+///
+/// A stripe unit has 2^`unit_shift` chunks.
 #[inline]
-pub(crate) fn stripe_of(chunk: Chunk, stripe: u32) -> (usize, u64) {
-    let number = chunk.0.wrapping_shr(stripe);
-    // Neighbours are nearly always in different parts.
-    // CAST: Less than 64.
+pub(crate) fn stripe_of(chunk: Chunk, unit_shift: u32) -> (usize, u64) {
+    let number = chunk.0.wrapping_shr(unit_shift);
+    // Neighbouring units are nearly always in different stripes.
+    // CAST: Only the low bits matter.
     let index = (number ^ number.wrapping_shr(6) ^ number.wrapping_shr(12)) as usize % STRIPES;
-    let len = 1u64.wrapping_shl(stripe);
+    let len = 1u64.wrapping_shl(unit_shift);
     (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
 }
 
-/// The number of runs that are looked up for one write to the origin, in each snapshot: a bio may
-/// be as long as a device.
+/// The maximum number of lookups for one write to the origin, in each snapshot.
+///
+/// Bounds the time of a bio, which may be as long as a device.
 pub(crate) const MAX_LOOKUPS: u32 = 64;
 
-/// Counts the chunks from one on, up to `most`, that `find` has. It is asked for runs one after the
-/// other: for a part of the table, from a chunk on, up to a length; it returns how many of them
-/// there are. After [`MAX_LOOKUPS`] answers the rest is left for another time.
+/// Counts the chunks from `chunk` on, up to `max`, that `find` has.
+///
+/// Calls `find` for one run after the other, with a stripe, a first chunk and a maximum length;
+/// `find` returns the number of leading chunks that the stripe has. Gives up after [`MAX_LOOKUPS`]
+/// calls, and returns the number of chunks found until then.
 #[inline]
 pub(crate) fn count_leading(
     mut chunk: Chunk,
-    most: u64,
-    stripe: u32,
+    max: u64,
+    unit_shift: u32,
     mut find: impl FnMut(usize, Chunk, u64) -> u64,
 ) -> u64 {
     let mut found = 0u64;
     for _ in 0..MAX_LOOKUPS {
-        let Some(left) = most.checked_sub(found).filter(|left| *left != 0) else {
+        let Some(left) = max.checked_sub(found).filter(|left| *left != 0) else {
             break;
         };
-        let (index, same) = stripe_of(chunk, stripe);
-        let len = find(index, chunk, same.min(left)).min(left);
+        let (index, left_in_unit) = stripe_of(chunk, unit_shift);
+        let len = find(index, chunk, left_in_unit.min(left)).min(left);
         if len == 0 {
             break;
         }
@@ -71,127 +76,140 @@ pub(crate) fn count_leading(
     found
 }
 
-/// As many runs of a part are sorted at once, of 16 bytes each.
+/// The maximum number of runs of a stripe that are sorted at once, of 16 bytes each.
 const MAX_UNSORTED: usize = 1 << 15;
-/// A list of runs has room for so many at first.
+/// The first capacity of the runs of a stripe.
 const FIRST_CAPACITY: usize = 1 << 6;
 
-/// How runs that share chunks of the origin are treated.
+/// What to do with runs that have a chunk of the origin in common.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Duplicates {
-    /// There are none; if there are, the table is of no use.
+    /// Fail. No store that this module or C wrote has such runs.
     Reject,
-    /// Of each chunk the run that came first counts.
+    /// Keep the first exception of each chunk, and skip the others.
     KeepFirst,
 }
 
-/// A part that is being loaded.
-struct StripeLoader {
+/// A stripe that is being loaded.
+struct LoadingStripe {
     table: ExceptionTable,
-    /// What is not in the table yet.
+    /// The runs that are not in the table yet.
     runs: KVVec<PackedRun>,
 }
 
-/// The parts of a table that is being loaded. Runs come in the order of the COW device, and are put
-/// in sorted by the origin's: so the parts are filled from front to end, which is fast, and leaves
-/// no gaps in them.
+/// Fills the stripes when a store is loaded.
 ///
-/// Of records with the same chunk of the origin the first counts. A store that we or C wrote has
-/// none; if there are any, it is read again with every chunk by itself: then those of the same
-/// chunk stay in their order while they are sorted.
+/// Runs arrive in the order of the COW device, and are sorted by their chunks of the origin before
+/// they go into the table. Each stripe is thus filled from front to end, which is fast and leaves
+/// no gaps.
+///
+/// If several records have the same chunk of the origin, the first one counts. Stores that this
+/// module or C wrote have no such records, so the caller first loads with [`Duplicates::Reject`].
+/// If that finds any, the caller reads the store again with [`Duplicates::KeepFirst`], which adds
+/// each chunk as a run of its own: sorting keeps the order of runs of the same chunk.
 pub(crate) struct StripesLoader {
-    stripe: u32,
+    unit_shift: u32,
     on_duplicate: Duplicates,
+    /// Whether runs had a chunk of the origin in common, and were rejected.
     has_duplicates: bool,
-    parts: KVVec<StripeLoader>,
+    stripes: KVVec<LoadingStripe>,
     sorter: Sorter,
     spares: SpareNodes,
-    duplicates: u64,
+    /// The number of chunks that were skipped as duplicates.
+    skipped: u64,
 }
 
 impl StripesLoader {
-    /// Makes empty parts. May sleep.
-    pub(crate) fn new(stripe: u32, on_duplicate: Duplicates) -> Result<Self> {
-        let mut parts = KVVec::with_capacity(STRIPES, GFP_KERNEL)?;
+    /// Makes empty stripes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Fails if memory is short.
+    pub(crate) fn new(unit_shift: u32, on_duplicate: Duplicates) -> Result<Self> {
+        let mut stripes = KVVec::with_capacity(STRIPES, GFP_KERNEL)?;
         for _ in 0..STRIPES {
-            parts.push_within_capacity(StripeLoader {
+            stripes.push_within_capacity(LoadingStripe {
                 table: ExceptionTable::new(),
                 runs: KVVec::new(),
             })?;
         }
         Ok(Self {
-            stripe,
+            unit_shift,
             on_duplicate,
             has_duplicates: false,
-            parts,
+            stripes,
             sorter: Sorter::default(),
             spares: SpareNodes::new(),
-            duplicates: 0,
+            skipped: 0,
         })
     }
 
-    /// Whether runs shared a chunk of the origin, which was refused.
+    /// Returns whether runs had a chunk of the origin in common, and were rejected.
     pub(crate) fn has_duplicates(&self) -> bool {
         self.has_duplicates
     }
 
-    /// The number of chunks that were left out.
-    pub(crate) fn duplicates(&self) -> u64 {
-        self.duplicates
+    /// Returns the number of chunks that were skipped as duplicates.
+    pub(crate) fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Adds a run of up to [`MAX_RUN_CHUNKS`](super::run::MAX_RUN_CHUNKS) chunks. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Fails if memory is short, or for duplicates with [`Duplicates::Reject`].
     #[inline]
     pub(crate) fn add(&mut self, run: Run) -> Result {
         let mut left = run;
         while left.len != 0 {
-            let (index, same) = stripe_of(left.old, self.stripe);
+            let (index, left_in_unit) = stripe_of(left.old, self.unit_shift);
             let len = match self.on_duplicate {
-                Duplicates::Reject => left.len.min(same),
+                Duplicates::Reject => left.len.min(left_in_unit),
                 Duplicates::KeepFirst => 1,
             };
-            let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-            let piece = PackedRun::new(Run { len, ..left });
-            if part.runs.push_within_capacity(piece).is_err() {
-                self.add_to_full(index, piece)?;
+            let stripe = self.stripes.get_mut(index).ok_or(EINVAL)?;
+            let packed = PackedRun::new(Run { len, ..left });
+            if stripe.runs.push_within_capacity(packed).is_err() {
+                self.add_to_full(index, packed)?;
             }
             left = left.without_first(len);
         }
         Ok(())
     }
 
-    /// Makes room for a run by a larger list, or by putting what there is into the table.
+    /// Adds a run to a full vector, which is replaced by a larger one or flushed.
     #[cold]
     fn add_to_full(&mut self, index: usize, run: PackedRun) -> Result {
-        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-        if part.runs.len() >= MAX_UNSORTED {
+        let stripe = self.stripes.get_mut(index).ok_or(EINVAL)?;
+        if stripe.runs.len() >= MAX_UNSORTED {
             self.flush(index)?;
         } else {
-            let capacity = part
+            let capacity = stripe
                 .runs
                 .len()
                 .saturating_mul(4)
                 .clamp(FIRST_CAPACITY, MAX_UNSORTED);
             let mut larger = KVVec::with_capacity(capacity, GFP_KERNEL)?;
-            for run in part.runs.iter() {
+            for run in stripe.runs.iter() {
                 larger.push_within_capacity(*run)?;
             }
-            part.runs = larger;
+            stripe.runs = larger;
         }
-        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-        Ok(part.runs.push_within_capacity(run)?)
+        let stripe = self.stripes.get_mut(index).ok_or(EINVAL)?;
+        Ok(stripe.runs.push_within_capacity(run)?)
     }
 
-    /// Puts the runs of a part into its table. May sleep.
+    /// Moves the runs of a stripe to its table. May sleep.
     fn flush(&mut self, index: usize) -> Result {
-        let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-        for run in self.sorter.sort(&mut part.runs, GFP_KERNEL)? {
+        let stripe = self.stripes.get_mut(index).ok_or(EINVAL)?;
+        for run in self.sorter.sort(&mut stripe.runs, GFP_KERNEL)? {
             let run = run.run();
-            let mut result = part.table.append(run, GFP_KERNEL);
+            let mut result = stripe.table.append(run, GFP_KERNEL);
             if result == Err(InsertError::Overlap) {
                 self.spares
-                    .refill(part.table.spare_root_capacity(), GFP_KERNEL)?;
-                result = part.table.insert(run, &mut self.spares);
+                    .refill(stripe.table.spare_root_capacity(), GFP_KERNEL)?;
+                result = stripe.table.insert(run, &mut self.spares);
             }
             match result {
                 Ok(()) => {}
@@ -199,24 +217,28 @@ impl StripesLoader {
                     self.has_duplicates = true;
                     return Err(EINVAL);
                 }
-                Err(InsertError::Overlap) => self.duplicates = self.duplicates.saturating_add(1),
+                Err(InsertError::Overlap) => self.skipped = self.skipped.saturating_add(1),
                 Err(InsertError::NoMemory) => return Err(ENOMEM),
-                // Behind the end of all devices: nobody can ask for it.
+                // The chunk is beyond the end of every origin, so it is never looked up.
                 Err(InsertError::OutOfRange) => {}
             }
         }
-        part.runs.clear();
+        stripe.runs.clear();
         Ok(())
     }
 
-    /// Puts in what is left, and gives the tables of the parts. May sleep.
+    /// Moves the remaining runs to the tables, and returns the tables. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Fails if memory is short, or for duplicates with [`Duplicates::Reject`].
     pub(crate) fn finish(&mut self) -> Result<KVVec<ExceptionTable>> {
         let mut tables = KVVec::with_capacity(STRIPES, GFP_KERNEL)?;
         for index in 0..STRIPES {
             self.flush(index)?;
-            let part = self.parts.get_mut(index).ok_or(EINVAL)?;
-            part.runs = KVVec::new();
-            let table = core::mem::replace(&mut part.table, ExceptionTable::new());
+            let stripe = self.stripes.get_mut(index).ok_or(EINVAL)?;
+            stripe.runs = KVVec::new();
+            let table = core::mem::replace(&mut stripe.table, ExceptionTable::new());
             tables.push_within_capacity(table)?;
         }
         Ok(tables)

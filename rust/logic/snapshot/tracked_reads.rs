@@ -1,34 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Readers of the origin, counted so that somebody can wait for those of before.
+//! Tracked reads: reads of the origin, through a snapshot, that are in flight.
 //!
-//! Readers come and go at any time; a new exception sends later ones to the COW device, but its
-//! chunk of the origin must not change until those of before are through. They are counted in two
-//! generations, the present one and the one before: when the older is empty the present one can
-//! become the older. So nobody is kept waiting by readers that came after.
+//! C counterpart: `struct dm_snap_tracked_chunk`, `track_chunk()` and
+//! `__check_for_conflicting_io()`.
+//!
+//! A new exception sends later reads to the COW device, but its chunk of the origin must not change
+//! until earlier reads have ended. Reads begin and end at any time, so they are counted in two
+//! generations, the current one and the previous one. When the previous one is empty, the current
+//! one becomes the previous one. Nothing is therefore held up by reads that began after it.
 
 use crate::logic::count::Count;
 
-/// A generation of readers, as kept with each.
+/// The generation of a tracked read, which is stored with its bio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(bool);
 
 impl Generation {
-    /// As a bit.
+    /// Converts the generation to a bit.
     pub(crate) fn to_bit(self) -> bool {
         self.0
     }
 
-    /// From [`to_bit`](Self::to_bit).
+    /// Converts a bit from [`to_bit`](Self::to_bit) back.
     pub(crate) fn from_bit(bit: bool) -> Self {
         Generation(bit)
     }
 }
 
-/// The readers of some chunks. Never allocates, never sleeps; its user locks it.
+/// The tracked reads of one stripe.
+///
+/// The owner protects it with a lock. Any context.
 #[derive(Debug, Default)]
 pub(crate) struct TrackedReads {
-    /// The present generation; that before it has the other parity.
+    /// The current generation. The previous one has the other parity.
     generation: u64,
     even: Count,
     odd: Count,
@@ -47,33 +52,33 @@ impl TrackedReads {
         self.generation & 1 != 0
     }
 
-    /// A reader begins.
+    /// Tracks a read that begins.
     pub(crate) fn track(&mut self) -> Generation {
         let odd = self.is_odd();
         self.count(odd).increment();
         Generation(odd)
     }
 
-    /// A reader has ended. Tells whether it was the last of its generation.
+    /// Stops tracking a read, which has ended. Returns whether it was the last of its generation.
     pub(crate) fn stop_tracking(&mut self, generation: Generation) -> bool {
         self.count(generation.0).decrement()
     }
 
-    /// Makes a barrier: [`has_passed`](Self::has_passed) tells when all readers that are there now
-    /// are gone.
+    /// Returns a barrier, for which [`has_passed`](Self::has_passed) tells whether all reads that
+    /// are tracked now have ended.
     pub(crate) fn barrier(&self) -> u64 {
         self.generation
     }
 
-    /// Whether all readers of before a barrier are gone.
+    /// Returns whether all reads that were tracked before the barrier have ended.
     pub(crate) fn has_passed(&mut self, barrier: u64) -> bool {
-        let older = !self.is_odd();
-        if barrier >= self.generation && self.count(older).is_zero() {
+        let previous = !self.is_odd();
+        if barrier >= self.generation && self.count(previous).is_zero() {
             self.generation = barrier.wrapping_add(1);
         }
-        let odd = !self.is_odd();
-        let older = !self.count(odd).is_zero();
-        let oldest = self.generation.saturating_sub(older.into());
+        let previous = !self.is_odd();
+        let has_previous = !self.count(previous).is_zero();
+        let oldest = self.generation.saturating_sub(has_previous.into());
         barrier < oldest
     }
 }

@@ -887,14 +887,14 @@ impl CowStore {
             found = read(&mut parts);
         }
         let (tables, loaded) = found?;
-        let space = disk.install(loaded, parts.duplicates() != 0);
+        let space = disk.install(loaded, parts.skipped() != 0);
         let records = disk.records();
         drop(disk);
-        if parts.duplicates() != 0 {
+        if parts.skipped() != 0 {
             warning!(
                 "persistent snapshot",
                 "{} exceptions were ignored: others have their chunks of the origin",
-                parts.duplicates()
+                parts.skipped()
             );
         }
         self.renew(tables, space, records);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How the table of completed exceptions gets room for an entry: from neighbours, or from spares.
+//! Insertion into the table of completed exceptions.
+//!
+//! C counterpart: `dm_insert_exception()`.
 
 use super::{
     leaf::{
@@ -26,18 +28,16 @@ use crate::{
 /// The capacity of the first root.
 const FIRST_ROOT: usize = 4;
 
-/// Where a new entry belongs.
+/// The place at which a new entry belongs.
 enum InsertPoint {
-    /// To an existing leaf, in front of this entry.
+    /// In an existing leaf, before the entry at this position.
     InLeaf(Position),
-    /// To a leaf of its own, in front of leaf `.1` of branch `.0`.
-    NewLeaf(usize, usize),
+    /// In a new leaf, before leaf `index` of a branch.
+    NewLeaf { branch: usize, index: usize },
 }
 
 impl ExceptionTable {
-    /// Returns the capacity of a root that the next insertion may need as a spare, zero for none.
-    ///
-    /// Called under the lock.
+    /// Returns the capacity of the root that the next insertion may need, or zero if it needs none.
     pub(crate) fn spare_root_capacity(&self) -> usize {
         let capacity = self.root.capacity();
         if self.root.len() < capacity {
@@ -46,35 +46,43 @@ impl ExceptionTable {
         capacity.saturating_mul(2).max(FIRST_ROOT)
     }
 
-    /// Maps the chunks of `run`, of at most [`MAX_RUN_CHUNKS`] chunks, taking memory from `spares`.
+    /// Maps the chunks of `run`, with memory from `spares`.
     ///
-    /// Called under the lock. A root that was replaced is left in `spares`. Fails as [`InsertError`]
-    /// says, and not for lack of memory if [`SpareNodes::is_sufficient`].
+    /// A root that was replaced is left in `spares`.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError`] lists the causes. [`InsertError::NoMemory`] is impossible if
+    /// [`SpareNodes::is_sufficient`] under the lock that is still held.
     pub(crate) fn insert(&mut self, run: Run, spares: &mut SpareNodes) -> Result<(), InsertError> {
         if !run.fits_table() {
             return Err(InsertError::OutOfRange);
         }
         let at = self.locate(run.old.0);
-        let (before, behind) = (self.before(at), self.at_or_after(at));
+        let (before, after) = (self.before(at), self.at_or_after(at));
         if before.is_some_and(|(_, before)| before.end() > run.old.0)
-            || behind.is_some_and(|(_, behind)| behind.old.0 < run.end())
+            || after.is_some_and(|(_, after)| after.old.0 < run.end())
         {
             return Err(InsertError::Overlap);
         }
-        if self.join(&run, before, behind).is_none() {
+        if self.join(&run, before, after).is_none() {
             self.add(at, &run, spares).ok_or(InsertError::NoMemory)?;
         }
         self.chunks = self.chunks.saturating_add(run.len);
         Ok(())
     }
 
-    /// Like [`Self::insert`], but for a run that lies behind all others, else it is an overlap.
+    /// Maps the chunks of `run`, which must lie after all others, and fills leaves completely.
     ///
-    /// For loading, without locks: allocates with `flags`. Fills leaves and branches to the end.
+    /// Serves loading, without locks. May sleep if `flags` allow that.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError`] lists the causes. A run that does not lie after all others is an overlap.
     pub(crate) fn append(&mut self, run: Run, flags: Flags) -> Result<(), InsertError> {
         let last = self.root.last_mut();
         if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
-            // Nearly always there is nothing to be searched for.
+            // Fast path: nearly always the last leaf takes the run, and nothing is searched.
             if let Some(added) = leaf.append(&run)? {
                 self.entries = self.entries.saturating_add(added);
                 self.chunks = self.chunks.saturating_add(run.len);
@@ -91,21 +99,22 @@ impl ExceptionTable {
         self.insert(run, &mut spares)
     }
 
-    /// Makes `run` a part of the entry before, behind, or of one in place of both, if it continues
-    /// them; otherwise `None`.
+    /// Joins `run` with the entry before it, the entry after it, or both.
+    ///
+    /// Returns `None` if they are not consecutive on both devices, or an entry cannot hold the sum.
     fn join(
         &mut self,
         run: &Run,
         before: Option<(Position, Run)>,
-        behind: Option<(Position, Run)>,
+        after: Option<(Position, Run)>,
     ) -> Option<()> {
         let spans = |position, run: &Run| self.leaf(position).is_some_and(|leaf| leaf.spans(run));
         let left = before
             .and_then(|(position, before)| Some((position, before.joined(run)?)))
             .filter(|(position, joined)| spans(*position, joined));
         let middle = left.map_or(*run, |(_, joined)| joined);
-        let right = behind
-            .and_then(|(position, behind)| Some((position, middle.joined(&behind)?)))
+        let right = after
+            .and_then(|(position, after)| Some((position, middle.joined(&after)?)))
             .filter(|(position, joined)| {
                 spans(left.map_or(*position, |(position, _)| position), joined)
             });
@@ -121,11 +130,13 @@ impl ExceptionTable {
         }
     }
 
-    /// Adds an entry for `run`, located `at`. `None` if memory lacks; nothing has changed then.
+    /// Adds an entry for `run`, for which [`Self::locate`] returned `at`.
+    ///
+    /// Returns `None`, and leaves the table unchanged, if the spares do not suffice.
     pub(super) fn add(&mut self, at: Position, run: &Run, spares: &mut SpareNodes) -> Option<()> {
         let position = match self.insert_point(at, run) {
-            InsertPoint::NewLeaf(branch, leaf) => {
-                return self.add_new_leaf(branch, leaf, run, spares)
+            InsertPoint::NewLeaf { branch, index } => {
+                return self.add_new_leaf(branch, index, run, spares)
             }
             InsertPoint::InLeaf(position) => position,
         };
@@ -142,32 +153,39 @@ impl ExceptionTable {
                 _ => self.split(position, spares)?,
             }
         }
-        // There is room now, but perhaps in another leaf.
+        // A leaf has room now, but it need not be the same one.
         match self.insert_point(self.locate(run.old.0), run) {
             InsertPoint::InLeaf(position) => self.put(position, run),
-            InsertPoint::NewLeaf(..) => None,
+            InsertPoint::NewLeaf { .. } => None,
         }
     }
 
-    /// Returns where an entry for `run`, located `at`, belongs: to the leaf before or behind, if
-    /// its keys reach, whether or not there is room.
+    /// Returns the place of an entry for `run`, for which [`Self::locate`] returned `at`.
+    ///
+    /// This is the leaf before or the leaf after, whichever can span the run, even if it is full.
     fn insert_point(&self, at: Position, run: &Run) -> InsertPoint {
         let spans = |position: &Position| self.leaf(*position).is_some_and(|leaf| leaf.spans(run));
         if spans(&at) {
             return InsertPoint::InLeaf(at);
         }
         if at.entry == 0 {
-            return InsertPoint::NewLeaf(at.branch, at.leaf);
+            return InsertPoint::NewLeaf {
+                branch: at.branch,
+                index: at.leaf,
+            };
         }
         let [same, next] = at.next_leaves();
-        let behind = self.leaf(same).map_or(next, |_| same);
-        if spans(&behind) {
-            return InsertPoint::InLeaf(behind);
+        let after = self.leaf(same).map_or(next, |_| same);
+        if spans(&after) {
+            return InsertPoint::InLeaf(after);
         }
-        InsertPoint::NewLeaf(at.branch, same.leaf)
+        InsertPoint::NewLeaf {
+            branch: at.branch,
+            index: same.leaf,
+        }
     }
 
-    /// Adds an entry to a leaf with room.
+    /// Adds an entry to a leaf that has room.
     fn put(&mut self, position: Position, run: &Run) -> Option<()> {
         let branch = self.root.get_mut(position.branch)?;
         let leaf = branch.leaves.get_mut(position.leaf)?;
@@ -177,7 +195,7 @@ impl ExceptionTable {
         Some(())
     }
 
-    /// Makes room in a full leaf by moving entries to a neighbour in the same branch.
+    /// Makes room in a full leaf: moves entries to a neighbour in the same branch.
     fn rebalance(&mut self, position: Position) -> Option<()> {
         let branch = self.root.get_mut(position.branch)?;
         let lefts = [Some(position.leaf), position.leaf.checked_sub(1)];
@@ -195,7 +213,7 @@ impl ExceptionTable {
         None
     }
 
-    /// Divides a full leaf in two.
+    /// Splits a full leaf in two.
     fn split(&mut self, position: Position, spares: &mut SpareNodes) -> Option<()> {
         if !self.can_add_leaf(position.branch, spares) {
             return None;
@@ -211,7 +229,7 @@ impl ExceptionTable {
         )
     }
 
-    /// Adds a leaf for `run` alone, in front of leaf `index` of a branch.
+    /// Adds a leaf with `run` as its only entry, before leaf `index` of a branch.
     fn add_new_leaf(
         &mut self,
         branch: usize,
@@ -232,20 +250,20 @@ impl ExceptionTable {
         Some(())
     }
 
-    /// Tells whether a branch, if there is one, has room for a leaf.
+    /// Returns whether a branch exists and has room for a leaf.
     fn has_room(&self, branch: usize) -> bool {
         let branch = self.root.get(branch);
         branch.is_some_and(|branch| branch.leaves.len() < BRANCH_LEAVES)
     }
 
-    /// Tells whether the spares suffice for a new leaf in a branch.
+    /// Returns whether the spares suffice for a new leaf in a branch.
     fn can_add_leaf(&self, branch: usize, spares: &SpareNodes) -> bool {
         let branches = self.root.len();
         let root = branches < self.root.capacity() || spares.has_root(branches.wrapping_add(1));
         spares.leaf.is_some() && (self.has_room(branch) || (spares.branch.is_some() && root))
     }
 
-    /// Adds a leaf in front of leaf `index` of a branch, after [`Self::can_add_leaf`].
+    /// Adds a leaf before leaf `index` of a branch. Called after [`Self::can_add_leaf`].
     fn add_leaf(
         &mut self,
         branch: usize,
@@ -265,8 +283,11 @@ impl ExceptionTable {
         Some(())
     }
 
-    /// Adds a branch beside a full one, or the first, and returns where leaf `index` belongs now:
-    /// from either end of the full branch to an empty one, else the leaves are divided.
+    /// Adds a branch beside a full one, or the first branch, and returns the branch and the index
+    /// at which leaf `index` of the full branch belongs now.
+    ///
+    /// A leaf for either end of the full branch goes to the new branch alone. For any other leaf,
+    /// half of the leaves move to the new branch.
     fn add_branch(
         &mut self,
         branch: usize,
@@ -281,7 +302,7 @@ impl ExceptionTable {
         if self.root.len() >= self.root.capacity() {
             self.grow(spares)?;
         }
-        let (at, found) = match self.root.get_mut(branch) {
+        let (at, target) = match self.root.get_mut(branch) {
             None => (branch, (branch, 0)),
             Some(_) if index == 0 => (branch, (branch, 0)),
             Some(_) if index >= BRANCH_LEAVES => (next, (next, 0)),
@@ -292,7 +313,7 @@ impl ExceptionTable {
                 }
                 full.leaves.truncate(BRANCH_LEAVES / 2);
                 let position = match index.checked_sub(BRANCH_LEAVES / 2) {
-                    Some(behind) => (next, behind),
+                    Some(rest) => (next, rest),
                     None => (branch, index),
                 };
                 (next, position)
@@ -300,10 +321,10 @@ impl ExceptionTable {
         };
         new.update_first();
         self.root.insert_within_capacity(at, new).ok()?;
-        Some(found)
+        Some(target)
     }
 
-    /// Moves the branches to the spare root, and leaves the old one as a spare.
+    /// Moves the branches to the spare root. The old root becomes the spare.
     fn grow(&mut self, spares: &mut SpareNodes) -> Option<()> {
         let larger = spares.root.as_mut()?;
         for branch in self.root.iter_mut() {
@@ -315,7 +336,7 @@ impl ExceptionTable {
         Some(())
     }
 
-    /// Allocates what a run behind all others needs that does not continue the last.
+    /// Allocates the nodes that a run after all others needs if it does not continue the last.
     fn allocate_for_append(
         &self,
         spares: &mut SpareNodes,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A leaf of the table of completed exceptions: a page of packed runs.
+//! A leaf of the table of completed exceptions: a page of packed entries.
 
 use super::InsertError;
 use crate::env::KVVec;
@@ -20,24 +20,24 @@ use crate::logic::snapshot::{
 /// The number of entries in a full leaf.
 pub(super) const LEAF_ENTRIES: usize = 340;
 
-/// The number of chunks from the first of a leaf to the end of its last entry, at most.
+/// The maximum number of chunks from the start of the first entry to the end of the last.
 const MAX_LEAF_SPAN: u64 = 1 << 32;
-/// The number of entries that are worth being moved to a neighbour leaf.
+/// The minimum number of entries that [`Leaf::balance`] moves: fewer are not worth the effort.
 const MIN_MOVED: usize = 16;
 
-/// The number of chunks an entry can stand for.
+/// The maximum number of chunks of an entry.
 const MAX_ENTRY_CHUNKS: u64 = 1 << 16;
 
 const _: () = assert!(size_of::<Entry>() == 12);
 
 impl Run {
-    /// Returns both as one run, if `other` continues this one and one entry can hold them.
+    /// Returns both runs as one, if `other` continues this one and an entry can hold the sum.
     pub(super) fn joined(&self, other: &Self) -> Option<Self> {
         let len = self.len.wrapping_add(other.len);
-        (self.continues_in(other) && len <= MAX_ENTRY_CHUNKS).then_some(Self { len, ..*self })
+        (self.is_continued_by(other) && len <= MAX_ENTRY_CHUNKS).then_some(Self { len, ..*self })
     }
 
-    /// Tells whether the table can hold the run, given in one call.
+    /// Returns whether the table accepts the run.
     pub(super) fn fits_table(&self) -> bool {
         let new_end = self.new.0.checked_add(self.len);
         (1..=MAX_RUN_CHUNKS).contains(&self.len)
@@ -49,19 +49,20 @@ impl Run {
 /// A run of up to 2^16 chunks in 12 bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
-    /// The first chunk of the origin, counted from the first of the leaf.
+    /// The first chunk of the origin, relative to the first of the leaf.
     key: u32,
     new_low: u32,
     new_high: u16,
-    /// The number of chunks behind the first.
+    /// The number of chunks after the first.
     more: u16,
 }
 
 impl Entry {
-    /// Packs a run, of a length and with chunks that fit, for a leaf that starts at `first`.
+    /// Packs a run, which must fit, for a leaf that starts at `first`.
     #[inline]
     fn new(run: &Run, first: u64) -> Self {
-        // CAST: A leaf spans less than 2^32 chunks, the COW device 2^48, an entry 2^16 at most.
+        // CAST: The leaf spans at most 2^32 chunks, the COW device at most 2^48, an entry at most
+        // 2^16.
         Self {
             key: run.old.0.wrapping_sub(first) as u32,
             new_low: run.new.0 as u32,
@@ -70,7 +71,7 @@ impl Entry {
         }
     }
 
-    /// Unpacks the run of an entry of a leaf that starts at `first`.
+    /// Unpacks the entry of a leaf that starts at `first`.
     #[inline]
     pub(super) fn run(&self, first: u64) -> Run {
         let high = u64::from(self.new_high).wrapping_shl(32);
@@ -81,10 +82,10 @@ impl Entry {
         }
     }
 
-    /// Returns the entry of a leaf that starts at `from` for one that starts at `to`.
+    /// Converts the entry of a leaf that starts at `from` for a leaf that starts at `to`.
     #[inline]
     fn rebased(self, from: u64, to: u64) -> Self {
-        // CAST: The low half is enough, as the sum fits.
+        // CAST: The sum fits 32 bits, so the low halves of its terms suffice.
         let key = self.key.wrapping_add(from.wrapping_sub(to) as u32);
         Self { key, ..self }
     }
@@ -94,7 +95,7 @@ impl Entry {
 ///
 /// # Invariants
 ///
-/// - In the table it is not empty, and `first` is where the first entry starts.
+/// - A leaf in the table is not empty, and `first` is the first chunk of its first entry.
 /// - From `first` to the end of the last entry there are at most [`MAX_LEAF_SPAN`] chunks.
 #[derive(Default)]
 pub(super) struct Leaf {
@@ -109,7 +110,7 @@ impl Leaf {
         self.entries.get(index).map(|entry| entry.run(self.first))
     }
 
-    /// Returns the chunk behind the last entry.
+    /// Returns the number of the first chunk after the last entry.
     pub(super) fn end(&self) -> u64 {
         let last = self.entries.last();
         last.map_or(self.first, |entry| entry.run(self.first).end())
@@ -123,13 +124,13 @@ impl Leaf {
         }
     }
 
-    /// Tells whether the leaf, with `run` in it, spans no more chunks than keys can count.
+    /// Returns whether the leaf, with `run` in it, spans at most [`MAX_LEAF_SPAN`] chunks.
     pub(super) fn spans(&self, run: &Run) -> bool {
         let (first, end) = (self.first.min(run.old.0), self.end().max(run.end()));
         end.wrapping_sub(first) <= MAX_LEAF_SPAN
     }
 
-    /// Lets the keys count from `first`.
+    /// Makes the keys relative to `first`.
     fn rebase(&mut self, first: u64) {
         for entry in self.entries.iter_mut() {
             *entry = entry.rebased(self.first, first);
@@ -147,7 +148,7 @@ impl Leaf {
         }
     }
 
-    /// Adds an entry, if there is room.
+    /// Adds an entry before entry `index`, if the leaf has room.
     pub(super) fn insert(&mut self, index: usize, run: &Run) -> Option<()> {
         if index == 0 {
             self.rebase(run.old.0);
@@ -156,21 +157,27 @@ impl Leaf {
         self.entries.insert_within_capacity(index, entry).ok()
     }
 
-    /// Adds a run that lies behind all entries, to the last one if it continues that, and tells how
-    /// many entries there are more; `None` if the table has to look at it.
+    /// Adds a run that lies after all entries, or extends the last entry by it.
+    ///
+    /// Returns the number of entries added, or `None` if the leaf is empty or full, or cannot span
+    /// the run: the table must find another place.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the run does not lie after all entries.
     #[inline]
     pub(super) fn append(&mut self, run: &Run) -> Result<Option<u64>, InsertError> {
         let Some(last) = self.entries.last_mut() else {
             return Ok(None);
         };
-        let held = last.run(self.first);
-        if held.end() > run.old.0 {
+        let last_run = last.run(self.first);
+        if last_run.end() > run.old.0 {
             return Err(InsertError::Overlap);
         }
         if !run.fits_table() || run.end().wrapping_sub(self.first) > MAX_LEAF_SPAN {
             return Ok(None);
         }
-        if let Some(joined) = held.joined(run) {
+        if let Some(joined) = last_run.joined(run) {
             *last = Entry::new(&joined, self.first);
             return Ok(Some(0));
         }
@@ -178,7 +185,7 @@ impl Leaf {
         Ok(self.entries.push_within_capacity(entry).ok().map(|()| 1))
     }
 
-    /// Takes an entry out.
+    /// Removes an entry.
     pub(super) fn remove(&mut self, index: usize) -> Option<()> {
         self.entries.remove(index).ok()?;
         match self.get(0) {
@@ -188,7 +195,7 @@ impl Leaf {
         Some(())
     }
 
-    /// Adds entries of a leaf that starts at `first` behind the own ones, if there is room.
+    /// Adds entries of a leaf that starts at `first` after the own ones, if the leaf has room.
     fn push(&mut self, entries: &[Entry], first: u64) -> Option<()> {
         for entry in entries {
             let entry = entry.rebased(first, self.first);
@@ -197,7 +204,7 @@ impl Leaf {
         Some(())
     }
 
-    /// Makes a leaf of the upper half of the entries, in an empty vector.
+    /// Moves the upper half of the entries to a new leaf, in the empty vector `entries`.
     pub(super) fn split(&mut self, entries: KVVec<Entry>) -> Option<Self> {
         let first = self.get(LEAF_ENTRIES / 2)?.old.0;
         let mut upper = Self { first, entries };
@@ -206,7 +213,10 @@ impl Leaf {
         Some(upper)
     }
 
-    /// Moves entries between neighbours so that both have the same number, if that is worth it.
+    /// Moves entries between neighbours so that both have the same number.
+    ///
+    /// Returns `None`, and moves nothing, if this is not worth the effort or if the receiver could
+    /// not span the entries.
     pub(super) fn balance(left: &mut Self, right: &mut Self) -> Option<()> {
         let (lefts, rights) = (left.entries.len(), right.entries.len());
         let moved = lefts.abs_diff(rights) / 2;
@@ -236,9 +246,9 @@ impl Leaf {
     }
 }
 
-/// Swaps the first `count` items with the others.
+/// Exchanges the first `count` items with the others.
 fn rotate<T>(items: &mut [T], count: usize) {
-    // Not `rotate_left`, which panics for a count too large.
+    // `rotate_left` panics if the count is too large.
     if let Some((front, back)) = items.split_at_mut_checked(count) {
         front.reverse();
         back.reverse();

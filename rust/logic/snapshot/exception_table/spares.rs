@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory that an insertion into the table may need.
+//! Memory for an insertion into the table of completed exceptions.
 
 use super::{
     leaf::{
@@ -17,9 +17,10 @@ use crate::env::{
     KVVec, //
 };
 
-/// Empty vectors for the next [`ExceptionTable::insert`], which takes what it needs.
+/// Empty nodes, of which the next [`ExceptionTable::insert`](super::ExceptionTable::insert) takes
+/// those that it needs.
 ///
-/// Filled where the caller may allocate, dropped where it may sleep: a root can come from vmalloc.
+/// Must be dropped where the caller may sleep: a root can come from vmalloc.
 #[derive(Default)]
 pub(crate) struct SpareNodes {
     pub(super) leaf: Option<KVVec<Entry>>,
@@ -28,7 +29,7 @@ pub(crate) struct SpareNodes {
 }
 
 impl SpareNodes {
-    /// Makes spares without any vector. May be called in any context.
+    /// Makes a set without any node. Any context.
     pub(crate) const fn new() -> Self {
         Self {
             leaf: None,
@@ -37,17 +38,24 @@ impl SpareNodes {
         }
     }
 
-    /// Tells whether the next insertion cannot lack memory, `root_capacity` being what [`ExceptionTable::spare_root_capacity`]
-    /// returned under the lock that is still held. May be called in any context.
+    /// Returns whether the next insertion cannot run out of memory.
+    ///
+    /// `root_capacity` comes from
+    /// [`ExceptionTable::spare_root_capacity`](super::ExceptionTable::spare_root_capacity), under
+    /// the lock that is still held. Any context.
     pub(crate) fn is_sufficient(&self, root_capacity: usize) -> bool {
         self.leaf.is_some()
             && self.branch.is_some()
             && (root_capacity == 0 || self.has_root(root_capacity))
     }
 
-    /// Allocates what is missing, and frees a root that is not wanted.
+    /// Allocates the missing nodes, and frees a root that is too small or not needed.
     ///
-    /// Called without locks. On failure what could be allocated stays.
+    /// May sleep if `flags` allow that.
+    ///
+    /// # Errors
+    ///
+    /// Fails if memory is short. Nodes that could be allocated are kept.
     pub(crate) fn refill(&mut self, root_capacity: usize, flags: Flags) -> Result<(), AllocError> {
         if root_capacity == 0 || !self.has_root(root_capacity) {
             self.root = None;
@@ -64,7 +72,7 @@ impl SpareNodes {
         Ok(())
     }
 
-    /// Tells whether there is a root for at least `capacity` branches.
+    /// Returns whether there is a root for at least `capacity` branches.
     pub(super) fn has_root(&self, capacity: usize) -> bool {
         let root = self.root.as_ref();
         root.is_some_and(|root| root.capacity() >= capacity)

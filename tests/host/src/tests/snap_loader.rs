@@ -209,7 +209,7 @@ fn bad_records() {
         assert_eq!(
             line(600, new),
             Some(format!(
-                "exception 1 maps chunk 9 to chunk {new}, behind the end of the COW device"
+                "exception 1 maps chunk 9 to chunk {new}, beyond the end of the COW device"
             ))
         );
     }
