@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What pure logic may use of its surroundings: the kernel's side of the facade.
+//! The environment of the pure logic: the implementation for the kernel.
 //!
-//! The files under `logic/` import from `core`, `zerocopy` and this module only. The host test
-//! crate has a module of the same name with the same names and signatures over `std`
-//! (`tests/host/src/env.rs`), so a name that is missing on one side does not compile there.
+//! The files in `logic/` import only from `core`, `zerocopy` and this module. The implementation
+//! for the host tests, `tests/host/src/env.rs`, has the same names and signatures over `std`, so a
+//! name that is missing on one side does not compile there.
 
 #![allow(
     unused_imports,
-    reason = "the facade offers a fixed set, users come and go"
+    reason = "it has the same names as tests/host/src/env.rs, whatever the logic uses"
 )]
 
 pub(crate) use kernel::{
@@ -48,28 +48,28 @@ pub(crate) use kernel::{
     },
 };
 
-/// Returns "illegal byte sequence", the code of a block with a wrong magic or checksum.
+/// Returns `EILSEQ`, the error of a block with a wrong magic number or checksum.
 ///
-/// A function, because the kernel crate has no constant for it and makes errors from numbers at
-/// run time only. May be called in any context.
+/// This is a function because the kernel crate has no such constant, and converts numbers to errors
+/// only at run time. Any context.
 #[inline]
 pub(crate) fn eilseq() -> Error {
-    // CAST: an error number, far below `i32::MAX`.
+    // CAST: Error numbers are far below `i32::MAX`.
     Error::from_errno(-(kernel::bindings::EILSEQ as i32))
 }
 
-/// Warns of a counter that would have fallen below zero; once.
+/// Warns, once, of a counter that would have become negative.
 ///
-/// May be called in any context.
+/// Any context.
 #[cold]
 pub(crate) fn miscounted() {
     crate::sys::log::miscounted();
 }
 
-/// Returns the checksum persistent-data puts over `data`: crc32c from all ones, without the final
-/// inversion, exclusive-or `xor`.
+/// Returns the checksum of `data` as persistent-data computes it: crc32c, started with all ones,
+/// without the final inversion, XOR `xor`.
 ///
-/// May be called in any context.
+/// Any context.
 #[inline]
 pub(crate) fn crc32c_block(data: &[u8], xor: u32) -> u32 {
     crate::dm::pdata::checksum(data, xor)

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Functions that can panic, and some that cannot, for the test of `scripts/audit`. Nobody calls
-//! them; do not load it.
+//! Functions that can panic, and some that cannot, for the test of `scripts/audit`.
 //!
-//! One for each way in which Rust code comes to panic: a check that the compiler puts into our
-//! code, a function of `core` that checks, one that is not inlined, a function in a table.
+//! Nothing calls them, and the module must not be loaded.
+//!
+//! There is a function for each way in which Rust code can panic: a check that the compiler adds,
+//! a function of `core` that checks, a function of `core` that is not inlined, and a function that
+//! is called through a table.
 
 #![allow(missing_docs)]
 
@@ -130,8 +132,7 @@ pub fn panics_radix(text: &str, radix: u32) -> Option<u32> {
     u32::from_str_radix(text, radix).ok()
 }
 
-/// What shows a string as Rust source is a function of `core`, which is called by way of another
-/// one.
+/// `Debug` of a string is a function of `core` that is called indirectly.
 #[no_mangle]
 pub fn panics_debug(text: &str) {
     pr_info!("{:?}\n", text)

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A module with four bugs, to show that the debug kernels find such bugs in Rust code and that
-//! `scripts/vm` reports them. Each parameter that is not zero plants one when the module is loaded.
-//! Never load it anywhere else.
+//! A module with four bugs, for the tests of the debug kernels and of `scripts/vm`.
+//!
+//! The tests show that the debug kernels find these bugs in Rust code, and that `scripts/vm`
+//! reports them. Each module parameter that is not zero triggers one bug when the module is loaded.
+//! Never load the module elsewhere.
 
 use kernel::{
     new_mutex,
@@ -66,23 +68,23 @@ impl Planted {
     }
 }
 
-/// A parameter's value is a reference in some kernels.
+/// Returns whether a parameter is set. Some kernels return a reference to its value.
 fn is_set(value: impl core::borrow::Borrow<u8>) -> bool {
     *value.borrow() != 0
 }
 
 fn use_after_free() -> Result {
     let pointer = KBox::into_raw(KBox::new([0x5au8; 192], GFP_KERNEL)?);
-    // SAFETY: `pointer` comes from `into_raw`, and nobody else has it.
+    // SAFETY: `pointer` comes from `into_raw`, and this is its only copy.
     drop(unsafe { KBox::from_raw(pointer) });
-    // SAFETY: There is no reason why this would be sound: it is the bug.
+    // SAFETY: None. This read of freed memory is the bug.
     let byte = unsafe { pointer.cast::<u8>().add(100).read_volatile() };
     pr_info!("read {} from memory that was freed\n", byte);
     Ok(())
 }
 
-/// Many, because pointers linger where kmemleak finds them: on stacks, and in the allocator's
-/// arrays of free objects.
+/// Leaks many objects: kmemleak does not report those whose pointers remain on a stack or in the
+/// allocator's arrays of free objects.
 #[inline(never)]
 fn leak() -> Result {
     for _ in 0..1024 {
@@ -98,10 +100,10 @@ impl kernel::InPlaceModule for Planted {
             second <- new_mutex!(0, "planted_second"),
             spin <- new_spinlock!(0, "planted_spin"),
             _: {
-                // SAFETY: All fields of `this` are initialised by now, and nobody changes them
-                // while we look.
+                // SAFETY: All fields of `this` are initialised, and nothing has a mutable
+                // reference to them while `planted` exists.
                 let planted = unsafe { this.as_ref() };
-                // First, since any other report turns lockdep off.
+                // This must be the first, because any other report disables lockdep.
                 if is_set(module_parameters::lock_inversion.value()) {
                     planted.lock_inversion();
                 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What pure logic may use of its surroundings: the host's side of the facade.
+//! The environment of the pure logic: the implementation for the host.
 //!
-//! Twin of `rust/env.rs`. The kernel's signatures are the truth: what they do not offer is not
-//! offered here, and each allocation can be made to fail.
+//! `rust/env.rs` is the implementation for the kernel, and has the same names and signatures. This
+//! file offers only what the kernel's types offer, and can make each allocation fail.
 
-#![allow(dead_code, reason = "the facade offers a fixed set, users come and go")]
+#![allow(dead_code, reason = "it has the same names as rust/env.rs, whatever the logic uses")]
 
 use alloc::vec::Vec;
 use core::ops::{
@@ -16,13 +16,13 @@ use core::ops::{
 
 pub(crate) use core::fmt;
 
-/// The kernel's `fmt!` differs from `core`'s in the traits it looks for.
+/// The kernel's `fmt!` uses its own formatting traits, and this one those of `core`.
 macro_rules! host_fmt {
     ($($args:tt)*) => { ::core::format_args!($($args)*) };
 }
 pub(crate) use host_fmt as fmt;
 
-/// An error number, as negative as the kernel has it.
+/// A negative error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Error(i32);
 
@@ -82,12 +82,12 @@ impl From<RemoveError> for Error {
     }
 }
 
-/// The kernel warns, which fails a run of a debug kernel.
+/// Reports that a counter would have become negative. The kernel warns once.
 pub(crate) fn miscounted() {
-    panic!("a counter would have fallen below zero");
+    panic!("a counter would have become negative");
 }
 
-/// The bitwise crc32c; the kernel has instructions for it.
+/// Computes crc32c byte by byte. The kernel uses CPU instructions.
 pub(crate) fn crc32c_block(data: &[u8], xor: u32) -> u32 {
     /// The remainders of all bytes for the reflected Castagnoli polynomial.
     static TABLE: [u32; 256] = {
@@ -111,7 +111,7 @@ pub(crate) fn crc32c_block(data: &[u8], xor: u32) -> u32 {
     crc ^ xor
 }
 
-/// Allocation flags; they change nothing here.
+/// Allocation flags, which have no effect on the host.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Flags(u32);
 
@@ -140,7 +140,7 @@ pub(crate) enum InsertError<T> {
 
 pub(crate) struct RemoveError;
 
-/// Makes an allocation fail: the one that finds the countdown at zero.
+/// Makes one allocation fail: the one that finds the countdown at zero.
 #[cfg(test)]
 pub(crate) mod faults {
     use std::cell::Cell;
@@ -149,8 +149,9 @@ pub(crate) mod faults {
         static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     }
 
-    /// Runs `f` with its allocation number `n`, counted from zero, failing, and tells whether it
-    /// was reached.
+    /// Runs `f`, whose allocation number `n`, counted from zero, fails.
+    ///
+    /// Returns whether that allocation was reached.
     pub(crate) fn with_failing<T>(n: usize, f: impl FnOnce() -> T) -> (T, bool) {
         LEFT.set(Some(n));
         let result = f();
@@ -158,7 +159,7 @@ pub(crate) mod faults {
         (result, reached)
     }
 
-    /// Counts an allocation, and tells whether it shall fail.
+    /// Counts an allocation, and returns whether it must fail.
     pub(super) fn hit() -> bool {
         match LEFT.get() {
             None => false,
@@ -181,8 +182,9 @@ mod faults {
     }
 }
 
-/// The kernel's vector: it grows only where a flag says how, and tells when it cannot. As large as
-/// there.
+/// The kernel's vector, which only grows in functions that take flags and can fail.
+///
+/// Has the same capacities as in the kernel.
 pub(crate) struct KVVec<T> {
     items: Vec<T>,
 }
@@ -211,7 +213,7 @@ impl<T> KVVec<T> {
         self.items
             .try_reserve_exact(capacity - len)
             .map_err(|_| AllocError)?;
-        // `std` may allocate more, but does not; else this would be roomier than the kernel's.
+        // `std` may allocate more. The vector would then have more room than in the kernel.
         assert!(self.items.capacity() == capacity);
         Ok(())
     }
@@ -313,7 +315,7 @@ pub(crate) use atomic::{
     Release, //
 };
 
-/// The kernel's atomics: the ordering is a type, and only sensible ones are accepted.
+/// The kernel's atomics: the ordering is a type, and only valid orderings are accepted.
 mod atomic {
     use core::sync::atomic::{
         AtomicU64,

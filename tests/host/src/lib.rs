@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Host build of the module's pure logic, with its properties, models and fault injection.
+//! Host build of the module's pure logic, with property tests, models and fault injection.
 //!
-//! The logic is included from where the kernel module has it, and finds [`env`] under the same path
-//! as there. `cargo build` shows that it needs no `std`; `cargo test` tests it.
+//! The crate includes the logic from the source of the kernel module. There, as here, the logic
+//! finds `env` at the root of the crate. `cargo build` proves that the logic needs no `std`, and
+//! `cargo test` tests it.
 
 #![cfg_attr(not(test), no_std)]
-#![cfg_attr(not(test), allow(dead_code, reason = "the users are the tests"))]
+#![cfg_attr(not(test), allow(dead_code, reason = "only the tests use the logic"))]
 
 extern crate alloc;
 
@@ -14,7 +15,7 @@ mod env;
 
 #[allow(
     dead_code,
-    reason = "what only the kernel uses, or only properties need"
+    reason = "some of it is used by the kernel or by the tests only"
 )]
 #[path = "../../../rust/logic/mod.rs"]
 mod logic;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Properties of the logic against slow models, and fault injection.
+//! Tests of the logic: properties, comparison with simple models, and fault injection.
 
 mod args;
 mod copying;
@@ -56,18 +56,19 @@ fn range(start: u64, end: u64) -> RegionRange {
     RegionRange::new(Region(start), Region(end))
 }
 
-/// Returns the text of a value.
+/// Returns the text that `Display` writes.
 fn text(value: &impl fmt::Display) -> String {
     value.to_string()
 }
 
-/// Runs `f` with its first allocation failing, then its second, and so on until it succeeds, and
-/// returns the result with the number of failures.
+/// Runs `f` with its first allocation failing, then with its second, and so on until it succeeds.
+///
+/// Returns the result and the number of failures.
 fn with_all_faults<T>(mut f: impl FnMut() -> Result<T, Error>) -> (T, usize) {
     for n in 0.. {
         match faults::with_failing(n, &mut f) {
             (Ok(value), false) => return (value, n),
-            (Ok(_), true) => panic!("allocation {n} failed and nobody noticed"),
+            (Ok(_), true) => panic!("allocation {n} failed, and the result was a success"),
             (Err(error), reached) => {
                 assert!(reached, "failed without a failing allocation");
                 assert_eq!(error, ENOMEM);

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who takes over from whom: all orders of what device-mapper does to two devices with the same COW
-//! device, hook by hook, and the same with mistakes that must be noticed.
+//! A model of the exception handover that explores all orders of events.
 //!
-//! One device has the live table. Another one may be loaded with a table that takes over. Both may
-//! be suspended, resumed and removed. A device's lock is held over a suspension and over a resume;
-//! a suspension may be interrupted, and another target of the table may fail its `preresume`.
+//! Two devices have the same COW device. The model calls the hooks of their tables in every order
+//! in which device-mapper may call them. It also explores variants with a mistake, and expects to
+//! find an error in each.
+//!
+//! One device has the live table. The other may be loaded with a table that takes over. Both may be
+//! suspended, resumed and removed. A device is locked during a suspend and during a resume. A
+//! suspend may be interrupted, and another target of the table may fail its `preresume`.
 
 use std::collections::HashSet;
 use std::vec;
@@ -17,7 +20,7 @@ use crate::logic::snapshot::handover::{
     Source, //
 };
 
-const ROLES: [HandoverState; 6] = [
+const STATES: [HandoverState; 6] = [
     HandoverState::New,
     HandoverState::Destination,
     HandoverState::Live,
@@ -27,58 +30,58 @@ const ROLES: [HandoverState; 6] = [
 ];
 
 const TWO: &str = "two tables are live";
-const TAKEN: &str = "a table was taken over from while it was in use";
-const STALE: &str = "a table is live with what a merge has left in memory";
-const STUCK: &str = "the live table is suspended, and nobody can ever be resumed";
+const TAKEN: &str = "a destination took over while the source was in use";
+const STALE: &str = "a table is live with the exceptions that a merge left in memory";
+const STUCK: &str = "the source is suspended, and no table can ever be resumed";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// A successor asks device-mapper's flag.
+    /// A destination relies on device-mapper's flag.
     Flag,
-    /// A live table becomes live again only in its `resume`.
+    /// A suspended source becomes live only in its `resume`.
     LiveAtResume,
-    /// The live table may be resumed although another one waits.
+    /// The source may be resumed although a destination waits.
     NoWaiting,
-    /// A resume that was denied leaves the role.
+    /// A denied resume keeps the state.
     DeniedKeeps,
     /// The store of a merge is not read again.
     NoReload,
-    /// Whoever is being destroyed is passed over.
-    LeavingStays,
+    /// A source that is being destroyed does not hand over.
+    DestroyingStays,
 }
 
-/// What is going on with a device, and what comes next.
+/// What device-mapper does with a device now. The variants are in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Doing {
     Nothing,
-    /// A suspension: bios end, then the flag is set, then `postsuspend` runs.
+    /// A suspend: bios end, then the flag is set, then `postsuspend` runs.
     Suspending,
     Postsuspend,
-    /// A resume: other targets, then `resume`, then the flag is cleared.
+    /// A resume: `preresume` of other targets, then `resume`, then the flag is cleared.
     Others,
     Resume,
     Unflag,
-    /// The table is being destroyed: it waits, then leaves.
+    /// The table is being destroyed, and waits for its pending exceptions.
     Waiting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Table {
-    /// None: it is not there, yet or any more.
-    role: Option<HandoverState>,
+    /// `None` if the table does not exist.
+    state: Option<HandoverState>,
     is_merge: bool,
     doing: Doing,
     /// The flag of device-mapper.
     suspended: bool,
-    /// From its `resume` on until it is suspended.
+    /// Whether the table is between its `resume` and its suspend.
     in_use: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
     tables: [Table; 2],
-    /// Memory is what a merge has left: gaps.
+    /// Whether a merge has removed exceptions from memory.
     stale: bool,
     loads: u8,
     resumes: [u8; 2],
@@ -90,7 +93,7 @@ struct State {
 
 fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize, &'static str> {
     let live = Table {
-        role: Some(HandoverState::Live),
+        state: Some(HandoverState::Live),
         is_merge,
         doing: Doing::Nothing,
         suspended: false,
@@ -100,7 +103,7 @@ fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize,
         tables: [
             live,
             Table {
-                role: None,
+                state: None,
                 is_merge: merges_next,
                 suspended: true,
                 in_use: false,
@@ -120,7 +123,7 @@ fn explore(mistake: Mistake, is_merge: bool, merges_next: bool) -> Result<usize,
     let mut taken = false;
     while let Some(state) = left.pop() {
         state.check(mistake)?;
-        taken |= state.tables[0].role == Some(HandoverState::HandedOver);
+        taken |= state.tables[0].state == Some(HandoverState::HandedOver);
         left.extend(
             next(&state, mistake)
                 .into_iter()
@@ -136,15 +139,15 @@ impl State {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let is_live = |table: &&Table| table.role.is_some_and(HandoverState::is_live);
+        let is_live = |table: &&Table| table.state.is_some_and(HandoverState::is_live);
         if self.tables.iter().filter(is_live).count() > 1 {
             return Err(TWO);
         }
-        // Nothing is going on, and one waits for the other, which is suspended. Whoever tries comes
-        // through in the end.
+        // Both devices are idle, and the destination waits for its source, which is suspended. One
+        // of them must be able to resume.
         let idle = |table: &Table| table.doing == Doing::Nothing && table.suspended;
-        let waits = self.tables[1].role == Some(HandoverState::Destination)
-            && self.tables[0].role.is_some();
+        let waits = self.tables[1].state == Some(HandoverState::Destination)
+            && self.tables[0].state.is_some();
         if waits && self.tables.iter().all(idle) {
             let mut state = *self;
             for number in [1, 0, 1] {
@@ -159,13 +162,13 @@ impl State {
 
     fn source(&self, mistake: Mistake) -> Option<Source> {
         let source = |table: &Table| {
-            let role = table.role.filter(|role| role.has_store())?;
-            let suspended = mistake == Mistake::Flag && role.is_live() && table.suspended;
+            let handover = table.state.filter(|handover| handover.has_store())?;
+            let suspended = mistake == Mistake::Flag && handover.is_live() && table.suspended;
             Some(Source {
-                role: if suspended {
+                state: if suspended {
                     HandoverState::Suspended
                 } else {
-                    role
+                    handover
                 },
                 is_merge: table.is_merge && mistake != Mistake::NoReload,
                 is_replaced: false,
@@ -176,14 +179,14 @@ impl State {
 
     fn preresume(&mut self, number: usize, mistake: Mistake) -> Result<(), Denied> {
         let source = self.source(mistake);
-        let waits = |table: &Table| table.role.is_some_and(HandoverState::is_waiting);
+        let waits = |table: &Table| table.state.is_some_and(HandoverState::is_waiting);
         let is_waited_for = self.tables.iter().any(waits) && mistake != Mistake::NoWaiting;
-        let role = self.tables[number].role.as_mut().unwrap();
-        let before = *role;
-        let result = role.preresume(source, is_waited_for);
+        let handover = self.tables[number].state.as_mut().unwrap();
+        let before = *handover;
+        let result = handover.preresume(source, is_waited_for);
         let denied = result.is_err() && mistake == Mistake::DeniedKeeps;
         if denied || mistake == Mistake::LiveAtResume && before == HandoverState::Suspended {
-            *role = before;
+            *handover = before;
         }
         if result? {
             self.stale = false;
@@ -192,26 +195,26 @@ impl State {
     }
 
     fn resume(&mut self, number: usize, mistake: Mistake) {
-        let role = self.tables[number].role.as_mut().unwrap();
-        if mistake == Mistake::LiveAtResume && *role == HandoverState::Suspended {
-            *role = HandoverState::Live;
+        let handover = self.tables[number].state.as_mut().unwrap();
+        if mistake == Mistake::LiveAtResume && *handover == HandoverState::Suspended {
+            *handover = HandoverState::Live;
         }
-        self.tables[number].in_use = *role != HandoverState::HandedOver;
-        if role.resume() {
+        self.tables[number].in_use = *handover != HandoverState::HandedOver;
+        if handover.resume() {
             if self.stale {
                 self.problem = Some(STALE);
             }
             let other = &mut self.tables[1 - number];
-            if let Some(role) = other.role.as_mut() {
-                let leaving = *role == HandoverState::Destroying;
-                if other.in_use && role.has_store() {
+            if let Some(handover) = other.state.as_mut() {
+                let leaving = *handover == HandoverState::Destroying;
+                if other.in_use && handover.has_store() {
                     self.problem = Some(TAKEN);
                 }
-                if !(leaving && mistake == Mistake::LeavingStays) {
-                    role.hand_over();
+                if !(leaving && mistake == Mistake::DestroyingStays) {
+                    handover.hand_over();
                 }
-                if leaving && *role == HandoverState::Destroying {
-                    // New exceptions begin all the time.
+                if leaving && *handover == HandoverState::Destroying {
+                    // It keeps starting exceptions, and never becomes idle.
                     self.problem = Some(STUCK);
                 }
             }
@@ -222,21 +225,21 @@ impl State {
 
 fn next(state: &State, mistake: Mistake) -> Vec<State> {
     let mut all = vec![];
-    if state.loads != 0 && state.tables[1].role.is_none() {
+    if state.loads != 0 && state.tables[1].state.is_none() {
         let mut next = *state;
         next.loads -= 1;
         next.tables[1].suspended = true;
         next.tables[1].in_use = false;
         let source = state.source(Mistake::None);
-        next.tables[1].role =
+        next.tables[1].state =
             Some(source.map_or(HandoverState::New, |_| HandoverState::Destination));
-        // A new one reads the store.
+        // A new table reads the store.
         next.stale &= source.is_some();
         all.push(next);
     }
     for number in 0..2 {
         let table = &state.tables[number];
-        if table.role.is_some() {
+        if table.state.is_some() {
             step(state, number, mistake, &mut all);
         }
     }
@@ -271,16 +274,16 @@ fn step(state: &State, number: usize, mistake: Mistake, all: &mut Vec<State>) {
             if state.removes[number] != 0 {
                 all.push(with(&|next, table| {
                     next.removes[number] -= 1;
-                    let role = table.role.as_mut().unwrap();
+                    let handover = table.state.as_mut().unwrap();
                     if !table.suspended {
-                        role.postsuspend();
+                        handover.postsuspend();
                     }
                     table.suspended = true;
                     table.in_use = false;
-                    if role.destroy() {
+                    if handover.destroy() {
                         table.doing = Doing::Waiting;
                     } else {
-                        table.role = None;
+                        table.state = None;
                     }
                 }));
             }
@@ -298,7 +301,7 @@ fn step(state: &State, number: usize, mistake: Mistake, all: &mut Vec<State>) {
             }
         }
         Doing::Postsuspend => all.push(with(&|_, table| {
-            table.role.as_mut().unwrap().postsuspend();
+            table.state.as_mut().unwrap().postsuspend();
             table.in_use = false;
             table.doing = Doing::Nothing;
         })),
@@ -322,7 +325,7 @@ fn step(state: &State, number: usize, mistake: Mistake, all: &mut Vec<State>) {
             table.doing = Doing::Nothing;
         })),
         Doing::Waiting => all.push(with(&|_, table| {
-            table.role = None;
+            table.state = None;
             table.doing = Doing::Nothing;
         })),
     }
@@ -346,7 +349,7 @@ fn mistakes_are_noticed() {
         (Mistake::NoWaiting, TAKEN),
         (Mistake::DeniedKeeps, STUCK),
         (Mistake::NoReload, STALE),
-        (Mistake::LeavingStays, STUCK),
+        (Mistake::DestroyingStays, STUCK),
     ] {
         let found = explore(mistake, true, false);
         assert_eq!(found, Err(wanted), "{mistake:?}");
@@ -355,10 +358,10 @@ fn mistakes_are_noticed() {
 
 #[test]
 fn a_table_that_was_replaced_is_not_in_use() {
-    // Its `preresume` succeeded, that of another target did not, and then a new table was loaded.
+    // Its `preresume` succeeded, that of another target failed, and then a new table was loaded.
     for is_merge in [false, true] {
         let source = Source {
-            role: HandoverState::Live,
+            state: HandoverState::Live,
             is_merge,
             is_replaced: true,
         };
@@ -370,14 +373,14 @@ fn a_table_that_was_replaced_is_not_in_use() {
 }
 
 #[test]
-fn roles_are_numbers_and_back() {
-    for role in ROLES {
-        assert_eq!(HandoverState::from_bits(role.to_bits()), role);
+fn states_are_numbers_and_back() {
+    for handover in STATES {
+        assert_eq!(HandoverState::from_bits(handover.to_bits()), handover);
         assert_eq!(
-            role.has_store(),
-            role.is_live() || role == HandoverState::Destroying
+            handover.has_store(),
+            handover.is_live() || handover == HandoverState::Destroying
         );
-        assert!(!(role.is_waiting() && role.has_store()));
+        assert!(!(handover.is_waiting() && handover.has_store()));
     }
 }
 

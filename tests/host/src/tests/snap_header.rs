@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The header of a persistent store against a parser of bytes written from the format's description;
-//! damage; fuzz.
+//! The header, compared with a parser that was written from the description of the format. Damaged
+//! headers, and arbitrary bytes.
 
 use proptest::prelude::*;
 use std::format;
@@ -34,7 +34,7 @@ fn size(sectors: u32) -> ChunkSize {
     ChunkSize::from_sectors(sectors).unwrap()
 }
 
-/// A header by hand, in a sector of garbage.
+/// Returns the bytes of a header, in a sector of garbage.
 fn header(magic: u32, valid: u32, version: u32, sectors: u32) -> Vec<u8> {
     let mut chunk: Vec<u8> = [magic, valid, version, sectors]
         .iter()
@@ -44,13 +44,13 @@ fn header(magic: u32, valid: u32, version: u32, sectors: u32) -> Vec<u8> {
     chunk
 }
 
-/// The line and the code of a header that was read with chunks of eight sectors.
+/// Returns message and error code of a header that was read with chunks of eight sectors.
 fn told(chunk: &[u8], blocks: BlockSizes) -> (String, Error) {
     let invalid = Header::parse(chunk, size(8), blocks).unwrap_err();
     (text(&invalid), Error::from(invalid))
 }
 
-/// What [`Header::parse`] should say.
+/// Returns what [`Header::parse`] should return.
 fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, HeaderError> {
     if chunk.len() < 16 {
         return Err(HeaderError::Magic);
@@ -82,7 +82,7 @@ fn header_model(chunk: &[u8], read: u32, blocks: BlockSizes) -> Result<Header, H
     }
 }
 
-/// The bytes that C writes for a new store with chunks of eight sectors.
+/// C writes these bytes for a new store with chunks of eight sectors.
 #[test]
 fn known_header() {
     let mut chunk = vec![0xff; 4096];
@@ -132,11 +132,11 @@ fn header_texts() {
         (4, LARGE, "Chunk size is not a multiple of device blocksize"),
     ] {
         let line = format!("invalid on-disk chunk size {sectors}: {reason}.");
-        // The version is looked at behind the chunk size.
+        // The version is checked after the chunk size.
         let expected = (line, EINVAL);
         assert_eq!(told(&header(MAGIC, 1, 2, sectors), blocks), expected);
     }
-    // Blank is what the magic says alone, and any number but zero means valid.
+    // Only the magic number makes a device blank, and any number but zero means valid.
     let blank = header(0, 9, 9, 9);
     assert_eq!(Header::parse(&blank, size(8), PLAIN), Ok(Header::Blank));
     let valid = Header::parse(&header(MAGIC, 0x100, 1, 2_097_152), size(8), LARGE);
@@ -147,7 +147,7 @@ fn header_texts() {
     assert_eq!(valid, Ok(expected));
 }
 
-/// The warning comes with whatever other size a header has.
+/// Any other chunk size in a header causes the warning.
 #[test]
 fn overridden_chunk_size() {
     let find = |chunk: &[u8]| ChunkSizeOverride::find(chunk, size(16)).map(|found| text(&found));
@@ -165,13 +165,18 @@ fn overridden_chunk_size() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// Damaged headers, and any bytes, are judged as the model does.
+    /// Damaged headers and arbitrary bytes give the result of the model.
     #[test]
     fn any_header(
         magic in prop_oneof![8 => Just(MAGIC), 1 => Just(0), 1 => any::<u32>()], valid in 0..3u32,
         version in prop_oneof![4 => Just(1u32), 1 => any::<u32>()],
-        sectors in prop_oneof![4 => (0..32u32).prop_map(|bit| 1 << bit), 1 => any::<u32>(), 1 => 0..9u32],
-        cow in 9..14u32, origin in 9..14u32, read in 0..22u32, len in prop_oneof![4 => Just(512usize), 1 => 0..20usize],
+        sectors in prop_oneof![
+            4 => (0..32u32).prop_map(|bit| 1 << bit),
+            1 => any::<u32>(),
+            1 => 0..9u32,
+        ],
+        cow in 9..14u32, origin in 9..14u32, read in 0..22u32,
+        len in prop_oneof![4 => Just(512usize), 1 => 0..20usize],
         garbage in prop::collection::vec(any::<u8>(), 0..40),
     ) {
         let blocks = BlockSizes { cow: 1 << cow, origin: 1 << origin };
@@ -181,14 +186,18 @@ proptest! {
             let result = Header::parse(bytes, size(1 << read), blocks);
             prop_assert_eq!(result, header_model(bytes, 1 << read, blocks));
             let table = size(1 << read);
-            let other = bytes.len() >= 16 && bytes[..4] == *b"SnAp" && bytes[12..16] != (1u32 << read).to_le_bytes();
+            let other = bytes.len() >= 16
+                && bytes[..4] == *b"SnAp"
+                && bytes[12..16] != (1u32 << read).to_le_bytes();
             prop_assert_eq!(ChunkSizeOverride::find(bytes, table).is_some(), other);
         }
     }
 
-    /// What was written is read, whichever size it is read with.
+    /// A header that was written is parsed, whatever chunk size it is read with.
     #[test]
-    fn headers_round_trip(valid in any::<bool>(), shift in 0..22u32, read in 0..22u32, len in 16..600usize) {
+    fn headers_round_trip(
+        valid in any::<bool>(), shift in 0..22u32, read in 0..22u32, len in 16..600usize,
+    ) {
         let store = Header::Store { valid, size: size(1 << shift) };
         let mut chunk = vec![0xff; len];
         prop_assert_eq!(store.encode(&mut chunk), Some(()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Layout and allocation against a store that takes one chunk at a time.
+//! Layout and allocation, compared with a model that allocates one chunk at a time.
 
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -29,7 +29,7 @@ fn layout(sectors: u32) -> Layout {
     Layout::new(size(sectors))
 }
 
-/// The store of C, with room kept for the end of the list.
+/// The allocation of C, which also reserves room for the end of the list.
 #[derive(Clone)]
 struct Model {
     sectors: u64,
@@ -91,7 +91,7 @@ impl Model {
     }
 }
 
-/// The table of the format's description.
+/// The examples of `Documentation/snapshot-format.md`.
 #[test]
 fn known_layouts() {
     for (sectors, per_area, area_1) in [
@@ -115,7 +115,7 @@ fn known_layouts() {
     assert_eq!(most.exceptions_per_area(), 1 << 26);
 }
 
-/// Header, areas and places of records share out all chunks, in order.
+/// Each chunk is the header, an area, or belongs to one record, in order.
 #[test]
 fn every_chunk_has_one_use() {
     for sectors in all_sizes() {
@@ -142,7 +142,7 @@ fn every_chunk_has_one_use() {
     }
 }
 
-/// What is behind the end of all numbers is inside no device.
+/// No device has chunks whose numbers overflow.
 #[test]
 fn ends_of_numbers() {
     for layout in [layout(1), layout(1024), Layout::new(ChunkSize::MAX)] {
@@ -164,8 +164,8 @@ fn ends_of_numbers() {
     assert_eq!(huge.allocate(1, Sectors(u64::MAX)), None);
 }
 
-/// A store takes as many chunks as LVM's formula says: one for the header, and areas up to the end
-/// of the list.
+/// A store has the capacity that LVM computes: the device without the header and without the areas
+/// up to the end of the list.
 #[test]
 fn room_near_whole_stripes() {
     for sectors in all_sizes() {
@@ -193,8 +193,8 @@ fn room_near_whole_stripes() {
     }
 }
 
-/// The case in which C writes behind the end: the last slot of an area in a device of whole
-/// stripes.
+/// The case in which C writes beyond the end of the device: the last slot of an area, on a device
+/// that ends before the next area.
 #[test]
 fn last_slot_of_a_device_of_whole_stripes() {
     let layout = layout(8);
@@ -212,23 +212,23 @@ fn last_slot_of_a_device_of_whole_stripes() {
     assert_eq!(allocator.allocate(300, cow), Some((CowChunk(259), 1)));
 }
 
-/// The room is for records, which may lag behind the chunks, or be ahead of them where some of them
-/// mean nothing.
+/// The room that is left depends on the records. There may be fewer of them than chunks in use, or
+/// more, if some of them have no meaning.
 #[test]
 fn records_and_chunks_out_of_step() {
     let layout = layout(1);
-    // Chunks are left out, so that the area is not full when the stripe is.
+    // Chunks are skipped, so the area is not full when its chunks are used up.
     let mut allocator = PersistentAllocator::new(layout, CowChunk(33), 5);
     assert_eq!(allocator.allocate(9, Sectors(34)), Some((CowChunk(33), 1)));
     assert_eq!(allocator.next_free(), CowChunk(35));
-    // Records are ahead, and fill the area before the stripe is full.
+    // There are more records than chunks, so the area is full before its chunks are used up.
     let mut allocator = PersistentAllocator::new(layout, CowChunk(10), 30);
     assert_eq!(allocator.allocate(9, Sectors(34)), Some((CowChunk(10), 1)));
     assert_eq!(allocator.allocate(9, Sectors(34)), None);
     assert_eq!(allocator.allocate(9, Sectors(35)), Some((CowChunk(11), 9)));
 }
 
-/// What is free after a load is never metadata, and lies behind what is there.
+/// After a load, the next free chunk is never metadata, and lies after all chunks in use.
 #[test]
 fn free_after_load() {
     for sectors in all_sizes() {
@@ -254,7 +254,7 @@ fn free_after_load() {
     }
 }
 
-/// A merge lowers what is in use to the two chunks of an empty store.
+/// A merge lowers the usage to the two chunks of an empty store.
 #[test]
 fn merging_to_the_end() {
     for sectors in [1, 8] {
@@ -271,7 +271,7 @@ fn merging_to_the_end() {
     }
 }
 
-/// Sizes of devices in sectors, around the ends of stripes.
+/// Sizes of devices in sectors, near the positions of areas.
 fn devices(sectors: u32) -> impl Strategy<Value = u64> {
     let (sectors, stride) = (u64::from(sectors), u64::from(sectors) * 32 + 1);
     (0u64..4, 0..12u64, 0..sectors).prop_map(move |(areas, near, odd)| {
@@ -291,7 +291,7 @@ fn steps() -> impl Strategy<Value = (u32, Vec<(u64, u64)>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Runs are what one chunk at a time would give, while the device grows, and shrinks.
+    /// Runs are what the model allocates chunk by chunk, while the device grows and shrinks.
     #[test]
     fn runs_are_single_chunks_in_a_row(
         (sectors, steps) in steps(), grows in any::<bool>(), next in 0..80u64, records in 0..100u64,
@@ -313,7 +313,7 @@ proptest! {
         }
     }
 
-    /// The same without areas.
+    /// The same for a transient store.
     #[test]
     fn transient_runs((sectors, steps) in steps()) {
         let mut transient = TransientAllocator::new(size(sectors));

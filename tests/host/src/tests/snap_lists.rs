@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists against those of the standard library.
+//! Vectors and sorting, compared with the standard library.
 
 use proptest::prelude::*;
 
@@ -43,11 +43,16 @@ fn runs(olds: &[u64]) -> Vec<PackedRun> {
 
 proptest! {
     #[test]
-    fn sorted(olds in prop::collection::vec(prop_oneof![0u64..600, any::<u64>(), Just(u64::MAX)], 0..300)) {
+    fn sorted(
+        olds in prop::collection::vec(
+            prop_oneof![0u64..600, any::<u64>(), Just(u64::MAX)],
+            0..300,
+        ),
+    ) {
         let mut wanted = runs(&olds);
         let (mut unsorted, mut sorter) = (wanted.clone(), sort::Sorter::default());
         let sorted = sorter.sort(&mut unsorted, GFP_KERNEL).unwrap();
-        // Of the same chunk, those that came first.
+        // Stable: runs of the same chunk keep their order.
         wanted.sort_by_key(|run| run.old());
         prop_assert_eq!(sorted, &wanted[..]);
     }
@@ -56,7 +61,11 @@ proptest! {
     fn searched(items in prop::collection::vec(0u32..50, 0..40), bound in 0u32..60) {
         let mut items = items;
         items.sort();
-        prop_assert_eq!(lists::partition_point(&items, |item| *item < bound), items.partition_point(|item| *item < bound));
+        let is_before = |item: &u32| *item < bound;
+        prop_assert_eq!(
+            lists::partition_point(&items, is_before),
+            items.partition_point(is_before)
+        );
     }
 
     #[test]
@@ -64,7 +73,10 @@ proptest! {
         let mut left = list(items.clone());
         let mut model = items;
         let place = model.iter().position(|item| *item == wanted);
-        prop_assert_eq!(lists::remove_first(&mut left, |item| *item == wanted), place.map(|at| model.remove(at)));
+        prop_assert_eq!(
+            lists::remove_first(&mut left, |item| *item == wanted),
+            place.map(|at| model.remove(at))
+        );
         prop_assert_eq!(&left[..], &model[..]);
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Records of a persistent store against a parser of bytes written from the format's description;
-//! damage; fuzz.
+//! Loading of records, compared with a parser that was written from the description of the format.
+//! Damaged records, and arbitrary bytes.
 
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -51,24 +51,24 @@ fn record(old: u64, new: u64) -> Record {
     }
 }
 
-/// Lays records out one behind the other.
+/// Returns the bytes of consecutive records.
 fn lay_out(records: &[(u64, u64)]) -> Vec<u8> {
     let numbers = records.iter().flat_map(|(old, new)| [*old, *new]);
     numbers.flat_map(u64::to_le_bytes).collect()
 }
 
-/// What a loader has told.
+/// The results of a loader.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Load {
     mapped: Vec<(u64, u64)>,
     records: u64,
     repeated: u64,
     next: u64,
-    /// The end of the list and whether something is behind it, or the first record that is bad.
+    /// Whether the rest after the end of the list is not all zeros, or the first damaged record.
     end: Option<Result<bool, u64>>,
 }
 
-/// Reads records one by one, in areas of chunks of a size.
+/// Parses records one by one.
 fn model(sectors: u32, cow: u64, bytes: &[u8]) -> Load {
     let (sectors, mut seen) = (u64::from(sectors), HashSet::new());
     let mut load = Load {
@@ -82,7 +82,7 @@ fn model(sectors: u32, cow: u64, bytes: &[u8]) -> Load {
             load.end = Some(Ok(bytes[index * 16..].iter().any(|byte| *byte != 0)));
             break;
         }
-        // The top byte is C's counter; our table ends earlier.
+        // C uses the top byte as a counter. This module's table has fewer bits.
         let high = new >> 56 != 0 || new >> 48 != 0;
         if new < 2 || high || new >= cow / sectors || new % (sectors * 32 + 1) == 1 {
             load.end = Some(Err(index as u64));
@@ -99,7 +99,7 @@ fn model(sectors: u32, cow: u64, bytes: &[u8]) -> Load {
     load
 }
 
-/// Loads pieces of a list, and sees that runs are as long as they can be.
+/// Loads pieces of a list, and checks that runs are as long as possible.
 fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
     let mut loader = RecordLoader::new(Layout::new(size(sectors)), Sectors(cow));
     let (mut mapped, mut end) = (Vec::new(), None);
@@ -148,7 +148,7 @@ fn load(sectors: u32, cow: u64, pieces: &[&[u8]]) -> Load {
     }
 }
 
-/// Loads, where a bad record may keep runs before it in the same piece from being told.
+/// Loads and compares. A damaged record may suppress earlier runs of the same piece.
 fn assert_load(sectors: u32, cow: u64, pieces: &[&[u8]]) {
     let (mut found, mut expected) = (
         load(sectors, cow, pieces),
@@ -213,13 +213,13 @@ fn bad_records() {
             ))
         );
     }
-    // Numbers end where those of the table do, however large the device is.
+    // The maximum chunk is that of the table, whatever the size of the device.
     let last = (1 << 48) - 1;
     let all = [(1, last), (3, 8), (2, last), (4, last + 1)];
     assert_load(1, u64::MAX, &[&lay_out(&all)]);
 }
 
-/// What the end of the list tells, at the borders of pieces and of areas.
+/// The end of the list, at the borders of pieces and of areas.
 #[test]
 fn ends_of_lists() {
     let full: Vec<(u64, u64)> = (0..32).map(|n| (100 - n, n + 2)).collect();
@@ -240,7 +240,7 @@ fn ends_of_lists() {
     assert_load(1, 100, &[&area, &[], &lay_out(&[(1, 35)])]);
 }
 
-/// What is laid out as it was given out is loaded as it was, and gives out the same next.
+/// A store without gaps is loaded as it was written, and allocates the same chunk next.
 #[test]
 fn stores_without_gaps() {
     for shift in 0..=10 {
@@ -298,7 +298,7 @@ fn stores_without_gaps() {
     }
 }
 
-/// Runs are no longer than the table takes at once, and end where numbers end.
+/// Runs are no longer than the table accepts, and end where numbers overflow.
 #[test]
 fn ends_of_runs() {
     let records: Vec<(u64, u64)> = (0..MAX_RUN_CHUNKS + 9).map(|n| (n, n + 2)).collect();
@@ -328,7 +328,7 @@ fn ends_of_runs() {
     );
 }
 
-/// What cannot be passed on, or remembered, ends the load.
+/// Errors of the receiver, and failing allocations, end the load.
 #[test]
 fn failures() {
     let bytes = lay_out(&[(1, 2), (2, 3), (5, 9)]);
@@ -345,7 +345,7 @@ fn failures() {
     assert_eq!((failure, calls), (Err(LoadError::Error(EIO)), 2));
     assert_eq!(Error::from(LoadError::Error(EIO)), EIO);
 
-    // Chunks in no order, so that there is much to remember.
+    // Chunks in no order need much memory.
     let mixed: Vec<(u64, u64)> = (0..3000u64)
         .map(|n| (n, n * 1237 % 3000 * 2 + 2))
         .filter(|(_, new)| new % 257 != 1)
@@ -367,8 +367,7 @@ fn failures() {
     assert_load(8, 100_000, &[&bytes, &bytes]);
 }
 
-/// Records as a store may have them, good and bad: runs, what lies elsewhere, repetitions, and any
-/// numbers.
+/// Valid and damaged records: runs, single chunks, duplicates, and arbitrary numbers.
 fn records() -> impl Strategy<Value = Vec<(u64, u64)>> {
     let number = prop_oneof![
         4 => 0..80u64,
@@ -389,12 +388,13 @@ fn records() -> impl Strategy<Value = Vec<(u64, u64)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// Lists are read as one record after the other, in whatever pieces they come.
+    /// Lists in arbitrary pieces are parsed like single records.
     #[test]
     fn any_list(
         records in records(), shift in 0..4u32,
         cow in prop_oneof![4 => Just(3000u64), 1 => 0..400u64, 1 => any::<u64>()],
-        pieces in prop::collection::vec(0..20usize, 0..12), end in any::<bool>(), stale in 0..40usize,
+        pieces in prop::collection::vec(0..20usize, 0..12), end in any::<bool>(),
+        stale in 0..40usize,
     ) {
         let mut bytes = lay_out(&records);
         if end {
@@ -414,10 +414,11 @@ proptest! {
         assert_load(1 << shift, cow, &parts);
     }
 
-    /// Any bytes are survived.
+    /// Arbitrary bytes cause no panic.
     #[test]
     fn any_bytes(
-        mut bytes in prop::collection::vec(prop_oneof![3 => Just(0), 1 => any::<u8>()], 0..600), cow in any::<u64>(),
+        mut bytes in prop::collection::vec(prop_oneof![3 => Just(0), 1 => any::<u8>()], 0..600),
+        cow in any::<u64>(),
     ) {
         let whole = bytes.len() / 16 * 16;
         assert_load(1, cow, &[&bytes[..whole]]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a merge does when it is started, stopped and paused, and its batches.
+//! The steps of a merge that is started, stopped and paused, and its batches.
 
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -30,7 +30,7 @@ use crate::logic::snapshot::{
 };
 
 #[test]
-fn it_ends_at_once_where_it_can() {
+fn a_stop_takes_effect_at_once_if_possible() {
     let mut merge = MergeState::new();
     assert!(merge.is_idle() && !merge.has_failed());
     merge.start();
@@ -71,7 +71,7 @@ fn a_pause_ends_with_the_last_of_them() {
     assert!(merge.is_idle());
     merge.unpause();
     assert_eq!(merge.next_step(), MergeStep::Read);
-    // What is read while it is paused is not begun.
+    // A batch that is read during a pause does not begin.
     merge.pause();
     merge.batch_read(Ok(true));
     assert!(merge.is_idle());
@@ -92,7 +92,7 @@ fn starts_and_stops_during_a_pause_are_remembered() {
     merge.stop();
     merge.unpause();
     assert!(merge.is_idle());
-    // A failure does not end with a pause, but when the user says so, then as soon as may be.
+    // A failure does not end with a pause, but with a start, which takes effect after the pause.
     merge.start();
     merge.batch_read(Err(()));
     merge.pause();
@@ -115,13 +115,13 @@ fn a_batch_in_doubt_stays_so_during_a_pause() {
     assert_eq!(merge.next_step(), MergeStep::Restore);
     merge.records_restored(false);
     merge.batch_released();
-    // It was started, and only waits for the end of the pause.
+    // The merge was started, and only waits for the end of the pause.
     assert!(!merge.has_failed() && merge.is_idle());
     merge.unpause();
     assert_eq!(merge.next_step(), MergeStep::Commit);
 }
 
-/// A merge whose batch is in doubt.
+/// Returns a merge whose batch is in doubt.
 fn in_doubt() -> MergeState {
     let mut merge = MergeState::new();
     merge.start();
@@ -151,7 +151,7 @@ fn a_write_has_records_in_doubt_written_back() {
     merge.batch_released();
     assert!(merge.has_failed() && merge.is_idle());
     merge.request_restore();
-    assert!(merge.is_idle(), "there is no doubt any more");
+    assert!(merge.is_idle(), "the batch is not in doubt any more");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_batch_in_doubt_is_committed_when_it_is_started_again() {
     let mut merge = in_doubt();
     merge.start();
     assert_eq!(merge.next_step(), MergeStep::Commit);
-    // A start that comes while a failure is dealt with is not lost.
+    // A start during the handling of a failure is not lost.
     merge.batch_committed(CommitResult::InDoubt);
     merge.start();
     merge.batch_released();
@@ -176,21 +176,21 @@ fn a_batch_in_doubt_is_committed_when_it_is_started_again() {
 }
 
 #[test]
-fn the_pace_keeps_to_its_bounds() {
-    let mut pace = BatchSize::new();
+fn the_batch_size_keeps_to_its_bounds() {
+    let mut batch_size = BatchSize::new();
     for _ in 0..100 {
-        pace.adjust(0);
+        batch_size.adjust(0);
     }
-    assert_eq!(pace.chunks(4096), 4096);
-    pace.adjust(100);
-    assert_eq!(pace.chunks(4096), 4096);
-    pace.adjust(500);
-    assert_eq!(pace.chunks(4096), 2048);
+    assert_eq!(batch_size.chunks(4096), 4096);
+    batch_size.adjust(100);
+    assert_eq!(batch_size.chunks(4096), 4096);
+    batch_size.adjust(500);
+    assert_eq!(batch_size.chunks(4096), 2048);
     for _ in 0..100 {
-        pace.adjust(u64::MAX);
+        batch_size.adjust(u64::MAX);
     }
     assert_eq!(
-        (pace.chunks(512), pace.chunks(4096), pace.chunks(1 << 30)),
+        (batch_size.chunks(512), batch_size.chunks(4096), batch_size.chunks(1 << 30)),
         (8, 1, 1)
     );
 }
@@ -199,7 +199,7 @@ fn runs() -> impl Strategy<Value = Vec<(u64, u64)>> {
     prop::collection::vec((0u64..40, 0u64..40), 0..30)
 }
 
-/// A run for each pair whose chunk of the origin comes for the first time.
+/// Returns a run for each pair whose chunk of the origin occurs for the first time.
 fn singles(pairs: &[(u64, u64)]) -> Vec<Run> {
     let mut seen = HashSet::new();
     let first = pairs.iter().filter(|(old, _)| seen.insert(*old));
@@ -226,7 +226,10 @@ proptest! {
         wanted.sort();
         let mut runs = vector(&singles(&pairs));
         sort_and_join(&mut runs);
-        let chunks = |run: &Run| (0..run.len).map(|n| (run.old.0 + n, run.new.0 + n)).collect::<Vec<_>>();
+        let chunks = |run: &Run| {
+            let (old, new) = (run.old.0, run.new.0);
+            (0..run.len).map(|n| (old + n, new + n)).collect::<Vec<_>>()
+        };
         prop_assert_eq!(runs.iter().flat_map(chunks).collect::<Vec<_>>(), wanted);
         let neighbours = |pair: &[Run]| {
             let (a, b) = (pair[0], pair[1]);
@@ -236,17 +239,18 @@ proptest! {
     }
 
     #[test]
-    fn within_tells_what_is_in_the_runs(pairs in runs(), chunk in 0u64..45, most in 1u64..20) {
+    fn within_tells_what_is_in_the_runs(pairs in runs(), chunk in 0u64..45, max in 1u64..20) {
         let mut runs = vector(&singles(&pairs));
         sort_and_join(&mut runs);
-        let is_in = |chunk: u64| runs.iter().any(|run| (run.old.0..run.old.0 + run.len).contains(&chunk));
-        let (inside, len) = match BatchLookup::find(&runs, Chunk(chunk), most) {
+        let has = |run: &Run, chunk| (run.old.0..run.old.0 + run.len).contains(&chunk);
+        let is_in = |chunk: u64| runs.iter().any(|run| has(run, chunk));
+        let (inside, len) = match BatchLookup::find(&runs, Chunk(chunk), max) {
             BatchLookup::Inside(len) => (true, len),
             BatchLookup::Outside(len) => (false, len),
         };
         prop_assert_eq!(inside, is_in(chunk));
-        prop_assert!((1..=most).contains(&len));
-        prop_assert!((chunk..chunk + len).all(|it| is_in(it) == inside));
-        prop_assert!(inside || len == most || is_in(chunk + len));
+        prop_assert!((1..=max).contains(&len));
+        prop_assert!((chunk..chunk + len).all(|chunk| is_in(chunk) == inside));
+        prop_assert!(inside || len == max || is_in(chunk + len));
     }
 }

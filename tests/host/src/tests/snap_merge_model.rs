@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The merge: all orders of events in a model of `rust/targets/snapshot/merge.rs`, and the same
-//! with a step left out or misplaced, which must be noticed.
+//! A model of a merge that explores all orders of events.
 //!
-//! There are two chunks with a record each, a thread that writes and flushes, one that starts and
-//! stops the merge, and one that takes a snapshot of the origin, for which the merge is paused.
-//! Steps are as small as others can tell. Each thing may fail; records that could not be cleared
-//! may be there or not. In every state the power may be cut.
+//! The model does what `rust/targets/snapshot/merge.rs` does. It also explores variants in which a
+//! step is missing or misplaced, and expects to find an error in each.
+//!
+//! There are two chunks with a record each. One thread writes and flushes, one starts and stops the
+//! merge, and one takes a snapshot of the origin, for which it pauses the merge. Steps are as small
+//! as another thread can observe. Each operation may fail, and records that could not be cleared
+//! may be present or not. The power may fail in every state.
 
 use std::collections::HashSet;
 use std::vec;
@@ -19,51 +21,51 @@ use crate::logic::snapshot::merge::{
     MergeStep, //
 };
 
-/// What is checked.
-const SHOWN: &str = "something else is read than was written";
-const LOST: &str = "after a power cut something else is there than was acknowledged";
-const UNSEEN: &str = "the merge has ended, and there is a record";
-const STUCK: &str = "nothing can go on, and somebody waits";
-const MISSED: &str = "another snapshot shows something else than the origin held";
+// The errors that the model finds.
+const SHOWN: &str = "a read returns something else than was written";
+const LOST: &str = "after a power failure the data is not what was acknowledged";
+const UNSEEN: &str = "the merge is finished, and a record is left";
+const STUCK: &str = "a write waits, and nothing can happen";
+const MISSED: &str = "another snapshot shows something else than the origin contained";
 
-/// Steps that are done wrong.
+/// A mistake in the steps of the merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mistake {
     None,
     /// The batch is not closed.
     NoClose,
-    /// Writes of before are not waited for.
+    /// The merge does not wait for writes in flight.
     NoDrain,
     /// The origin is not flushed.
     NoFlush,
-    /// The table forgets the batch before its records are cleared.
+    /// The exception table drops the batch before its records are cleared.
     ForgetFirst,
-    /// Who waited for a merged batch goes to the COW device.
+    /// Writes that waited for a merged batch go to the COW device.
     MergedToCow,
-    /// Who waited for a batch that was kept goes to the origin.
+    /// Writes that waited for a batch that was kept go to the origin.
     KeptToOrigin,
     /// A batch in doubt is open.
     DoubtIsOpen,
-    /// A batch in doubt is taken for kept.
+    /// A batch in doubt counts as kept.
     DoubtIsKept,
-    /// Others are not asked whether they lack anything.
-    NoGuard,
-    /// A snapshot becomes live without a pause.
+    /// The data that another snapshot lacks is overwritten.
+    NoPreserve,
+    /// Another snapshot becomes live without a pause.
     NoPause,
-    /// It does not wait for the end of the batch.
-    NoRest,
+    /// Another snapshot does not wait for the end of the batch.
+    NoWait,
 }
 
 const CHUNKS: usize = 2;
-/// What the origin holds, and what the snapshot does.
+/// The first contents of the origin and of the snapshot.
 const OLD: u8 = 0;
 const NEW: u8 = 1;
 
-/// A write, of a value that nobody wrote before.
+/// A write of a value that is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Writer {
     Idle,
-    /// On its way to the COW device, counted.
+    /// In flight to the COW device, and tracked.
     ToCow,
     ToOrigin,
     Waits,
@@ -83,13 +85,13 @@ enum Other {
     Not,
     /// The merge is being paused for it.
     Pausing,
-    /// It is live, and shows what the origin held then; the merge is still paused.
+    /// It is live, and shows what the origin contained then. The merge is still paused.
     Live([u8; CHUNKS]),
     Done([u8; CHUNKS]),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct MergeStage {
+struct State {
     machine: MergeState,
     /// On disk.
     records: u8,
@@ -103,7 +105,7 @@ struct MergeStage {
     closed: bool,
     in_doubt: bool,
     copies: [Copying; CHUNKS],
-    /// Another snapshot lacks what the batch overwrites: it shows the origin.
+    /// The other snapshot lacks what the batch overwrites: it shows the origin.
     lacks: bool,
     other: Other,
     /// The last acknowledged values.
@@ -118,17 +120,17 @@ struct MergeStage {
 }
 
 #[derive(Clone, Copy)]
-struct World {
+struct Model {
     mistake: Mistake,
-    most: u8,
-    first: MergeStage,
+    max_batch: u8,
+    first: State,
 }
 
-fn world(mistake: Mistake, most: u8, faults: u8) -> World {
-    World {
+fn model(mistake: Mistake, max_batch: u8, faults: u8) -> Model {
+    Model {
         mistake,
-        most,
-        first: MergeStage {
+        max_batch,
+        first: State {
             machine: MergeState::new(),
             records: CHUNKS as u8,
             cow: [NEW; CHUNKS],
@@ -153,7 +155,7 @@ fn world(mistake: Mistake, most: u8, faults: u8) -> World {
     }
 }
 
-impl MergeStage {
+impl State {
     fn is_in_batch(&self, chunk: u8) -> bool {
         (self.batch.0..self.batch.1).contains(&chunk)
     }
@@ -163,8 +165,8 @@ impl MergeStage {
         self.writer = Writer::Idle;
     }
 
-    /// What may be read of a chunk: the last value that was acknowledged, or the one that is being
-    /// written.
+    /// Returns whether a chunk may have a value: the last acknowledged one, or the one that is
+    /// being written.
     fn may_be(&self, chunk: usize, value: u8) -> bool {
         let being_written = self.writer != Writer::Idle && self.at as usize == chunk;
         value == self.acked[chunk] || (being_written && value == self.value)
@@ -201,9 +203,9 @@ impl MergeStage {
     }
 }
 
-impl World {
-    /// All that can happen next.
-    fn next(&self, state: &MergeStage) -> Vec<MergeStage> {
+impl Model {
+    /// Returns all states that can come next.
+    fn next(&self, state: &State) -> Vec<State> {
         let mut all = vec![];
         self.control(state, &mut all);
         self.other(state, &mut all);
@@ -213,7 +215,7 @@ impl World {
         all
     }
 
-    fn control(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
+    fn control(&self, state: &State, all: &mut Vec<State>) {
         if state.starts != 0 {
             let mut next = *state;
             next.starts -= 1;
@@ -228,10 +230,10 @@ impl World {
         }
     }
 
-    /// Another snapshot, which gets sooner or later what it lacks.
-    fn other(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
+    /// The other snapshot, which gets the data that it lacks at any time.
+    fn other(&self, state: &State, all: &mut Vec<State>) {
         if state.lacks {
-            all.push(MergeStage {
+            all.push(State {
                 lacks: false,
                 ..*state
             });
@@ -245,7 +247,7 @@ impl World {
                 }
             }
             Other::Pausing if state.machine.is_idle() || self.is_hasty() => {
-                // Origin writes that are on their way then may be seen by it or not: here they have
+                // The snapshot may contain origin writes in flight or not. In the model they have
                 // ended.
                 if state.writer == Writer::ToOrigin {
                     return;
@@ -265,10 +267,10 @@ impl World {
     }
 
     fn is_hasty(&self) -> bool {
-        matches!(self.mistake, Mistake::NoPause | Mistake::NoRest)
+        matches!(self.mistake, Mistake::NoPause | Mistake::NoWait)
     }
 
-    fn write(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
+    fn write(&self, state: &State, all: &mut Vec<State>) {
         let mut next = *state;
         let at = state.at as usize;
         match state.writer {
@@ -294,7 +296,7 @@ impl World {
                 next.ack();
                 all.push(next);
             }
-            // It waits for what others lack.
+            // It waits until the other snapshot has the data.
             Writer::ToOrigin if state.lacks => {}
             Writer::ToOrigin => {
                 next.origin[at] = state.value;
@@ -306,7 +308,7 @@ impl World {
         }
     }
 
-    fn copies(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
+    fn copies(&self, state: &State, all: &mut Vec<State>) {
         for (chunk, copy) in state.copies.iter().enumerate() {
             let mut next = *state;
             match copy {
@@ -329,17 +331,17 @@ impl World {
         }
     }
 
-    fn merge(&self, state: &MergeStage, all: &mut Vec<MergeStage>) {
+    fn merge(&self, state: &State, all: &mut Vec<State>) {
         let mut next = *state;
         let may_fail = state.faults != 0;
-        let failing = MergeStage {
+        let failing = State {
             faults: state.faults.saturating_sub(1),
             ..*state
         };
         match state.machine.next_step() {
             MergeStep::Nothing => return,
             MergeStep::Read => {
-                next.batch = (state.records.saturating_sub(self.most), state.records);
+                next.batch = (state.records.saturating_sub(self.max_batch), state.records);
                 next.copies = [Copying::Not; CHUNKS];
                 next.machine.batch_read(Ok(state.records != 0));
                 if may_fail {
@@ -349,7 +351,7 @@ impl World {
                 }
             }
             MergeStep::Preserve => {
-                if state.lacks && self.mistake != Mistake::NoGuard {
+                if state.lacks && self.mistake != Mistake::NoPreserve {
                     return;
                 }
                 if next.machine.batch_preserved() {
@@ -384,8 +386,8 @@ impl World {
                     self.forget(&mut next);
                 }
                 if may_fail {
-                    // Of a flush nobody knows what it has made durable; then of the records.
-                    let mut failing = MergeStage {
+                    // The flush fails: it may have made anything durable.
+                    let mut failing = State {
                         durable: state.durable,
                         ..next
                     };
@@ -396,8 +398,8 @@ impl World {
                         CommitResult::Kept
                     });
                     all.push(failing);
-                    // The records could not be cleared, but were written back.
-                    let mut restored = MergeStage {
+                    // The records could not be cleared, and were written back.
+                    let mut restored = State {
                         faults: state.faults - 1,
                         records: state.batch.1,
                         ..next
@@ -405,7 +407,7 @@ impl World {
                     restored.machine.batch_committed(CommitResult::Kept);
                     all.push(restored);
                     for records in state.batch.0..=state.batch.1 {
-                        let mut failing = MergeStage {
+                        let mut failing = State {
                             faults: state.faults - 1,
                             records,
                             ..next
@@ -426,7 +428,7 @@ impl World {
             MergeStep::Restore => {
                 if may_fail {
                     for records in state.batch.0..=state.batch.1 {
-                        let mut failing = MergeStage { records, ..failing };
+                        let mut failing = State { records, ..failing };
                         failing.machine.records_restored(false);
                         all.push(failing);
                     }
@@ -434,14 +436,14 @@ impl World {
                 next.records = state.batch.1;
                 next.machine.records_restored(true);
             }
-            MergeStep::Release(fate) => {
-                if fate == BatchResult::Merged {
+            MergeStep::Release(result) => {
+                if result == BatchResult::Merged {
                     self.forget(&mut next);
                 }
-                next.in_doubt = fate == BatchResult::InDoubt;
+                next.in_doubt = result == BatchResult::InDoubt;
                 next.closed = next.in_doubt && self.mistake != Mistake::DoubtIsOpen;
                 if state.writer == Writer::Waits {
-                    next.writer = match fate {
+                    next.writer = match result {
                         BatchResult::Merged if self.mistake == Mistake::MergedToCow => {
                             Writer::ToCow
                         }
@@ -459,13 +461,13 @@ impl World {
         all.push(next);
     }
 
-    fn forget(&self, state: &mut MergeStage) {
+    fn forget(&self, state: &mut State) {
         for chunk in state.batch.0..state.batch.1 {
             state.mapped[chunk as usize] = false;
         }
     }
 
-    /// Goes through all states; tells the number, or what is wrong first.
+    /// Explores all states. Returns their number, or the first error.
     fn explore(&self) -> Result<usize, &'static str> {
         let mut seen = HashSet::from([self.first]);
         let mut left = vec![self.first];
@@ -486,9 +488,9 @@ impl World {
 
 #[test]
 fn every_order_of_events_is_right() {
-    for most in 1..=CHUNKS as u8 {
+    for max_batch in 1..=CHUNKS as u8 {
         for faults in 0..=2 {
-            let states = world(Mistake::None, most, faults).explore();
+            let states = model(Mistake::None, max_batch, faults).explore();
             assert!(states.unwrap() > 1000);
         }
     }
@@ -505,11 +507,11 @@ fn mistakes_are_noticed() {
         (Mistake::KeptToOrigin, &[SHOWN, LOST]),
         (Mistake::DoubtIsOpen, &[LOST]),
         (Mistake::DoubtIsKept, &[LOST, UNSEEN]),
-        (Mistake::NoGuard, &[MISSED]),
+        (Mistake::NoPreserve, &[MISSED]),
         (Mistake::NoPause, &[MISSED]),
-        (Mistake::NoRest, &[MISSED]),
+        (Mistake::NoWait, &[MISSED]),
     ] {
-        let found = world(mistake, 2, 2).explore();
+        let found = model(mistake, 2, 2).explore();
         let noticed = found.is_err_and(|what| wanted.contains(&what));
         assert!(noticed, "{mistake:?}: {found:?}");
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chunk sizes against plain arithmetic, table lines against a transcription of the C parser, the
-//! texts of the status.
+//! Chunk sizes compared with plain arithmetic, arguments of table lines compared with a
+//! transcription of the C parser, and the texts of the status.
 
 use proptest::prelude::*;
 use std::string::{
@@ -38,7 +38,7 @@ fn size(sectors: u32) -> ChunkSize {
     ChunkSize::from_sectors(sectors).unwrap()
 }
 
-/// Parses features and returns the result with the number of words that are left.
+/// Parses features. Returns the result and the number of arguments that are left.
 fn features(words: &[&str]) -> (Result<Features, &'static str>, usize) {
     let mut rest = words.iter().map(|word| word.as_bytes());
     let result = Features::parse(&mut rest).map_err(|refusal| {
@@ -48,7 +48,7 @@ fn features(words: &[&str]) -> (Result<Features, &'static str>, usize) {
     (result, rest.len())
 }
 
-/// The same with positions instead of iterators.
+/// The same, with indices instead of an iterator.
 fn features_model(words: &[&str]) -> Result<Features, &'static str> {
     if words.is_empty() {
         return Ok(Features::default());
@@ -82,7 +82,7 @@ fn parse(store: &str, chunk: &str, blocks: BlockSizes) -> Result<Options, &'stat
     Options::parse(store, chunk, blocks, Features::default())
 }
 
-/// What [`BlockSizes::chunk_size`] should say.
+/// Returns what [`BlockSizes::chunk_size`] should return.
 fn chunk_size_model(sectors: u32, blocks: BlockSizes) -> Result<u32, &'static str> {
     match sectors {
         _ if sectors.count_ones() != 1 => Err("Chunk size is not a power of 2"),
@@ -94,7 +94,7 @@ fn chunk_size_model(sectors: u32, blocks: BlockSizes) -> Result<u32, &'static st
     }
 }
 
-/// What [`Options::parse`] should say.
+/// Returns what [`Options::parse`] should return.
 fn parse_model(
     store: &str,
     chunk: &str,
@@ -117,7 +117,7 @@ fn parse_model(
     Ok((store, sectors))
 }
 
-/// All powers of two up to 1 GiB are chunk sizes, nothing else is.
+/// All powers of two up to 1 GiB are chunk sizes, and no other numbers.
 #[test]
 fn sizes_of_chunks() {
     let near = (0..32).flat_map(|bit| [(1u32 << bit) - 1, 1 << bit, (1 << bit) + 1]);
@@ -137,7 +137,7 @@ fn sizes_of_chunks() {
     assert_eq!(text(&Chunk(7)) + &text(&CowChunk(8)), "78");
 }
 
-/// An access touches the chunks of its first and last sector, and those between.
+/// An access touches the chunks from that of its first sector to that of its last sector.
 #[test]
 fn touched_chunks() {
     let of = |sector, len| {
@@ -227,13 +227,13 @@ fn chunk_size_words() {
         assert_eq!(blocks.chunk_size(8), Ok(size(8)));
         assert_eq!(blocks.chunk_size(16), Ok(size(16)));
     }
-    // No device is like this, but no line may bring the kernel down.
+    // No device has such a block size, but no number may cause a panic.
     for cow in [0, 1, 511] {
         assert_eq!(BlockSizes { cow, ..PLAIN }.chunk_size(8), multiple);
     }
 }
 
-/// Of several faults the one is told that C finds first.
+/// Of several errors, the one is reported that C finds first.
 #[test]
 fn faults_in_order() {
     for (store, chunk, reason) in [
@@ -252,7 +252,7 @@ fn faults_in_order() {
     assert_eq!((NO_STORE.error, NO_CHUNK_SIZE.error), (EINVAL, EINVAL));
 }
 
-/// A chunk size that is left open is chosen for a persistent store alone.
+/// Only a persistent store has a default chunk size.
 #[test]
 fn open_chunk_size() {
     for (cow, sectors) in [(512, 32), (4096, 32), (16_384, 32), (32_768, 64)] {
@@ -403,17 +403,20 @@ proptest! {
     }
 
     #[test]
-    fn stores_are_read_as_in_c(store in store_word(), chunk in number_word(), blocks in block_sizes()) {
+    fn stores_are_read_as_in_c(
+        store in store_word(), chunk in number_word(), blocks in block_sizes(),
+    ) {
         let result = parse(&store, &chunk, blocks).map(|options| {
             (options.store, options.chunk_size.map_or(0, ChunkSize::sectors))
         });
         prop_assert_eq!(result, parse_model(&store, &chunk, blocks));
     }
 
-    /// What is shown can be loaded again, and is shown the same.
+    /// What `Display` writes can be parsed again, with the same result.
     #[test]
     fn lines_round_trip(
-        store in 0..3, shift in prop::option::of(0u32..22), zeroes in any::<bool>(), passdown in any::<bool>(),
+        store in 0..3, shift in prop::option::of(0u32..22), zeroes in any::<bool>(),
+        passdown in any::<bool>(),
     ) {
         let options = Options {
             store: match store {
@@ -421,7 +424,10 @@ proptest! {
                 store => StoreKind::Persistent { overflow: store == 1 },
             },
             chunk_size: shift.map(|shift| size(1 << shift)),
-            features: Features { discard_zeroes_cow: zeroes, discard_passdown_origin: zeroes && passdown },
+            features: Features {
+                discard_zeroes_cow: zeroes,
+                discard_passdown_origin: zeroes && passdown,
+            },
         };
         let line = text(&options);
         let words: Vec<&str> = line.split(' ').collect();
@@ -431,7 +437,7 @@ proptest! {
         prop_assert_eq!(again, Ok(options));
     }
 
-    /// Positions and chunks, in arithmetic with more bits.
+    /// Sectors and chunks, compared with arithmetic of 128 bits.
     #[test]
     fn chunks_and_sectors(
         shift in 0u32..22, sector in prop_oneof![any::<u64>(), 0u64..1 << 24],

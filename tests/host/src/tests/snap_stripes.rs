@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parts of a table that are filled from runs in any order against a plain map.
+//! Stripes that are filled from runs in any order, compared with a map.
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -37,15 +37,15 @@ fn run(old: u64, new: u64, len: u64) -> Run {
     }
 }
 
-/// All chunks of all parts; each has to be in its own part.
-fn chunks(tables: &KVVec<ExceptionTable>, stripe: u32) -> BTreeMap<u64, u64> {
+/// Returns the chunks of all stripes. Each must be in the right stripe.
+fn chunks(tables: &KVVec<ExceptionTable>, unit_shift: u32) -> BTreeMap<u64, u64> {
     assert_eq!(tables.len(), STRIPES);
     let mut found = BTreeMap::new();
     for (index, table) in tables.iter().enumerate() {
         for run in table.iter() {
             for n in 0..run.len {
                 let old = run.old.0 + n;
-                assert_eq!(stripe_of(Chunk(old), stripe).0, index);
+                assert_eq!(stripe_of(Chunk(old), unit_shift).0, index);
                 assert_eq!(found.insert(old, run.new.0 + n), None);
             }
         }
@@ -53,15 +53,15 @@ fn chunks(tables: &KVVec<ExceptionTable>, stripe: u32) -> BTreeMap<u64, u64> {
     found
 }
 
-/// What [`leading`] finds in a table where each chunk of `mapped` is a run of its own, and how
-/// often it asks.
-fn lead(mapped: &[bool], most: u64, stripe: u32) -> (u64, usize) {
+/// Returns what [`count_leading`] finds in a table in which each chunk of `mapped` is a run of its
+/// own, and the number of lookups.
+fn lead(mapped: &[bool], max: u64, unit_shift: u32) -> (u64, usize) {
     let mut asked = 0;
-    let found = count_leading(Chunk(7), most, stripe, |index, chunk, wanted| {
+    let found = count_leading(Chunk(7), max, unit_shift, |index, chunk, wanted| {
         asked += 1;
-        let (its, same) = stripe_of(chunk, stripe);
+        let (its, same) = stripe_of(chunk, unit_shift);
         assert_eq!(index, its);
-        assert!(0 < wanted && wanted <= same && chunk.0 + wanted <= 7 + most);
+        assert!(0 < wanted && wanted <= same && chunk.0 + wanted <= 7 + max);
         mapped[chunk.0 as usize - 7].into()
     });
     (found, asked)
@@ -74,7 +74,7 @@ fn lookups_of_one_write_are_bounded() {
         let (found, asked) = lead(&vec![true; runs], runs as u64, 6);
         assert_eq!((found as usize, asked), (runs.min(bound), runs.min(bound)));
     }
-    // Long runs are not cut: a stripe with one answer.
+    // A stripe unit needs one lookup if it is one run.
     let mut asked = 0;
     let all = 50 << 15;
     let found = count_leading(Chunk(0), all, 15, |_, _, wanted| {
@@ -82,7 +82,7 @@ fn lookups_of_one_write_are_bounded() {
         wanted
     });
     assert_eq!((found, asked), (all, 50));
-    // More than it was asked for is not believed.
+    // An answer counts up to the length that was asked for.
     assert_eq!(count_leading(Chunk(0), 10, 6, |_, _, _| u64::MAX), 10);
     assert_eq!(
         count_leading(Chunk(u64::MAX), 1, 6, |_, _, wanted| wanted),
@@ -92,7 +92,9 @@ fn lookups_of_one_write_are_bounded() {
 
 proptest! {
     #[test]
-    fn leading_ends_at_the_first_hole(mapped in prop::collection::vec(prop::bool::weighted(0.97), 0..200)) {
+    fn leading_ends_at_the_first_hole(
+        mapped in prop::collection::vec(prop::bool::weighted(0.97), 0..200),
+    ) {
         let (found, _) = lead(&mapped, mapped.len() as u64, 6);
         let run = mapped.iter().take_while(|is| **is).count();
         prop_assert_eq!(found as usize, run.min(MAX_LOOKUPS as usize));
@@ -101,15 +103,15 @@ proptest! {
 
 #[test]
 fn stripes() {
-    for stripe in [6, 13, 15] {
+    for unit_shift in [6, 13, 15] {
         let mut seen = [0; STRIPES];
         for number in 0..1 << 12 {
-            let (start, len) = (number << stripe, 1 << stripe);
-            let (index, left) = stripe_of(Chunk(start), stripe);
+            let (start, len) = (number << unit_shift, 1 << unit_shift);
+            let (index, left) = stripe_of(Chunk(start), unit_shift);
             assert_eq!(left, len);
             for offset in [1, len / 2, len - 1] {
                 assert_eq!(
-                    stripe_of(Chunk(start + offset), stripe),
+                    stripe_of(Chunk(start + offset), unit_shift),
                     (index, len - offset)
                 );
             }
@@ -120,21 +122,21 @@ fn stripes() {
     assert_eq!(stripe_of(Chunk(u64::MAX), 6).1, 1);
 }
 
-/// More runs of one part than are sorted at once, of which the later lie between the earlier.
+/// A stripe has more runs than are sorted at once. Later runs lie between earlier ones.
 #[test]
 fn more_than_are_sorted_at_once() {
     let count = 3u64 << 15;
     let all = (0..count).map(|n| (n * 40501 % count * 2, n + 2));
-    // Every second chunk, in six stripes.
-    let mut parts = StripesLoader::new(15, Duplicates::Reject).unwrap();
+    // Every second chunk, in six stripe units.
+    let mut loader = StripesLoader::new(15, Duplicates::Reject).unwrap();
     for (old, new) in all.clone() {
-        parts.add(run(old, new, 1)).unwrap();
+        loader.add(run(old, new, 1)).unwrap();
     }
-    let tables = parts.finish().unwrap();
+    let tables = loader.finish().unwrap();
     assert_eq!(chunks(&tables, 15), all.clone().collect());
 
-    // All in one part.
-    let mut parts = StripesLoader::new(15, Duplicates::KeepFirst).unwrap();
+    // All in one stripe.
+    let mut loader = StripesLoader::new(15, Duplicates::KeepFirst).unwrap();
     let strange = |old: u64| old % (1 << 15) + (old >> 15 << 48);
     let lone = (0..count).map(|n| strange(n * 40501 % count));
     let index = stripe_of(Chunk(0), 15).0;
@@ -143,13 +145,13 @@ fn more_than_are_sorted_at_once() {
         .collect();
     assert!(lone.len() > 2 << 15);
     for (n, old) in lone.iter().enumerate() {
-        parts.add(run(*old, n as u64, 1)).unwrap();
+        loader.add(run(*old, n as u64, 1)).unwrap();
         if n % 7 == 0 {
-            parts.add(run(*old, COW_CHUNKS - 1, 1)).unwrap();
+            loader.add(run(*old, COW_CHUNKS - 1, 1)).unwrap();
         }
     }
-    let tables = parts.finish().unwrap();
-    assert_eq!(parts.skipped(), lone.len().div_ceil(7) as u64);
+    let tables = loader.finish().unwrap();
+    assert_eq!(loader.skipped(), lone.len().div_ceil(7) as u64);
     let table = tables.get(index).unwrap();
     assert_eq!(table.count(), lone.len() as u64);
     for (n, old) in lone.iter().enumerate() {
@@ -158,29 +160,29 @@ fn more_than_are_sorted_at_once() {
     }
 }
 
-/// What no device has is left out, and does not disturb.
+/// Chunks that no device has are skipped.
 #[test]
 fn ends_of_numbers() {
-    for sharing in [Duplicates::Reject, Duplicates::KeepFirst] {
-        let mut parts = StripesLoader::new(6, sharing).unwrap();
-        parts.add(run(u64::MAX, 9, 1)).unwrap();
-        parts.add(run(u64::MAX - 70, 20, 70)).unwrap();
-        parts.add(run(0, 100, MAX_RUN_CHUNKS)).unwrap();
-        let found = chunks(&parts.finish().unwrap(), 6);
+    for on_duplicate in [Duplicates::Reject, Duplicates::KeepFirst] {
+        let mut loader = StripesLoader::new(6, on_duplicate).unwrap();
+        loader.add(run(u64::MAX, 9, 1)).unwrap();
+        loader.add(run(u64::MAX - 70, 20, 70)).unwrap();
+        loader.add(run(0, 100, MAX_RUN_CHUNKS)).unwrap();
+        let found = chunks(&loader.finish().unwrap(), 6);
         assert_eq!(found.len() as u64, MAX_RUN_CHUNKS + 70);
         assert_eq!(found.get(&(u64::MAX - 1)), Some(&89));
-        assert_eq!((parts.has_duplicates(), parts.skipped()), (false, 0));
+        assert_eq!((loader.has_duplicates(), loader.skipped()), (false, 0));
     }
 }
 
 #[test]
 fn no_memory() {
     let (found, faults) = with_all_faults(|| {
-        let mut parts = StripesLoader::new(6, Duplicates::Reject)?;
+        let mut loader = StripesLoader::new(6, Duplicates::Reject)?;
         for n in 0..1000 {
-            parts.add(run(n * 77 % 1000, 2 * n, 1))?;
+            loader.add(run(n * 77 % 1000, 2 * n, 1))?;
         }
-        Ok(chunks(&parts.finish()?, 6))
+        Ok(chunks(&loader.finish()?, 6))
     });
     assert_eq!(found, (0..1000).map(|n| (n * 77 % 1000, 2 * n)).collect());
     assert!(faults > 20, "{faults}");
@@ -189,16 +191,18 @@ fn no_memory() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// Of runs that share chunks the first counts; they are found.
+    /// Of runs that have chunks in common, the first counts. Such runs are found.
     #[test]
     fn any_runs(
-        runs in prop::collection::vec((prop_oneof![0..2000u64, 0..1u64 << 40], 1..300u64), 0..60), stripe in 6..16u32,
+        runs in prop::collection::vec((prop_oneof![0..2000u64, 0..1u64 << 40], 1..300u64), 0..60),
+        unit_shift in 6..16u32,
     ) {
         let (mut expected, mut repeated, mut new) = (BTreeMap::new(), 0, 2);
-        let mut fill = [Duplicates::Reject, Duplicates::KeepFirst].map(|sharing| StripesLoader::new(stripe, sharing).unwrap());
+        let mut loaders = [Duplicates::Reject, Duplicates::KeepFirst]
+            .map(|on_duplicate| StripesLoader::new(unit_shift, on_duplicate).unwrap());
         for (old, len) in runs {
-            for parts in &mut fill {
-                parts.add(run(old, new, len)).unwrap();
+            for loader in &mut loaders {
+                loader.add(run(old, new, len)).unwrap();
             }
             for n in 0..len {
                 let first = expected.entry(old + n).or_insert(new + n);
@@ -206,14 +210,14 @@ proptest! {
             }
             new += len + 1;
         }
-        let [mut refused, mut resolved] = fill;
+        let [mut refused, mut resolved] = loaders;
         let tables = resolved.finish().unwrap();
-        prop_assert_eq!(chunks(&tables, stripe), expected.clone());
+        prop_assert_eq!(chunks(&tables, unit_shift), expected.clone());
         prop_assert_eq!((resolved.skipped(), resolved.has_duplicates()), (repeated, false));
         let result = refused.finish();
         prop_assert_eq!(refused.has_duplicates(), repeated != 0);
         match result {
-            Ok(tables) => prop_assert_eq!(chunks(&tables, stripe), expected),
+            Ok(tables) => prop_assert_eq!(chunks(&tables, unit_shift), expected),
             Err(error) => prop_assert_eq!((error, repeated != 0), (EINVAL, true)),
         }
         prop_assert_eq!(refused.skipped(), 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much memory a table takes, and what happens without.
+//! The memory that a table takes, and failing allocations.
 
 use std::time::Instant;
 use std::vec;
@@ -40,7 +40,7 @@ fn memory_for_random_exceptions() {
     assert!(found < 10_000);
     let bytes = table.bytes() as f64 / 1e6;
     std::println!(
-        "random: {bytes:.2} bytes for an entry, {worst:.2} at worst, insert {inserted:?}, find {:?}",
+        "random: {bytes:.2} bytes an entry, {worst:.2} at worst, insert {inserted:?}, find {:?}",
         start.elapsed() / 1_000_000
     );
     assert!(bytes <= worst && worst <= 16.5);
@@ -66,12 +66,13 @@ fn memory_for_random_exceptions() {
     assert_eq!(packed.entries(), 0);
 }
 
-/// Tables in which the next run needs nothing, a leaf, a branch, or a root.
+/// Tables with a run that needs nothing, a leaf, a branch, or a root, and the number of spares that
+/// it needs.
 fn stages() -> Vec<(Rig, Run, usize)> {
     let leaf = || filled(single(0..LEAF, 2));
     let branch = || filled((0..BRANCH).map(|index| run(index * FAR, index * 2, 1)));
     let root = || filled((0..BRANCH * 4).map(|index| run(index * FAR, index * 2, 1)));
-    // A full leaf, too far from its neighbours to hand anything to them.
+    // Adds a full leaf, which is too far from its neighbours to hand entries to them.
     let with_full_leaf = |mut rig: Rig| {
         (1..LEAF).for_each(|index| rig.insert(run(60 * FAR + index * 2, index * 3, 1)));
         rig
@@ -166,11 +167,11 @@ fn stock_keeps_what_it_has() {
     assert!(stocked(&mut spares, 4));
     assert!(stocked(&mut spares, 3));
     assert!(!stocked(&mut spares, 8));
-    // The smaller root is gone, the rest is there.
+    // The smaller root is freed, the other spares are kept.
     assert!(stocked(&mut spares, 0) && !spares.is_sufficient(1));
     spares.refill(8, GFP_KERNEL).unwrap();
     assert!(spares.is_sufficient(8));
-    // One that nobody wants is freed.
+    // A root that is not needed is freed.
     assert!(stocked(&mut spares, 0) && !spares.is_sufficient(8));
 }
 
@@ -204,7 +205,7 @@ fn append_with_failing_allocations() {
         rig.compare();
         rig.compare_finds(1);
     }
-    // Leaves, branches and roots: three leaves in one branch, then those of nine full branches, for
-    // which the root is replaced at four and at eight.
+    // Leaves, branches and roots: three leaves in one branch, and nine full branches with their
+    // leaves, whose root is replaced at four and at eight branches.
     assert_eq!(allocations, (3 + 1 + 1) + (9 * BRANCH as usize + 9 + 3));
 }

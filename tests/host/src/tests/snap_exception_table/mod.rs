@@ -19,7 +19,7 @@ use crate::logic::snapshot::{
     run::*, //
 };
 
-/// The number of chunks of the COW device that can be named.
+/// The number of usable chunks of the COW device.
 const COW_CHUNKS: u64 = 1 << 48;
 /// The number of chunks in the longest entry.
 const ENTRY_CHUNKS: u64 = 1 << 16;
@@ -37,13 +37,13 @@ fn run(old: u64, new: u64, len: u64) -> Run {
     }
 }
 
-/// What should be mapped: start, where it lies, number of chunks. Runs that continue each other are
-/// one.
+/// The chunks that should be mapped: first chunk, chunk of the COW device, number of chunks. Runs
+/// that continue each other are joined.
 #[derive(Clone, Default)]
 struct Model(BTreeMap<u64, (u64, u64)>);
 
 impl Model {
-    /// Finds the run that holds `chunk`.
+    /// Returns the run that contains `chunk`.
     fn holder(&self, chunk: u64) -> Option<Run> {
         let (old, (new, len)) = self.0.range(..=chunk).next_back()?;
         (chunk - old < *len).then_some(run(*old, *new, *len))
@@ -147,7 +147,7 @@ impl Rig {
         }
     }
 
-    /// Appends behind all runs, and compares the result.
+    /// Appends after all runs, and compares the result.
     fn append(&mut self, run: Run) {
         let expected = self.model.expected(run);
         assert_eq!(self.table.append(run, GFP_KERNEL), expected, "{run:?}");
@@ -177,7 +177,7 @@ impl Rig {
         }
     }
 
-    /// Takes chunks out from anywhere, and compares the result. Without memory nothing changes.
+    /// Removes chunks from anywhere, and compares the result. Without memory nothing changes.
     fn cut(&mut self, gone: Run) {
         let mut spares = SpareNodes::new();
         let result = self.table.remove_splitting(gone, &mut spares);
@@ -200,7 +200,7 @@ impl Rig {
         self.model.remove(gone);
     }
 
-    /// Compares the list of runs and the sums.
+    /// Compares all runs and the sums.
     fn compare(&self) {
         let mut listed = Model::default();
         let (mut entries, mut end) = (0, 0);
@@ -220,7 +220,7 @@ impl Rig {
         assert_eq!(found, self.model.find(chunk, most), "{chunk} {most}");
     }
 
-    /// Compares the lookups at the boundaries of `step`-th runs.
+    /// Compares lookups at the boundaries of every `step`-th run.
     fn compare_finds(&self, step: usize) {
         for chunk in [0, 1, u64::MAX - 1, u64::MAX] {
             self.compare_find(chunk, 1);
@@ -241,7 +241,7 @@ impl Rig {
         }
     }
 
-    /// Removes all, run by run, and expects nothing to be left but a root.
+    /// Removes all runs, and expects that only a root is left.
     fn drain(&mut self) {
         let runs: Vec<Run> = self.table.iter().collect();
         let (front, back) = runs.split_at(runs.len() / 2);
@@ -260,7 +260,7 @@ impl Rig {
     }
 }
 
-/// Numbers that look random.
+/// A generator of pseudo-random numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -272,7 +272,7 @@ impl Dice {
     }
 }
 
-/// Fills a table with runs in the order in which they come, and compares it.
+/// Inserts runs in their order into an empty table, and compares the table.
 fn filled(runs: impl Iterator<Item = Run>) -> Rig {
     let mut rig = Rig::new();
     runs.for_each(|run| rig.insert(run));
@@ -281,7 +281,7 @@ fn filled(runs: impl Iterator<Item = Run>) -> Rig {
     rig
 }
 
-/// Runs of a chunk each, with gaps between them on the origin, `order` being a permutation.
+/// Runs of one chunk each, with gaps between them on the origin. `order` is a permutation.
 fn single(order: impl Iterator<Item = u64>, gap: u64) -> impl Iterator<Item = Run> {
     order
         .zip(0..)

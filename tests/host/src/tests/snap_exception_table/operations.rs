@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All operations in any order.
+//! All operations in random order, compared with the model.
 
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -10,36 +10,36 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Op {
     Insert(Run),
-    /// Inserts `count` runs, each `step` behind the one before.
+    /// Inserts `count` runs, each `step` chunks after the previous one.
     Stream {
         first: Run,
         count: u64,
         step: i64,
     },
-    /// Inserts runs of one chunk at random within `span` chunks.
+    /// Inserts `count` runs of one chunk at random places within `span` chunks.
     Scatter {
         start: u64,
         span: u64,
         seed: u64,
         count: u64,
     },
-    /// Appends a run so many chunks behind the last; it continues that on the COW device, or not.
+    /// Appends a run `gap` chunks after the last one, which it may continue on the COW device.
     Append {
         gap: u64,
         follows: bool,
         len: u64,
     },
-    /// Removes a part of an entry: the chosen one without `.1` chunks in front and `.2` behind, or
-    /// with so many more if negative.
+    /// Removes a part of an entry: the chosen one without `.1` chunks at its start and `.2` chunks
+    /// at its end. Negative numbers add chunks.
     Remove(prop::sample::Index, i64, i64),
-    /// The same, but as a run that may lie within an entry.
+    /// The same, but the run may lie inside an entry.
     Cut(prop::sample::Index, i64, i64),
-    /// Removes a number of entries, one behind the other.
+    /// Removes a number of consecutive entries.
     Clear(prop::sample::Index, usize),
     Find(u64, u64),
 }
 
-/// Chunks near interesting places.
+/// Chunks near borders.
 fn old() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => 0u64..3000,
@@ -105,7 +105,7 @@ fn apply(rig: &mut Rig, op: Op) {
     match op {
         Op::Insert(run) => rig.insert(run),
         Op::Stream { first, count, step } => {
-            // The chunks of the COW device ascend, as they do where they are allocated.
+            // The chunks of the COW device ascend, in the order of allocation.
             for index in 0..count {
                 let old = first
                     .old

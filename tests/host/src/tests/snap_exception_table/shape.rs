@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which entries, leaves and branches a table has.
+//! The entries, leaves and branches of a table.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn descending_fills_leaves() {
 
 #[test]
 fn interleaved_streams() {
-    // One ascends, one descends, from the middle of gaps that others left.
+    // Some streams ascend and some descend, each in a range of its own.
     let streams = 7;
     for ascending in [1, 0, 5] {
         let each = 30_000;
@@ -60,7 +60,7 @@ fn one_run_in_few_entries() {
         assert_eq!(rig.table.entries(), chunks.div_ceil(ENTRY_CHUNKS));
         let found = rig.table.find(Chunk(50), u64::MAX);
         assert_eq!(found, Lookup::Mapped(CowChunk(9), chunks));
-        // Over all entries, from the middle of the first to that of the last.
+        // From the middle of the first entry to the middle of the last.
         rig.remove(run(50 + 100, 9 + 100, chunks - 200));
         rig.compare();
         assert_eq!(rig.table.count(), 200);
@@ -72,7 +72,7 @@ fn one_run_in_few_entries() {
 
 #[test]
 fn every_second_first() {
-    // The gaps are filled in another order; all becomes one entry, over the borders of leaves.
+    // The gaps are filled in another order, until one entry is left, across the borders of leaves.
     let count = 20_000;
     let mut rig = filled((0..count).map(|index| run(index * 2, index * 2, 1)));
     assert_eq!(rig.table.entries(), count);
@@ -98,7 +98,7 @@ fn joins_only_what_continues_on_both() {
     assert_eq!(rig.table.entries(), 3);
     rig.compare();
     rig.compare_finds(1);
-    // An entry is full: the run before and the run behind are joined without it.
+    // An entry is full: the runs before and after it become entries of their own.
     rig.insert(run(1 << 20, 1 << 20, MAX_RUN_CHUNKS));
     rig.insert(run(
         (1 << 20) + MAX_RUN_CHUNKS,
@@ -176,7 +176,7 @@ fn limits_of_numbers() {
 fn keys_at_the_end_of_what_a_leaf_spans() {
     let span = 1u64 << 32;
     for base in [0, 5, 1 << 40] {
-        // The last chunks of the leaf's span, and a run that begins within it and ends behind it.
+        // The last chunks of the leaf's span, and a run that begins inside it and ends beyond it.
         let mut rig = filled([run(base, 0, 1), run(base + span - 4, 10, 2)].into_iter());
         let one_leaf = rig.table.bytes();
         assert_eq!(one_leaf, full(2, 4));
@@ -202,8 +202,8 @@ fn keys_at_the_end_of_what_a_leaf_spans() {
 #[test]
 fn joins_within_what_a_leaf_spans() {
     let span = 1u64 << 32;
-    // In front of a leaf that spans all it can: a leaf of its own, though the first entry continues
-    // the run.
+    // A run before a leaf of maximum span gets a leaf of its own, although the first entry
+    // continues it.
     let mut rig = filled([run(99, 49, 1), run(99 + span - 1, 7, 1)].into_iter());
     assert_eq!(rig.table.bytes(), full(2, 4));
     rig.insert(run(98, 48, 1));
@@ -212,7 +212,7 @@ fn joins_within_what_a_leaf_spans() {
     rig.compare_finds(1);
     rig.drain();
 
-    // Between two leaves: the run fits the first, but not with what is behind it.
+    // Between two leaves: the first leaf can span the run, but not joined with the next entry.
     let mut rig = filled([run(99, 7, 1), run(99 + span, 50, 2)].into_iter());
     rig.insert(run(99 + span - 2, 48, 1));
     rig.insert(run(99 + span - 1, 49, 1));
@@ -224,12 +224,12 @@ fn joins_within_what_a_leaf_spans() {
 
 #[test]
 fn first_chunks_of_leaves_rise() {
-    // At the start of a leaf, and of a branch: the head of the first entry goes, or all of it.
+    // At the start of a leaf and of a branch, the head of the first entry is removed, or all of it.
     for border in [LEAF, LEAF * BRANCH] {
         for gone in [2, 4] {
             let mut rig = filled((0..border + 3).map(|index| run(index * 10, index * 9, 4)));
             rig.remove(run(border * 10, border * 9, gone));
-            // What takes its place belongs to the leaf before.
+            // The run that replaces it belongs to the previous leaf.
             rig.insert(run(border * 10 - 3, 0, 3 + gone));
             rig.compare();
             for chunk in border * 10 - 4..border * 10 + 11 {
@@ -243,11 +243,11 @@ fn first_chunks_of_leaves_rise() {
 
 #[test]
 fn descending_far_behind_a_leaf() {
-    // None of these fit the first leaf, all of them the one that the first of them opens.
+    // None of these fit the first leaf. The first of them gets a new leaf, which all others fit.
     let below = |index: u64| run(FAR + 5000 - index * 2, index * 2, 1);
     let mut rig = filled([run(0, 7, 1)].into_iter().chain((0..1000).map(below)));
     assert_eq!(rig.table.bytes(), full(LEAF * 4, 4));
-    // In front of the first leaf: too far to become a part of it, then near.
+    // Before the first leaf: too far to become a part of it, then near.
     let mut rest = filled([run(3 * FAR, 7, 1), run(FAR, 9, 1), run(FAR - 2, 11, 1)].into_iter());
     assert_eq!(rest.table.bytes(), full(LEAF * 2, 4));
     rest.drain();
@@ -256,12 +256,12 @@ fn descending_far_behind_a_leaf() {
 
 #[test]
 fn leaves_far_apart() {
-    // A leaf for each entry, so branches fill fast: at the end, at the start, and between.
+    // Each entry needs a leaf, so branches fill fast: at the end, at the start, and in the middle.
     let count = 3000;
     let orders: [fn(u64) -> u64; 3] = [|i| i, |i| 2999 - i, |i| i * 1229 % 3000];
     for order in orders {
         let mut rig = filled((0..count).map(|index| run(order(index) * FAR, index, 1)));
-        // Neighbours in the row of chunks of the COW device, but too far away on the origin.
+        // The runs are consecutive on the COW device, but not on the origin.
         assert_eq!(rig.table.entries(), count);
         for index in (0..count).step_by(3) {
             rig.insert(run(index * FAR + 9, 1 << 30, 2));
