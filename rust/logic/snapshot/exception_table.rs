@@ -27,13 +27,16 @@ mod leaf;
 mod spares;
 
 use crate::env::KVVec;
-use crate::logic::snapshot::{
-    chunks::{
-        Chunk,
-        CowChunk, //
-    },
-    lists::partition_point,
-    run::Run, //
+use crate::logic::{
+    count::subtract,
+    snapshot::{
+        chunks::{
+            Chunk,
+            CowChunk, //
+        },
+        lists::partition_point,
+        run::Run, //
+    }, //
 };
 
 pub(crate) use spares::SpareNodes;
@@ -143,7 +146,7 @@ impl Position {
 ///   lengths of all entries.
 pub(crate) struct ExceptionTable {
     root: KVVec<Branch>,
-    leaves: usize,
+    leaves: u64,
     entries: u64,
     chunks: u64,
 }
@@ -173,10 +176,11 @@ impl ExceptionTable {
 
     /// Returns the memory that the table takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let root = self.root.capacity().saturating_mul(size_of::<Branch>());
-        let branches = self.root.len().saturating_mul(BRANCH_LEAVES * size_of::<Leaf>());
-        let leaves = self.leaves.saturating_mul(LEAF_ENTRIES * size_of::<Entry>());
-        root.saturating_add(branches).saturating_add(leaves)
+        let root = self.root.capacity().wrapping_mul(size_of::<Branch>());
+        let branches = self.root.len().wrapping_mul(BRANCH_LEAVES * size_of::<Leaf>());
+        // CAST: All leaves are in memory.
+        let leaves = (self.leaves as usize).wrapping_mul(LEAF_ENTRIES * size_of::<Entry>());
+        root.wrapping_add(branches).wrapping_add(leaves)
     }
 
     /// Looks up `chunk`, and counts the chunks from there on for which the answer is the same.
@@ -233,7 +237,7 @@ impl ExceptionTable {
                 _ => None,
             };
             done.ok_or(NotMapped)?;
-            self.chunks = self.chunks.saturating_sub(len);
+            self.chunks = subtract(self.chunks, len);
             rest = rest.without_first(len);
         }
         Ok(())
@@ -267,7 +271,7 @@ impl ExceptionTable {
             self.set(position, &entry).ok_or(NotMapped)?;
             return Ok(false);
         }
-        self.chunks = self.chunks.saturating_sub(run.len);
+        self.chunks = subtract(self.chunks, run.len);
         Ok(true)
     }
 
@@ -340,10 +344,10 @@ impl ExceptionTable {
         let branch = self.root.get_mut(position.branch)?;
         let leaf = branch.leaves.get_mut(position.leaf)?;
         leaf.remove(position.entry)?;
-        self.entries = self.entries.saturating_sub(1);
+        self.entries = subtract(self.entries, 1);
         if leaf.entries.is_empty() {
             branch.leaves.remove(position.leaf).ok()?;
-            self.leaves = self.leaves.saturating_sub(1);
+            self.leaves = subtract(self.leaves, 1);
         }
         branch.update_first();
         if branch.leaves.is_empty() {

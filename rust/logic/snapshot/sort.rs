@@ -49,8 +49,8 @@ impl Sorter {
         });
         let differing = if runs.is_empty() { 0 } else { any ^ all };
         let low = differing.trailing_zeros();
-        let high = u64::BITS.saturating_sub(differing.leading_zeros());
-        let bits = high.saturating_sub(low);
+        let high = u64::BITS.wrapping_sub(differing.leading_zeros());
+        let bits = high.wrapping_sub(low);
         let passes = bits.div_ceil(MAX_DIGIT_BITS);
         if passes == 0 {
             return Ok(runs);
@@ -138,15 +138,15 @@ pub(crate) fn sort_and_join(runs: &mut KVVec<Run>) {
         let continues = joined.old.0.checked_add(joined.len) == Some(run.old.0)
             && joined.new.0.checked_add(joined.len) == Some(run.new.0);
         if continues {
-            joined.len = joined.len.saturating_add(run.len);
+            joined.len = joined.len.wrapping_add(run.len);
         } else {
-            last = last.saturating_add(1);
+            last = last.wrapping_add(1);
             if let Some(next) = runs.get_mut(last) {
                 *next = run;
             }
         }
     }
-    runs.truncate(last.saturating_add(1));
+    runs.truncate(last.wrapping_add(1));
 }
 
 fn exchange(runs: &mut [Run], a: usize, b: usize) {
@@ -163,8 +163,8 @@ fn exchange(runs: &mut [Run], a: usize, b: usize) {
 fn sift_down(runs: &mut [Run], mut root: usize, end: usize) {
     let old = |runs: &[Run], index: usize| runs.get(index).map(|run| run.old);
     loop {
-        let left = root.saturating_mul(2).saturating_add(1);
-        let right = left.saturating_add(1);
+        let left = root.wrapping_mul(2).wrapping_add(1);
+        let right = left.wrapping_add(1);
         if left >= end {
             return;
         }

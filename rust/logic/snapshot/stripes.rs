@@ -40,7 +40,7 @@ pub(crate) fn stripe_of(chunk: Chunk, unit_shift: u32) -> (usize, u64) {
     // CAST: Only the low bits matter.
     let index = (number ^ number.wrapping_shr(6) ^ number.wrapping_shr(12)) as usize % STRIPES;
     let len = 1u64.wrapping_shl(unit_shift);
-    (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
+    (index, len.wrapping_sub(chunk.0 & len.wrapping_sub(1)))
 }
 
 /// The maximum number of lookups for one write to the origin, in each snapshot.
@@ -188,7 +188,7 @@ impl StripesLoader {
             let capacity = stripe
                 .runs
                 .len()
-                .saturating_mul(4)
+                .wrapping_mul(4)
                 .clamp(FIRST_CAPACITY, MAX_UNSORTED);
             let mut larger = KVVec::with_capacity(capacity, GFP_KERNEL)?;
             for run in stripe.runs.iter() {
@@ -217,7 +217,7 @@ impl StripesLoader {
                     self.has_duplicates = true;
                     return Err(EINVAL);
                 }
-                Err(InsertError::Overlap) => self.skipped = self.skipped.saturating_add(1),
+                Err(InsertError::Overlap) => self.skipped = self.skipped.wrapping_add(1),
                 Err(InsertError::NoMemory) => return Err(ENOMEM),
                 // The chunk is beyond the end of every origin, so it is never looked up.
                 Err(InsertError::OutOfRange) => {}

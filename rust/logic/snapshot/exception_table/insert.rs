@@ -68,7 +68,7 @@ impl ExceptionTable {
         if self.join(&run, before, after).is_none() {
             self.add(at, &run, spares).ok_or(InsertError::NoMemory)?;
         }
-        self.chunks = self.chunks.saturating_add(run.len);
+        self.chunks = self.chunks.wrapping_add(run.len);
         Ok(())
     }
 
@@ -84,8 +84,8 @@ impl ExceptionTable {
         if let Some(leaf) = last.and_then(|branch| branch.leaves.last_mut()) {
             // Fast path: nearly always the last leaf takes the run, and nothing is searched.
             if let Some(added) = leaf.append(&run)? {
-                self.entries = self.entries.saturating_add(added);
-                self.chunks = self.chunks.saturating_add(run.len);
+                self.entries = self.entries.wrapping_add(added);
+                self.chunks = self.chunks.wrapping_add(run.len);
                 return Ok(());
             }
         }
@@ -191,7 +191,7 @@ impl ExceptionTable {
         let leaf = branch.leaves.get_mut(position.leaf)?;
         leaf.insert(position.entry, run)?;
         branch.update_first();
-        self.entries = self.entries.saturating_add(1);
+        self.entries = self.entries.wrapping_add(1);
         Some(())
     }
 
@@ -246,7 +246,7 @@ impl ExceptionTable {
         };
         leaf.insert(0, run)?;
         self.add_leaf(branch, index, leaf, spares)?;
-        self.entries = self.entries.saturating_add(1);
+        self.entries = self.entries.wrapping_add(1);
         Some(())
     }
 
@@ -279,7 +279,7 @@ impl ExceptionTable {
         let branch = self.root.get_mut(branch)?;
         branch.leaves.insert_within_capacity(index, leaf).ok()?;
         branch.update_first();
-        self.leaves = self.leaves.saturating_add(1);
+        self.leaves = self.leaves.wrapping_add(1);
         Some(())
     }
 
