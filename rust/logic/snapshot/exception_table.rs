@@ -177,7 +177,10 @@ impl ExceptionTable {
     /// Returns the memory that the table takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let root = self.root.capacity().wrapping_mul(size_of::<Branch>());
-        let branches = self.root.len().wrapping_mul(BRANCH_LEAVES * size_of::<Leaf>());
+        let branches = self
+            .root
+            .len()
+            .wrapping_mul(BRANCH_LEAVES * size_of::<Leaf>());
         // CAST: All leaves are in memory.
         let leaves = (self.leaves as usize).wrapping_mul(LEAF_ENTRIES * size_of::<Entry>());
         root.wrapping_add(branches).wrapping_add(leaves)

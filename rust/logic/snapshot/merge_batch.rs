@@ -29,9 +29,7 @@ impl BatchLookup {
                 return BatchLookup::Inside(left.min(max));
             }
         }
-        let gap = runs
-            .get(after)
-            .map(|run| run.old.0.wrapping_sub(chunk.0));
+        let gap = runs.get(after).map(|run| run.old.0.wrapping_sub(chunk.0));
         BatchLookup::Outside(gap.map_or(max, |gap| gap.min(max)))
     }
 }
@@ -63,7 +61,10 @@ impl BatchSize {
 
     /// Returns the maximum number of chunks of the next batch, at least one.
     pub(crate) fn chunks(&self, chunk_bytes: u32) -> u64 {
-        self.bytes.checked_div(chunk_bytes.into()).unwrap_or(0).max(1)
+        self.bytes
+            .checked_div(chunk_bytes.into())
+            .unwrap_or(0)
+            .max(1)
     }
 
     /// Adjusts the size after a batch that took `milliseconds`.

@@ -233,7 +233,10 @@ impl<W> PendingExceptions<W> {
 
     /// Records that the data of an exception is on the COW device.
     pub(crate) fn set_copied(&mut self, seq: Seq) {
-        if let Some(pending) = self.get(seq).filter(|pending| pending.stage == Stage::Copying) {
+        if let Some(pending) = self
+            .get(seq)
+            .filter(|pending| pending.stage == Stage::Copying)
+        {
             pending.stage = Stage::Copied;
         }
     }
@@ -261,7 +264,8 @@ impl<W> PendingExceptions<W> {
             let next = Seq(self.next);
             let Some(pending) = self
                 .get(next)
-                .filter(|pending| pending.stage == Stage::Copied) else {
+                .filter(|pending| pending.stage == Stage::Copied)
+            else {
                 break;
             };
             if runs.push_within_capacity(pending.run).is_err() {
@@ -316,9 +320,10 @@ impl<W> PendingExceptions<W> {
         from: Seq,
         is_wanted: impl Fn(&Stage) -> bool,
     ) -> Option<Seq> {
-        (from.0.max(self.head)..self.tail)
-            .map(Seq)
-            .find(|seq| self.get(*seq).is_some_and(|pending| is_wanted(&pending.stage)))
+        (from.0.max(self.head)..self.tail).map(Seq).find(|seq| {
+            self.get(*seq)
+                .is_some_and(|pending| is_wanted(&pending.stage))
+        })
     }
 
     /// Returns a sequence number that no pending exception is below.

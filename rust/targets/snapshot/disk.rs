@@ -165,7 +165,10 @@ impl PersistentStore {
     /// The sector of a record.
     fn sector(&self, record: u64) -> Option<Sector> {
         let (area, slot) = self.layout.slot(record);
-        let start = self.layout.size().cow_start(self.layout.area_location(area))?;
+        let start = self
+            .layout
+            .size()
+            .cow_start(self.layout.area_location(area))?;
         start.checked_add(Sectors(slot / PER_SECTOR))
     }
 
@@ -348,7 +351,10 @@ impl PersistentStore {
     }
 
     fn area(&self, number: u64) -> Result<Sector> {
-        let start = self.layout.size().cow_start(self.layout.area_location(number));
+        let start = self
+            .layout
+            .size()
+            .cow_start(self.layout.area_location(number));
         start.ok_or(EINVAL)
     }
 

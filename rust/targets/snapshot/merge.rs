@@ -386,7 +386,9 @@ impl MergeTarget {
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
     /// context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != StoreState::Valid || self.table.role() != HandoverState::Live {
+        if self.table.store().state() != StoreState::Valid
+            || self.table.role() != HandoverState::Live
+        {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }

@@ -5,7 +5,10 @@
 //! `rust/env.rs` is the implementation for the kernel, and has the same names and signatures. This
 //! file offers only what the kernel's types offer, and can make each allocation fail.
 
-#![allow(dead_code, reason = "it has the same names as rust/env.rs, whatever the logic uses")]
+#![allow(
+    dead_code,
+    reason = "it has the same names as rust/env.rs, whatever the logic uses"
+)]
 
 use alloc::vec::Vec;
 use core::ops::{

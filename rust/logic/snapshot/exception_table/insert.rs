@@ -337,11 +337,7 @@ impl ExceptionTable {
     }
 
     /// Allocates the nodes that a run after all others needs if it does not continue the last.
-    fn allocate_for_append(
-        &self,
-        spares: &mut SpareNodes,
-        flags: Flags,
-    ) -> Result<(), AllocError> {
+    fn allocate_for_append(&self, spares: &mut SpareNodes, flags: Flags) -> Result<(), AllocError> {
         spares.leaf = Some(KVVec::with_capacity(LEAF_ENTRIES, flags)?);
         if !self.has_room(self.root.len().wrapping_sub(1)) {
             spares.branch = Some(KVVec::with_capacity(BRANCH_LEAVES, flags)?);

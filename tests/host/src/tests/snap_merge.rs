@@ -190,7 +190,11 @@ fn the_batch_size_keeps_to_its_bounds() {
         batch_size.adjust(u64::MAX);
     }
     assert_eq!(
-        (batch_size.chunks(512), batch_size.chunks(4096), batch_size.chunks(1 << 30)),
+        (
+            batch_size.chunks(512),
+            batch_size.chunks(4096),
+            batch_size.chunks(1 << 30)
+        ),
         (8, 1, 1)
     );
 }
