@@ -258,7 +258,7 @@ fn stores_without_gaps() {
             3 * per_area - 1,
         ] {
             let mut allocator = PersistentAllocator::new(layout, CowChunk(0), 0);
-            let bytes = per_area as usize * RECORD;
+            let bytes = per_area as usize * RECORD_SIZE;
             let mut areas: Vec<Vec<u8>> = vec![vec![0; bytes]; 4];
             let mut expected = Vec::new();
             let mut old = 1 << 40;

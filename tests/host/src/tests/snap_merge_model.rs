@@ -414,7 +414,7 @@ impl Model {
                         };
                         failing
                             .machine
-                            .committed(if self.mistake == Mistake::DoubtIsKept {
+                            .batch_committed(if self.mistake == Mistake::DoubtIsKept {
                                 CommitResult::Kept
                             } else {
                                 CommitResult::InDoubt

@@ -198,7 +198,7 @@ proptest! {
                 let seq = pending.find_by_stage(from, |_| true).unwrap();
                 prop_assert_eq!(seq, entry.0);
                 prop_assert_eq!(pending.get(seq).map(|entry| entry.stage), Some(entry.2));
-                from = PendingExceptions::<u64>::behind(seq);
+                from = seq.next();
             }
             prop_assert!(pending.find_by_stage(from, |_| true).is_none());
         }
