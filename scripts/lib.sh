@@ -112,7 +112,7 @@ toolchain() {
     cat "$1/etc/dm-rust-kernel"
 }
 
-# kernel_make NAME: the arguments of make that belong to a kernel (stock, debug or uml), one a line.
+# kernel_make NAME: the arguments of make that belong to a kernel (stock, debug, uml or arm), one a line.
 # clang would put the data of User Mode Linux into sections that its linker script does not know, where kmemleak does not look.
 kernel_make() {
     [[ $arch == amd64 || $1 == stock ]] || die "the debug kernels are of amd64"
@@ -120,7 +120,8 @@ kernel_make() {
     stock) [[ $arch == amd64 ]] || printf '%s\n' "ARCH=$arch" CROSS_COMPILE=aarch64-linux-gnu- ;;
     debug) echo LLVM=1 ;;
     uml) printf '%s\n' ARCH=um LLVM=1 'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
-    *) die "no kernel '$1': stock, debug or uml" ;;
+    arm) printf '%s\n' ARCH=arm LLVM=1 ;;
+    *) die "no kernel '$1': stock, debug, uml or arm" ;;
     esac
 }
 

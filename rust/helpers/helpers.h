@@ -19,6 +19,9 @@
 
 #include "persistent-data/dm-space-map.h"
 
+/* division.c */
+u64 dmr_divide(u64 dividend, u64 divisor, u64 *remainder);
+
 /* block.c */
 void dmr_bio_set_dev(struct bio *bio, struct block_device *bdev);
 void dmr_bio_submit(struct bio *bio, struct block_device *bdev);
