@@ -14,14 +14,23 @@ import signal
 import pytest
 
 from lib import box as boxes
-from lib import delay, dm, eras, kmsg, modules, snaps
+from lib import delay, dm, eras, kmsg, merges, modules, snaps
+from lib.snap_lines import disks, load  # noqa: F401  (fixtures of the tests of table lines)
 
 SECONDS_PER_TEST = 300
 # Phases, in this order: one change of modules between them. The last one lets C open what ours
 # wrote.
 PHASES = "c", "rust", "c-again"
 # Files whose tests take a fifth of the time of others.
-QUICK = "test_table.py", "test_era_table.py", "test_snap_table.py", "test_snap_format.py"
+QUICK = {
+    "test_table.py",
+    "test_era_table.py",
+    "test_snap_table.py",
+    "test_snap_devices.py",
+    "test_snap_format.py",
+    "test_snap_format_damage.py",
+    "test_snap_format_full.py",
+}
 
 
 def pytest_addoption(parser):
@@ -224,6 +233,11 @@ def log():
     return _log
 
 
+@pytest.fixture
+def said(log):
+    return kmsg.Said(log)
+
+
 @pytest.fixture(autouse=True)
 def watch(request, guest):
     """Fails a test that takes too long, that leaves mapped devices behind, or during which the
@@ -290,6 +304,11 @@ def pair(impl, box):
 def family(impl, box):
     """An origin without snapshots yet."""
     return snaps.Family(box)
+
+
+@pytest.fixture
+def parts(impl, box):
+    return merges.Parts(box)
 
 
 @pytest.fixture

@@ -362,3 +362,10 @@ class Jam(Block):
         self.close()
         fcntl.ioctl(self._loop, _LOOP_CLR_FD)
         os.close(self._loop)
+
+
+def requests(disk, call, *args):
+    """What a call costs a disk."""
+    before = disk.stats()
+    call(*args)
+    return disk.stats() - before

@@ -55,3 +55,13 @@ class Log:
 
     def bad(self, since=0):
         return [line for line in self.lines(since) if BAD.search(line)]
+
+
+class Said:
+    """What device-mapper says from here on."""
+
+    def __init__(self, log):
+        self._log, self._mark = log, log.mark()
+
+    def count(self, text):
+        return sum(line.endswith(text) for line in self._log.dm(self._mark))

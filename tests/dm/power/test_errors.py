@@ -18,10 +18,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import snap_judge
+import snap_work
 import test_power
 import test_power_era
 import test_power_merge
-import test_power_snap
 
 from lib import faults, logwrites, wait
 from lib.logwrites import tagged
@@ -249,7 +250,7 @@ class Snapshot(Repetition):
 
     def begin(self):
         if not self.work:
-            self.work = test_power_snap.Work(
+            self.work = snap_work.Work(
                 self.box, random.Random(self.seed), self.impl, (8, 16), flush_ms=1
             )
         else:
@@ -257,15 +258,15 @@ class Snapshot(Repetition):
             work.rng.seed(self.seed)
             work.start(
                 work.images,
-                test_power_snap.Model([work.images["dest"]] * 3, test_power_snap.ABSENT),
+                snap_work.Model([work.images["dest"]] * 3, snap_work.ABSENT),
             )
         for n in range(2):
             self.work.take(n)
         self.step()
         # From here on those that meet the fault may be lost.
-        for n, name in enumerate(test_power_snap.COWS):
+        for n, name in enumerate(snap_work.COWS):
             if self.role in (name, "dest"):
-                self.work.mark(test_power_snap.FILLING, n)
+                self.work.mark(snap_work.FILLING, n)
 
     def step(self):
         """The origin fails only with its own disk, a snapshot only with its COW device or the
@@ -274,7 +275,7 @@ class Snapshot(Repetition):
         work = self.work
         bears = {
             number: self.role in ("dest", name)
-            for number, name in enumerate(("dest", *test_power_snap.COWS))
+            for number, name in enumerate(("dest", *snap_work.COWS))
         }
         for number in 0, 1, 2, 0:
             self.attempt_on(bears[number], work.write, number)
@@ -293,7 +294,7 @@ class Snapshot(Repetition):
         return self.work.end()
 
     def judge(self, entries):
-        survey = test_power_snap.Survey(self.work, entries)
+        survey = snap_judge.Survey(self.work, entries)
         survey.run(share=0)
         return survey
 
@@ -303,7 +304,7 @@ class MergeSurvey(test_power_merge.MergeSurvey):
 
     def check(self, state):
         """The other snapshot may be lost if its device fails, or the origin."""
-        lost = not any(state.images[test_power_snap.COWS[1]][0][4:8])
+        lost = not any(state.images[snap_work.COWS[1]][0][4:8])
         compare = self.judge._compare
         if lost and self.role in ("other", "dest"):
             self.judge._compare = (
@@ -334,9 +335,7 @@ class Merge(Repetition):
         else:
             work = self.work
             work.rng.seed(self.seed)
-            work.start(
-                work.images, test_power_snap.Model(work.model.contents, test_power_snap.TAKEN)
-            )
+            work.start(work.images, snap_work.Model(work.model.contents, snap_work.TAKEN))
 
     def go_on(self):
         self.attempt(self.begin_merge)
@@ -344,12 +343,10 @@ class Merge(Repetition):
 
     def begin_merge(self):
         work = self.work
-        work.origin = device = self.box.own(
-            Origin(work.rec.dest, test_power_snap.SECTORS, start=False)
-        )
+        work.origin = device = self.box.own(Origin(work.rec.dest, snap_work.SECTORS, start=False))
         try:
             device.load(
-                f"0 {test_power_snap.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}"
+                f"0 {snap_work.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}"
             )
             device.resume()
         except OSError:

@@ -10,7 +10,8 @@ is carried to its end by the implementation under test, and by C.
 import random
 
 import pytest
-from test_power_snap import COWS, SECTORS, TAKEN, Image, Model, Survey, Work
+from snap_judge import Image, Survey
+from snap_work import COWS, SECTORS, TAKEN, Model, Work
 
 from lib import cow, logwrites, modules
 from lib.box import assert_same, pattern

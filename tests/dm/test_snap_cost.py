@@ -1,0 +1,209 @@
+"""snapshot and snapshot-origin: how many requests a read or write costs, and how copies are
+throttled.
+"""
+
+import pytest
+
+from lib import snaps, wait
+from lib.box import pattern
+from lib.disk import in_flight, requests
+
+# What a write costs
+
+
+@pytest.mark.parametrize(
+    "kind, size, offset, sectors",
+    [
+        ("P", 8, 3, 2),
+        ("PO", 8, 0, 1),
+        ("N", 8, 7, 1),
+        ("P", 64, 5, 50),
+        ("N", 64, 1, 63),
+        ("PO", 1024, 1000, 3),
+    ],
+)
+def test_partial_write_copies_once(family, kind, size, offset, sectors):
+    """Through the snapshot and through the origin: one read of the chunk by the first, none by the
+    next.
+    """
+    snapshot, start = family.snap(kind, size), 2 * size
+    for at, device in ((start, snapshot), (start + size, family.origin)):
+        done = requests(family.disk, family.write, device, at + offset, pattern("new", sectors))
+        assert done.read_sectors == size
+        for again in (device, snapshot, family.origin):
+            assert not requests(
+                family.disk, family.write, again, at + offset, pattern("again", sectors)
+            ).reads
+    assert snapshot.exceptions() == 2
+    family.check()
+
+
+@pytest.mark.parametrize(
+    "size, start, count", [(8, 4, 1), (64, 3, 1), (8, 4, 16), (1, 100, 64), (8, 0, 256)]
+)
+def test_whole_chunks_are_not_read_first(family, size, start, count):
+    """Of the snapshot. A whole chunk of the origin is copied like any other."""
+    snapshot = family.snap("P", size)
+    data = pattern("new", count * size)
+    assert not requests(family.disk, family.write, snapshot, start * size, data).reads
+    assert snapshot.exceptions() == count
+    done = requests(family.disk, family.write, family.origin, (start + count) * size, data)
+    assert done.read_sectors == count * size
+    assert snapshot.exceptions() == 2 * count
+    family.check()
+
+
+def test_large_write_reads_its_edges(family):
+    """A write from the middle of a chunk to the middle of another: only these two are read."""
+    snapshot = family.snap("P", 64)
+    done = requests(family.disk, family.write, snapshot, 64 + 40, pattern("new", 512))
+    assert done.read_sectors == 128
+    assert snapshot.exceptions() == 9
+    family.check()
+
+
+def test_reads_cost_nothing_more(family):
+    """A chunk without exception is read from the origin, one with it from the COW; no read makes
+    one.
+    """
+    snapshot = family.snap("P", 8)
+    assert requests(family.disk, family.check, snapshot).read_sectors == family.sectors
+    family.write(snapshot, 80, pattern("new", 8))
+    assert not requests(family.disk, family.read, snapshot, 80, 8).reads
+    assert requests(snapshot.cow.lower, family.read, snapshot, 0, 80).reads == 0
+    assert snapshot.exceptions() == 1
+
+
+@pytest.mark.only("rust")
+@pytest.mark.parametrize("number", [2, 8])
+def test_one_read_for_all_snapshots(family, number):
+    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C
+    each reads.
+    """
+    for _ in range(number):
+        family.snap("P", 8)
+    other = family.snap("P", 64)
+    assert (
+        requests(family.disk, family.write, family.origin, 64, pattern("new", 3)).read_sectors
+        == 8 + 64
+    )
+    assert (
+        requests(family.disk, family.write, family.origin, 80, pattern("new", 8)).read_sectors == 8
+    )
+    # One that has the chunk already does not matter to the others.
+    family.write(family.snapshots[0], 128, pattern("own", 8))
+    family.write(other, 128, pattern("own", 64))
+    assert (
+        requests(family.disk, family.write, family.origin, 128, pattern("new", 3)).read_sectors == 8
+    )
+    assert [snapshot.exceptions() for snapshot in family.snapshots] == [3] * number + [2]
+    family.check()
+
+
+def linear(family):
+    """What the same requests cost through a linear device."""
+    return family.box.mapped(f"0 {family.sectors} linear {family.disk.dev} 0")
+
+
+def test_origin_without_snapshots_is_passed_through(family):
+    """As many requests as through a linear device, for a mebibyte."""
+    data, other = pattern("large", 2048), linear(family)
+    for device in (family.origin, other):
+        write = requests(family.disk, device.write, 1024, data)
+        read = requests(family.disk, device.read, 1024, 2048)
+        if device is family.origin:
+            first = write.writes, read.reads
+    assert first == (write.writes, read.reads)
+    family.wrote(family.origin, 1024, data)
+    family.check()
+
+
+@pytest.mark.only("rust")
+def test_large_io_stays_whole_where_nothing_is_copied(family):
+    """C cuts everything at chunks."""
+    snapshot, other, data = family.snap("P", 8), linear(family), pattern("large", 2048)
+    reads = requests(family.disk, other.read, 1024, 2048).reads
+    assert requests(family.disk, family.read, snapshot, 1024, 2048).reads == reads, "not copied yet"
+    family.write(family.origin, 1024, data)
+    writes = requests(family.disk, other.write, 1024, data).writes
+    assert (
+        requests(family.disk, family.write, family.origin, 1024, data).writes == writes
+    ), "copied already"
+    # The COW has the chunks in the order of their numbers, but for an area in between.
+    assert requests(snapshot.cow.lower, family.read, snapshot, 1024, 2048).reads <= 2 * reads
+    assert (
+        requests(snapshot.cow.lower, family.write, snapshot, 1024, pattern("own", 2048)).writes
+        <= 2 * writes
+    )
+    family.check()
+
+
+# The throttle
+
+
+@pytest.fixture
+def throttle(impl):
+    """Sets the parameters, and puts them back afterwards."""
+    files = {
+        name: snaps.parameter(impl, name)
+        for name in ("snapshot_cow_threshold", "snapshot_copy_throttle")
+    }
+    before = {name: file.read_text() for name, file in files.items()}
+    assert [int(text) for text in before.values()] == [2048, 100]
+    yield lambda name, value: files[name].write_text(str(value))
+    for name, text in before.items():
+        files[name].write_text(text)
+
+
+@pytest.mark.crowd
+@pytest.mark.parametrize("device", ["snapshot", "origin"])
+@pytest.mark.parametrize("threshold", [1, 8])
+def test_threshold(impl, family, throttle, device, threshold):
+    """So many chunks are copied at a time, and few more; the other writers wait for their turn, and
+    reads do not.
+    """
+    snapshot = family.snap("P", 8)
+    target = family.origin if device == "origin" else snapshot
+    throttle("snapshot_cow_threshold", threshold)
+    before = family.disk.stats()
+    snapshot.cow.hold()
+    writers = [family.writer(target, n * 8, pattern(f"w{n}", 1)) for n in range(24)]
+    wait.until(lambda: in_flight(snapshot.cow) >= threshold, "copies are at the COW")
+    if impl == "rust":  # with C they sleep before they are counted
+        wait.until(lambda: in_flight(target) == 24, "all are on their way")
+    family.read(snapshot, 1024, 8)
+    family.read(family.origin, 1024, 8)
+    assert (family.disk.stats() - before).read_sectors <= (threshold + 1) * 8 + 16
+    assert in_flight(snapshot.cow) <= threshold + 1
+    snapshot.cow.release()
+    for writer in writers:
+        writer.result()
+    assert snapshot.exceptions() == 24
+    # Without the limit.
+    throttle("snapshot_cow_threshold", 2048)
+    snapshot.cow.hold()
+    writers = [family.writer(target, (n + 32) * 8, pattern(f"v{n}", 1)) for n in range(24)]
+    wait.until(lambda: in_flight(snapshot.cow) == 24, "all copies are at the COW")
+    snapshot.cow.release()
+    for writer in writers:
+        writer.result()
+    family.check()
+
+
+def test_large_writes_under_a_low_threshold(family, throttle):
+    """A write of many chunks alone is more than the limit."""
+    snapshots = [family.snap("P", 8), family.snap("N", 16)]
+    for threshold in (1, 0):
+        throttle("snapshot_cow_threshold", threshold)
+        for n, device in enumerate((family.origin, *snapshots)):
+            family.write(device, threshold * 2048 + 100 + n * 300, pattern("large", 1200))
+    family.check()
+
+
+@pytest.mark.parametrize("percent", [1, 100, 0])
+def test_copy_throttle(family, throttle, percent):
+    """However little time copies are given, they come to an end."""
+    family.snap("P", 8)
+    throttle("snapshot_copy_throttle", percent)
+    family.write(family.origin, 100, pattern("new", 100))
+    family.check()
