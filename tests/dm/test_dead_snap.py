@@ -5,10 +5,11 @@ then whoever sends something sleeps.
 
 import pytest
 
-from lib import modules, wait
+from lib import hung, modules, wait
 from lib.box import pattern
 from lib.disk import in_flight
-from lib.snaps import Family, Gate, Snapshot, fails, parameter
+from lib.expect import fails
+from lib.snaps import Family, Gate, Snapshot, parameter
 
 pytestmark = [
     pytest.mark.crowd,
@@ -34,31 +35,15 @@ class JammedGate(Gate):
         self.jam.jam(self.box)
 
 
-def neighbour(box):
-    """All that is done with a snapshot of another origin, from its making to its end."""
-    family = Family(box)
-    snapshot = family.snap("P", 8)
-    family.write(family.origin, 80, pattern("new", 20))
-    family.write(snapshot, 803, pattern("own", 3))
-    family.write(snapshot, 1000, pattern("own", 16))
-    snapshot.look()
-    snapshot.table()
-    family.check()
-    family.merge(snapshot)
-    family.merged()
-    family.end_merge()
-    family.origin.remove()
-
-
-def nobody_waits_for(family, hung, *others):
-    """While a device of `hung` stands still: its status and table, everything of another origin,
+def nobody_waits_for(family, devices, *others):
+    """While a device under `devices` stands still: its status and table, everything of another origin,
     the making and removal of another snapshot of this one, and whole chunks of others that it has.
     All of that ends.
     """
-    for device in hung:
+    for device in devices:
         device.status()
         device.table()
-    family.box.background(neighbour, family.box).result()
+    hung.go_on(family.box, lambda: hung.Neighbours(family.box).check())
     if family.merging is None:  # else it is taken between two batches, as in C
         another = family.box.background(
             lambda: family.box.own(Snapshot(family.real, family.cow(8), "P", 8))
@@ -84,21 +69,21 @@ def test_cow(family, jams, others):
     unless the origin is written: what that copies to both snapshots is one copy.
     """
     cow = JammedGate(family.box, family.box.ram(4))
-    hung, *rest = [family.snap("P", 8, cow=cow)] + [family.snap("P", 8) for _ in range(others)]
+    target, *rest = [family.snap("P", 8, cow=cow)] + [family.snap("P", 8) for _ in range(others)]
     stops(cow, jams)
     with modules.setting(parameter("rust", "snapshot_cow_threshold"), "1"):
-        first = family.writer(hung, 800, pattern("first", 8))
+        first = family.writer(target, 800, pattern("first", 8))
         wait.until(lambda: in_flight(cow) == 1, "the first is on its way")
         second = family.writer(
-            hung, 1600, pattern("second", 8)
+            target, 1600, pattern("second", 8)
         )  # there is no room for it: the worker's
-        wait.until(lambda: in_flight(hung) == 2, "the second waits")
+        wait.until(lambda: in_flight(target) == 2, "the second waits")
     # Whatever comes next, the worker looks at the second again.
     for snapshot in rest:
         family.writer(snapshot, 163, pattern("part", 3)).result()
     third = family.writer(family.origin, 240, pattern("third", 8)) if not rest else first
     wait.until(lambda: in_flight(cow) >= 2, "the second is on its way")
-    nobody_waits_for(family, [hung], *rest)
+    nobody_waits_for(family, [target], *rest)
     assert not any(writer.done for writer in (first, second, third)) and cow.jam.is_jammed == jams
     cow.release()
     for writer in first, second, third:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import dm, modules, wait
+from lib import modules, wait
 from lib.box import pattern
 
 MIB = 2048

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lib import dm, eras, modules, wait
+from lib import eras, modules, wait
 from lib.box import pattern
 from lib.disk import in_flight
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from lib import dm, eras, wait
+from lib import eras, wait
 from lib.box import pattern
 from lib.metadata import BLOCK
 

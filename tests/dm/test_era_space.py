@@ -8,6 +8,7 @@ import pytest
 
 from lib import eras, snaps, wait
 from lib.box import pattern
+from lib.expect import errno_of
 from lib.disk import in_flight
 
 pytestmark = pytest.mark.only("rust")
@@ -28,17 +29,8 @@ class Small(eras.Pair):
         self.meta_disk = self.meta = self.gate
 
 
-def outcome(call, *args):
-    """0, or the error."""
-    try:
-        call(*args)
-        return 0
-    except OSError as error:
-        return error.errno
-
-
 def mark(era, leaf, block=0):
-    return outcome(era.write, (leaf * LEAF + block) * 8, pattern("x", 8))
+    return errno_of(era.write, (leaf * LEAF + block) * 8, pattern("x", 8))
 
 
 def edge(box):
@@ -103,8 +95,8 @@ def test_refused_writes_cost_nothing(impl, box):
     assert (cost.reads, cost.writes, cost.flushes) == (0, 0, 0)
     # A range of which a part is marked is refused as well, and costs no more.
     for _ in range(3):
-        assert outcome(era.write, (LEAF - 4) * 8, pattern("wide", 64)) == errno.EIO
-        assert outcome(era.discard, 0, era.length) == errno.EIO
+        assert errno_of(era.write, (LEAF - 4) * 8, pattern("wide", 64)) == errno.EIO
+        assert errno_of(era.discard, 0, era.length) == errno.EIO
     assert era.status() != "Error"
     # The room comes back with the era.
     small.gate.heal()
@@ -124,7 +116,7 @@ def test_snapshot_without_room(impl, box):
     now = era.era
     reads = small.gate.stats()
     for _ in range(3):
-        assert outcome(era.take) == errno.ENOSPC
+        assert errno_of(era.take) == errno.ENOSPC
     assert not (small.gate.stats() - reads).reads
     assert era.era == now and era.status() != "Error"
     assert not mark(era, 0)
@@ -143,8 +135,8 @@ def ended(box, blocks, length):
     """
     pair = smaller(box, blocks)
     era = pair.era(length=length * 8)
-    written = {0} if not outcome(era.write, 0, pattern("a", 8)) else set()
-    kept = not outcome(era.take)
+    written = {0} if not errno_of(era.write, 0, pattern("a", 8)) else set()
+    kept = not errno_of(era.take)
     era.suspend()
     return pair, era, written, kept
 
@@ -177,19 +169,19 @@ def test_resize_with_little_room(impl, box, sizes):
             continue
         before = eras.Metadata(pair.meta.content())
         era.load(f"0 {new * 8} era {pair.meta.dev} {pair.origin.dev} 8")
-        result = outcome(era.resume)
+        result = errno_of(era.resume)
         met[kept].append(result)
         assert result in (0, errno.ENOSPC)
         if result:
             assert eras.Metadata(pair.meta.content()).blocks in (old, new if new < old else old)
             assert before.since(1) == written
             era.load(era.line)
-            result = outcome(era.resume)
+            result = errno_of(era.resume)
             if result:  # there is no room for another era, whatever was tried
-                assert result == outcome(ended(box, blocks, old)[1].resume)
+                assert result == errno_of(ended(box, blocks, old)[1].resume)
                 era.remove()
                 continue
-        if not outcome(era.write, 8, pattern("b", 8)):
+        if not errno_of(era.write, 8, pattern("b", 8)):
             written.add(1)
         assert era.status() != "Error"
         era.remove()
@@ -211,7 +203,7 @@ def test_refused_growth(impl, box, log):
     longer = f"0 {131072} era {pair.meta.dev} {pair.origin.dev} 8"
     big = f"0 {40000 * 8} era {pair.meta.dev} {box.ram(512).dev} 8"
     era.load(big)
-    assert outcome(era.resume) == errno.ENOSPC
+    assert errno_of(era.resume) == errno.ENOSPC
     assert any("era_preresume: metadata_resize failed" in line for line in log.lines())
     assert not any("leaked buffer" in line for line in log.lines())
     era.load(era.line)
@@ -254,7 +246,7 @@ def test_not_all_of_a_table_goes_live(impl, box):
     device = box.mapped()
     device.load(*lines)
     two.meta.error_writes()
-    assert outcome(device.resume) in (
+    assert errno_of(device.resume) in (
         errno.EIO,
         errno.ENOTBLK,
     )  # of a block that was not written and is read again

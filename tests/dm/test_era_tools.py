@@ -1,10 +1,8 @@
 """era: metadata goes to the tools and to C, and comes from them."""
 
-import pathlib
-
 import pytest
 
-from lib import eras, modules, wait
+from lib import eras, modules
 from lib.box import pattern
 
 

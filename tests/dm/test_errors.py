@@ -8,15 +8,10 @@ import pytest
 
 from lib import metadata, wait
 from lib.box import pattern
+from lib.expect import fails
 from lib.wait import Background
 
 FAILED = "3 device-mapper: clone: <clone>: hydration failed"
-
-
-def fails(call, *args, **how):
-    with pytest.raises(OSError) as refused:
-        call(*args, **how)
-    assert refused.value.errno == errno.EIO
 
 
 def lines(log, clone, mark=0):

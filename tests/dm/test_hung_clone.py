@@ -10,48 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from lib import wait
+from lib import hung, wait
 from lib.box import pattern
 from lib.disk import in_flight
 
 pytestmark = pytest.mark.only("rust")
 
 
-class Neighbours:
-    """Another clone, an era, and a snapshot with its origin, on devices of their own."""
-
-    def __init__(self, box, pair, family):
-        self.box, self.family = box, family
-        self.trio = box.trio(mib=1)
-        self.clone = self.trio.clone()
-        self.era = pair.era()
-        self.origin, self.snapshot = family.origin, family.snap()
-
-    def go_on(self):
-        """All of them do their work, with commits; and one more is made and removed."""
-        for turn in range(2):
-            self.trio.write(self.clone, 24 * turn + 3, pattern(f"neighbour {turn}", 10))
-            self.clone.flush()
-            self.era.write(8 * turn, pattern(f"neighbour {turn}", 8))
-            self.era.message("checkpoint")
-            self.family.write(self.origin, 100 * turn, pattern(f"neighbour {turn}", 8))
-            self.family.write(self.snapshot, 300 + 100 * turn, pattern(f"neighbour {turn}", 8))
-        self.clone.hydrate()
-        self.clone.wait_full()
-        self.clone.swap(self.clone.line)
-        self.trio.check(self.clone)
-        self.family.check()
-        other = self.box.trio(mib=1)
-        clone = other.clone()
-        other.write(clone, 5, pattern("one more", 20))
-        clone.flush()
-        clone.remove()
-        other.check(other.clone())
-
-
 @pytest.fixture
-def neighbours(impl, clone_box, pair, family):
-    return Neighbours(clone_box, pair, family)
+def neighbours(impl, clone_box):
+    return hung.Neighbours(clone_box)
 
 
 def queries(clone):
@@ -89,7 +57,7 @@ def test_the_source_hangs(neighbours, clone_box):
     def work():
         queries(clone)
         assert clone.look(noflush=False).mode == "rw"
-        neighbours.go_on()
+        neighbours.check()
         assert clone.read(0, 64) == bytes(trio.expected[: 64 * 512])
         trio.write(clone, 3, pattern("part of hydrated", 5))
         trio.write(clone, 2048, pattern("whole", 128), fua=True)
@@ -165,7 +133,7 @@ def test_the_destination_hangs(neighbours, clone_box):
 
     def work():
         queries(clone)
-        neighbours.go_on()
+        neighbours.check()
         for sector in 800, 1600, 2048:
             assert clone.read(sector, 8) == bytes(trio.expected[sector * 512 : (sector + 8) * 512])
         clone.discard(3200, 64)
@@ -206,7 +174,7 @@ def test_the_metadata_device_hangs(neighbours, clone_box):
 
     def work():
         queries(clone)
-        neighbours.go_on()
+        neighbours.check()
         for sector in 8, 640, 1600:
             assert clone.read(sector, 8) == bytes(trio.expected[sector * 512 : (sector + 8) * 512])
         trio.write(clone, 11, pattern("part of hydrated", 5))

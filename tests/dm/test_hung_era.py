@@ -8,18 +8,11 @@ import pytest
 
 from lib import eras, hung, snaps, wait
 from lib.box import pattern
+from lib.expect import errno_of
 
 pytestmark = pytest.mark.only("rust")
 
 ROLES = "metadata", "origin"
-
-
-def outcome(call, *args):
-    try:
-        call(*args)
-        return 0
-    except OSError as error:
-        return error.errno
 
 
 class Case:
@@ -67,7 +60,7 @@ def test_neighbours_go_on(box, case):
     case.era.load(case.era.line)
     assert case.era.specs(inactive=True)[0][3] == case.era.status()
     for words in "nonsense", "checkpoint now":
-        assert outcome(case.era.message, words) == errno.EINVAL
+        assert errno_of(case.era.message, words) == errno.EINVAL
     if case.role == "metadata":
         for n in range(10):  # marked
             hung.go_on(box, lambda: case.era.write(n * 8, pattern("again", 8)))

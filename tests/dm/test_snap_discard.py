@@ -9,7 +9,8 @@ import pytest
 from lib import cow, wait
 from lib.box import assert_same, pattern
 from lib.disk import in_flight
-from lib.snaps import Family, fails
+from lib.expect import fails
+from lib.snaps import Family
 
 ZEROES, PASSDOWN = "1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"
 BIG = 512

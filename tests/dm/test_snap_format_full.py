@@ -28,7 +28,7 @@ def fill_up(bench, room):
 
 def check_full(bench, room, same, log):
     """Fills a store to the last chunk and one further."""
-    size, kind = bench.model.size, bench.kind
+    kind = bench.kind
     mark = log.mark()
     bench.start()
     assert fill_up(bench, room) == room

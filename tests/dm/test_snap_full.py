@@ -4,7 +4,8 @@ import pytest
 
 from lib import cow, modules, wait
 from lib.box import pattern
-from lib.snaps import Family, Watch, fails
+from lib.expect import fails
+from lib.snaps import Family, Watch
 
 FULL, FAILED = Watch.FULL, Watch.FAILED
 

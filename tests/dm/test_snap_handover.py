@@ -9,8 +9,9 @@ import pytest
 from lib import cow, delay, wait
 from lib.box import assert_same, pattern
 from lib.disk import in_flight
-from lib.snaps import Gate, Snapshot, Valve, Watch, fails
-from test_snap_lifecycle import dm_said, succeed, twin, use
+from lib.expect import fails
+from lib.handover import load_destination, succeeds, write_both
+from lib.snaps import Gate, Snapshot, Valve, Watch
 
 pytestmark = pytest.mark.only("rust")
 
@@ -22,7 +23,7 @@ CANCELLED = "Cancelling snapshot handover."
 def denied(log, device, text):
     mark = log.mark()
     fails(device.resume, code=errno.EINVAL)
-    assert dm_said(log, mark, text)
+    assert log.said(text, mark)
 
 
 @pytest.mark.delays
@@ -61,22 +62,22 @@ def test_source_that_is_being_resumed(family, log):
     used to, and the table in use failed all its I/O.
     """
     first = family.snap("P", 8)
-    use(family, first, 0)
+    write_both(family, first, 0)
     first.suspend()
     with delay.held("between preresume and resume") as point:
         resuming = family.box.background(first.resume)
         point.wait()
-        second = twin(family, first)
+        second = load_destination(family, first)
         denied(log, second, IN_USE)
         point.release()
         resuming.result()
     denied(log, second, IN_USE)
-    use(family, first, 1)
+    write_both(family, first, 1)
     first.suspend()
     denied(log, first, WAITED)
     second.resume()
-    succeed(family, first, second)
-    use(family, second, 2)
+    succeeds(family, first, second)
+    write_both(family, second, 2)
 
 
 @pytest.mark.delays
@@ -169,7 +170,7 @@ def test_source_that_is_being_removed(family, log):
     device = family.box.mapped(f"0 24 linear {first_part.dev} 0", f"24 8000 linear {rest.dev} 24")
     device.lower = device
     first = family.snap("P", 8, cow=device)
-    second = twin(family, first)
+    second = load_destination(family, first)
     for part in parts:
         part.hold()
     writers = [family.writer(family.origin, 800, pattern("new", 8))]
@@ -180,17 +181,17 @@ def test_source_that_is_being_removed(family, log):
         removal = family.box.background(first.remove)
         point.wait()
         second.resume()
-        succeed(family, first, second)
+        succeeds(family, first, second)
     writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
     wait.until(lambda: in_flight(rest), "another copy is on its way")
     first_part.release()
     writers[0].result()
     removal.result()
     assert in_flight(rest) and not writers[1].done
-    assert not dm_said(log, mark, CANCELLED)
+    assert not log.said(CANCELLED, mark)
     rest.release()
     writers[1].result()
-    use(family, second, 1)
+    write_both(family, second, 1)
     watch = Watch(second, log)
     rest.error_writes((24, 8000))
     family.write(family.origin, 3600, pattern("new", 8))
@@ -203,8 +204,8 @@ def test_source_is_removed_before_the_resume(family, log):
     live.
     """
     first = family.snap("P", 8)
-    use(family, first, 0)
-    second = twin(family, first)
+    write_both(family, first, 0)
+    second = load_destination(family, first)
     first.suspend()
     family.origin.suspend()
     mark = log.mark()
@@ -212,14 +213,14 @@ def test_source_is_removed_before_the_resume(family, log):
         resuming = family.box.background(second.resume)
         point.wait()
         first.remove()
-        assert dm_said(log, mark, CANCELLED)
+        assert log.said(CANCELLED, mark)
         point.release()
         resuming.result()
-    succeed(family, first, second)
+    succeeds(family, first, second)
     family.origin.resume()
-    use(family, second, 1)
+    write_both(family, second, 1)
     second = family.reopen(second)
-    use(family, second, 2)
+    write_both(family, second, 2)
 
 
 @pytest.mark.delays
@@ -230,13 +231,13 @@ def test_header_of_a_lost_store_is_written_once(family, log):
     lower = Gate(family.box, family.box.ram(4, cache=True))
     valve = Valve(family.box, lower)
     first = family.snap("P", 8, cow=valve)
-    second = twin(family, first)
+    second = load_destination(family, first)
     valve.hold("flushes")
     writers = [family.writer(family.origin, 800, pattern("new", 8))]
     wait.until(lambda: in_flight(valve), "a record is on its way")
     first.suspend()
     second.resume()
-    succeed(family, first, second)
+    succeeds(family, first, second)
     writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
     wait.until(
         lambda: lower.read(24, 8) == second.expected[1600 * 512 : 1608 * 512],

@@ -11,37 +11,9 @@ import pytest
 from lib import dm, modules, wait
 from lib.box import assert_same, pattern
 from lib.disk import in_flight
-from lib.snaps import Family, Gate, Snapshot, Watch, fails
-
-
-def twin(family, snapshot):
-    """Another device with the same table, loaded over the live one: a destination of its
-    exceptions.
-    """
-    device = family.box.own(
-        Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, start=False)
-    )
-    device.load(device.line)
-    return device
-
-
-def succeed(family, snapshot, device):
-    """Another device is from now on what a snapshot was."""
-    device.expected, device.copied = snapshot.expected, snapshot.copied
-    family.snapshots[family.snapshots.index(snapshot)] = device
-
-
-def use(family, snapshot, turn):
-    """Some writes to both sides, that need copies and that do not."""
-    for at in (80, 1000 + 100 * turn):
-        family.write(snapshot, at, pattern(f"own {turn}", 11))
-        family.write(family.origin, at + 8, pattern(f"new {turn}", 11))
-    family.check()
-
-
-def dm_said(log, mark, text):
-    return any(line.endswith(text) for line in log.dm(mark))
-
+from lib.expect import fails
+from lib.handover import load_destination, succeeds, write_both
+from lib.snaps import Family, Gate, Snapshot, Watch
 
 # Words
 
@@ -68,17 +40,17 @@ def test_status_and_table(family, same, kind, size):
         )
 
     look()
-    use(family, snapshot, 0)
+    write_both(family, snapshot, 0)
     look()
     snapshot.load(snapshot.line)
     look()
     assert seen[-1][-1] == seen[-1][1].rpartition(" ")[0] + " 0"
-    use(family, snapshot, 1)
+    write_both(family, snapshot, 1)
     snapshot.suspend()
     look()
     snapshot.resume()
     look()
-    use(family, snapshot, 2)
+    write_both(family, snapshot, 2)
     look()
     same(seen)
 
@@ -100,13 +72,13 @@ def test_reload(family, kind, size, noflush):
     """Whatever is in the COW is known to the new table, also what came there while it was loaded."""
     snapshot, _ = family.snap(kind, size), family.snap("P", 16)
     for turn in range(4):
-        use(family, snapshot, 3 * turn)
+        write_both(family, snapshot, 3 * turn)
         snapshot.load(snapshot.line)
-        use(family, snapshot, 3 * turn + 1)
+        write_both(family, snapshot, 3 * turn + 1)
         snapshot.suspend(noflush)
         family.write(family.origin, 3000 + 100 * turn, pattern("suspended", 20))
         snapshot.resume()
-        use(family, snapshot, 3 * turn + 2)
+        write_both(family, snapshot, 3 * turn + 2)
     if kind != "N":
         family.reopen(snapshot)
         family.check()
@@ -140,30 +112,30 @@ def test_destination_on_another_device(family, log, same):
     loaded.
     """
     first = family.snap("P", 8)
-    use(family, first, 0)
-    second = twin(family, first)
+    write_both(family, first, 0)
+    second = load_destination(family, first)
     assert second.table(inactive=True) == f"{family.real.dev} {first.cow.dev} P 0"
     mark = log.mark()
     fails(second.resume, code=errno.EINVAL)
-    assert dm_said(log, mark, "Unable to perform snapshot handover until source is suspended.")
-    use(family, first, 1)
+    assert log.said("Unable to perform snapshot handover until source is suspended.", mark)
+    write_both(family, first, 1)
     first.suspend()
     mark = log.mark()
     fails(first.resume, code=errno.EINVAL)
-    assert dm_said(log, mark, "Unable to resume snapshot source until handover completes.")
+    assert log.said("Unable to resume snapshot source until handover completes.", mark)
     family.write(family.origin, 4000, pattern("suspended", 30))
     second.resume()
-    succeed(family, first, second)
+    succeeds(family, first, second)
     same((first.status(), first.table().split(" ")[2:], second.table().split(" ")[2:]))
     assert first.status() == "Invalid"
     first.resume()
     fails(first.read, 80, 8)
     fails(first.write, 80, bytes(4096))
-    use(family, second, 2)
+    write_both(family, second, 2)
     first.remove()
-    use(family, second, 3)
+    write_both(family, second, 3)
     second = family.reopen(second)
-    use(family, second, 4)
+    write_both(family, second, 4)
 
 
 def test_lost_without_a_header(family, log):
@@ -171,8 +143,8 @@ def test_lost_without_a_header(family, log):
     all the same.
     """
     first = family.snap("P", 8)
-    use(family, first, 0)
-    second, watch = twin(family, first), Watch(first, log)
+    write_both(family, first, 0)
+    second, watch = load_destination(family, first), Watch(first, log)
     first.cow.error_writes((0, 16))
     family.write(family.origin, 800, pattern("new", 8))
     watch.ended(Watch.FAILED, header=1)
@@ -187,34 +159,34 @@ def test_lost_without_a_header(family, log):
 def test_second_load_over_a_loaded_table(family, log):
     """Refused, on this device and on another, until the first is dropped."""
     snapshot = family.snap("P", 8)
-    use(family, snapshot, 0)
+    write_both(family, snapshot, 0)
     snapshot.load(snapshot.line)
     mark = log.mark()
     fails(snapshot.load, snapshot.line, code=errno.EINVAL)
-    fails(twin, family, snapshot, code=errno.EINVAL)
+    fails(load_destination, family, snapshot, code=errno.EINVAL)
     text = "snapshot: Snapshot cow pairing for exception table handover failed (-EINVAL)"
     assert sum(line.endswith(text) for line in log.dm(mark)) == 2
-    use(family, snapshot, 1)
+    write_both(family, snapshot, 1)
     snapshot.clear()
-    use(family, snapshot, 2)
+    write_both(family, snapshot, 2)
     snapshot.load(snapshot.line)
     snapshot.suspend()
     snapshot.resume()
-    use(family, snapshot, 3)
+    write_both(family, snapshot, 3)
 
 
 def test_loaded_table_is_dropped(family):
     """Suspended or not: the live one goes on."""
     snapshot = family.snap("P", 8)
     for turn in range(3):
-        use(family, snapshot, turn)
+        write_both(family, snapshot, turn)
         snapshot.load(snapshot.line)
         if turn:
             snapshot.suspend()
         snapshot.clear()
         if turn:
             snapshot.resume()
-    use(family, snapshot, 3)
+    write_both(family, snapshot, 3)
 
 
 @pytest.mark.parametrize("how", ["remove", "replace"])
@@ -224,16 +196,16 @@ def test_source_is_gone(impl, family, log, kind, how):
     the disk is good.
     """
     first = family.snap(kind, 8)
-    use(family, first, 0)
-    second = twin(family, first)
+    write_both(family, first, 0)
+    second = load_destination(family, first)
     family.origin.suspend()
     mark = log.mark()
     if how == "remove":
         first.remove()
     else:
         first.swap(f"0 {first.length} error")
-    succeed(family, first, second)
-    assert dm_said(log, mark, "Cancelling snapshot handover.")
+    succeeds(family, first, second)
+    assert log.said("Cancelling snapshot handover.", mark)
     if impl == "c":
         second.resume()
         family.origin.resume()
@@ -242,9 +214,9 @@ def test_source_is_gone(impl, family, log, kind, how):
     second.resume()
     family.origin.resume()
     assert second.table() == f"{family.real.dev} {second.cow.dev} {kind} 8"
-    use(family, second, 1)
+    write_both(family, second, 1)
     second = family.reopen(second)
-    use(family, second, 2)
+    write_both(family, second, 2)
 
 
 @pytest.mark.only("rust")
@@ -252,12 +224,12 @@ def test_one_cow_for_two_origins(impl, box, log):
     """Certain corruption, which C accepts."""
     family, other = Family(box), Family(box)
     first = family.snap("P", 8)
-    use(family, first, 0)
+    write_both(family, first, 0)
     second = box.own(Snapshot(other.real, first.cow, start=False))
     mark = log.mark()
     fails(second.load, second.line, code=errno.EBUSY)
-    assert dm_said(log, mark, "snapshot: COW device is in use by another snapshot (-EBUSY)")
-    use(family, first, 1)
+    assert log.said("snapshot: COW device is in use by another snapshot (-EBUSY)", mark)
+    write_both(family, first, 1)
     family.reopen(first)
     family.check()
     family.close(family.snapshots[0])
@@ -271,25 +243,25 @@ def test_origin_reloaded_and_replaced(family):
     """
     snapshot = family.snap("P", 8)
     for turn in range(2):
-        use(family, snapshot, turn)
+        write_both(family, snapshot, turn)
         family.origin.swap(family.origin.line)
     family.close(snapshot)
     family.origin.swap(f"0 {family.sectors} linear {family.real.dev} 0")
     family.write(family.origin, 80, pattern("plain", 2048))
     family.origin.swap(family.origin.line)
-    use(family, family.snap("P", 16), 2)
+    write_both(family, family.snap("P", 16), 2)
 
 
 def test_snapshots_stay_without_the_origin(family):
     """The device of the origin is removed and made anew, its snapshots work on."""
     snapshot = family.snap("P", 8)
-    use(family, snapshot, 0)
+    write_both(family, snapshot, 0)
     family.origin.remove()
     family.write(snapshot, 1003, pattern("own", 20))
     assert_same(snapshot.content(), bytes(snapshot.expected))
     expected, family._origin = family._origin.expected, None
     family.origin.expected = expected
-    use(family, snapshot, 1)
+    write_both(family, snapshot, 1)
 
 
 # Under load
@@ -377,7 +349,7 @@ def test_removal_with_copies_in_flight(family, kind):
     for writer in writers:
         writer.result()
     family.snapshots.remove(snapshot)
-    use(family, family.snap("P", 8), 0)
+    write_both(family, family.snap("P", 8), 0)
 
 
 def test_forced_removal(family):
@@ -399,7 +371,7 @@ def test_forced_removal(family):
     fails(snapshot.read, 0, 8)
     snapshot.remove()
     family.snapshots.remove(snapshot)
-    use(family, family.snap("P", 8), 0)
+    write_both(family, family.snap("P", 8), 0)
 
 
 # Many at a time, and the end of a snapshot

@@ -137,7 +137,8 @@ def test_other_snapshots(family, rng, size, others, direct):
 @pytest.mark.parametrize("kind", ["P", "PO", "N"])
 def test_other_snapshot_becomes_full(family, rng, kind):
     """It is lost; the merge and the others go on."""
-    full, other = family.snap(kind, 8, room=20), family.snap("P", 8)
+    full = family.snap(kind, 8, room=20)
+    family.snap("P", 8)
     family.merge(family.store(8, cow.numbered(scatter(rng, 200, 8), 8)), direct=True)
     full.wait_status("Invalid")
     family.snapshots.remove(full)

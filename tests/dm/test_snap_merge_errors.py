@@ -6,7 +6,8 @@ from lib import cow, wait
 from lib.box import pattern
 from lib.disk import in_flight
 from lib.merges import back_to_snapshot, scatter
-from lib.snaps import Family, Gate, Valve, fails
+from lib.expect import fails
+from lib.snaps import Family, Gate, Valve
 
 HALF = 150  # records of the second area
 ERRORS = {  # a device, what of it fails, what the log says

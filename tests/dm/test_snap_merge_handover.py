@@ -7,7 +7,8 @@ import errno
 import pytest
 
 from lib.box import pattern
-from lib.snaps import fails, merge_line
+from lib.expect import fails
+from lib.snaps import merge_line
 
 
 @pytest.mark.parametrize("kind, size", [("P", 8), ("PO", 1), ("P", 64)])
@@ -86,7 +87,7 @@ def test_source_is_gone(impl, family, said, kind, how):
     if how == "remove":
         snapshot.remove()
     else:
-        snapshot.swap(f"0 4096 error")
+        snapshot.swap("0 4096 error")
     if impl == "c":
         assert said.count("Cancelling snapshot handover.") == 1
         front.resume()

@@ -13,7 +13,8 @@ from lib.box import pattern
 from lib.chance import take_steps
 from lib.disk import in_flight
 from lib.merges import Parts, soon
-from lib.snaps import Family, Valve, fails
+from lib.expect import fails
+from lib.snaps import Family, Valve
 
 
 class Chaos(snaps.Chaos):

@@ -11,7 +11,8 @@ from lib import cow, dm, wait
 from lib.box import pattern
 from lib.disk import in_flight
 from lib.merges import back_to_snapshot, scatter, soon
-from lib.snaps import Family, Gate, Snapshot, Valve, fails
+from lib.expect import fails
+from lib.snaps import Family, Gate, Snapshot, Valve
 
 
 @pytest.mark.parametrize("others", [0, 2])

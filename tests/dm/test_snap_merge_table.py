@@ -10,7 +10,8 @@ from lib import cow, dm, modules, wait
 from lib.box import assert_same, pattern
 from lib.merges import scatter
 from lib.snap_lines import ACCEPTED, EXTRA, NOT_READ, NO_PAIR, NO_STORE, REFUSED, reasons, refusal
-from lib.snaps import Family, fails, merge_line
+from lib.expect import fails
+from lib.snaps import Family, merge_line
 
 NO_MERGE = "Snapshot exception store does not support snapshot-merge."
 SECOND = "A snapshot is already merging."

@@ -9,7 +9,6 @@ import errno
 
 from lib import cow, faults, snaps, wait
 from lib.box import pattern
-from lib.disk import split
 from lib.faults import Step
 
 SIZE, OTHER, SECTORS = 2, 8, 500

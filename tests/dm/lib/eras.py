@@ -39,16 +39,8 @@ FIELDS = {  # name: (offset, format)
 
 
 def change(image, **fields):
-    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the
-    checksum mended.
-    """
-    block = bytearray(image[:BLOCK])
-    for name, value in fields.items():
-        offset, form = FIELDS[name]
-        struct.pack_into(form, block, offset, value)
-    if "csum" not in fields:
-        struct.pack_into("<I", block, 0, metadata.checksum(bytes(block), "era superblock"))
-    return bytes(block) + bytes(image[BLOCK:])
+    """A copy of the image with fields of the superblock replaced; see `metadata.change`."""
+    return metadata.change(image, FIELDS, "era superblock", **fields)
 
 
 class Metadata(metadata.Image):

@@ -15,7 +15,6 @@ of `interval`. So the number must be known: after a fault it is the interval its
 """
 
 import errno
-import os
 import re
 import signal
 import struct

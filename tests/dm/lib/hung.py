@@ -1,63 +1,96 @@
 """A device that does not answer, beside others that do."""
 
-from . import eras, wait
+from . import eras, snaps, wait
 from .box import pattern
 from .disk import in_flight
 
 
 def go_on(box, *calls):
-    """Each call ends, while something else hangs. In threads: if one does not, the test says which."""
+    """Asserts that each call ends while a device hangs. Calls run in threads of their own, so that
+    a failure names the call that does not end.
+    """
     for call in calls:
         box.background(call).result()
 
 
 class Neighbours:
-    """A device of each target, which must work whatever another one waits for. `check` makes each
-    of them do what needs all its devices, and then go away and come back.
+    """A device of each target, on disks of their own, which must work whatever another device waits
+    for. `check` lets each of them do all that needs its devices: I/O, commits, new tables, copies
+    and merges, removal and creation.
     """
 
     def __init__(self, box):
         self.box, self.n = box, 0
-        self.pair, self.trio = eras.Pair(box), box.trio(mib=1)
+        self.pair, self.trio, self.family = eras.Pair(box), box.trio(mib=1), snaps.Family(box)
         self.era, self.clone = self.pair.era(), self.trio.clone()
-        self.real, self.cow = box.ram(1), box.ram(1)
-        self.origin = box.mapped(f"0 {self.real.sectors} snapshot-origin {self.real.dev}")
-        self.line = f"0 {self.real.sectors} snapshot {self.real.dev} {self.cow.dev} P 8"
-        self.snapshot = box.mapped(self.line)
+        self.snapshot = self.family.snap()
 
-    def work_era(self):
+    def check(self):
+        self.n += 1
+        go_on(
+            self.box,
+            self.use_era,
+            self.use_clone,
+            self.hydrate_clone,
+            self.use_snapshot,
+            self.merge_snapshot,
+            self.recreate,
+        )
+
+    def use_era(self):
         self.era.write(self.n * 8, pattern("n", 8))
         before = self.era.era
         assert self.era.checkpoint() == before + 1
         self.era.swap(self.era.line)
         assert self.era.since(before) >= {self.n}
 
-    def work_clone(self):
+    def use_clone(self):
         self.trio.write(self.clone, self.n * 8, pattern("n", 8))
+        self.trio.write(self.clone, 800 + 24 * self.n + 3, pattern(f"part {self.n}", 10))
         self.clone.flush()
         self.clone.status(noflush=False)
         self.clone.swap(self.clone.line)
         self.trio.check(self.clone)
 
-    def work_snapshot(self):
-        before = self.snapshot.read(self.n * 8, 8)
-        self.origin.write(self.n * 8, pattern(f"n{self.n}", 8))
-        self.snapshot.write(self.n * 8 + 800, pattern("s", 8))
-        assert self.snapshot.read(self.n * 8, 8) == before
-        self.snapshot.swap(self.line)
-        assert self.snapshot.read(self.n * 8, 8) == before
+    def hydrate_clone(self):
+        trio = self.box.trio(mib=1)
+        clone = trio.clone()
+        trio.write(clone, 5, pattern("one more", 20))
+        clone.flush()
+        clone.hydrate()
+        clone.wait_full()
+        clone.remove()
+        clone = trio.clone()
+        trio.check(clone)
+        clone.remove()
 
-    def come_and_go(self):
+    def use_snapshot(self):
+        self.family.write(self.family.origin, self.n * 8, pattern(f"n{self.n}", 8))
+        self.family.write(self.snapshot, self.n * 8 + 800, pattern("s", 8))
+        self.snapshot.swap(self.snapshot.line)
+        self.family.check()
+
+    def merge_snapshot(self):
+        family = snaps.Family(self.box)
+        snapshot = family.snap()
+        family.write(family.origin, 80, pattern("new", 20))
+        family.write(snapshot, 803, pattern("own", 3))
+        family.write(snapshot, 1000, pattern("own", 16))
+        snapshot.look()
+        snapshot.table()
+        family.check()
+        family.merge(snapshot)
+        family.merged()
+        family.end_merge()
+        family.origin.remove()
+
+    def recreate(self):
         self.era.remove()
         self.era = self.pair.era()
         self.clone.remove()
         self.clone = self.trio.clone()
 
-    def check(self):
-        self.n += 1
-        go_on(self.box, self.work_era, self.work_clone, self.work_snapshot, self.come_and_go)
-
 
 def waits(device):
-    """A write to it is on its way."""
-    wait.until(lambda: in_flight(device), f"{device.name} waits")
+    """Waits until I/O is in flight on a device."""
+    wait.until(lambda: in_flight(device), f"I/O is in flight on {device.name}")

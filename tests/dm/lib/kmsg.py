@@ -53,6 +53,10 @@ class Log:
         """Only what device-mapper said."""
         return self.lines(since, "device-mapper: ")
 
+    def said(self, text, since=0):
+        """The number of lines of device-mapper that end with a text."""
+        return sum(line.endswith(text) for line in self.dm(since))
+
     def bad(self, since=0):
         return [line for line in self.lines(since) if BAD.search(line)]
 
@@ -64,4 +68,4 @@ class Said:
         self._log, self._mark = log, log.mark()
 
     def count(self, text):
-        return sum(line.endswith(text) for line in self._log.dm(self._mark))
+        return self._log.said(text, self._mark)

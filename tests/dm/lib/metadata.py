@@ -59,16 +59,16 @@ def checksum(block, kind):
     return crc ^ SALT[kind]
 
 
-def change(image, **fields):
+def change(image, table=FIELDS, kind="superblock", /, **fields):
     """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the
     checksum mended.
     """
     block = bytearray(image[:BLOCK])
     for name, value in fields.items():
-        offset, form = FIELDS[name]
+        offset, form = table[name]
         struct.pack_into(form, block, offset, value)
     if "csum" not in fields:
-        struct.pack_into("<I", block, 0, checksum(bytes(block), "superblock"))
+        struct.pack_into("<I", block, 0, checksum(bytes(block), kind))
     return bytes(block) + bytes(image[BLOCK:])
 
 

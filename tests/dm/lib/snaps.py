@@ -5,12 +5,12 @@ origin (snapshot-origin)     snapshot ── COW: a Gate, which can hold or fail
                └── disk
 """
 
-import errno
 import re
 from pathlib import Path
 
 from . import cow, dm, wait
 from .box import assert_same, pattern
+from .expect import fails
 
 STATUS = re.compile(r"(?P<allocated>\d+)/(?P<total>\d+) (?P<metadata>\d+)")
 
@@ -454,7 +454,7 @@ class Watch:
 
     def said(self, text):
         """How often the log has a line that ends so."""
-        return sum(line.endswith(text) for line in self._log.dm(self._mark))
+        return self._log.said(text, self._mark)
 
     def ended(self, reason, header=0):
         """It has become Invalid: one event, one line in the log, nothing can be read or written,
@@ -480,16 +480,6 @@ class Watch:
             )
             == 1
         )
-
-
-def fails(call, *args, code=errno.EIO):
-    """A call that must end with an error."""
-    try:
-        call(*args)
-    except OSError as error:
-        assert error.errno == code, f"{error}, not {errno.errorcode[code]}"
-        return
-    raise AssertionError(f"no {errno.errorcode[code]}")
 
 
 def parameter(impl, name):

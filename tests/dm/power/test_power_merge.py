@@ -13,7 +13,7 @@ import pytest
 from snap_judge import Image, Survey
 from snap_work import COWS, SECTORS, TAKEN, Model, Work
 
-from lib import cow, logwrites, modules
+from lib import cow, modules
 from lib.box import assert_same, pattern
 from lib.chance import take_steps
 from lib.logwrites import Recorder, Violation, split
@@ -113,7 +113,7 @@ class MergeSurvey(Survey):
 
     def check(self, state):
         """Gives the content of the merged origin and of the other snapshot."""
-        work, size = self.work, self.work.sizes[0]
+        work = self.work
         store = cow.Store(Image(state.images[COWS[0]]))
         if store.records != work.records[: len(store.records)]:
             raise Violation(f"{state}: records that nobody made: {store.records}")

@@ -1,37 +1,20 @@
 """Clones in a crowd: two threads use the device, a third wants its metadata for another one."""
 
-import errno
-
-from crowd import Crowd, Writer, named
-from lib import dm, metadata
+from crowd import Writer, named
+from crowd_metadata import SharedMetadata
+from lib import metadata
 from lib.disk import split
 
 REGION = 8
 
 
-class Clone(Crowd):
+class Clone(SharedMetadata):
     """Nothing that was acknowledged is lost, the rest is the source's; no I/O fails; another device
     never gets the metadata; in the end the metadata is sound, and says no more than is on the
     destination.
     """
 
     NAME = "clone"
-    LEAST = {
-        "first: resume": 3,
-        "first: suspend": 3,
-        "second: load": 3,
-        "second: swap": 1,
-        "other: take over, refused": 3,
-        "write": 100,
-        "read": 20,
-        "held at between preresume and resume": 1,
-    }
-    HOLDS = (
-        "shared metadata: entered, not yet accepted",
-        "shared metadata: opened, not yet shared",
-        "shared metadata: left, not yet closed",
-        "between preresume and resume",
-    )
 
     def begin(self, rng):
         self.trio = self.box.trio(mib=1)
@@ -41,58 +24,32 @@ class Clone(Crowd):
             f"{REGION} 1 no_discard_passdown",
         ]
         trio = self.trio
-        self.lines = [
+        self.tables = [
             f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} {words}"
             for words in lines
         ]
-        self.clone = self.device = self.box.clone(
+        self.clone = self.box.clone(
             trio.meta, trio.dest, trio.source, REGION, "1 no_hydration", length=trio.sectors
         )
-        self.other = self.box.mapped()
-        self.clone._fd()  # so that it cannot be removed
         self.writers = [
             Writer(self, self.clone, range(own, trio.sectors, 12), f"writer {own}")
             for own in (0, 5)
         ]
-        return {
-            "first": self.use(rng),
-            "second": self.use(rng),
-            "other": self.one_of(
-                rng, 6, (named("take over", lambda: self.take_over(rng)), {errno.EBUSY})
-            ),
-        }
+        return self.cast(rng, self.clone)
 
-    def use(self, rng):
-        device = self.clone
-        refused = {errno.EINVAL, errno.ENXIO}
-        return self.one_of(
-            rng,
-            rng.randrange(4, 9),
-            (
-                named("suspend", lambda: device.suspend(rng.random() < 0.5, rng.random() < 0.2)),
-                refused,
+    def lines(self):
+        return self.tables
+
+    def more(self, rng):
+        clone = self.clone
+        yield (
+            named(
+                "message",
+                lambda: clone.message(rng.choice(("enable_hydration", "disable_hydration"))),
             ),
-            (named("resume", device.resume), refused),
-            (named("resume", device.resume), refused),
-            (named("load", lambda: device.load(rng.choice(self.lines))), set()),
-            (named("swap", lambda: device.swap(rng.choice(self.lines))), refused),
-            (named("clear", device.clear), refused),
-            (
-                named(
-                    "message",
-                    lambda: device.message(rng.choice(("enable_hydration", "disable_hydration"))),
-                ),
-                refused,
-            ),
-            (named("status", lambda: device.status(rng.random() < 0.5)), refused),
-            (named("remove", lambda: dm._ioctl(dm._REMOVE, device.name)), {errno.EBUSY}),
+            self.REFUSED,
         )
-
-    def take_over(self, rng):
-        self.other.load(rng.choice(self.lines))
-
-    def settle(self):
-        assert self.awake(self.clone)
+        yield named("status", lambda: clone.status(rng.random() < 0.5)), self.REFUSED
 
     def expected(self):
         content = split(bytes(self.trio.expected))
@@ -106,7 +63,7 @@ class Clone(Crowd):
         assert self.clone.look().mode == "rw"
         content = self.expected()
         assert self.content(self.clone, self.trio.sectors) == content, "content"
-        self.clone.swap(self.lines[0])
+        self.clone.swap(self.tables[0])
         assert self.content(self.clone, self.trio.sectors) == content, "content under a new table"
         self.clone.remove()
         self.trio.meta.close()
