@@ -64,7 +64,7 @@ JAMS = pytest.mark.parametrize("jams", [True, False])
 
 @JAMS
 @pytest.mark.parametrize("others", [0, 1])
-def test_cow(family, jams, others):
+def test_hung_cow(family, jams, others):
     """The worker has something for it. Writes to parts of another snapshot's chunks go on too,
     unless the origin is written: what that copies to both snapshots is one copy.
     """
@@ -92,7 +92,7 @@ def test_cow(family, jams, others):
 
 
 @JAMS
-def test_origin(impl, box, jams):
+def test_hung_origin(impl, box, jams):
     """A write goes to it when both snapshots have what it overwrites. What needs nothing of the
     origin goes on.
     """
@@ -114,7 +114,7 @@ def test_origin(impl, box, jams):
 
 
 @JAMS
-def test_cow_of_a_merge(family, jams):
+def test_hung_cow_of_a_merge(family, jams):
     """Chunks are read from it. A snapshot of the same origin goes on, also with what it copies from
     the origin.
     """
@@ -161,7 +161,7 @@ class Failing:
         self.family.check()
 
 
-def test_writes_that_fail_elsewhere_do_not_wait_for_a_header(family):
+def test_failing_writes_do_not_wait_for_another_header(family):
     """A snapshot is full while the header of another one is on its way: writes to it fail, and it
     can be suspended.
     """
@@ -175,7 +175,7 @@ def test_writes_that_fail_elsewhere_do_not_wait_for_a_header(family):
     failing.end()
 
 
-def test_writes_beyond_a_failing_snapshot_do_not_wait(family):
+def test_writes_beyond_an_invalid_snapshot_do_not_wait(family):
     """It is shorter than the origin. Writes to what it has of the origin wait for its header,
     others do not.
     """

@@ -86,7 +86,7 @@ def test_flush(pair):
     "start, count, blocks",
     [(0, 512, range(64)), (5, 100, range(14)), (8191, 1, [1023]), (0, 8192, range(1024))],
 )
-def test_whole_range(pair, era, kind, start, count, blocks):
+def test_discard_records_every_block(pair, era, kind, start, count, blocks):
     """A discard, and a request to write zeros, records each block it touches. C records the first
     one alone.
     """
@@ -103,7 +103,7 @@ def test_discard_first_block(pair, era, same):
 
 
 @pytest.mark.only("rust")
-def test_no_splitting(pair, era):
+def test_large_io_is_not_split(pair, era):
     """Of a mebibyte over blocks of 4 KiB the origin sees as many requests as from a linear device:
     C makes 256.
     """
@@ -137,7 +137,7 @@ def test_marked_blocks_cost_nothing(pair, era):
 
 @pytest.mark.crowd
 @pytest.mark.only("rust")
-def test_writes_at_a_time_share_a_commit(pair):
+def test_concurrent_writes_share_a_commit(pair):
     """First writes that come while a commit runs have the next one together."""
     pair.layered("meta")
     era = pair.era()

@@ -103,7 +103,7 @@ def test_status_costs_nothing(pair, era):
 
 
 @pytest.mark.only("rust")
-def test_suspended(pair, era):
+def test_suspended_era_answers(pair, era):
     """Status and messages work at once; a snapshot taken now is complete. C hangs."""
     era.write(24, pattern("a", 8))
     era.suspend()
@@ -139,7 +139,7 @@ def test_suspend_and_resume(pair, era, how):
 
 
 @pytest.mark.only("rust")
-def test_table_over_a_live_one(pair, era):
+def test_reload_over_a_live_era(pair, era):
     """Loaded early, resumed late: it knows what happened meanwhile. With C the era goes back, and
     writes vanish.
     """

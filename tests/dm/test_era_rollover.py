@@ -95,7 +95,7 @@ def test_writes_go_on_meanwhile(pair):
 
 @pytest.mark.crowd
 @pytest.mark.only("rust")
-def test_killed(pair, era):
+def test_message_can_be_killed(pair, era):
     """Whoever waits can be killed; the era has ended, and the next message waits for the same
     write.
     """
@@ -147,7 +147,7 @@ def test_flush_before_the_promise(pair):
 
 
 @pytest.mark.only("rust")
-def test_failing_writes_are_counted_out(pair, era):
+def test_message_waits_for_failing_writes_too(pair, era):
     """Writes that the origin fails are over, too."""
     era.write(0, pattern("first", 80))
     pair.origin.error_writes()
@@ -161,7 +161,7 @@ def test_failing_writes_are_counted_out(pair, era):
 
 @pytest.mark.crowd
 @pytest.mark.only("rust")
-def test_messages_from_many(pair, era):
+def test_messages_from_many_threads(pair, era):
     """Eight threads, each with its own messages: the eras grow one by one, and none is left out."""
     stop = threading.Event()
 

@@ -35,7 +35,7 @@ def test_version(impl, same):
 
 
 @pytest.mark.parametrize("start", [0, 1, 511, 2048, 4095])
-def test_any_byte_makes_it_metadata(pair, rng, start):
+def test_only_a_zeroed_block_is_formatted(pair, rng, start):
     """Only a first block of zeros is formatted, whatever follows."""
     pair.meta.fill(bytes(4096) + rng.randbytes(60 * 4096))
     era = pair.era()
@@ -90,7 +90,7 @@ def test_refused(pair, same, log, line):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", ["4294967304", "18446744073709551624", " 8"])
-def test_no_truncation(pair, log, size):
+def test_block_size_is_not_truncated(pair, log, size):
     """C takes the low 32 bits."""
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     line = f"0 8192 era {pair.meta.dev} {pair.origin.dev} " + size.replace(" ", "\\ ")
@@ -169,13 +169,13 @@ def test_limits(pair, same, size):
 
 
 @pytest.mark.only("rust")
-def test_limit_that_does_not_fit(pair):
+def test_limit_beyond_32_bits_is_not_set(pair):
     """A hint of 32 bits for a block of 4 GiB is none; C's wraps to zero and below."""
     era = pair.era(1 << 23)
     assert era.queue("optimal_io_size") == pair.origin.queue("optimal_io_size")
 
 
-def test_beside_another_target(pair):
+def test_era_after_another_target(pair):
     """A table of two targets: sectors count from each one's start."""
     disk, other = pair.box.ram(4), pair.box.ram(4)
     pair.origin = disk

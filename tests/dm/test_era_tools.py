@@ -88,7 +88,7 @@ def test_digestion(pair, rng):
 
 
 @pytest.mark.only("rust")
-def test_nothing_is_lost_of_the_space(pair):
+def test_space_is_given_back(pair):
     """After snapshots, eras and digestion as many blocks are in use as before."""
     era = pair.era()
     era.write(0, pattern("a", 8))
@@ -117,7 +117,7 @@ HANDS = 100  # C and ours in turn
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_by_turns(impl, box, rng, rust_module):
+def test_c_and_ours_alternate(impl, box, rng, rust_module):
     """C and ours open the same metadata a hundred times in turn, each with some work; nothing is
     forgotten.
     """

@@ -23,7 +23,7 @@ def statistics(clone):
 # Table line and status
 
 
-def test_words_are_shown_and_kept(impl, clone_box):
+def test_options_are_shown_and_kept(impl, clone_box):
     trio = clone_box.trio(mib=1)
     extra = "4 no_hydration no_discard_passdown hydrate_on_read zero_discards 6 max_failures 3 hydration_threshold 2 hydration_batch_size 5"
     clone = trio.clone(extra=extra)
@@ -117,7 +117,7 @@ def test_hydrate_range_refused(impl, clone_box, words):
 # Failures
 
 
-def test_hydration_stops_after_so_many_failures(impl, clone_box, log):
+def test_hydration_stops_after_max_failures(impl, clone_box, log):
     """It is switched off, with an event; enabling it begins anew."""
     trio = clone_box.trio(mib=1).layered("source")
     trio.source.error((800, 880))

@@ -39,7 +39,7 @@ def on_their_way(clone, *jobs):
 
 
 @pytest.mark.crowd
-def test_the_source_hangs(neighbours, clone_box):
+def test_hung_source(neighbours, clone_box):
     trio = clone_box.trio(mib=2).layered("source")
     clone = trio.clone()
     trio.write(clone, 0, pattern("hydrated", 64))
@@ -82,7 +82,7 @@ def rescuers():
     return found
 
 
-def test_rescuers(impl, clone_box):
+def test_three_rescuer_threads(impl, clone_box):
     """One for what waits for the source, one for what waits for the metadata device, one for the
     rest: if no other thread can be made, each runs one work item after the other, and one that
     hangs holds up those of its queue alone.
@@ -114,7 +114,7 @@ def test_a_hung_source_leaves_room_for_whole_regions(impl, clone_box):
 
 
 @pytest.mark.crowd
-def test_the_destination_hangs(neighbours, clone_box):
+def test_hung_destination(neighbours, clone_box):
     """Reads of what has not arrived need it not, nor discards that are not passed down."""
     trio = clone_box.trio(mib=2).layered("dest")
     clone = trio.clone(extra="2 no_hydration no_discard_passdown")
@@ -154,7 +154,7 @@ def test_the_destination_hangs(neighbours, clone_box):
 
 
 @pytest.mark.crowd
-def test_the_metadata_device_hangs(neighbours, clone_box):
+def test_hung_metadata(neighbours, clone_box):
     """Only who asks for durability waits: flushes, FUA."""
     trio = clone_box.trio(mib=2, cache=True).layered("meta")
     clone = trio.clone()

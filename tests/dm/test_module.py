@@ -33,7 +33,7 @@ def traces():
     return sorted(path.name for path in Path("/sys/module").iterdir()), sorted(dm.target_versions())
 
 
-def test_load_and_unload_again_and_again(impl, unloaded, load):
+def test_repeated_load_and_unload(impl, unloaded, load):
     before = traces()
     for _ in range(10):
         load()

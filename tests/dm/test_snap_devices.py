@@ -14,7 +14,7 @@ from lib.snap_lines import GOOD, NOT_READ, NO_STORE, SIZE, reasons, refusal
 
 
 @pytest.mark.parametrize("which", ["origin", "cow"])
-def test_large_logical_blocks(impl, load, box, disks, same, which):
+def test_chunks_below_the_block_size_are_refused(impl, load, box, disks, same, which):
     """Chunks that are smaller than the blocks of a device are refused, also those of a store."""
     big = box.loop(1 << 20, blocksize=4096)
     parts = dict(origin="{origin}", cow="{cow}") | {which: big.dev}
@@ -60,7 +60,7 @@ def test_discard_limits(impl, box, size, features):
     assert snap.queue("discard_max_bytes") == size * 512
 
 
-def test_no_discard(impl, box, disks):
+def test_discards_are_off_without_support(impl, box, disks):
     """Without the features, and over devices of which one knows no discard."""
     origin, store = box.ram(1), box.ram(1)
     snap = box.mapped(f"0 2048 snapshot {origin.dev} {store.dev} P 8")
@@ -77,7 +77,7 @@ def test_no_discard(impl, box, disks):
 TWINS = "snapshot: COW device cannot be the same as origin device (-EINVAL)"
 
 
-def test_cow_is_the_origin(impl, load, disks, same):
+def test_cow_equal_to_origin_is_refused(impl, load, disks, same):
     """With a read-only table; see the next one."""
     error, lines = load("{cow} {cow} P 8", read_only=True)
     assert (error, lines) == (EINVAL, [f"3 device-mapper: table: <dev>: {TWINS}"])
@@ -87,7 +87,7 @@ def test_cow_is_the_origin(impl, load, disks, same):
 
 
 @pytest.mark.only("rust")
-def test_cow_is_the_origin_writable(impl, load, disks, box):
+def test_cow_equal_to_origin_is_refused_for_writing(impl, load, disks, box):
     """C opens the device again for writing and goes on with the first handle, which is gone."""
     error, lines = load("{cow} {cow} P 8")
     assert (error, lines) == (EINVAL, [f"3 device-mapper: table: <dev>: {TWINS}"])
@@ -118,7 +118,7 @@ def test_origin_is_written_by_another_line(impl, disks, box):
     assert disks["cow"].is_free() and disks["origin"].is_free()
 
 
-def test_origin_takes_no_writes(impl, disks, load):
+def test_origin_may_be_read_only(impl, disks, load):
     """A snapshot only reads it."""
     modules.run("blockdev", "--setro", disks["origin"].path)
     try:
@@ -132,7 +132,7 @@ def test_origin_takes_no_writes(impl, disks, load):
 
 
 @pytest.mark.only("rust")
-def test_cow_of_two_origins(impl, load, disks, box):
+def test_cow_of_two_origins_is_refused(impl, load, disks, box):
     """C lets two snapshots with different origins write to one COW device."""
     wanted = "snapshot: COW device is in use by another snapshot (-EBUSY)"
     assert load(GOOD) == (0, [])
@@ -226,7 +226,7 @@ def test_read_only(impl, box, same):
     assert_same(store.content(), bytes(model.image))
 
 
-def test_begin(impl, box, same):
+def test_snapshot_after_another_target(impl, box, same):
     """A snapshot behind another target: chunks are those of the whole device, and so are the
     sectors of the origin.
     """
@@ -250,7 +250,7 @@ def test_begin(impl, box, same):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("begin", [63, 1, 12])
-def test_unaligned_begin(impl, load, box, disks, log, begin):
+def test_unaligned_start_is_refused(impl, load, box, disks, log, begin):
     """C takes chunks for one that are two."""
     for _ in range(2):
         device = box.mapped()
@@ -267,7 +267,7 @@ def test_unaligned_begin(impl, load, box, disks, log, begin):
         )
 
 
-def test_origin_behind_another_target(impl, box):
+def test_origin_after_another_target(impl, box):
     """Sectors of the whole device here too."""
     origin, other = box.ram(1), box.ram(1)
     origin.fill(pattern("origin", SIZE))

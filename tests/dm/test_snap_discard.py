@@ -106,7 +106,7 @@ def test_parts_of_small_chunks(impl, box, size):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 64, BIG])
-def test_unaligned(family, size):
+def test_unaligned_discards(family, size):
     """As long as a chunk, but from the middle of one to the middle of the next, which is elsewhere
     in the COW: C zeroes what lies behind the first.
     """
@@ -120,7 +120,7 @@ def test_unaligned(family, size):
 
 
 @pytest.mark.only("rust")
-def test_beside_an_area(family):
+def test_discard_spares_the_next_area(family):
     """Behind the last chunk of an area lies the next one, and its records are safe."""
     snapshot = copied(family, 8, *range(300))
     assert cow.data_at(255, 8) + 1 == cow.area_at(1, 8)
@@ -185,7 +185,7 @@ def test_passdown_of_small_chunks(family, size):
     passdown(family, size)
 
 
-def test_passed_discard_holds_back_the_overwrite(family):
+def test_tracked_discard_delays_the_overwrite(family):
     """A discard is on its way to the origin when its chunk gets an exception. What is written to
     the origin then is not discarded.
     """
@@ -211,7 +211,7 @@ def test_passed_discard_holds_back_the_overwrite(family):
     family.check()
 
 
-def test_not_supported(family):
+def test_discard_is_refused_without_the_feature(family):
     """Without the feature, and on the origin."""
     snapshot = copied(family, 8, 1, 2, extra="")
     for device in (snapshot, family.origin):
@@ -221,7 +221,7 @@ def test_not_supported(family):
 
 
 @pytest.mark.parametrize("kind, status", [("P", "Invalid"), ("PO", "Overflow")])
-def test_after_the_end(family, kind, status):
+def test_discard_of_a_full_snapshot_fails(family, kind, status):
     """A snapshot that is full discards nothing."""
     snapshot = family.snap(kind, BIG, ZEROES, room=4)
     for chunk in (1, 2):

@@ -14,7 +14,7 @@ from lib.stores import BLANK, Bench, soil
 
 @pytest.mark.parametrize("size", [1, 8, 32, 128, 1024])
 @pytest.mark.parametrize("dirty", [False, True])
-def test_fresh(impl, box, size, dirty):
+def test_fresh_store(impl, box, size, dirty):
     """Header and first area, made when the table is loaded; nothing else is touched. A magic of 0
     is no store.
     """
@@ -99,7 +99,7 @@ def fill(bench, chunks):
 
 
 @pytest.mark.parametrize("size, count", CASES)
-def test_leave_a_store(impl, box, same, size, count):
+def test_leave_a_store_for_the_other(impl, box, same, size, count):
     image = soil(cow.needed(count + 40, size) * size)
     bench = Bench(box, size, pattern("origin", (count + 20) * size), image).start()
     fill(bench, chunks_for(size, count))
@@ -150,7 +150,7 @@ def test_c_opens_what_ours_left(impl, box, size, count):
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_by_turns(impl, box, rng, rust_module):
+def test_c_and_ours_alternate(impl, box, rng, rust_module):
     """C and ours open the same store twenty times in turn, each with random writes."""
     bench = Bench(box, 8, pattern("origin", 2048), bytes(4096 * 512))
     modules.unload_c()
@@ -180,7 +180,7 @@ def test_by_turns(impl, box, rng, rust_module):
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_next_free(impl, box, same, size):
+def test_next_free_chunk_is_never_an_area(impl, box, same, size):
     """The first exception after a load is never put on an area, wherever the records end."""
     most = cow.per_area(size)
     lists = [cow.numbered(range(1000, 1000 + count), size) for count in counts(size)[2:6]]

@@ -89,7 +89,7 @@ def test_huge_chunks(impl, box, log, size):
 
 
 @pytest.mark.parametrize("valid", [0, 1, 2, 0x80000000])
-def test_valid(impl, box, log, same, valid):
+def test_invalid_store_can_be_opened(impl, box, log, same, valid):
     """An invalid store can be opened, only to see that it is; nothing behind its header is looked
     at.
     """

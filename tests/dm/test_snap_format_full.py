@@ -77,7 +77,7 @@ def exact(size, areas, more, odd=0):
         (8, 1, 1, 0),
     ],
 )
-def test_full(impl, box, log, same, kind, size, areas, more, odd):
+def test_store_is_filled_to_the_last_chunk(impl, box, log, same, kind, size, areas, more, odd):
     """A store that ends just before an area or behind it, filled by writes to the snapshot."""
     sectors = exact(size, areas, more, odd)
     bench = Bench(box, size, pattern("origin", sectors + 4 * size), soil(sectors), kind)
@@ -87,7 +87,7 @@ def test_full(impl, box, log, same, kind, size, areas, more, odd):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("kind", ["PO", "P"])
 @pytest.mark.parametrize("size, areas, odd", [(1, 1, 0), (1, 2, 0), (8, 1, 0), (8, 1, 5)])
-def test_full_at_an_area(impl, box, log, same, kind, size, areas, odd):
+def test_chunk_before_a_missing_area_stays_free(impl, box, log, same, kind, size, areas, odd):
     """The last chunk of data would fill an area, and the device ends behind it: it stays free,
     because the area after a full one must be there. C writes past the end, and the snapshot is
     invalid even with overflow support.
@@ -112,7 +112,7 @@ def test_c_opens_a_full_store(impl, box, size, areas, odd):
 
 
 @pytest.mark.parametrize("size, before, after", [(1, 20, 80), (1, 33, 35), (8, 100, 300)])
-def test_growing_device(impl, box, log, same, size, before, after):
+def test_growing_device_gives_room(impl, box, log, same, size, before, after):
     """The COW device is made longer below a live snapshot: the total grows at once, and with it the
     room.
     """

@@ -96,7 +96,7 @@ def test_full(impl, family, log, kind, device, sectors):
         ("PO", 69),
     ],
 )
-def test_full_at_the_boundaries_of_areas(impl, box, log, kind, chunks):
+def test_full_at_area_boundaries(impl, box, log, kind, chunks):
     """Chunks of a sector: 32 exceptions to an area. It is full where it must be, and what fitted is
     found again.
     """
@@ -141,7 +141,7 @@ def fill_up(box, log, kind, chunks):
 
 
 @pytest.mark.parametrize("kind", ["P", "PO"])
-def test_larger_cow(family, kind):
+def test_growing_cow_gives_room(family, kind):
     """The COW grows under a snapshot that is full: what is added is used, without a new table."""
     disk = family.box.ram(8)
     small = family.box.mapped(f"0 48 linear {disk.dev} 0")

@@ -57,7 +57,7 @@ def test_snapshot_goes_live_beside_a_merge_that_begins(family):
 
 
 @pytest.mark.delays
-def test_source_that_is_being_resumed(family, log):
+def test_no_handover_from_a_source_being_resumed(family, log):
     """The live table is past its preresume. Who is loaded now cannot take over from it any more; it
     used to, and the table in use failed all its I/O.
     """
@@ -81,7 +81,7 @@ def test_source_that_is_being_resumed(family, log):
 
 
 @pytest.mark.delays
-def test_merge_that_is_being_resumed(family, log):
+def test_no_handover_from_a_merge_being_resumed(family, log):
     """The same with a merge: it would go on in the store of the live snapshot."""
     valve = family.real = Valve(family.box, family.disk)
     store = family.store(8, cow.numbered(range(0, 500, 2), 8))
@@ -104,7 +104,7 @@ def test_merge_that_is_being_resumed(family, log):
     family.merged()
 
 
-def test_resume_that_another_target_refuses(family, log):
+def test_handover_after_another_target_refused_to_resume(family, log):
     """The live table could have been resumed, but not another one beside it. It is not in use, and
     can be taken over from when it has been refused itself.
     """
@@ -140,7 +140,7 @@ def test_resume_that_another_target_refuses(family, log):
     both.remove()
 
 
-def test_replaced_after_another_target_refused(family, log):
+def test_reload_after_another_target_refused_to_resume(family, log):
     """The same, and then the device gets a new table. That takes over, also what is in memory
     alone.
     """
@@ -160,7 +160,7 @@ def test_replaced_after_another_target_refused(family, log):
 
 
 @pytest.mark.delays
-def test_source_that_is_being_removed(family, log):
+def test_handover_from_a_source_being_removed(family, log):
     """It waits for what is on its way, and another one takes over: then that one does, and has the
     store. It used to wait for a moment in which nothing at all was on its way, and to throw the
     other one's ownership away.
@@ -199,7 +199,7 @@ def test_source_that_is_being_removed(family, log):
 
 
 @pytest.mark.delays
-def test_source_is_removed_before_the_resume(family, log):
+def test_source_removed_before_the_resume(family, log):
     """The next one has found that it has not to read the disk, and the source goes before it is
     live.
     """
@@ -224,7 +224,7 @@ def test_source_is_removed_before_the_resume(family, log):
 
 
 @pytest.mark.delays
-def test_header_of_a_lost_store_is_written_once(family, log):
+def test_header_of_an_invalid_store_is_written_once(family, log):
     """A record fails that the former table has begun to write, while the next one waits to write
     another. Both see that the store is lost; users were told twice.
     """

@@ -147,7 +147,7 @@ def test_many_writers_one_exception(family):
     family.check()
 
 
-def test_whole_chunk_write_waits_behind_a_copy(family):
+def test_whole_chunk_write_waits_for_a_copy(family):
     """A partial write starts a copy; a write of the whole chunk that comes meanwhile must not lose
     to it.
     """
@@ -169,7 +169,7 @@ def test_whole_chunk_write_waits_behind_a_copy(family):
     family.check()
 
 
-def test_partial_write_waits_behind_a_whole_chunk(family):
+def test_partial_write_waits_for_a_whole_chunk_write(family):
     """A write of a whole chunk is on its way to the COW; a partial one that comes meanwhile is not
     lost under it.
     """
@@ -216,7 +216,7 @@ def test_reads_go_on_during_a_copy(family, kind):
 
 
 @pytest.mark.crowd
-def test_reader_holds_back_the_overwrite(family):
+def test_tracked_read_delays_the_overwrite(family):
     """A read of the snapshot is on its way to the origin, when its chunk gets an exception, which
     needs no copy. The origin is not overwritten before the read has ended.
     """
@@ -364,7 +364,7 @@ def test_sparse_device(impl, box):
 
 
 @pytest.mark.only("rust")
-def test_snapshot_of_a_working_origin(family):
+def test_snapshot_of_an_origin_in_use(family):
     """The origin was not suspended when the snapshot went live: C would keep the first chunk of a
     large write alone.
     """

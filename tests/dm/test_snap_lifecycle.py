@@ -55,7 +55,7 @@ def test_status_and_table(family, same, kind, size):
     same(seen)
 
 
-def test_origin_words(family, same):
+def test_origin_status_and_table(family, same):
     assert family.origin.status() == ""
     assert family.origin.table() == family.real.dev
     family.snap()
@@ -138,7 +138,7 @@ def test_destination_on_another_device(family, log, same):
     write_both(family, second, 4)
 
 
-def test_lost_without_a_header(family, log):
+def test_invalid_without_a_header(family, log):
     """The header could not say that the snapshot is lost. Who was to take over from it knows that
     all the same.
     """
@@ -156,7 +156,7 @@ def test_lost_without_a_header(family, log):
     family.check()
 
 
-def test_second_load_over_a_loaded_table(family, log):
+def test_second_loaded_table_is_refused(family, log):
     """Refused, on this device and on another, until the first is dropped."""
     snapshot = family.snap("P", 8)
     write_both(family, snapshot, 0)
@@ -175,7 +175,7 @@ def test_second_load_over_a_loaded_table(family, log):
     write_both(family, snapshot, 3)
 
 
-def test_loaded_table_is_dropped(family):
+def test_cleared_table_leaves_the_live_one(family):
     """Suspended or not: the live one goes on."""
     snapshot = family.snap("P", 8)
     for turn in range(3):
@@ -191,7 +191,7 @@ def test_loaded_table_is_dropped(family):
 
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
-def test_source_is_gone(impl, family, log, kind, how):
+def test_source_removed_before_the_handover(impl, family, log, kind, how):
     """Before the destination goes live. Ours reads the metadata then; with C it is Invalid, though
     the disk is good.
     """
@@ -220,7 +220,7 @@ def test_source_is_gone(impl, family, log, kind, how):
 
 
 @pytest.mark.only("rust")
-def test_one_cow_for_two_origins(impl, box, log):
+def test_cow_of_two_origins_is_refused(impl, box, log):
     """Certain corruption, which C accepts."""
     family, other = Family(box), Family(box)
     first = family.snap("P", 8)
@@ -453,7 +453,7 @@ def module(impl):
     return modules.C_MODULES["snapshot"] if impl == "c" else modules.RUST_MODULE
 
 
-def test_again_and_again(impl, family):
+def test_repeated_use_leaks_nothing(impl, family):
     """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no
     users more.
     """

@@ -197,7 +197,7 @@ def test_snapshot(group, same):
     same(group.state(), "removed")
 
 
-def test_several(group, rng, same):
+def test_several_snapshots(group, rng, same):
     """Snapshots of different chunk sizes and age; any of them may go."""
     group.create("base", 2)
     for n, chunk in enumerate(("4k", "64k", "512k", "16k")):
@@ -330,7 +330,7 @@ def test_reactivate(group, rng, same):
 
 
 @pytest.mark.parametrize("by", ["base", "snap"])
-def test_invalid(group, same, by):
+def test_full_snapshot_is_invalid(group, same, by):
     """A full COW: the snapshot is lost for ever, even if it grows, and says so; nothing else is
     harmed.
     """
@@ -441,7 +441,7 @@ def test_split_and_join(group, rng):
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_by_turns(group, rng, rust_module):
+def test_c_and_ours_alternate(group, rng, rust_module):
     """The same volumes activated on C and on ours in turn, written on each."""
     group.create("base", 4)
     group.snapshot("snap", "6m")

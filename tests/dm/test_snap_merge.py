@@ -49,7 +49,7 @@ def test_short_last_chunk(impl, box, sectors, size):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8, 128])
 @pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
-def test_useless_records(family, size, where):
+def test_useless_records_are_cleared(family, size, where):
     """Chunks behind the origin's end, and records that repeat another one: they are cleared and
     nothing is copied.
     """
@@ -72,7 +72,7 @@ def test_useless_records(family, size, where):
 
 
 @pytest.mark.only("rust")
-def test_area_of_useless_records(family):
+def test_area_of_useless_records_is_cleared(family):
     """A whole one, behind another and in front of a third."""
     epa = cow.per_area(1)
     olds = [n if n // epa != 1 else 5000 + n for n in range(3 * epa + 3)]
@@ -95,7 +95,7 @@ def test_status_of_the_first_step(family, same, size, areas, more):
 
 
 @pytest.mark.parametrize("size", [1, 8])
-def test_gaps(family, rng, size):
+def test_scattered_chunks_are_merged(family, rng, size):
     """Chunks of the COW device may have been taken in any order."""
     olds = rng.sample(range(500), 100)
     family.snap("P", 64)
@@ -110,7 +110,7 @@ def test_gaps(family, rng, size):
     "size, others", [(8, ()), (8, (8,)), (8, (1, 64)), (1, (16, 8, 64)), (64, (1, 8, 32, 64))]
 )
 @pytest.mark.parametrize("direct", [False, True])
-def test_other_snapshots(family, rng, size, others, direct):
+def test_other_snapshots_keep_their_contents(family, rng, size, others, direct):
     """They keep what they show. What they have not copied yet they get first."""
     for other in others:
         family.snap(rng.choice(("P", "PO", "N")), other)
@@ -135,7 +135,7 @@ def test_other_snapshots(family, rng, size, others, direct):
 
 
 @pytest.mark.parametrize("kind", ["P", "PO", "N"])
-def test_other_snapshot_becomes_full(family, rng, kind):
+def test_merge_goes_on_when_another_snapshot_is_full(family, rng, kind):
     """It is lost; the merge and the others go on."""
     full = family.snap(kind, 8, room=20)
     family.snap("P", 8)
@@ -146,7 +146,7 @@ def test_other_snapshot_becomes_full(family, rng, kind):
 
 
 @pytest.mark.parametrize("layer", ["COW read", "COW"])
-def test_other_snapshot_fails(family, rng, layer):
+def test_merge_goes_on_when_another_snapshot_fails(family, rng, layer):
     """A COW device of another snapshot has nothing to do with it."""
     bad = family.snap("P", 8)
     family.write(bad, 0, pattern("own", 8))
@@ -176,13 +176,13 @@ def reload_others(family, rng, suspended):
     family.merged()
 
 
-def test_other_snapshot_is_reloaded(family, rng):
+def test_other_snapshot_is_reloaded_during_suspends(family, rng):
     """Again and again, while the device that merges is suspended."""
     reload_others(family, rng, True)
 
 
 @pytest.mark.only("rust")
-def test_other_snapshot_is_reloaded_alone(family, rng):
+def test_other_snapshot_is_reloaded_during_the_merge(family, rng):
     """While the device that merges works. C starts its next step when neither the old table nor the
     new one is asked what is to be copied.
     """

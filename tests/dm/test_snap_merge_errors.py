@@ -81,7 +81,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("what, when", CASES)
-def test_error(impl, box, rng, said, what, when):
+def test_merge_stops_on_an_error(impl, box, rng, said, what, when):
     """The merge stops and says so, everything can be read and written. When the cause is gone, and
     the device is made anew, it goes on to the end.
     """
@@ -91,7 +91,7 @@ def test_error(impl, box, rng, said, what, when):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("cure", ["resume", "handover"])
 @pytest.mark.parametrize("what, when", CASES)
-def test_resume_after_an_error(impl, box, rng, said, what, when, cure):
+def test_merge_continues_after_an_error(impl, box, rng, said, what, when, cure):
     """C goes on with memory that is not what is on the disk: it copies the COW's header, or forgets
     an area.
     """
@@ -130,7 +130,7 @@ def fail_and_cure(impl, box, rng, said, what, when, cure):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("what, when", CASES)
-def test_error_again_and_again(impl, box, rng, said, what, when):
+def test_repeated_errors_lose_nothing(impl, box, rng, said, what, when):
     """Resumed while the cause is still there: it fails again, nothing is lost, and at last it ends."""
     failing = Failing(box, rng, what, when)
     family, front = failing.family, failing.begin()
@@ -147,7 +147,7 @@ def test_error_again_and_again(impl, box, rng, said, what, when):
     family.merged()
 
 
-def test_error_in_the_header_is_none(family, rng):
+def test_unwritable_header_does_not_stop_a_merge(family, rng):
     """A merge does not touch it."""
     snapshot = family.store(8, cow.numbered(scatter(rng, 50, 8), 8))
     family.merge(snapshot, direct=True, before=lambda: snapshot.cow.error_writes((0, 8)))
@@ -155,7 +155,7 @@ def test_error_in_the_header_is_none(family, rng):
 
 
 @pytest.mark.parametrize("what", ["COW read", "origin write", "origin flush", "record write"])
-def test_event_of_an_error(impl, box, rng, what):
+def test_error_raises_an_event(impl, box, rng, what):
     """Who waits for it is woken. C tells nobody."""
     failing = Failing(box, rng, what, "first")
     failing.begin().wait_status("Merge failed")
@@ -167,7 +167,7 @@ def test_event_of_an_error(impl, box, rng, what):
 
 
 @pytest.mark.only("rust")
-def test_event_at_the_end(family, rng):
+def test_end_raises_one_event(family, rng):
     """Who waits for it is woken; nothing else raises one."""
     family.layered()
     for number in (100, 0, 1):
@@ -188,7 +188,7 @@ def test_event_at_the_end(family, rng):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("what", ["COW read", "origin write", "origin flush"])
-def test_queued_writes_succeed(impl, box, said, what):
+def test_queued_writes_succeed_after_a_failed_step(impl, box, said, what):
     """Those that wait for a step which fails: what they write to is in the COW. C fails them."""
     family = Family(box, cache=True)
     real = family.real = Valve(box, Gate(box, family.disk))
@@ -227,7 +227,7 @@ def test_queued_writes_succeed(impl, box, said, what):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("area", ["alone", "with everything"])
-def test_queued_writes_when_the_record_fails(parts, area, said):
+def test_queued_writes_fail_with_the_record(parts, area, said):
     """Nobody knows whether the records are there: writes to their chunks fail until the records can
     be written.
     """

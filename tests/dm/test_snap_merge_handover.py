@@ -12,7 +12,7 @@ from lib.snaps import merge_line
 
 
 @pytest.mark.parametrize("kind, size", [("P", 8), ("PO", 1), ("P", 64)])
-def test_handover(family, rng, kind, size):
+def test_merge_takes_over_a_live_snapshot(family, rng, kind, size):
     """What the snapshot has in memory; then the same device is an origin again, and another
     snapshot is merged.
     """
@@ -29,7 +29,7 @@ def test_handover(family, rng, kind, size):
         family.close(other)
 
 
-def test_live_source(family, said):
+def test_resume_fails_until_the_source_is_suspended(family, said):
     """The destination goes live only when the source is suspended, and the source not any more when
     it is loaded.
     """
@@ -55,7 +55,7 @@ def test_live_source(family, said):
     family.merged()
 
 
-def test_loaded_table_is_dropped(family):
+def test_cleared_table_leaves_the_snapshot(family):
     """The snapshot stays what it was, and can be merged later."""
     snapshot = family.snap("P", 8)
     for turn in range(3):
@@ -74,7 +74,7 @@ def test_loaded_table_is_dropped(family):
 
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
-def test_source_is_gone(impl, family, said, kind, how):
+def test_source_removed_before_the_handover(impl, family, said, kind, how):
     """Before the handover. Ours reads what is on the disk; with C it is Invalid, though the disk is
     good.
     """
@@ -101,7 +101,7 @@ def test_source_is_gone(impl, family, said, kind, how):
 
 
 @pytest.mark.only("rust")
-def test_source_is_gone_and_its_store_cannot_be_read(family):
+def test_resume_fails_while_the_store_cannot_be_read(family):
     """Then the device stays suspended, and can be resumed when it can."""
     snapshot, front = family.snap("P", 8), family.origin
     family.write(snapshot, 80, pattern("own", 100))
@@ -120,7 +120,7 @@ def test_source_is_gone_and_its_store_cannot_be_read(family):
 
 
 @pytest.mark.only("rust")
-def test_overflow_is_no_matter(family, said):
+def test_merge_of_an_overflowed_snapshot_shows_numbers(family, said):
     """A snapshot that is full shows numbers as soon as it is merged, so the end can be seen."""
     snapshot = family.snap("PO", 8, room=10)
     for n in range(8):
@@ -134,7 +134,7 @@ def test_overflow_is_no_matter(family, said):
 
 
 @pytest.mark.parametrize("how", ["handover", "direct", "direct without other"])
-def test_invalid_store(impl, family, said, how):
+def test_invalid_store_is_not_merged(impl, family, said, how):
     """Everything goes to the origin, and other snapshots get their copies."""
     if how != "direct without other":
         family.snap("P", 8)

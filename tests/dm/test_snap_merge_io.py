@@ -137,7 +137,7 @@ def test_threads(family, rng, size, others):
     family.merged()
 
 
-def test_flush_reaches_both(impl, box):
+def test_flush_reaches_origin_and_cow(impl, box):
     """What was written went to the COW device, or to the origin."""
     family = Family(box, cache=True)
     snapshot = family.store(8, cow.numbered([5], 8))
@@ -163,19 +163,19 @@ def discards(family, size):
     family.merged()
 
 
-def test_discard(family):
+def test_discard_changes_nothing(family):
     """It ends, and changes nothing."""
     discards(family, 512)
 
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 64])
-def test_discard_of_small_chunks(family, size):
+def test_discard_of_small_chunks_changes_nothing(family, size):
     """For which C's limits go wrong."""
     discards(family, size)
 
 
-def test_no_discard(family):
+def test_discard_is_refused_without_the_feature(family):
     front = family.merge(family.store(8, cow.numbered([1, 3], 8)), direct=True)
     assert front.queue("discard_max_bytes") == 0
     fails(front.discard, 0, 8, code=errno.EOPNOTSUPP)
@@ -184,7 +184,7 @@ def test_no_discard(family):
 
 @pytest.mark.parametrize("what", Parts.KINDS)
 @pytest.mark.parametrize("others", [0, 2])
-def test_held(parts, what, others):
+def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
     """A write into what is being merged waits and then is there; reads go on, and show what the
     snapshot showed.
     """

@@ -16,7 +16,7 @@ from lib.snaps import Family, Gate, Snapshot, Valve
 
 
 @pytest.mark.parametrize("others", [0, 2])
-def test_suspend_and_resume(family, rng, others):
+def test_merge_continues_after_each_suspend(family, rng, others):
     """It goes on where it was, however often."""
     for _ in range(others):
         family.snap("P", 8)
@@ -35,7 +35,7 @@ def test_suspend_and_resume(family, rng, others):
     family.merged()
 
 
-def test_suspend_is_bounded(parts, rng):
+def test_suspend_waits_for_one_step_only(parts, rng):
     """It waits for the step that has begun, and for no other."""
     family = parts.family
     snapshot = family.store(1, cow.numbered(scatter(rng, 640, 1), 1))
@@ -53,7 +53,7 @@ def test_suspend_is_bounded(parts, rng):
 
 
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
-def test_back_to_a_snapshot(family, rng, size, number):
+def test_merge_becomes_a_snapshot_again(family, rng, size, number):
     """And then a merge again, several times. What is left in the COW is found, and there is room
     for more.
     """
@@ -75,7 +75,7 @@ def test_back_to_a_snapshot(family, rng, size, number):
 
 
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
-def test_resumed_without_its_store(family, rng, said, size, number):
+def test_resume_without_the_store_merges_nothing(family, rng, said, size, number):
     """The store has gone to a snapshot. What merged is a plain origin for it, and merges nothing."""
     front = family.merge(
         family.store(size, cow.numbered(scatter(rng, number, size), size)), direct=True
@@ -99,7 +99,7 @@ def test_resumed_without_its_store(family, rng, said, size, number):
 
 
 @pytest.mark.only("rust")
-def test_store_with_copies_on_their_way(family):
+def test_merge_of_a_snapshot_with_pending_copies(family):
     """A snapshot is merged while it still gets what the merge of another one has asked for. C ends
     that with the first.
     """
@@ -129,7 +129,7 @@ def test_store_with_copies_on_their_way(family):
 
 @pytest.mark.crowd
 @pytest.mark.only("rust")
-def test_snapshot_that_is_taken_meanwhile(family):
+def test_snapshot_is_taken_during_a_merge(family):
     """While another one still copies the last of what the step that has begun will overwrite. With
     C taking it waits for that.
     """
@@ -146,7 +146,7 @@ def test_snapshot_that_is_taken_meanwhile(family):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8])
-def test_back_to_a_snapshot_with_gaps(family, rng, size):
+def test_merge_with_gaps_becomes_a_snapshot_again(family, rng, size):
     """New exceptions take chunks behind all that are in use. C counts records, and takes some that
     are.
     """
@@ -176,7 +176,7 @@ def test_back_to_a_snapshot_with_gaps(family, rng, size):
 
 
 @pytest.mark.parametrize("others", [0, 2])
-def test_remove_and_again(family, rng, others):
+def test_merge_continues_after_a_removal(family, rng, others):
     """It is removed in the middle and started anew from what is on the disk."""
     for _ in range(others):
         family.snap("P", 8)
@@ -190,7 +190,7 @@ def test_remove_and_again(family, rng, others):
 
 
 @pytest.mark.crowd
-def test_removal_with_a_step_on_its_way(family, rng):
+def test_removal_waits_for_the_step_in_flight(family, rng):
     """It waits for this step; what follows is still there."""
     family.layered()
     snapshot = family.store(1, cow.numbered(scatter(rng, 320, 1), 1))
@@ -206,7 +206,7 @@ def test_removal_with_a_step_on_its_way(family, rng):
     family.merged()
 
 
-def test_reload_of_errors(family, rng):
+def test_merge_continues_after_an_error_table(family, rng):
     """What `dmsetup remove --force` does, in the middle; then it begins again."""
     snapshot = family.store(1, cow.numbered(scatter(rng, 640, 1), 1))
     front = family.merge(snapshot, direct=True)
@@ -220,7 +220,7 @@ def test_reload_of_errors(family, rng):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("how", [("--nolockfs",), ("--nolockfs", "--noflush")])
-def test_interrupted_suspend(impl, box, rng, how):
+def test_merge_goes_on_after_an_interrupted_suspend(impl, box, rng, how):
     """A suspend that is given up: the merge goes on. With C it stands still until the next resume."""
     family = Family(box)
     stuck = Gate(box, family.disk)

@@ -63,7 +63,7 @@ def test_refused(impl, load, disks, same, probe, case):
 
 
 @pytest.mark.parametrize("words", [words for words in ACCEPTED | EXTRA if words[0] in "Pp"])
-def test_accepted(impl, load, disks, same, words):
+def test_empty_store_is_merged_at_once(impl, load, disks, same, words):
     """A table without exceptions is at its end at once."""
     echo, status = (ACCEPTED | EXTRA)[words]
     error, lines = load("{origin} {cow} " + words, "snapshot-merge")
@@ -81,7 +81,7 @@ def test_accepted(impl, load, disks, same, words):
     same((echo, status))
 
 
-def test_bad_store(load, disks, same):
+def test_unreadable_store_is_refused(load, disks, same):
     for content, error in (
         (b"x" * 512, errno.ENXIO),
         (cow.header(8, version=2), errno.EINVAL),
@@ -104,7 +104,7 @@ def test_versions(impl, rust_module, same):
     assert "dm-snapshot-merge" in modules.run("modinfo", "-F", "alias", file).stdout.split()
 
 
-def test_words(family, same):
+def test_status_and_table_lines(family, same):
     """Of the table that waits, of the one that is live, and of the source."""
     snapshot, seen = family.snap("PO", 16), []
     for n in range(5):
@@ -136,13 +136,13 @@ def test_words(family, same):
     same(seen)
 
 
-def test_no_messages(family, said):
+def test_messages_are_refused(family, said):
     front = family.merge(family.store(8, []), direct=True)
     fails(front.message, "hello", code=errno.EINVAL)
     assert said.count("Target type does not support messages")
 
 
-def test_between_other_targets(impl, box):
+def test_merge_after_another_target(impl, box):
     """A merge behind another target: chunks are those of the whole device."""
     family, other = Family(box), box.ram(1)
     snapshot = family.store(8, cow.numbered([20, 50, 21], 8))
@@ -159,7 +159,7 @@ def test_between_other_targets(impl, box):
 
 
 @pytest.mark.parametrize("state", ["merging", "at its end", "loaded"])
-def test_second_merge(family, log, state):
+def test_second_merge_is_refused(family, log, state):
     """With a source, on another device or on the same."""
     first, second, third = (family.snap("P", size) for size in (8, 16, 8))
     family.write(first, 80, pattern("own", 800))
@@ -194,7 +194,7 @@ def test_second_merge(family, log, state):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("state", ["merging", "loaded"])
-def test_second_merge_without_source(family, log, state):
+def test_second_merge_without_source_is_refused(family, log, state):
     """Whose snapshot is not there. C loads it."""
     first, second = family.store(8, cow.numbered(range(0, 400, 2), 8)), family.store(
         8, cow.numbered([7], 8)
@@ -218,7 +218,7 @@ def test_second_merge_without_source(family, log, state):
 
 
 @pytest.mark.crowd
-def test_merges_of_two_origins(impl, box, rng):
+def test_two_origins_merge_independently(impl, box, rng):
     """They have nothing to do with each other."""
     families = [Family(box) for _ in range(3)]
     for family in families:

@@ -9,7 +9,7 @@ from lib.logwrites import Recorder, write_fua
 from lib.snaps import Family, Gate, chunk_of
 
 
-def test_flush(impl, box):
+def test_flush_goes_to_one_device(impl, box):
     """A flush of the snapshot goes to the COW, one of the origin to the origin, and neither makes
     an exception.
     """

@@ -137,7 +137,7 @@ def test_aliases(impl, rust_module):
     assert impl == "c" or "dm-snapshot" in aliases
 
 
-def test_no_messages(impl, load, log):
+def test_messages_are_refused(impl, load, log):
     assert load(GOOD) == (0, [])
     load.device.resume()
     mark = log.mark()
@@ -166,7 +166,7 @@ def test_existing_store(impl, load, disks, same):
         load.device.remove()
 
 
-def test_second_table(impl, load, same, disks):
+def test_one_live_and_one_loaded_table(impl, load, same, disks):
     """Of the tables with one origin and COW device, one may be live and one may wait for its
     exceptions.
     """
@@ -225,7 +225,7 @@ def test_origin_refused(impl, load, same, case):
     same((got, lines))
 
 
-def test_origin(impl, load, disks):
+def test_origin_status_and_table(impl, load, disks):
     """It says nothing but where it is."""
     assert load("{origin}", "snapshot-origin") == (0, [])
     front = load.device

@@ -340,7 +340,7 @@ def test_too_many_regions(impl, load, clone_box, disks, same):
 
 
 @pytest.mark.parametrize("data", ["dest", "source"])
-def test_metadata_on_a_data_device(impl, load, disks, data):
+def test_metadata_on_a_data_device_is_refused(impl, load, disks, data):
     """C takes it, and formats the metadata over the data. Ours looks at it last, so that other
     faults are told as by C.
     """
@@ -363,7 +363,7 @@ def test_metadata_on_a_data_device(impl, load, disks, data):
     disks[data].write(0, bytes(2 * 4096))
 
 
-def test_source_and_destination_are_one(impl, load, disks):
+def test_same_source_and_destination_are_accepted(impl, load, disks):
     """Of no use, but nothing is lost by it: taken, as by C."""
     data = boxes.pattern("both", SIZE)
     disks["dest"].write(0, data)

@@ -47,7 +47,7 @@ class Shortage(faults.Attribute):
         return MANY - self.left
 
 
-def test_table_of_exceptions(impl, box, request):
+def test_exception_waits_for_memory(impl, box, request):
     """An exception is durable and there is no memory to put it into the table. A later one that
     needs none ends; the worker asks for memory fifty times a second at most.
     """

@@ -100,7 +100,7 @@ def test_a_dead_disk_stays_dead(impl, box):
 
 
 @pytest.mark.parametrize("lie, n", [("unexpected", 1), ("later", 1), ("end", 1)])
-def test_it_notices(impl, box, lie, n):
+def test_violations_are_reported(impl, box, lie, n):
     """An error of the wrong kind, an error after the only fault, something amiss at the end."""
     with pytest.raises(AssertionError) as caught:
         faults.Series(Plain(box, "disk", lie)).run()

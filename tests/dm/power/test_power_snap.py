@@ -93,7 +93,7 @@ def test_creation(impl, box, rng, rust_module, size):
 
 
 @pytest.mark.parametrize("together", [1, 5, 40])
-def test_roll_over(impl, box, rng, rust_module, together):
+def test_exceptions_across_an_area(impl, box, rng, rust_module, together):
     """Exceptions singly, a few at a time or many by one write, over the end of an area."""
     work, goal = Work(box, rng, impl, (1,)), (1 if together == 1 else 2) * cow.per_area(1) + 2
     work.take(0)
@@ -141,7 +141,7 @@ def test_torn_records(impl, box, rng):
 
 @pytest.mark.only("rust")  # C lets writes go on before the header is durable
 @pytest.mark.parametrize("kind, through", [("P", 0), ("P", 1), ("PO", 0), ("PO", 1)])
-def test_full(impl, box, rng, rust_module, kind, through):
+def test_full_cow(impl, box, rng, rust_module, kind, through):
     """The COW device gets full, by writes through the origin or the snapshot, one behind the other
     and at once. Whoever reads the disks then finds that the snapshot is lost, or all that it must
     show.
