@@ -1,9 +1,9 @@
-"""The suite runs as root in a guest, each test once per implementation: on the C target first, then
-on ours.
+"""The suite runs as root in a guest. Each test runs once per implementation: first on the C
+targets, then on dm-rust.
 
-Tests ask for `impl` (directly or through `box`); `only("c")` and `only("rust")` restrict them, and
-a test that asks for `same` compares what it recorded on ours with what the same test recorded on C.
-See pytest --help, "device-mapper".
+Tests ask for `impl`, directly or through `box`. `only("c")` and `only("rust")` restrict a test to
+one implementation. A test that asks for `same` compares what it records on dm-rust with what it
+recorded on C. See pytest --help, "device-mapper".
 """
 
 import collections
@@ -18,10 +18,10 @@ from lib import delay, dm, eras, kmsg, merges, modules, snaps
 from lib.snap_lines import disks, load  # noqa: F401  (fixtures of the tests of table lines)
 
 SECONDS_PER_TEST = 300
-# Phases, in this order: one change of modules between them. The last one lets C open what ours
-# wrote.
+# The order of the phases: modules change once between two phases. In the last phase C opens what
+# dm-rust wrote.
 PHASES = "c", "rust", "c-again"
-# Files whose tests take a fifth of the time of others.
+# Files whose tests take a fifth of the time of the others.
 QUICK = {
     "test_table.py",
     "test_era_table.py",
@@ -125,8 +125,7 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(trylast=True)  # shares are made of what -m and -k leave
 def pytest_collection_modifyitems(config, items):
     _refuse_empty(items)
-    # A test without an implementation parameter that is left is one for the other implementation:
-    # not for this run.
+    # A test that has no implementation parameter left belongs to the other implementation only.
     left = sorted((i for i in items if _phase(i) is not None), key=_phase)
     if not delay.expected():
         left = [item for item in left if not item.get_closest_marker("delays")]
@@ -140,7 +139,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _refuse_empty(items):
-    """A list of parameters that has come out empty would be a test that passes without having run."""
+    """Refuses a test whose list of parameters is empty: it would pass without having run."""
     empty = {
         item.nodeid
         for item in items
@@ -168,8 +167,8 @@ def _compared(item):
 
 
 def _share(items, which):
-    """The K-th of N shares: whole files, since tests of one file may build on each other; each
-    share takes as long.
+    """The K-th of N shares of about equal duration. A share has whole files, since tests of one
+    file may depend on each other.
     """
     share, shares = map(int, which.split("/"))
     sizes, files = collections.Counter(), [[] for _ in range(shares)]
@@ -189,7 +188,7 @@ def _phase(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def guest(request):
-    """What every test needs of the guest, once."""
+    """Prepares the guest, once for all tests."""
     assert (
         os.geteuid() == 0
     ), "the suite needs root in a guest: scripts/vm -- python3 -m pytest tests/dm"
@@ -198,8 +197,8 @@ def guest(request):
     modules.run("modprobe", "null_blk", "nr_devices=0")
     if not os.path.ismount("/sys/kernel/config"):
         modules.run("mount", "-t", "configfs", "none", "/sys/kernel/config")
-    # Making and removing hundreds of devices means waiting for RCU, most of the time; not without
-    # preemption on one CPU.
+    # Creating and removing hundreds of devices mostly waits for RCU, except without preemption on
+    # one CPU.
     if os.path.exists("/sys/kernel/rcu_expedited"):
         with open("/sys/kernel/rcu_expedited", "w") as file:
             file.write("1")
@@ -213,7 +212,7 @@ def guest(request):
 
 @pytest.fixture(scope="session")
 def impl(request):
-    """ "c" or "rust": the implementation that owns the name `clone` while the test runs."""
+    """ "c" or "rust": the implementation that provides the targets while the test runs."""
     name = "c" if request.param.startswith("c") else "rust"
     modules.use(name, request.config.rust)
     return name
@@ -229,7 +228,7 @@ _log = None
 
 @pytest.fixture
 def log():
-    """The kernel log from the start of the test on."""
+    """The kernel log from the start of the test."""
     return _log
 
 
@@ -240,9 +239,7 @@ def said(log):
 
 @pytest.fixture(autouse=True)
 def watch(request, guest):
-    """Fails a test that takes too long, that leaves mapped devices behind, or during which the
-    kernel complained.
-    """
+    """Fails a test that takes too long, leaves mapped devices behind, or makes the kernel complain."""
     global _log
     _log = kmsg.Log()
     taint = _taint()
@@ -282,7 +279,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def box(watch):
-    """Makes disks and mapped devices and removes them at the end."""
+    """Creates disks and mapped devices, and removes them after the test."""
     it = boxes.Box()
     yield it
     it.close()
@@ -290,7 +287,7 @@ def box(watch):
 
 @pytest.fixture
 def clone_box(impl, box):
-    """A box while one of the implementations is loaded."""
+    """A box, after the modules of one implementation were loaded."""
     return box
 
 
@@ -302,7 +299,7 @@ def pair(impl, box):
 
 @pytest.fixture
 def family(impl, box):
-    """An origin without snapshots yet."""
+    """An origin without snapshots."""
     return snaps.Family(box)
 
 
@@ -313,7 +310,7 @@ def parts(impl, box):
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """A mount point that is free again at the end."""
+    """A mount point, which is unmounted after the test."""
     path = tmp_path_factory.mktemp("mnt")
     yield path
     while os.path.ismount(path):
@@ -322,15 +319,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def rng(request):
-    """Random numbers that --seed repeats."""
+    """A random number generator that --seed repeats."""
     seed = f"{request.config.seed}/{request.node.originalname}"
     return random.Random(seed)
 
 
 @pytest.fixture
 def probe(request, impl):
-    """probe(question, ask): what the C module of this kernel does, where kernels differ: asked once
-    while it is loaded, and remembered for ours. None if C was never asked.
+    """probe(question, ask): the behaviour of this kernel's C module, where kernels differ. `ask`
+    runs while C is loaded; later the answer is remembered. None if C was never asked.
     """
     answers = request.config.probes
 
@@ -344,9 +341,7 @@ def probe(request, impl):
 
 @pytest.fixture
 def same(request, impl):
-    """same(value, what): on C remembers the value, on ours demands that it equals C's, word for
-    word.
-    """
+    """same(value, what): records the value on C, and asserts on dm-rust that it is equal."""
     records = request.config.records
 
     def check(value, what=""):

@@ -12,7 +12,7 @@ REGIONS = -(-SECTORS // REGION)
 
 class Clone(faults.Scenario):
     target = "clone"
-    PIECE = 4  # sectors of a block that fail together where blocks are torn
+    PIECE = 4  # sectors that fail together where blocks are torn
     TESTS = {
         "tables": [
             ("create", "slab"),
@@ -33,9 +33,8 @@ class Clone(faults.Scenario):
         "torn": [("writes", "metadata-torn"), ("writes", "destination-torn")],
     }
 
-    # dm-persistent-data ignores it if there is no memory to note that a block is new. While it
-    # formats, it then divides by a field that is not initialised yet (old_ll.entries_per_block):
-    # the kernel dies.
+    # dm-persistent-data ignores that it has no memory to record a new block. While it formats, it
+    # then divides by an uninitialised field (old_ll.entries_per_block), and the kernel dies.
     EXCEPT = {"create": ["insert_shadow", "dm_tm_new_block", "dm_tm_shadow_block"]}
 
     def __init__(self, box, module, part, kind, log):
@@ -53,8 +52,8 @@ class Clone(faults.Scenario):
         self.source = pattern("source", SECTORS)
         self.stale = pattern("destination", SECTORS)
         self.parts["source"].fill(self.source)
-        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables
-        # share.
+        # The spare clone is never removed: loading a table over it makes the module allocate, and
+        # it keeps shared state alive.
         self.spare = self.device([box.ram(1) for _ in range(3)])
         self.clone = None
         self.memory = faults.bufio_memory()
@@ -119,7 +118,7 @@ class Clone(faults.Scenario):
             "open": [Step(self.load, table, again=False)],
             "reload": [Step(self.reload, table)],
             "work": life + end,
-            # Reads are not torn, and come in many pieces.
+            # Reads are not torn, and are split into many pieces.
             "writes": [
                 step for step in [Step(self.create, table), *life, *end] if step.call != self.read
             ],
@@ -136,8 +135,8 @@ class Clone(faults.Scenario):
         }[self.part]
 
     def excused(self, error):
-        """Read-only: writes to regions that are not hydrated, flushes. Fail: all I/O. Never because
-        of the source.
+        """Read-only mode excuses writes to regions that are not hydrated, and flushes; fail mode
+        excuses all I/O. The source never causes a mode change.
         """
         return self.mode() != "rw" and self.kind != "source"
 
@@ -146,7 +145,7 @@ class Clone(faults.Scenario):
         return text if text == "Fail" else dm.Status(text).mode
 
     def enough(self):
-        """What follows on the metadata is the same when it is opened and when it is formatted."""
+        """Opening and formatting the metadata lead to the same further steps."""
         if self.part != "create" or not self.allocations:
             return False
         said = [
@@ -157,7 +156,7 @@ class Clone(faults.Scenario):
         return self.opening and said and not opening
 
     def complete(self, series, said):
-        """There was a fault each time, the constructor failed in each of its ways, and so did each
+        """Each series had faults, the constructor failed in each of its ways, and so did each
         commit.
         """
         least = {
@@ -215,7 +214,9 @@ class Clone(faults.Scenario):
             raise
 
     def live(self):
-        """Lasting faults leave devices that do not work, and on which I/O would wait."""
+        """Whether the clone works. Lasting faults leave devices that do not, and I/O to them would
+        wait.
+        """
         if self.clone is None or self.clone.suspended:
             raise faults.Stuck
 
@@ -234,7 +235,7 @@ class Clone(faults.Scenario):
         self.write(8, 8)
 
     def wide_write(self):
-        """Two whole regions and a part of the next."""
+        """Writes two whole regions and a part of the next one."""
         self.write(16, 20)
 
     def fua_write(self):
@@ -244,7 +245,7 @@ class Clone(faults.Scenario):
         self.write(48, 8, fua=True)
 
     def rewrite(self):
-        """Of a region that is hydrated, if all went well."""
+        """Writes to a region that is hydrated, unless an earlier step failed."""
         self.write(2, 2)
 
     def last_region(self):
@@ -260,8 +261,8 @@ class Clone(faults.Scenario):
         self.model.flushed()
 
     def discard(self):
-        """Two regions. If it fails they may count as hydrated, and hold whatever the destination
-        held.
+        """Discards two regions. If that fails they may count as hydrated, and hold what the
+        destination held before.
         """
         self.live()
         self.model.trying(56, bytes(16 * 512))
@@ -299,8 +300,8 @@ class Clone(faults.Scenario):
         self.clone.message("hydration_batch_size", "3")
 
     def reload(self):
-        """A table over the live one; afterwards the mode is rw again, unless the destination failed
-        to flush.
+        """Loads a table over the live one. Afterwards the mode is rw again, unless a flush of the
+        destination failed.
         """
         if self.clone is None:
             raise faults.Stuck
@@ -319,7 +320,7 @@ class Clone(faults.Scenario):
         )
 
     def hydrate(self):
-        """All of it, at once: whatever fails is tried again at each `enable_hydration`."""
+        """Hydrates all regions. Each `enable_hydration` retries what failed."""
         self.live()
 
         def done():
@@ -341,13 +342,12 @@ class Clone(faults.Scenario):
         mode = self.mode()
         self.clone.remove()
         self.clone = None
-        # A commit may have been failing just when the mode was looked at, or have failed during the
-        # removal.
+        # A commit may fail just when the mode is read, or during the removal.
         if mode != "rw" or faults.switched(self.log.lines(self.mark)):
             self.model.lost()
             self.lossy = True
 
-    # What holds afterwards
+    # What must hold afterwards
 
     def end(self, hit):
         if self.part in ("create", "open"):
@@ -372,8 +372,8 @@ class Clone(faults.Scenario):
             self.gone()
 
     def check_live(self, hit):
-        """The mode agrees with the log and with the fault; reads give what was acknowledged."""
-        self.suspend()  # and with it comes the end of a commit that runs
+        """The mode agrees with the log and the fault; reads return what was acknowledged."""
+        self.suspend()  # and waits for a commit that runs
         mode = self.mode()
         said = faults.switched(self.log.lines(self.mark))
         assert said == (mode != "rw"), f"mode {mode}, but the log says otherwise"
@@ -387,8 +387,8 @@ class Clone(faults.Scenario):
             self.read()
 
     def settle(self, hit):
-        """Half of the devices that are not rw are removed as they are; the others get out of it by
-        a new table.
+        """Half of the devices that are not rw are removed as they are; a new table recovers the
+        others.
         """
         mode = self.mode()
         if mode != "rw" and self.serial % 2:
@@ -412,8 +412,8 @@ class Clone(faults.Scenario):
                 wait.until(lambda: disks[0].is_free(), f"{disks[0].path} is free")
 
     def check_image(self):
-        """Regions that the metadata calls hydrated are right on the destination, and all others on
-        the source.
+        """Regions that the metadata calls hydrated are right on the destination, all others on the
+        source.
         """
         image = self.image = metadata.read(self.parts["metadata"])
         assert image.regions == REGIONS
@@ -427,8 +427,8 @@ class Clone(faults.Scenario):
         self.model.check(self.content, "the destination, as the metadata has it")
 
     def check_again(self):
-        """Opened again it is what the image says; then the rest is hydrated, and the destination is
-        all.
+        """Opened again, the clone agrees with the image. After the rest is hydrated, the
+        destination holds everything.
         """
         self.create()
         status = self.clone.look()

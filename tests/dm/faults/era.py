@@ -1,4 +1,6 @@
-"""The scenario of the era target: 13 blocks of 8 sectors, the last one short; for a while 17."""
+"""The scenario of the era target: 13 blocks of 8 sectors, the last one short, and 17 blocks for a
+while.
+"""
 
 import errno
 
@@ -8,11 +10,11 @@ from lib.disk import split
 from lib.faults import Step
 
 SIZE, SECTORS, LONGER = 8, 100, 130
-LEAKED = 10  # blocks that the space map may hold on to after a commit; see Image._space_map
+LEAKED = 10  # blocks that the space map may keep in use after a commit; see Image._space_map
 
 
 def blocks(at, count):
-    """The blocks that some sectors lie in."""
+    """The blocks that contain some sectors."""
     return range(at // SIZE, -(-(at + count) // SIZE))
 
 
@@ -33,7 +35,7 @@ class Era(faults.Scenario):
     """
 
     target = "era"
-    PIECE = 4  # sectors of a block that fail together where blocks are torn
+    PIECE = 4  # sectors that fail together where blocks are torn
     TESTS = {
         "tables": [
             ("create", "slab"),
@@ -53,7 +55,7 @@ class Era(faults.Scenario):
         "torn": [("life", "metadata-torn")],
     }
 
-    # Most allocations are those of dm-bufio, which have others in reserve.
+    # Most allocations are those of dm-bufio, which has reserves.
     EVERY = {
         ("create", "slab"): 17,
         ("create", "pages"): 3,
@@ -69,7 +71,7 @@ class Era(faults.Scenario):
         ("life", "metadata-torn"): 17,
     }
 
-    # As for the clone target: the kernel dies if this fails while it formats.
+    # As for the clone target: the kernel dies if this fails during a format.
     EXCEPT = {"create": ["insert_shadow", "dm_tm_new_block", "dm_tm_shadow_block"]}
 
     def __init__(self, box, module, part, kind, log):
@@ -86,11 +88,11 @@ class Era(faults.Scenario):
         for disk in (
             self.metadata,
             self.origin,
-        ):  # disks in memory allocate what is written for the first time
+        ):  # disks in memory allocate at the first write of a page
             disk.fill(bytes(disk.sectors * 512))
         self.before = pattern("origin", LONGER)
-        # It never moves: a table loaded over it makes the module allocate, and it keeps what tables
-        # share.
+        # The spare era is never removed: loading a table over it makes the module allocate, and it
+        # keeps shared state alive.
         self.spare = box.own(eras.Era(box.ram(1), box.ram(1), SIZE, length=SECTORS))
         self.era = None
         self.memory = faults.bufio_memory()
@@ -132,7 +134,7 @@ class Era(faults.Scenario):
 
     def steps(self):
         table = {errno.ENOMEM, errno.EIO} if self.allocations else {errno.EIO}
-        # Only a lasting fault of the metadata is seen by what goes on.
+        # Only a lasting fault of the metadata is visible while the device works.
         data = {errno.EIO} if self.kind in ("origin", "metadata-dead") else set()
         step = data  # the end of an era flushes the origin
         origin = {errno.EIO} if self.kind == "origin" else set()
@@ -169,7 +171,7 @@ class Era(faults.Scenario):
         return False
 
     def complete(self, series, said):
-        """There were many chances, and the metadata failed where it was to."""
+        """There were many chances, and the metadata failed where it was expected to."""
         least = {
             "slab": {"create": 200, "open": 100, "reload": 30, "work": 100},
             "pages": {"work": 30},
@@ -198,7 +200,7 @@ class Era(faults.Scenario):
     # Steps
 
     def number(self):
-        """The present era; the last one that was seen if the status cannot say."""
+        """The present era, or the last one that was seen if the status does not say."""
         text = self.era.status()
         if text == "Error":
             assert (
@@ -211,7 +213,7 @@ class Era(faults.Scenario):
         return now
 
     def began(self, before):
-        """There is a new era. A lasting fault may have come after it."""
+        """Records that a new era has begun. A lasting fault may have followed."""
         assert (
             self.number() > before or self.fault.lasting and self.era.status() == "Error"
         ), "no new era"
@@ -225,7 +227,7 @@ class Era(faults.Scenario):
         self.go_live()
 
     def go_live(self):
-        """A table of the present length, over what there is."""
+        """Resumes a table of the present length over the live one."""
         before = self.last
         for block in range(len(blocks(0, self.length)), len(self.least)):
             self.least[block] = 0
@@ -234,12 +236,14 @@ class Era(faults.Scenario):
         self.began(before)
 
     def live(self):
-        """Lasting faults leave devices that do not work, and on which I/O would wait."""
+        """Whether the era works. Lasting faults leave devices that do not, and I/O to them would
+        wait.
+        """
         if self.era is None or self.era.suspended or not self.era.info().flags >> 5 & 1:
             raise faults.Stuck
 
     def attempt(self, at, data, call):
-        """A write of any kind, in the era that is the present one before it."""
+        """Writes, in the era that is the present one before the write."""
         self.live()
         now = self.number()
         self.model.trying(at, data)
@@ -263,18 +267,18 @@ class Era(faults.Scenario):
         self.write(3, 2)
 
     def write_it_again(self):
-        """To a block that is marked, if no era has begun since."""
+        """Writes to a block that is marked, unless an era has begun since."""
         self.write(0, 8)
 
     def wide_write(self):
-        """Two whole blocks and a part of the next."""
+        """Writes two whole blocks and a part of the next one."""
         self.write(16, 20)
 
     def fua_write(self):
         self.write(41, 3, fua=True)
 
     def write_behind(self):
-        """To blocks that only the longer table has."""
+        """Writes to blocks that only the longer table has."""
         if self.length == LONGER:
             self.write(102, 20)
 
@@ -313,7 +317,9 @@ class Era(faults.Scenario):
         self.began(before)
 
     def drop_snapshot(self):
-        """If there is one: that it could not be taken may be found out after it is there."""
+        """Drops the metadata snapshot, if there is one: `take` may report an error after it was
+        made.
+        """
         self.live()
         if self.era.status() != "Error" and not self.era.look().snapshot:
             return
@@ -327,13 +333,13 @@ class Era(faults.Scenario):
         self.began(before)
 
     def live_or_suspended(self):
-        """What a suspended device, left by a fault, can be asked."""
+        """What a suspended device that a fault left behind may be asked."""
         if self.era is None or self.fault.lasting and self.era.suspended:
             raise faults.Stuck
 
     def other_length(self):
-        """A table over the live one, longer and shorter in turn; the same once more if it has
-        failed.
+        """Loads a table over the live one, longer and shorter alternately; the same table again if
+        that failed.
         """
         self.live_or_suspended()
         self.era.suspend()
@@ -346,7 +352,7 @@ class Era(faults.Scenario):
         self.era.remove()
         self.era = None
 
-    # What holds afterwards
+    # What must hold afterwards
 
     def end(self, hit):
         self.over = True
@@ -371,18 +377,16 @@ class Era(faults.Scenario):
         self.check_image(last)
 
     def works_again(self):
-        """Writes to blocks that are not marked, at once; and then there is nothing left of the
-        fault.
-        """
+        """Writes to blocks that are not marked succeed at once, and nothing is left of the fault."""
         self.write_a_part()
         self.last_block()
         self.checkpoint()
         assert self.era.status() != "Error"
 
     def listed(self):
-        """What user space is told."""
+        """What user space is told: the last era of each block."""
         snapshot = self.era.look().snapshot
-        if snapshot:  # left by a fault
+        if snapshot:  # a fault left it
             eras.Metadata(self.metadata.content(), snapshot)
             self.era.drop()
         before = list(self.least)

@@ -32,9 +32,9 @@ class Snapshot(faults.Scenario):
     """
 
     target = "snapshot"
-    PIECE = 1  # sector of a chunk that fails alone where they are torn
+    PIECE = 1  # sector of a chunk that fails alone where chunks are torn
     TESTS = {
-        # A reload needs pages by chance alone, when a slab is full.
+        # A reload needs pages only when a slab happens to be full.
         "tables": [
             ("create", "slab"),
             ("create", "pages"),
@@ -86,11 +86,11 @@ class Snapshot(faults.Scenario):
             self.real,
             self.cow,
             self.second_disk,
-        ):  # disks in memory allocate what is written the first time
+        ):  # disks in memory allocate at the first write of a page
             disk.fill(bytes(disk.sectors * 512))
         self.before, self.serial = pattern("origin", SECTORS), 0
-        # It never moves: a table loaded beside it makes the module allocate, and it keeps what
-        # tables share.
+        # The spare snapshot is never removed: loading a table beside it makes the module allocate,
+        # and it keeps shared state alive.
         self.spare = box.own(snaps.Snapshot(box.ram(1), box.ram(1), size=SIZE))
         self.front = self.first = self.heir = self.second = None
         self.memory = faults.bufio_memory()
@@ -250,7 +250,9 @@ class Snapshot(faults.Scenario):
             self.front.resume()
 
     def live(self, name):
-        """Lasting faults leave devices that do not work, and on which I/O would wait."""
+        """Whether the device works. Lasting faults leave devices that do not, and I/O to them would
+        wait.
+        """
         self.using = name
         device = self.front if name == "origin" else getattr(self, name)
         if device is None or device.suspended or not device.info().flags & ACTIVE:
@@ -258,7 +260,7 @@ class Snapshot(faults.Scenario):
         return device
 
     def attempt(self, name, at, data, how):
-        """A write of any kind. A snapshot that is taken later shows it too."""
+        """Writes in any way. A snapshot that is taken later shows the data too."""
         device, models = self.live(name), [self.models[name]]
         if name == "origin":
             models += [
@@ -282,11 +284,11 @@ class Snapshot(faults.Scenario):
         self.write("first", 11, 1)
 
     def write_chunks(self):
-        """Some of them have been copied."""
+        """Writes whole chunks, some of which have been copied."""
         self.write("first", 80, 40)
 
     def write_many_chunks(self):
-        """Records for more than an area."""
+        """Makes records for more than one area."""
         self.write("first", 201, 150)
 
     def fua_write(self):
@@ -308,7 +310,7 @@ class Snapshot(faults.Scenario):
         self.write("second", 83, 9)
 
     def discard(self):
-        """Chunks that were written whole."""
+        """Discards chunks that were written as a whole."""
         self.attempt("first", 84, bytes(20 * 512), lambda device: device.discard(84, 20))
 
     def zero(self):
@@ -352,14 +354,14 @@ class Snapshot(faults.Scenario):
         self.live("first").clear()
 
     def go_live(self):
-        """The table that was loaded takes over."""
+        """Resumes the loaded table, which takes over."""
         if self.first is None:
             raise faults.Stuck
         self.first.suspend()
         self.first.resume()
 
     def load_elsewhere(self):
-        """A table for the same store, of another device."""
+        """Loads a table of another device for the same store."""
         if self.first is None:
             raise faults.Stuck
         self.heir = (
@@ -372,12 +374,12 @@ class Snapshot(faults.Scenario):
         self.heir.load(self.line())
 
     def let_go(self):
-        """That from which it was to take over goes away."""
+        """Removes the source of the handover."""
         if self.first is not self.heir:
             self.first.remove()
 
     def adopt(self):
-        """Then it reads what is on disk."""
+        """Resumes the destination, which then reads the disk."""
         self.heir.resume()
         self.first, self.heir = self.heir, None
 
@@ -388,14 +390,14 @@ class Snapshot(faults.Scenario):
         self.first.remove()
         self.first = None
 
-    # What holds afterwards
+    # What must hold afterwards
 
     def end(self, hit):
         if self.first and self.first.suspended:
-            self.first.resume()  # a lasting fault came between
+            self.first.resume()  # a lasting fault came in between
         may_be_lost = hit and not self.allocations
         if self.front:
-            self.write_the_origin()  # which waits until a snapshot that is lost says so
+            self.write_the_origin()  # which waits until an invalid snapshot says so
         self.check_lost(self.was_lost or self.lost("first"), may_be_lost)
         self.create_others()
         if self.lost("second"):
@@ -412,7 +414,7 @@ class Snapshot(faults.Scenario):
         self.gone()
 
     def check_lost(self, lost, may_be):
-        """The first snapshot is lost, and says so, or has everything, and works."""
+        """The first snapshot is invalid and says so, or has all its data and works."""
         magic, valid, *_ = cow.HEADER.unpack_from(self.cow.read(0, 1))
         if lost:
             assert may_be, "lost for no reason"
@@ -435,7 +437,7 @@ class Snapshot(faults.Scenario):
         self.read_first()
 
     def check_image(self):
-        """What the disks say, without anybody's help."""
+        """Reads the disks without the module's help."""
         image, content = self.cow.content(), bytearray(self.real.content())
         store = cow.Store(image)
         assert (
@@ -460,7 +462,7 @@ class Snapshot(faults.Scenario):
             wait.until(device.is_free, f"{device.path} is free")
 
     def complete(self, series, said):
-        """There were many chances, and things failed where they were to."""
+        """There were many chances, and steps failed where they were expected to."""
         least = {
             "slab": {
                 "create": 100,

@@ -1,4 +1,4 @@
-"""The scenario of the snapshot-merge target: the store that the snapshot's has, merged into its
+"""The scenario of the snapshot-merge target: merges the store of the snapshot scenario into its
 origin.
 """
 
@@ -81,7 +81,7 @@ class Merge(Snapshot):
     # Steps
 
     def start(self):
-        """May be repeated from where it failed."""
+        """Starts the merge; may be repeated from where it failed."""
         if self.front is None:
             self.front = self.box.own(snaps.Origin(self.real, start=False))
         if not self.loaded:
@@ -108,7 +108,7 @@ class Merge(Snapshot):
         self.live("origin").flush()
 
     def wait_for_the_end(self):
-        """Of the merge, or of its attempt."""
+        """Waits for the end of the merge, or of the attempt."""
         self.live("origin")
         text = wait.until(self.ended, lambda: f"merged ({self.front.status()})")
         assert text == "merged" or not self.allocations, "the merge failed for lack of memory"
@@ -117,7 +117,7 @@ class Merge(Snapshot):
     def ended(self):
         return snaps.merge_end(self.front.status())
 
-    # What holds afterwards
+    # What must hold afterwards
 
     def end(self, hit):
         if not self.merging:

@@ -1,5 +1,5 @@
-"""The scenario of the snapshot-origin target: the same devices as for snapshot, with the faults on
-the origin.
+"""The scenario of the snapshot-origin target: the devices of the snapshot scenario, with the faults
+on the origin.
 """
 
 import errno

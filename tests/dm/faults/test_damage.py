@@ -1,8 +1,8 @@
-"""Metadata gone wrong in hundreds of ways, with right checksums too: an error, never a crash, a
-hang or a lie.
+"""Metadata that is damaged in hundreds of ways, also under right checksums: an error, never a
+crash, a hang or wrong data.
 
-Each case is damage, a load, and if that succeeds writes, flushes, a discard, a suspension and the
-removal. The case's number is in the message of a failure; `--seed` and it repeat the damage.
+Each case damages an image and loads it. If that succeeds, it writes, flushes, discards, suspends
+and removes the device. A failure names the case; that number and `--seed` repeat the damage.
 """
 
 import errno
@@ -16,7 +16,7 @@ from lib.metadata import BLOCK
 
 pytestmark = pytest.mark.only(
     "rust"
-)  # what C makes of it is not ours to say: some of it brings the kernel down
+)  # C is not tested: some of the damage crashes the kernel there
 
 REGIONS = 200_000  # seven array blocks
 CASES = 100  # of each kind
@@ -25,8 +25,8 @@ OFFSETS = {"superblock": 8, "array": 16, "btree": 8, "index": 8, "bitmap": 8}
 
 @pytest.fixture
 def parts(impl, box):
-    """A source and a destination that need no memory, metadata of three commits, and what lies
-    where in it.
+    """A source and a destination that need no memory, metadata of three commits, and the kinds of
+    its blocks.
     """
     zero = box.mapped(f"0 {REGIONS * 8} zero")
     meta = box.ram(1)
@@ -61,7 +61,7 @@ def flip(image, used, rng):
 
 
 def sealed(image, used, rng):
-    """Fields with other values under a right checksum: what a bug of somebody else's may write."""
+    """Changes fields under a right checksum, as a bug elsewhere may."""
     for _ in range(rng.choice((1, 1, 2))):
         number = rng.choice(
             [block for block in used if used[block] != "superblock"] if rng.random() < 0.7 else [0]
@@ -80,7 +80,7 @@ def sealed(image, used, rng):
 
 
 def misplaced(image, used, rng):
-    """Blocks of zeros, of noise, or exchanged with others."""
+    """Zeroes blocks, fills them with noise, or exchanges them."""
     a, b = (rng.choice(list(used)) * BLOCK for _ in range(2))
     what = rng.randrange(3)
     if what == 0:
@@ -92,7 +92,7 @@ def misplaced(image, used, rng):
 
 
 def attempt(call, *args):
-    """Whether it worked; if not, with an error that a user can make sense of."""
+    """Whether the call succeeds. If it does not, the error is one that makes sense to a user."""
     try:
         call(*args)
         return True
@@ -173,7 +173,7 @@ def test_cut(box, request, parts):
 
 
 def test_undamaged(box, request, parts):
-    """What the campaign does is right where nothing is wrong."""
+    """The campaign passes on metadata that is not damaged."""
     zero, meta, image, _ = parts
     meta.fill(image)
     clone = box.clone(meta, zero, zero, 8, "1 no_hydration")

@@ -1,7 +1,7 @@
-"""Metadata of eras gone wrong in hundreds of ways, with right checksums too: an error, never a
-crash or a hang.
+"""Metadata of eras that is damaged in hundreds of ways, also under right checksums: an error, never
+a crash or a hang.
 
-The case's number is in the message of a failure; `--seed` and it repeat the damage.
+A failure names the case; that number and `--seed` repeat the damage.
 """
 
 import random
@@ -15,7 +15,7 @@ from lib.metadata import BLOCK
 
 pytestmark = pytest.mark.only(
     "rust"
-)  # what C makes of it is not ours to say: some of it brings the kernel down
+)  # C is not tested: some of the damage crashes the kernel there
 
 BLOCKS = 200_000
 KINDS = {
@@ -46,7 +46,7 @@ def flip(image, kinds, rng):
 
 
 def sealed(image, kinds, rng):
-    """Fields with other values under a right checksum."""
+    """Changes fields under a right checksum."""
     for _ in range(rng.choice((1, 1, 2))):
         others = [block for block in kinds if kinds[block] != "superblock"]
         number = rng.choice(others) if rng.random() < 0.6 else 0
@@ -62,7 +62,7 @@ def sealed(image, kinds, rng):
 
 
 def misplaced(image, kinds, rng):
-    """Blocks of zeros, or exchanged with others."""
+    """Zeroes blocks, or exchanges them."""
     a, b = (rng.choice(list(kinds)) * BLOCK for _ in range(2))
     if rng.random() < 0.3:
         image[a : a + BLOCK] = bytes(BLOCK)
@@ -76,8 +76,8 @@ def misplaced(image, kinds, rng):
     ids=lambda p: getattr(p, "__name__", ""),
 )
 def test_damage(pair, rng, request, damage, cases):
-    """Metadata gone wrong, with right checksums too: an error, never a crash, a hang or a process
-    that cannot go on.
+    """Damaged metadata, also under right checksums: an error, never a crash, a hang or a process
+    that cannot be killed.
     """
     pair.origin = pair.box.mapped(f"0 {BLOCKS * 8} zero")
     pair.meta = pair.meta_disk = pair.box.ram(4)
@@ -149,7 +149,7 @@ def test_truncated(pair, blocks):
 
 
 def node(flags, entries, value_size, keys, values, location, most=None):
-    """A node of a tree, with a right checksum."""
+    """A node of a tree, under a right checksum."""
     most = most if most is not None else (BLOCK - 32) // (value_size + 8) // 3 * 3
     block = bytearray(BLOCK)
     struct.pack_into("<IQIII", block, 4, flags, location, entries, most, value_size)
@@ -167,7 +167,7 @@ def far(root):
     return struct.pack("<IQ", 1024, root)
 
 
-CRAFTED = {  # what the tree of bitsets is made to be, given where it is
+CRAFTED = {  # what the tree of bitsets is made of, given its place
     "a child that is the node itself": lambda at: node(1, 1, 8, [1], [struct.pack("<Q", at)], at),
     "a bitset far outside": lambda at: node(2, 1, 12, [1], [far(1 << 60)], at),
     "a bitset that is the tree": lambda at: node(2, 1, 12, [1], [far(at)], at),
@@ -184,7 +184,9 @@ CRAFTED = {  # what the tree of bitsets is made to be, given where it is
 @pytest.mark.parametrize("what", CRAFTED)
 @pytest.mark.parametrize("tree", ["tree_root", "bitset_root"])
 def test_crafted_trees(pair, log, what, tree):
-    """Trees that would lead the library astray: loops, numbers outside, values of another size."""
+    """Trees that would mislead the library: loops, block numbers beyond the device, values of
+    another size.
+    """
     era = pair.era()
     era.write(0, pattern("a", 8))
     era.checkpoint()
@@ -246,8 +248,8 @@ def test_crafted_superblock(pair, field, value):
 
 
 def test_count_without_a_number(pair, log):
-    """The space map says "more than two" of a block, and nothing says how many: the library would
-    stop the machine.
+    """The space map says "more than two" references of a block, and the exact count is missing, on
+    which the library would stop the machine.
     """
     era = pair.era()
     era.write(0, pattern("a", 8))
@@ -267,8 +269,8 @@ def test_count_without_a_number(pair, log):
 
 
 class Grown:
-    """Metadata whose trees are made deeper, by nodes with one child each, in blocks that the space
-    map then has as used.
+    """Metadata with deeper trees: nodes with one child each, in blocks that the space map counts as
+    used.
     """
 
     def __init__(self, image):
@@ -283,7 +285,7 @@ class Grown:
         )
 
     def above(self, root, levels):
-        """So many nodes above a tree; gives the topmost."""
+        """Puts nodes above a tree; returns the topmost one."""
         key = struct.unpack_from("<Q", self.image, root * BLOCK + 32)[0]
         for _ in range(levels):
             self.free -= 1
@@ -301,8 +303,8 @@ class Grown:
 
 @pytest.mark.parametrize("levels, accepted", [(2, True), (14, True), (15, False)])
 def test_deep_trees(pair, log, levels, accepted):
-    """As deep as the library goes, a tree of eras and its bitsets: few blocks are held at a time,
-    which the kernel watches.
+    """A tree of eras and its bitset, both as deep as the library allows: few blocks are held at a
+    time, which the kernel checks.
     """
     era = pair.era()
     era.write(0, pattern("a", 8))

@@ -1,7 +1,7 @@
-"""Stores of snapshots gone wrong in hundreds of ways: refused, or read and used as the format says.
-Never a crash.
+"""Stores of snapshots that are damaged in hundreds of ways: refused, or read and used as the format
+says. Never a crash.
 
-The case's number is in the output of a failure; `--seed` and it repeat the damage.
+The output of a failure names the case; that number and `--seed` repeat the damage.
 """
 
 import errno
@@ -16,17 +16,17 @@ from lib.snaps import Origin, Snapshot
 
 pytestmark = pytest.mark.only(
     "rust"
-)  # what C makes of it is not ours to say: some of it brings the kernel down
+)  # C is not tested: some of the damage crashes the kernel there
 
 SECTORS = 512  # of the origin
 LENGTH = 700  # of the COW device
 SIZES = 1, 2, 8
-LARGEST = 1 << 21  # chunk
+LARGEST = 1 << 21  # chunk size
 REFUSED = {errno.ENXIO, errno.EINVAL, errno.EIO}
 
 
 def image_of(size, records, rng):
-    """A store with these records, over chunks that nobody has used yet."""
+    """A store with these records, over chunks that were never used."""
     image = bytearray(rng.randbytes(LENGTH * 512))
     for chunk, data in cow.metadata(size, records).items():
         image[chunk * size * 512 : chunk * size * 512 + len(data)] = data
@@ -38,7 +38,7 @@ def metadata_chunks(size, records):
 
 
 def number(rng, size):
-    """Something for a field of a record."""
+    """A number for a field of a record."""
     chunks = LENGTH // size
     return rng.choice(
         (
@@ -59,7 +59,7 @@ def number(rng, size):
     )
 
 
-# Each changes an image in place.
+# Each function changes an image in place.
 
 
 def flips(image, size, records, rng):
@@ -87,7 +87,7 @@ def record_fields(image, size, records, rng):
 
 
 def chunks_moved(image, size, records, rng):
-    """Chunks of zeros, of garbage, of other metadata, of data."""
+    """Replaces chunks by zeros, garbage, other metadata or data."""
     a, b = rng.choice(metadata_chunks(size, records)), rng.randrange(LENGTH // size)
     if rng.random() < 0.5:
         b = rng.choice(metadata_chunks(size, records))
@@ -101,7 +101,7 @@ def chunks_moved(image, size, records, rng):
 
 
 def records_of_anything(image, size, records, rng):
-    """An area, or what follows a full one too, with numbers that could be right."""
+    """Fills an area, and sometimes the one after it, with plausible numbers."""
     chunks, count = range(2, LENGTH // size), rng.randrange(1, 3 * cow.per_area(size))
     chunks = [chunk for chunk in chunks if not cow.is_metadata(chunk, size)]
     wrong = [(rng.randrange(SECTORS // size), rng.choice(chunks)) for _ in range(count)]
@@ -127,7 +127,7 @@ class Bench:
         self.data = pattern("origin", SECTORS)
 
     def open(self, image, size):
-        """A table over a store, or None if it is refused."""
+        """Loads a table over a store; None if it is refused."""
         self.real.fill(self.data)
         self.ram.fill(bytes(image))
         self.cow = self.box.mapped(f"0 {len(image) // 512} linear {self.ram.dev} 0")
@@ -147,7 +147,7 @@ class Bench:
         self.cow.remove()
 
     def check(self, image, size, rng):
-        """What must become of it. Tells whether it was opened."""
+        """Checks what must become of the store; returns whether it was opened."""
         wanted, refused = expected(image, size), self.open(image, size)
         try:
             if isinstance(wanted, set):
@@ -165,7 +165,9 @@ class Bench:
             self.close()
 
     def use(self, model, rng):
-        """Reads and writes, while there is room; and what is on disk then can be opened again."""
+        """Reads and writes while there is room; afterwards the store on the disk can be opened
+        again.
+        """
         snapshot = self.snapshot
         assert snapshot.status() == model.status()
         assert_same(snapshot.content(), bytes(model.shown), where="opened")
@@ -192,7 +194,7 @@ class Bench:
 
 
 def expected(image, size):
-    """A set of errors, "Invalid", or the chunk size of what can be used."""
+    """A set of errors, "Invalid", or the chunk size of a store that can be used."""
     sectors = len(image) // 512
     if sectors < size:
         return {errno.EIO, errno.EINVAL}

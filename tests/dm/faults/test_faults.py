@@ -1,4 +1,4 @@
-"""Every allocation and every request of each target's scenario fails once. See lib/faults.py and
+"""Every allocation and every request of each target's scenario fails once. See lib/faults.py, and
 `FAULT` there.
 """
 
@@ -28,8 +28,8 @@ CHOSEN = os.environ.get("FAULT", "").split()
 
 @pytest.fixture
 def small_reserves():
-    """Reserves of dm-io and kcopyd as small as they may be: each element of one is an allocation
-    that can fail.
+    """Makes the reserves of dm-io and kcopyd as small as possible: each of their elements is an
+    allocation that can fail.
     """
     folder = "/sys/module/dm_mod/parameters"
     with modules.setting(f"{folder}/reserved_bio_based_ios", "2"), modules.setting(
@@ -46,8 +46,8 @@ def test_every_target_has_a_scenario(impl, rust_module):
     "target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS]
 )
 def test_series(request, impl, box, log, rust_module, small_reserves, target, name):
-    """No leak, no hang, true status, nothing lost that was acknowledged; at the end the module can
-    go.
+    """No leak, no hang, a true status, and nothing lost that was acknowledged; afterwards the
+    module can be unloaded.
     """
     assert (
         not CHOSEN
@@ -84,7 +84,7 @@ def test_series(request, impl, box, log, rust_module, small_reserves, target, na
 
 
 class Loading(faults.Scenario):
-    """The module's own start: it comes up whole, or not at all and can be loaded again."""
+    """Loading the module: it is loaded as a whole, or not at all and can be loaded again."""
 
     target, part, kind = "module", "loading", "slab"
     CALLER = "do_one_initcall"

@@ -1,5 +1,5 @@
-"""Memory is short for a while, not for one allocation: what needs none goes on, and what waits does
-not keep a CPU busy.
+"""Memory is short for a while, not for one allocation: what needs none continues, and what waits
+does not keep a CPU busy.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ MANY = 1 << 30
 
 
 class Shortage(faults.Attribute):
-    """Each allocation fails that has the module on its stack."""
+    """Fails each allocation that has the module on its stack."""
 
     def __init__(self, module):
         start, end = faults.text_range(module)
@@ -43,13 +43,13 @@ class Shortage(faults.Attribute):
 
     @property
     def count(self):
-        """How often it came to that."""
+        """The number of failed allocations."""
         return MANY - self.left
 
 
 def test_exception_waits_for_memory(impl, box, request):
-    """An exception is durable and there is no memory to put it into the table. A later one that
-    needs none ends; the worker asks for memory fifty times a second at most.
+    """An exception is durable, but there is no memory for its table entry. A later exception that
+    needs no memory completes; the worker retries at most fifty times a second.
     """
     family = Family(box, sectors=70000)
     snapshot = family.snap("P", 8)
@@ -57,11 +57,11 @@ def test_exception_waits_for_memory(impl, box, request):
     snapshot.cow.lower.fill(pattern("stale", 2048), 24)  # and so has the disk
     shortage = Shortage(request.config.rust)
     with shortage.lasting():
-        far = family.writer(snapshot, 69632, pattern("far", 8))  # in another part of the table
+        far = family.writer(snapshot, 69632, pattern("far", 8))  # in another stripe of the table
         wait.until(lambda: shortage.count >= 3, "the worker asks for memory again and again")
         family.writer(snapshot, 160, pattern("near", 8)).result()
         assert not far.done
-        # Counted, not timed: a slow machine makes it fewer.
+        # Retries are counted, not timed: a slow machine makes fewer of them.
         before, since = shortage.count, time.monotonic()
         wait.until(lambda: shortage.count >= before + 20, "it goes on to ask")
         asked, seconds = shortage.count - before, time.monotonic() - since

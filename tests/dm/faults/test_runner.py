@@ -1,5 +1,5 @@
-"""The runner itself: faults come where they were ordered; it notices what must not be, and says how
-to see it again.
+"""The runner itself: faults hit the chance that was chosen; the runner notices violations, and says
+how to repeat them.
 """
 
 import errno
@@ -88,8 +88,8 @@ def test_one_repetition(impl, box):
 
 
 def test_a_dead_disk_stays_dead(impl, box):
-    """Four of five requests have a size: from the third of them on the disk is dead, and then well
-    again.
+    """Four of five requests have a size. The disk is dead from the third of these on, and works
+    again afterwards.
     """
     series = faults.Series(Plain(box, "disk-dead"))
     series.run(only=3)
@@ -101,7 +101,9 @@ def test_a_dead_disk_stays_dead(impl, box):
 
 @pytest.mark.parametrize("lie, n", [("unexpected", 1), ("later", 1), ("end", 1)])
 def test_violations_are_reported(impl, box, lie, n):
-    """An error of the wrong kind, an error after the only fault, something amiss at the end."""
+    """The runner reports an error of the wrong kind, an error after the only fault, and a violation
+    at the end.
+    """
     with pytest.raises(AssertionError) as caught:
         faults.Series(Plain(box, "disk", lie)).run()
     (note,) = caught.value.__notes__
@@ -109,8 +111,8 @@ def test_violations_are_reported(impl, box, lie, n):
 
 
 def test_a_torn_write(impl, box):
-    """Both disks of a striped one get their pieces; the one that fails keeps what it had, and the
-    write says EIO.
+    """Both disks of a striped device get their pieces. The one that fails keeps its old data, and
+    the write reports EIO.
     """
     for piece, n in (4, 1), (4, 2), (1, 1), (1, 3), (1, 8):
         scenario = Plain(box, "disk-torn", disks=2, piece=piece)

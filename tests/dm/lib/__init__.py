@@ -1,1 +1,1 @@
-"""Small tools with which the suite drives device-mapper; every module has one subject."""
+"""Tools with which the suite drives device-mapper; each module has one subject."""

@@ -1,4 +1,4 @@
-"""The devices of one test, and their orderly end whatever happened to the test."""
+"""The devices of one test, and their removal whatever happened to the test."""
 
 import random
 import shutil
@@ -11,7 +11,7 @@ _KINDS = {}
 
 
 def pattern(tag, sectors):
-    """Bytes in which every sector is different from every other, and from those of any other tag."""
+    """Bytes in which each sector differs from every other one, and from those of any other tag."""
     if (tag, sectors) not in _KINDS:
         _KINDS[tag, sectors] = random.Random(f"{tag}/{sectors}").randbytes(sectors * 512)
     return _KINDS[tag, sectors]
@@ -34,7 +34,7 @@ class Trio:
         self.expected = bytearray(self.data[: self.sectors * 512])
 
     def layered(self, *which):
-        """Puts a device that can be held or made to fail between the clone and the disks named."""
+        """Puts devices that can be held or made to fail between the clone and the named disks."""
         for name in which:
             setattr(self, name, self.box.layered(getattr(self, f"{name}_disk")))
         return self
@@ -45,7 +45,7 @@ class Trio:
         )
 
     def wrote(self, sector, data):
-        """Notes in the model what was written to the clone."""
+        """Records in the model what was written to the clone."""
         self.expected[sector * 512 : sector * 512 + len(data)] = data
 
     def write(self, clone, sector, data, **how):
@@ -53,9 +53,9 @@ class Trio:
         self.wrote(sector, data)
 
     def discard(self, clone, start, count):
-        """Discards and notes it: whole regions read as zeros from these disks afterwards. Of a
-        region at the edge, which is covered in part, a discard may take each sector inside the
-        range or leave it; C leaves all.
+        """Discards, and records it in the model: whole regions then read as zeros from these disks.
+        Of a region that is covered in part, a discard may zero each sector inside the range; C
+        zeroes none.
         """
         clone.discard(start, count)
         end, region = start + count, clone.region
@@ -76,7 +76,7 @@ class Trio:
             self.wrote(a, got)
 
     def check(self, device, where=None):
-        """Compares a device with the model; says which sectors differ and what they hold instead."""
+        """Compares a device with the model; a failure says which sectors differ and what they hold."""
         assert_same(device.content(self.sectors), bytes(self.expected), self, where or device.path)
 
     def check_source(self):
@@ -117,7 +117,7 @@ class Box:
         self._folders = []
         self._jams = []
 
-    # Making
+    # Creation
 
     def ram(self, mib, **kind):
         disk = self.pool.take(mib, **kind)
@@ -130,7 +130,7 @@ class Box:
         return disk
 
     def jam(self, disk):
-        """A disk whose requests are soon used up while `hold` is in force for what is below it."""
+        """A disk whose requests are soon used up while the device below it is held."""
         jam = Jam(self.layered(disk))
         self._jams.append(jam)
         return jam
@@ -141,7 +141,7 @@ class Box:
         return self._folders[0]
 
     def own(self, device):
-        """Puts a mapped device under this box's care, above all others: it is removed before them."""
+        """Registers a mapped device above all others: it is removed before them."""
         if device in self._mapped:
             self._mapped.remove(device)
         self._mapped.append(device)
@@ -164,10 +164,10 @@ class Box:
         self._threads.append(thread)
         return thread
 
-    # The end
+    # Removal
 
     def close(self):
-        """Lets go of held devices, waits for threads, removes everything, top first."""
+        """Releases held devices, waits for threads, and removes everything from the top down."""
         problems = []
         for device in self._mapped:
             if not device.gone:

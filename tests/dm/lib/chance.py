@@ -1,8 +1,8 @@
-"""Work that a seed chooses."""
+"""Random steps that a seed repeats."""
 
 
 def take_steps(rng, weights, count):
-    """Takes so many random steps, {step: weight}. If one fails, the steps up to it are shown."""
+    """Takes `count` random steps of {step: weight}. A failure prints the steps up to it."""
     taken = rng.choices(list(weights), list(weights.values()), k=count)
     for n, step in enumerate(taken):
         try:

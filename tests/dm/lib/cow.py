@@ -16,7 +16,7 @@ RECORD = struct.Struct("<2Q")
 
 
 def per_area(size):
-    """Records in an area, for chunks of `size` sectors."""
+    """The number of records in an area, for chunks of `size` sectors."""
     return size * SECTOR // RECORD.size
 
 
@@ -35,14 +35,14 @@ def is_metadata(chunk, size):
 
 
 def needed(exceptions, size):
-    """The chunks that a device must have for so many exceptions; behind a full area there must be
-    another one.
+    """The number of chunks that a device needs for so many exceptions. A full area must have a
+    successor.
     """
     return data_at(exceptions, size)
 
 
 def capacity(chunks, size):
-    """The most exceptions that fit on a device."""
+    """The maximum number of exceptions that fit on a device."""
     count = chunks
     while count and needed(count, size) > chunks:
         count -= 1
@@ -54,20 +54,18 @@ def header(size, magic=MAGIC, valid=1, version=1):
 
 
 def numbered(olds, size):
-    """Records of exceptions that were made in this order."""
+    """Records of exceptions in the order of their creation."""
     return [(old, data_at(index, size)) for index, old in enumerate(olds)]
 
 
 def scattered(olds, size, rng, spread=2):
-    """Records of exceptions that took chunks with gaps between them, and not in their order."""
+    """Records of exceptions whose chunks are out of order and have gaps between them."""
     news = [data_at(index, size) for index in range(len(olds) * spread)]
     return list(zip(olds, rng.sample(news, len(olds))))
 
 
 def metadata(size, records, **fields):
-    """{chunk: bytes} of the header and of all areas, the empty one behind the last full one
-    included.
-    """
+    """{chunk: bytes} of the header and all areas, including the empty one after a full one."""
     length, most = size * SECTOR, per_area(size)
     chunks = {0: header(size, **fields).ljust(length, b"\0")}
     for area in range(len(records) // most + 1):
@@ -77,7 +75,7 @@ def metadata(size, records, **fields):
 
 
 def put(device, size, chunks):
-    """Writes chunks to a device, those that follow each other at once."""
+    """Writes chunks to a device, adjacent ones at once."""
     at = sorted(chunks)
     starts = [chunk for chunk in at if chunk - 1 not in chunks]
     ends = [chunk + 1 for chunk in at if chunk + 1 not in chunks]
@@ -86,7 +84,7 @@ def put(device, size, chunks):
 
 
 def left(device, size, areas):
-    """The areas of these, the first ones, that have a record."""
+    """Which of the first areas have a record."""
     return [area for area in range(areas) if any(device.read(area_at(area, size) * size, size))]
 
 
@@ -95,7 +93,7 @@ class Damaged(AssertionError):
 
 
 class Store:
-    """What the store in an image says, or on a device; of an invalid one too."""
+    """What a store says, in an image or on a device, also if it is invalid."""
 
     def __init__(self, source):
         if isinstance(source, (bytes, bytearray)):
@@ -107,13 +105,13 @@ class Store:
         if magic != MAGIC or self.version != 1:
             raise Damaged("no header")
         self.chunks = self.sectors // self.size
-        self.records = []  # all, in their order
-        self.tail = b""  # of the last area, behind the record that ends the list
+        self.records = []  # all, in order
+        self.tail = b""  # of the last area, after the record that ends the list
         self.area = 0
         while self._read_area(read):
             self.area += 1
-        # Of several records with the same chunk of the COW device the first counts, and of those
-        # that are left with the same one of the origin.
+        # Of several records with the same chunk of the COW device the first one counts, and of the
+        # remaining ones the first with each chunk of the origin.
         self.taken, self.repeated = {}, []
         news = set()
         for old, new in self.records:
@@ -126,7 +124,7 @@ class Store:
         self.next += is_metadata(self.next, self.size)
 
     def _read_area(self, read):
-        """Adds the records of the present area; tells whether it is full."""
+        """Adds the records of the present area; returns whether it is full."""
         at = area_at(self.area, self.size)
         if at >= self.chunks:
             raise Damaged(f"area {self.area} is behind the end")
@@ -141,18 +139,18 @@ class Store:
         return True
 
     def status(self):
-        """What the snapshot says."""
+        """The status of the snapshot."""
         return f"{self.next * self.size}/{self.sectors} {(self.area + 2) * self.size}"
 
 
 class Model:
-    """What a snapshot shows and what the devices below it hold, for I/O by one thread and a store
+    """The contents of a snapshot and of the devices below it, for I/O by one thread and a store
     that is not full.
     """
 
     def __init__(self, origin, image, size=8):
-        """`image` is the content of the COW device; unless there is a store on it, one is made with
-        this chunk size.
+        """`image` is the content of the COW device. If it has no store, one with this chunk size is
+        made.
         """
         self.origin, self.image = bytearray(origin), bytearray(image)
         self.shown = bytearray(origin)
@@ -196,7 +194,7 @@ class Model:
             self._overlay({area_at(area + 1, self.size): bytes(self.step)})
 
     def _pieces(self, sector, data):
-        """(chunk, offset in it in bytes, bytes) of each chunk that is touched."""
+        """(chunk, offset in bytes, data) for each chunk that is touched."""
         done = 0
         while done < len(data):
             chunk, offset = divmod(sector * SECTOR + done, self.step)
@@ -205,7 +203,7 @@ class Model:
             done += len(piece)
 
     def write(self, sector, data):
-        """A write to the snapshot."""
+        """Writes to the snapshot."""
         for chunk, offset, piece in self._pieces(sector, data):
             self._take(chunk)
             at = self.taken[chunk] * self.step + offset
@@ -213,12 +211,12 @@ class Model:
         self.shown[sector * SECTOR : sector * SECTOR + len(data)] = data
 
     def write_origin(self, sector, data):
-        """A write to the origin."""
+        """Writes to the origin."""
         for chunk, _, _ in self._pieces(sector, data):
             self._take(chunk)
         self.origin[sector * SECTOR : sector * SECTOR + len(data)] = data
 
     def status(self):
-        """What the snapshot says."""
+        """The status of the snapshot."""
         areas = len(self.records) // per_area(self.size)
         return f"{self.next * self.size}/{len(self.image) // SECTOR} {(areas + 2) * self.size}"

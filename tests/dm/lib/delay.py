@@ -32,7 +32,7 @@ def names():
 
 
 def counts():
-    """How often each point was passed and how often somebody slept there: {name: (passed, slept)}."""
+    """{name: (passed, slept)}: how often threads passed each point, and how often one slept there."""
     lines = (_PARAMETERS / "delay_points").read_text().splitlines()
     found = (re.fullmatch(r"(\d+) passed, (\d+) slept: (.*)", line).groups() for line in lines)
     return {name: (int(passed), int(slept)) for passed, slept, name in found}
@@ -40,7 +40,7 @@ def counts():
 
 @contextlib.contextmanager
 def at_random(chance=200, microseconds=5000):
-    """So many in a thousand sleep at each point, no longer than this."""
+    """At each point `chance` of a thousand threads sleep, for up to `microseconds`."""
     values = {"delay_chance": chance, "delay_us": microseconds}
     before = {name: (_PARAMETERS / name).read_text() for name in values}
     for name, value in values.items():
@@ -53,7 +53,7 @@ def at_random(chance=200, microseconds=5000):
 
 
 class _Point:
-    """A point at which the first thread that comes is held."""
+    """A point at which the first thread that passes is held."""
 
     def __init__(self, name):
         assert name in names(), f"there is no delay point {name!r}"
@@ -68,17 +68,19 @@ class _Point:
         return (_PARAMETERS / "delay_hold").read_text().strip() == f"held at {self.name}"
 
     def wait(self):
-        """Waits until somebody is held."""
+        """Waits until a thread is held."""
         wait.until(self.is_taken, f"somebody comes to the delay point {self.name!r}")
 
     def release(self):
-        """Whoever is held goes on, and nobody is held any more."""
+        """Releases the thread that is held; no thread is held afterwards."""
         self._write("\n")
 
 
 @contextlib.contextmanager
 def held(name):
-    """The first thread that comes to the point `name` is held until `release`, or the end."""
+    """Holds the first thread that reaches the point `name` until `release`, or the end of the
+    context.
+    """
     point = _Point(name)
     try:
         yield point

@@ -1,4 +1,6 @@
-"""Block devices: direct I/O on any of them, and disks in memory that are made and gone in a moment."""
+"""Block devices: direct I/O on any of them, and disks in memory that are quick to create and
+remove.
+"""
 
 import ctypes
 import errno
@@ -20,16 +22,16 @@ SECTOR = 512
 _BLKDISCARD = 0x1277
 _BLKZEROOUT = 0x127F
 _BLKROGET = 0x125E
-_PUNCH_HOLE = 0x03  # of a file, and keep its size
+_PUNCH_HOLE = 0x03  # punches a hole, and keeps the size
 
 
 def split(data):
-    """The sectors of some bytes."""
+    """Splits bytes into sectors."""
     return [data[at : at + SECTOR] for at in range(0, len(data), SECTOR)]
 
 
 class Block:
-    """Direct I/O in sectors on a block device. Nothing is cached, every call is one system call."""
+    """Direct I/O in sectors on a block device. Nothing is cached; each call is one system call."""
 
     def __init__(self, path):
         self.path = path
@@ -39,7 +41,7 @@ class Block:
 
     @contextmanager
     def _calling(self):
-        """While this thread is in a system call for I/O."""
+        """Marks this thread as being in a system call for I/O."""
         caller = threading.get_native_id()
         self._callers.append(caller)
         try:
@@ -48,7 +50,7 @@ class Block:
             self._callers.remove(caller)
 
     def blocked(self):
-        """Threads of this process that are asleep in I/O on the device."""
+        """The number of threads of this process that sleep in I/O on the device."""
         return sum(map(_is_blocked, list(self._callers)))
 
     def _fd(self, mode=os.O_RDWR):
@@ -63,7 +65,7 @@ class Block:
         self._fds.clear()
 
     def is_free(self):
-        """Nobody claims the device."""
+        """Whether nobody claims the device."""
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_EXCL))
             return True
@@ -74,7 +76,7 @@ class Block:
 
     @property
     def dev(self):
-        """major:minor, the name that table lines use and that `dmsetup table` echoes."""
+        """major:minor, as table lines and `dmsetup table` have it."""
         info = os.stat(self.path)
         assert stat.S_ISBLK(info.st_mode), self.path
         return f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
@@ -121,14 +123,14 @@ class Block:
             )
 
     def zero(self, sector, count):
-        """What `blkdiscard -z` does."""
+        """Zeroes sectors as `blkdiscard -z` does."""
         with self._calling():
             fcntl.ioctl(
                 self._fd(), _BLKZEROOUT, struct.pack("=QQ", sector * SECTOR, count * SECTOR)
             )
 
     def punch(self, sector, count):
-        """The same by one large request, if the device has such; it may let the space go."""
+        """Zeroes sectors by one large request, if the device supports it; it may deallocate them."""
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
         with self._calling():
@@ -150,7 +152,7 @@ class Block:
 
 
 def _is_blocked(thread):
-    """Whether a thread is in an uninterruptible sleep, the same one in two looks."""
+    """Whether a thread is in the same uninterruptible sleep twice in a row."""
 
     def look():
         text = Path(f"/proc/self/task/{thread}/status").read_text()
@@ -168,10 +170,10 @@ def _is_blocked(thread):
 
 
 def in_flight(device):
-    """Requests that have been sent to a device and have not ended.
+    """The number of requests that were sent to a device and have not ended.
 
-    What a target of ours keeps back is counted by the kernel when it goes on; until then it is
-    known by who waits for it.
+    The kernel counts a bio that one of the targets keeps back only when it is submitted below;
+    until then the thread that waits for it counts.
     """
     counted = sum(map(int, Path(f"/sys/dev/block/{device.dev}/inflight").read_text().split()))
     return max(counted, device.blocked())
@@ -213,8 +215,8 @@ _NULL_BLK = Path("/sys/kernel/config/nullb")
 
 
 class Ram(Block):
-    """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache:
-    flushes reach it.
+    """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache, so
+    that flushes reach it.
     """
 
     _serial = itertools.count()
@@ -250,9 +252,7 @@ class Ram(Block):
 
 
 class RamPool:
-    """Disks in memory for one test after the other: to make and remove them takes longer than most
-    tests.
-    """
+    """Disks in memory that tests reuse: creating and removing them takes longer than most tests."""
 
     def __init__(self):
         self._free = {}
@@ -265,7 +265,7 @@ class RamPool:
         return disk
 
     def give_back(self, disk):
-        """Empties a disk for the next test; fails if something goes on claiming it."""
+        """Empties a disk for the next test; fails if the disk stays claimed."""
         disk.close()
         wait.until(lambda: disk.is_free(), f"{disk.path} is free")
         if disk.pool_key is None:
@@ -287,7 +287,7 @@ _LOOP_CLR_FD = 0x4C01
 
 
 class Loop(Block):
-    """A loop device over a sparse file in memory: any size, any block size."""
+    """A loop device over a sparse file in memory, of any size and block size."""
 
     def __init__(self, folder, size, blocksize=512):
         self._file = Path(folder) / f"loop-{id(self)}"
@@ -317,14 +317,14 @@ class Loop(Block):
         self._file.unlink()
 
 
-_NR_REQUESTS = 4  # the least that the block layer allows
+_NR_REQUESTS = 4  # the minimum of the block layer
 _LO_FLAGS_DIRECT_IO = 16
 
 
 class Jam(Block):
-    """A request-based disk over another device, with so few requests that they are soon used up:
-    whoever sends one more then sleeps in the submission, until the device below (which can be held)
-    has answered.
+    """A request-based disk over another device, with so few requests that they are soon used up.
+    The next thread that submits I/O then sleeps in the submission until the device below, which can
+    be held, has answered.
     """
 
     def __init__(self, lower):
@@ -349,7 +349,7 @@ class Jam(Block):
         self._readers = []
 
     def jam(self, box):
-        """The device below is held: uses up all requests, with reads that wait for it."""
+        """Uses up all requests with reads, while the device below is held."""
         while len(self._readers) < _NR_REQUESTS:
             self._readers.append(box.background(self.read, 16 * len(self._readers), 8))
         wait.until(lambda: self.is_jammed, "all requests are used up")
@@ -365,7 +365,7 @@ class Jam(Block):
 
 
 def requests(disk, call, *args):
-    """What a call costs a disk."""
+    """The statistics of a disk for one call."""
     before = disk.stats()
     call(*args)
     return disk.stats() - before

@@ -1,7 +1,7 @@
-"""device-mapper through its ioctls: no process per call, and the exact errno of each.
+"""device-mapper through its ioctls: no process for each call, and the exact errno of each.
 
-The main job and the demo use dmsetup; everything else comes here, because starting a process costs
-a third of a second in an emulated guest.
+The main test and the demo use dmsetup. Everything else uses this module, because starting a process
+takes a third of a second in an emulated guest.
 """
 
 import errno
@@ -17,8 +17,8 @@ from .disk import Block
 
 _HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7s")  # struct dm_ioctl
 _SPEC = struct.Struct("=Q Q i I 16s")  # struct dm_target_spec
-# Python lets other threads run during an ioctl only if its buffer has at most 1024 bytes, and many
-# of these block.
+# Python releases the GIL during an ioctl only if the buffer has at most 1024 bytes, and many of
+# these ioctls block.
 _ROOM = 1024 - _HEADER.size
 _MORE_ROOM = 16384
 
@@ -52,15 +52,14 @@ _QUERY_INACTIVE = 1 << 12
 _DATA_OUT = 1 << 16
 _DEFERRED_REMOVE = 1 << 17
 
-# udev: no rules for these devices, so that nothing but the test opens them (DM_UDEV_DISABLE_* <<
-# 16).
+# No udev rules for these devices, so that only the test opens them (DM_UDEV_DISABLE_* << 16).
 _NO_RULES = (0x0002 | 0x0004 | 0x0008 | 0x0010) << 16
 
 _control = None
 
 
 class Answer:
-    """The header and the data that one ioctl gave back."""
+    """The header and the data that an ioctl returned."""
 
     def __init__(self, raw):
         (
@@ -82,7 +81,7 @@ class Answer:
         self.data = bytes(raw[self.start : self.size]) if self.start <= self.size else b""
 
     def specs(self):
-        """(start, length, type, text) of every target, as status and table queries give them."""
+        """(start, length, type, text) of each target, from a status or table query."""
         found, offset = [], 0
         for _ in range(self.targets):
             start, length, _, following, kind = _SPEC.unpack_from(self.data, offset)
@@ -126,7 +125,7 @@ def _ioctl(command, name="", flags=0, data=b"", targets=0, event=0, room=_ROOM):
 
 
 def target_versions():
-    """{'clone': (1, 0, 0), ...}: the targets that are registered now."""
+    """{'clone': (1, 0, 0), ...}: the targets that are registered."""
     data, offset, found = _ioctl(_LIST_VERSIONS).data, 0, {}
     while offset + 16 <= len(data):
         following, *version = struct.unpack_from("=4I", data, offset)
@@ -139,7 +138,7 @@ def target_versions():
 
 
 def table(*lines):
-    """A table from lines such as '0 16 linear 8:0 0'; one line may also hold several separated by
+    """A table from lines such as '0 16 linear 8:0 0'; a line may also hold several, separated by
     newlines.
     """
     rows = [row.split(None, 3) for line in lines for row in str(line).splitlines() if row.strip()]
@@ -159,7 +158,7 @@ _serial = itertools.count()
 
 
 class Mapped(Block):
-    """One mapped device. It is created empty; `load` and `resume` give it life, as dmsetup does."""
+    """A mapped device. It is created empty; `load` and `resume` give it a table, as dmsetup does."""
 
     def __init__(self, *lines, name=None, read_only=False):
         self.name = name or f"t{next(_serial)}"
@@ -178,7 +177,7 @@ class Mapped(Block):
 
     @property
     def dev(self):
-        return f"{self.major}:{self.minor}"  # known before the device has a table, and with it a node in /dev
+        return f"{self.major}:{self.minor}"  # known before the device has a node in /dev
 
     def load(self, *lines, read_only=False):
         rows = table(*lines)
@@ -201,7 +200,7 @@ class Mapped(Block):
         self.resume()
 
     def clear(self):
-        """Drops a table that was loaded and not yet resumed."""
+        """Drops a table that was loaded and not resumed."""
         _ioctl(_CLEAR, self.name)
 
     def message(self, *words, sector=0):
@@ -210,7 +209,7 @@ class Mapped(Block):
         )
 
     def ask(self, *words):
-        """A message that has an answer."""
+        """Sends a message that has an answer."""
         answer = _ioctl(
             _MESSAGE, self.name, data=struct.pack("=Q", 0) + " ".join(words).encode() + b"\0"
         )
@@ -222,7 +221,7 @@ class Mapped(Block):
 
     @property
     def event(self):
-        """How many events the device has had."""
+        """The number of events of the device."""
         return self.info().event
 
     @property
@@ -230,7 +229,7 @@ class Mapped(Block):
         return bool(self.info().flags & _SUSPENDED)
 
     def wait_event(self, since):
-        """Blocks until the event counter is above `since`; returns the new one."""
+        """Blocks until the event counter exceeds `since`; returns it."""
         return _ioctl(_WAIT, self.name, event=since).event
 
     def specs(self, noflush=False, table=False, inactive=False):
@@ -249,7 +248,7 @@ class Mapped(Block):
         return self.specs(table=True, inactive=inactive)[0][3]
 
     def remove(self, deadline=wait.DEADLINE):
-        """Removes the device; waits for somebody (a udev rule, a thread that ends) to let go of it."""
+        """Removes the device; waits while somebody (a udev rule, a thread that ends) uses it."""
         if self.gone:
             return
         self.close()
@@ -269,7 +268,7 @@ class Mapped(Block):
         self.gone = True
 
     def remove_once(self):
-        """One attempt, with the kernel's answer."""
+        """Tries once to remove the device, and raises the kernel's error."""
         self.close()
         _ioctl(_REMOVE, self.name, event=_NO_RULES)
         self.gone = True
@@ -287,7 +286,7 @@ class Mapped(Block):
 
 
 def leftovers():
-    """Names of all mapped devices."""
+    """The names of all mapped devices."""
     data, offset, names = _ioctl(_LIST).data, 0, []
     while offset + 12 < len(data):
         dev, following = struct.unpack_from("=QI", data, offset)
@@ -302,11 +301,11 @@ def leftovers():
 
 
 class Layered(Mapped):
-    """A linear device over a disk that can be made to misbehave, wholly or in ranges of sectors,
-    and be held.
+    """A linear device over a disk that can be made to fail, as a whole or in ranges of sectors, and
+    that can be held.
 
-    A held device (`hold`) queues whatever arrives until `release`: I/O "in flight" for exactly as
-    long as a test wants.
+    A held device (`hold`) queues all I/O until `release`: I/O is in flight for exactly as long as a
+    test wants.
     """
 
     def __init__(self, lower, sectors=None, name=None):
@@ -329,11 +328,11 @@ class Layered(Mapped):
         self.swap(*lines, noflush=True)
 
     def error(self, *ranges):
-        """Everything fails in the ranges of sectors (default: everywhere)."""
+        """All I/O to the ranges of sectors fails (default: everywhere)."""
         self._with(ranges or [(0, self.length)], lambda a, b: f"{a} {b - a} error")
 
     def error_writes(self, *ranges):
-        """Writes (flushes included) fail in the ranges, reads do not."""
+        """Writes to the ranges fail, including flushes; reads do not."""
         self._with(
             ranges or [(0, self.length)],
             lambda a, b: f"{a} {b - a} flakey {self.lower.dev} {a} 0 1 1 error_writes",
@@ -364,7 +363,7 @@ STATUS = re.compile(
 
 
 class Status:
-    """The INFO status of a clone, taken apart."""
+    """The INFO status of a clone, parsed."""
 
     def __init__(self, text):
         match = STATUS.fullmatch(text)
@@ -397,7 +396,7 @@ class Clone(Mapped):
         return self.look().hydrated
 
     def wait_full(self, deadline=wait.DEADLINE):
-        """Waits until every region is on the destination and nothing is being copied any more."""
+        """Waits until every region is hydrated and no copy is in flight."""
         return wait.until(
             lambda: (s := self.look()).full and not s.hydrating and s,
             lambda: f"fully hydrated ({self.status()})",
@@ -418,13 +417,13 @@ class Clone(Mapped):
         )
 
     def hydrate(self, threshold=None, batch=None):
-        """Lets the background copy run, as fast as it may."""
+        """Enables the background hydration, as fast as possible."""
         self.message("hydration_threshold", str(threshold or max(256, self.regions)))
         self.message("hydration_batch_size", str(batch or 64))
         self.message("enable_hydration")
 
     def to_linear(self):
-        """What the documentation of dm-clone tells people to do at the end."""
+        """Replaces the clone by its destination, as the documentation of dm-clone says."""
         self.swap(f"0 {self.length} linear {self.parts[1].dev} 0")
 
 

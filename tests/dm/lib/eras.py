@@ -44,10 +44,10 @@ def change(image, **fields):
 
 
 class Metadata(metadata.Image):
-    """Everything an image says; construction fails with Damaged where it contradicts itself.
+    """Everything that an image says; the constructor raises Damaged where it contradicts itself.
 
-    `at` is the block of a metadata snapshot, to read that instead. Unless `sums`, checksums are
-    taken for right, which is a hundred times faster.
+    `at` is the block of a metadata snapshot to read instead. Unless `sums`, checksums are not
+    verified, which is a hundred times faster.
     """
 
     def __init__(self, image, at=0, sums=True):
@@ -76,7 +76,8 @@ class Metadata(metadata.Image):
             era: self._bits(*reversed(struct.unpack("<IQ", value))) for era, value in tree
         }
         keys = sorted(self.archived)
-        # While the device is suspended its present era is archived too; a snapshot may be of then.
+        # While the device is suspended its present era is archived too; a snapshot may be of that
+        # moment.
         last = keys[-1] if keys and at else self.era - bool(self.bitset_root)
         if keys:
             _require(
@@ -113,7 +114,7 @@ class Metadata(metadata.Image):
         return found
 
     def eras(self):
-        """The last era of each block, of all that is on disk, the present bitset included."""
+        """The last era of each block of all that is on disk, including the present bitset."""
         found = list(self.array)
         for era, blocks in sorted(self.archived.items()) + [(self.era, self.present)]:
             for block in blocks:
@@ -135,7 +136,7 @@ STATUS = re.compile(r"8 (?P<used>\d+)/(?P<total>\d+) (?P<era>\d+) (?P<snapshot>\
 
 
 class Status:
-    """The INFO status of an era, taken apart."""
+    """The INFO status of an era, parsed."""
 
     def __init__(self, text):
         match = STATUS.fullmatch(text)
@@ -162,7 +163,7 @@ class Era(dm.Mapped):
         return self.look().era
 
     def checkpoint(self):
-        """Ends the era; gives the new one."""
+        """Ends the era; returns the new one."""
         self.message("checkpoint")
         return self.era
 
@@ -173,13 +174,13 @@ class Era(dm.Mapped):
         self.message("drop_metadata_snap")
 
     def since(self, era):
-        """The blocks written since an era began, by way of a metadata snapshot and an independent
-        reader.
+        """The blocks that were written since an era began, according to a metadata snapshot and an
+        independent reader.
         """
         self.take()
         try:
             at = self.look().snapshot
-            self.meta.close()  # whatever is cached
+            self.meta.close()  # drops cached data
             return Metadata(self.meta.content(), at, sums=False).since(era)
         finally:
             self.drop()
@@ -216,7 +217,7 @@ class Pair:
         return self.box.own(Era(self.meta, self.origin, size, **more))
 
     def layered(self, *which):
-        """Puts a device that can be held or made to fail between the era and the disks named."""
+        """Puts devices that can be held or made to fail between the era and the named disks."""
         for name in which:
             setattr(self, name, self.box.layered(getattr(self, f"{name}_disk")))
         return self
@@ -253,10 +254,10 @@ def dump(device):
 
 
 def check(device, spare=None):
-    """What must hold of metadata at rest: the tools accept it, and so does our reader, which also
-    finds what is lost.
+    """Checks metadata of a device that is not in use: the tools accept it, and so does the
+    independent reader, which also finds leaked blocks.
 
-    With a `spare` device it is dumped, restored there, and dumped again.
+    With a `spare` device the metadata is dumped, restored there, and dumped again.
     """
     device.close()
     tool("era_check", device.path)

@@ -30,7 +30,7 @@ _FOREVER = 1 << 30
 
 
 class Attribute:
-    """One of the kernel's fault attributes."""
+    """A fault attribute of the kernel."""
 
     def __init__(self, name, **more):
         self.folder = DEBUG / name
@@ -52,17 +52,17 @@ class Attribute:
         return self.get("times")
 
     def arm(self, n):
-        """Lets the n-th chance from now on fail."""
+        """Makes the n-th chance from now on fail."""
         interval = self.get("interval")
-        # At boot interval is 1, and the kernel counts only while it is above 1.
+        # At boot the interval is 1; the kernel counts only while it is above 1.
         self.put(interval=(interval if interval > 1 else 0) + n, times=1, probability=100)
 
     def fired(self):
         return self.left == 0
 
     def disarm(self, work):
-        """No faults any more. If none came the count is unknown: then `work` is done until it
-        fails.
+        """Stops the faults. If none has occurred the count is unknown: `work` is then repeated
+        until it fails.
         """
         fired = self.fired()
         while not self.fired():
@@ -75,8 +75,8 @@ class Attribute:
 
 
 def text_range(module):
-    """[start, end) of a loaded module's code: the addresses of its sections, and their sizes from
-    its file.
+    """[start, end) of the code of a loaded module, from the addresses of its sections and their
+    sizes in the file.
     """
     elf = Path(module).read_bytes()
     (table,) = struct.unpack_from("<Q", elf, 0x28)
@@ -94,9 +94,8 @@ def text_range(module):
 
 
 def kernel_function(*names):
-    """[start, end) of a function of the kernel; or, if the compiler left no function of that name
-    because it put it into its callers, which are the other names, of all these. They stand together
-    in one file.
+    """[start, end) of a function of the kernel. If the compiler has inlined it, the range of its
+    callers, which are the other names; they are adjacent, in one file.
     """
     symbols = sorted(
         (int(address, 16), symbol)
@@ -114,15 +113,15 @@ def kernel_function(*names):
 
 
 class Fault:
-    """What the runner asks of a kind of fault."""
+    """A kind of fault, as the runner uses it."""
 
-    lasting = False  # nothing works again before the fault is taken back
+    lasting = False  # nothing works again before the fault is removed
 
     def __init__(self, scenario):
         self.scenario = scenario
 
     def count(self):
-        """How many failures there have been since it was armed."""
+        """The number of failures since it was armed."""
         return int(self.attribute.fired())
 
     def disarm(self):
@@ -131,13 +130,13 @@ class Fault:
 
 
 class Allocation(Fault):
-    """An allocation fails that the module makes, or that others make for it: its code is on the
-    stack.
+    """An allocation fails whose stack contains the code of the module, whether the module makes it
+    or others do for the module.
 
-    One function of the kernel can be left out: kmemleak's by default, as its own allocations would
-    double the number; the scenario may have a better use for the exception. A stack is walked word
-    by word where the kernel has no better way, so what is left of earlier calls may pass for the
-    module: then callers fail, as they may.
+    One function of the kernel can be excluded: by default that of kmemleak, whose allocations would
+    double the number. A scenario may exclude another one. Where the kernel has no better unwinder
+    it scans the stack word by word, so remains of earlier calls may look like the module; then
+    callers fail, which they may.
     """
 
     def __init__(self, scenario, name, **more):
@@ -190,9 +189,9 @@ class Request(Fault):
 
 
 class Death(Request):
-    """A disk dies: after so many blocks every read and write fails.
+    """A disk dies: after a number of blocks every read and write fails.
 
-    A flush has no size, and so passes: the disk says yes to it and forgets.
+    A flush has no size, so it succeeds without effect.
     """
 
     lasting = True
@@ -201,7 +200,7 @@ class Death(Request):
     def arm(self, n):
         self.select("1")
         self.count_was = self.attribute.get("interval")
-        # Requests pass while they are smaller than what is left of `space`.
+        # Requests pass while they are smaller than the rest of `space`.
         self.attribute.put(
             interval=1, times=_FOREVER, space=(n - 1) * self.BLOCK + 1, probability=100
         )
@@ -226,8 +225,8 @@ def make(kind, scenario):
 
 
 class Step:
-    """A call of a scenario. `may`: the errors it may report while a fault hits it. Then it is made
-    again, and must succeed; that can be left (`again`) to the next repetition.
+    """A call of a scenario. `may` are the errors that it may report when a fault hits it. Then the
+    call is repeated and must succeed; without `again` that is left to the next repetition.
     """
 
     def __init__(self, call, may=(), again=True):
@@ -240,7 +239,7 @@ class Step:
 
 
 class Stuck(Exception):
-    """Goes with a fault that lasts: nothing more can be done before it is taken back."""
+    """Raised under a lasting fault: nothing more can be done before the fault is removed."""
 
 
 class Scenario:
@@ -275,8 +274,8 @@ class Scenario:
         pass
 
     def assemble(self, disks):
-        """The disk, or a device whose sectors lie on two in turn, so many at a time: then what is
-        longer is two requests.
+        """The disk, or a device that alternates between two disks every PIECE sectors: a longer
+        request is then split in two.
         """
         if len(disks) == 1:
             return disks[0]
@@ -297,8 +296,8 @@ class Series:
         self.repetitions = self.unseen = self.last = 0
 
     def run(self, only=None, every=1):
-        """All n, every so many, or one. Ends when twice in a row there were not n chances: their
-        number may vary a little.
+        """Tries each n, every `every`-th n, or only one. Ends when there were not n chances twice
+        in a row: their number may vary a little.
         """
         start = time.monotonic()
         n, ends = only or 1, 0
@@ -318,7 +317,7 @@ class Series:
         return self
 
     def repeat(self, n):
-        """One repetition; returns whether there was a failure."""
+        """Runs one repetition; returns whether there was a failure."""
         signal.alarm(SECONDS_PER_REPETITION)
         self.repetitions += 1
         self.name, self.trace = "beginning", []
@@ -361,7 +360,7 @@ class Series:
             ), f"{errno.errorcode[error.errno]} is not an error that it may report"
             if self.fault.lasting or not step.again:
                 continue
-            if hit > before:  # the fault came in this step, and will not come again
+            if hit > before:  # the fault occurred in this step, and not again
                 error = self.attempt(step)
             assert error is None or self.scenario.excused(
                 error
@@ -390,7 +389,7 @@ class Model:
         self.ever = [set(sectors) for sectors in zip(*pieces)]  # what the device below may hold
 
     def trying(self, at, data):
-        """It may arrive, whatever is reported."""
+        """The data may arrive, whatever is reported."""
         for n, sector in enumerate(split(data), at):
             for which in self.now, self.kept, self.ever:
                 which[n].add(sector)
@@ -410,7 +409,7 @@ class Model:
         self.kept = [set(sectors) for sectors in self.now]
 
     def lost(self):
-        """Somebody lost what had not been flushed."""
+        """What had not been flushed was lost."""
         for now, kept in zip(self.now, self.kept):
             now |= kept
 
@@ -426,9 +425,7 @@ class Model:
 
 
 class Leaks:
-    """kmemleak, from the time on at which this was made. It leaves out what is younger than five
-    seconds.
-    """
+    """kmemleak, from the creation of this object on. It ignores objects younger than five seconds."""
 
     file = DEBUG / "kmemleak"
     AGE = 5.1
@@ -440,9 +437,7 @@ class Leaks:
         self.file.write_text("clear")
 
     def check(self):
-        """Fails with kmemleak's text. An object must have been without a reference, and unchanged,
-        in two scans.
-        """
+        """Fails with kmemleak's text. An object must be unreferenced and unchanged in two scans."""
         time.sleep(self.AGE)
         self.file.write_text("scan")
         self.file.write_text("scan")
@@ -451,10 +446,10 @@ class Leaks:
 
 
 def bufio_memory():
-    """Bytes that buffers of all metadata take: nothing, unless somebody forgot a client."""
+    """Bytes in buffers of all metadata: zero, unless a client was leaked."""
     return int(Path("/sys/module/dm_bufio/parameters/current_allocated_bytes").read_text())
 
 
 def switched(lines):
-    """Whether a target said that it has changed its mode."""
+    """Whether a target logged a change of its mode."""
     return any(re.search(r"Switching to (read-only|fail) mode", line) for line in lines)

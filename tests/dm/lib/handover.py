@@ -5,9 +5,7 @@ from .snaps import Snapshot
 
 
 def load_destination(family, snapshot):
-    """Another device with the same table, loaded over the live one: a destination of its
-    exceptions.
-    """
+    """Loads the table of a snapshot on another device: a destination of its exceptions."""
     device = family.box.own(
         Snapshot(snapshot.origin, snapshot.cow, snapshot.kind, snapshot.size, start=False)
     )
@@ -16,13 +14,13 @@ def load_destination(family, snapshot):
 
 
 def succeeds(family, snapshot, device):
-    """Another device is from now on what a snapshot was."""
+    """From now on the model has `device` in place of `snapshot`."""
     device.expected, device.copied = snapshot.expected, snapshot.copied
     family.snapshots[family.snapshots.index(snapshot)] = device
 
 
 def write_both(family, snapshot, turn):
-    """Some writes to both sides, that need copies and that do not."""
+    """Writes to the snapshot and the origin, some of which need copies."""
     for at in (80, 1000 + 100 * turn):
         family.write(snapshot, at, pattern(f"own {turn}", 11))
         family.write(family.origin, at + 8, pattern(f"new {turn}", 11))

@@ -3,7 +3,7 @@
 import os
 import re
 
-# What no test may leave in the log, whichever implementation runs.
+# What no test may leave in the log, on any implementation.
 BAD = re.compile(
     r"\bBUG\b|WARNING: |Oops|general protection fault|kernel panic|Call Trace:|UBSAN|KASAN|KCSAN|lockdep"
     r"|blocked for more than|rcu: INFO|refcount_t:|[Uu]nable to handle (kernel|page)|scheduling while atomic|sleeping function"
@@ -12,7 +12,7 @@ BAD = re.compile(
 
 
 class Log:
-    """What the kernel says after this object was made."""
+    """What the kernel logs after the creation of this object."""
 
     def __init__(self):
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -28,7 +28,7 @@ class Log:
                 record = os.read(self._fd, 16384)
             except BlockingIOError:
                 return
-            except BrokenPipeError:  # records were overwritten: say so instead of hiding it
+            except BrokenPipeError:  # records were overwritten: report that
                 self._lines.append((3, "(kernel log overrun)"))
                 continue
             head, _, rest = record.decode("utf-8", "replace").partition(";")
@@ -36,7 +36,7 @@ class Log:
             self._lines.append((level, rest.split("\n")[0]))
 
     def mark(self):
-        """A position; lines(mark) gives what came after it."""
+        """A position; lines(mark) returns what was logged after it."""
         self._pull()
         return len(self._lines)
 
@@ -50,7 +50,7 @@ class Log:
         ]
 
     def dm(self, since=0):
-        """Only what device-mapper said."""
+        """The lines of device-mapper only."""
         return self.lines(since, "device-mapper: ")
 
     def said(self, text, since=0):

@@ -36,7 +36,7 @@ _TAG = b"power op"
 
 
 def tagged(number, data):
-    """The data of the operation with this number, which every sector tells."""
+    """The data of the operation `number`; each sector contains the number."""
     head = _TAG + struct.pack("<Q", number)
     return b"".join(head + data[at + 16 : at + SECTOR] for at in range(0, len(data), SECTOR))
 
@@ -59,7 +59,7 @@ def _call(*args):
 
 
 def write_fua(path, sector, data):
-    """A write with FUA and nothing else: after a synchronous one the kernel sends a flush as well."""
+    """Writes with FUA and no flush: after a synchronous write the kernel sends a flush as well."""
     buffer = mmap.mmap(-1, len(data))
     buffer[:] = data
     fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
@@ -98,9 +98,7 @@ def write_fua(path, sector, data):
 
 
 class Entry:
-    """One entry of the log. `sectors` are pairs of a sector of its slice and what was written
-    there.
-    """
+    """An entry of the log. `sectors` are pairs of a sector of its slice and the data written there."""
 
     def __init__(self, flags, where=None, sectors=(), mark=None):
         self.flush, self.fua = bool(flags & FLUSH), bool(flags & FUA)
@@ -109,7 +107,7 @@ class Entry:
 
     @property
     def is_ordinary(self):
-        """Whether it waits for a flush."""
+        """Whether it becomes durable only by a flush."""
         return self.mark is None and not self.flush and not self.fua
 
     @property
@@ -137,7 +135,7 @@ class Recorder:
     )
 
     def __init__(self, box, flush_ms, mib=1, meta_sectors=128, **more):
-        """`more` are further slices: their names, and how many sectors they have."""
+        """`more` are further slices: their names and sizes in sectors."""
         self.box, self._flush_ms = box, flush_ms
         self.meta_sectors, self.sectors = meta_sectors, mib * 2048
         self.slices, self._length = {}, 0  # name: (first sector on the disk, sectors)
@@ -150,7 +148,7 @@ class Recorder:
         self.source = box.layered(box.ram(mib))
 
     def start(self, *contents):
-        """The slices get their contents, lists of sectors; from here on everything is recorded."""
+        """Fills the slices with lists of sectors; from here on everything is recorded."""
         for (first, _), content in zip(self.slices.values(), contents, strict=True):
             self.disk.fill(b"".join(content), first)
         at = f"{self.disk.dev} 0"
@@ -158,7 +156,7 @@ class Recorder:
         self.log = self.box.mapped(
             f"0 {self._length} log-writes {self._slow.dev} {self._log_disk.dev}"
         )
-        # Not linear: through that a flush does not tell the slice that it came through.
+        # Not linear: with a linear device a flush would not show which slice it came through.
         self._parts = {
             name: self.box.mapped(f"0 {sectors} flakey {self.log.dev} {first} 1 0")
             for name, (first, sectors) in self.slices.items()
@@ -185,7 +183,7 @@ class Recorder:
         self.log.message("mark", text)
 
     def logged(self):
-        """How many entries the log has."""
+        """The number of entries in the log."""
         counts = []
         for log in (self.log, *self.devices.values()):
             words = log.status().split()
@@ -194,7 +192,7 @@ class Recorder:
         return counts[0]
 
     def entries(self):
-        """Ends the recording and gives its entries."""
+        """Ends the recording; returns the entries."""
         self.logged()
         tops = [device for name, device in self.tops.items() if device is not self.devices[name]]
         for device in (
@@ -229,7 +227,7 @@ class Recorder:
 
 
 def read(disk):
-    """The (flags, sector, data) of a log without its last mark; the data of a mark is its text."""
+    """The (flags, sector, data) of a log except its last mark; the data of a mark is its text."""
     magic, version, count, size = struct.unpack_from("<QQQI", disk.read(0, 1))
     assert (magic, version, size) == (_MAGIC, 1, SECTOR), "not a log"
     found, at = [], 1
@@ -249,8 +247,8 @@ def read(disk):
 
 
 def in_time(entries, own):
-    """Moves ordinary writes that stand behind the flush which made them durable, by the logs of
-    their slices, in front of it.
+    """Moves ordinary writes that are logged after the flush which made them durable to before that
+    flush, as the log of their slice tells.
     """
     due = (
         {}
@@ -263,7 +261,7 @@ def in_time(entries, own):
             flushes += entry.flush
     result, flushes = [], {
         where: [] for where in own
-    }  # where the flushes of a slice stand in the result
+    }  # the positions of a slice's flushes in the result
     for entry in entries:
         if entry.is_ordinary:
             number = due[entry.place].pop(0)
@@ -282,7 +280,7 @@ def in_time(entries, own):
 
 
 def in_order(entries):
-    """Takes out of ordinary writes what a FUA write that stands before them had replaced already."""
+    """Drops from ordinary writes what a FUA write before them in the log had already replaced."""
     for n, entry in enumerate(entries):
         if not entry.fua or entry.flush:
             continue
@@ -302,11 +300,13 @@ def in_order(entries):
 
 
 class Model:
-    """What each sector of the clone may hold, given what was begun and what was acknowledged."""
+    """What each sector of the clone may hold, given the operations that began and those that were
+    acknowledged.
+    """
 
     def __init__(self, start, stale, passdown, first=1):
-        """`start` is what the clone holds, `stale` what the destination does; operations count from
-        `first`.
+        """`start` is the content of the clone, `stale` that of the destination; operations are
+        numbered from `first`.
         """
         self.start, self.stale, self.passdown, self.first = start, stale, passdown, first
         self._operations = []  # (kind, first sector, list of sectors or count)
@@ -321,7 +321,7 @@ class Model:
         self._history = [[(0, sector)] for sector in self.start]
         self.allowed = [(sector,) for sector in self.start]
         self._open = set()  # sectors with more than one possible content
-        self._failed = set()  # operations of which nobody knows what they did
+        self._failed = set()  # operations with unknown effect
 
     def add(self, kind, first, what):
         self._operations.append((kind, first, what))
@@ -371,8 +371,8 @@ class Model:
             self._renew(sector)
 
     def _renew(self, sector):
-        """After a discard: old, or zeros from the disk; or, of a region never filled, what the
-        destination held.
+        """After a discard: the old content, or zeros from the disk; in a region that was never
+        hydrated, also what the destination held.
         """
         history = self._history[sector]
         contents = [data for _, data in history if data is not None]
@@ -396,8 +396,8 @@ class State:
 
 
 class Replay:
-    """Goes through a log, keeps what is durable and what may be, and follows the marks with a
-    model.
+    """Goes through a log, maintains what is durable and what may be, and lets a model follow the
+    marks.
     """
 
     def __init__(self, entries, model, meta, dest, **more):
@@ -409,8 +409,8 @@ class Replay:
         model.reset()
 
     def cuts(self):
-        """Yields (name, sectors that may or may not be there, whether it is at a flush or FUA) at
-        every cut point.
+        """Yields (name, sectors that may or may not have been written, whether it is at a flush or
+        FUA) at each cut point.
         """
         for n, entry in enumerate(self.entries):
             if entry.mark is not None:
@@ -455,8 +455,8 @@ class Replay:
         return State(cut, how, images)
 
     def states(self, cut, writes, rng, single=6, random=3):
-        """End states at a cut: nothing of what is pending, all, one slice alone, a write missing,
-        torn, and random.
+        """End states at a cut: nothing of what is pending, all of it, one slice alone, one write
+        missing, torn, and random.
         """
 
         def made(how, chosen):
@@ -475,7 +475,7 @@ class Replay:
                 yield made(f"all but write {n}", writes[:n] + writes[n + 1 :])
             n = rng.randrange(len(writes))
             yield made(f"only write {n}", [writes[n]])
-        # The first place of a slice has what leads to everything else; it may have been written to
+        # The first block of a slice has the root of everything else; it may have been written
         # several times.
         for where in present:
             rest = [(on, sectors) for on, sectors in writes if on != where or sectors[0][0]]
@@ -497,7 +497,7 @@ class Replay:
 
 
 class Violation(AssertionError):
-    """A power cut may leave what must not be."""
+    """A power cut may leave a state that must not exist."""
 
 
 def without_flushes(entries):
@@ -506,7 +506,7 @@ def without_flushes(entries):
 
 
 def with_late_flushes(entries):
-    """The log of a clone that flushes its destination at the end of a commit: after the two flushes
+    """The log of a clone that flushes its destination at the end of a commit, after the two flushes
     of the metadata.
     """
     result, late, flushes = [], [], 0
@@ -517,7 +517,7 @@ def with_late_flushes(entries):
             continue
         result.append(entry)
         flushes += entry.flush
-        # The acknowledgement of a flush that needed no commit has to wait for it too.
+        # The acknowledgement of a flush that needed no commit has to wait for that flush too.
         if late and flushes == 2:
             result += late
             late = []
@@ -525,8 +525,8 @@ def with_late_flushes(entries):
 
 
 class Checker:
-    """Judges end states by what is on the devices alone: metadata by an independent reader, then
-    every sector.
+    """Judges end states by the contents of the devices alone: the metadata with an independent
+    reader, then each sector.
     """
 
     def __init__(self, source, model, region):
@@ -549,7 +549,7 @@ class Checker:
         return self._known[image]
 
     def content(self, hydrated, dest):
-        """What a clone over this must read as."""
+        """The content that a clone over this state must have."""
         content = list(self.source)
         for region in hydrated:
             at = slice(region * self.region, (region + 1) * self.region)
@@ -557,9 +557,7 @@ class Checker:
         return content
 
     def check(self, state, also=()):
-        """Gives the regions that are hydrated and the content; `also` are regions to be taken for
-        hydrated.
-        """
+        """Returns the hydrated regions and the content; regions in `also` count as hydrated."""
         hydrated = self.hydrated(state.meta) | set(also)
         content = self.content(hydrated, state.dest)
         bad = [
@@ -591,7 +589,7 @@ class Checker:
 
 
 class Opener:
-    """Puts end states on disks of its own and opens a clone over them."""
+    """Writes end states to disks of its own and opens a clone over them."""
 
     def __init__(self, box, rec, region):
         self.box, self.source, self.region = box, rec.source, region
@@ -616,7 +614,7 @@ class Opener:
         self._held[where] = list(image)
 
     def _get(self, where):
-        """Reads what is there, into the record of it."""
+        """Reads the disk into the record of its content."""
         self._held[where] = split(self._disks[where].read(0, len(self._held[where])))
         return self._held[where]
 
@@ -628,7 +626,7 @@ class Opener:
         )
 
     def check(self, state, hydrated, content, hydrate):
-        """A clone over the state knows the regions and reads as predicted; also when the rest is
+        """A clone over the state knows the regions and reads as predicted, also after the rest is
         hydrated.
         """
         clone = self.open(state)
@@ -663,7 +661,7 @@ class Opener:
 
 
 class Openers:
-    """Several at work at a time, since most of the time of opening and removing is waiting."""
+    """Several openers in parallel, since opening and removing is mostly waiting."""
 
     def __init__(self, count, *args):
         self._free = queue.SimpleQueue()
@@ -673,7 +671,7 @@ class Openers:
         self._jobs = []
 
     def check(self, *args):
-        """Begins a check; the first failure of those before it is raised here, or by finish."""
+        """Starts a check. The first failure of earlier checks is raised here, or by finish."""
         for job in [job for job in self._jobs if job.done()]:
             self._jobs.remove(job)
             job.result()

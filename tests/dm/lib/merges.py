@@ -1,26 +1,26 @@
-"""What the tests of snapshot-merge share."""
+"""Helpers of the tests of snapshot-merge."""
 
 from . import cow
 from .snaps import Family, Gate, Snapshot, Valve
 
 
 def soon(family, call, *args):
-    """What must not wait. It is done by another thread, so that a test which is wrong about it can
-    end.
+    """Asserts that a call ends while a merge is held. It runs in a thread of its own, so that the
+    test can end if it does not.
     """
     return family.box.background(call, *args).result()
 
 
 def scatter(rng, number, size, sectors=4096):
-    """Chunks of the origin, in random order; never two behind each other, so that C merges each by
+    """Chunks of the origin, in random order and never adjacent, so that C merges each one by
     itself.
     """
     return rng.sample(range(0, sectors // size, 2), number)
 
 
 class Parts:
-    """A family whose devices keep back one kind of I/O of a merge. The COW device has its first
-    area in front.
+    """A family whose devices hold back one kind of I/O of a merge. The first area of the COW device
+    is on a disk of its own (`front`).
     """
 
     KINDS = "COW read", "origin write", "origin flush", "record write", "record read"
@@ -49,8 +49,8 @@ class Parts:
 
 
 def back_to_snapshot(family, reload=True):
-    """The device that merges becomes a plain origin, if it is reloaded, and another one what the
-    snapshot was.
+    """Turns a merge into a snapshot again: another device gets the COW device, and the merging one
+    becomes a plain origin if it is reloaded.
     """
     front, old = family.origin, family.merging
     snapshot = family.box.own(Snapshot(old.origin, old.cow, old.kind, old.size, start=False))
@@ -65,7 +65,7 @@ def back_to_snapshot(family, reload=True):
     family.snapshots.append(snapshot)
     for each in family.snapshots[
         :
-    ]:  # not everything has come to them, and some of it is on its way until they are removed
+    ]:  # not all data has reached them, and some copies are pending until they are removed
         if each is not snapshot:
             each = family.reopen(each)
         each.copied = set(cow.Store(each.cow).taken)

@@ -52,7 +52,9 @@ _CRC = _table()
 
 @functools.lru_cache(maxsize=1024)
 def checksum(block, kind):
-    """crc32c of everything behind the checksum, no final inversion, salted by the kind of block."""
+    """crc32c of everything after the checksum, without the final inversion, salted by the kind of
+    block.
+    """
     crc, table = 0xFFFFFFFF, _CRC
     for byte in block[4:]:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
@@ -60,8 +62,8 @@ def checksum(block, kind):
 
 
 def change(image, table=FIELDS, kind="superblock", /, **fields):
-    """A copy of the image with fields of the superblock replaced and, unless `csum` is given, the
-    checksum mended.
+    """A copy of the image with fields of the superblock replaced. The checksum is updated, unless
+    `csum` is given.
     """
     block = bytearray(image[:BLOCK])
     for name, value in fields.items():
@@ -73,7 +75,9 @@ def change(image, table=FIELDS, kind="superblock", /, **fields):
 
 
 def needed(regions, device_blocks):
-    """(U, safe): blocks used after a format, and the smallest device whose transactions always fit."""
+    """(U, safe): the blocks used after a format, and the smallest device whose transactions always
+    fit.
+    """
     arrays = -(-(-(-regions // 64)) // WORDS)
     assert arrays <= 252, "deeper trees are not modelled here"
     used = 3 + -(-device_blocks // PER_BITMAP) + arrays + 1
@@ -92,7 +96,7 @@ def _require(condition, text):
 class Image:
     """What all metadata of dm-persistent-data has in common: blocks, trees, arrays, the space map."""
 
-    sums = True  # whether checksums are looked at
+    sums = True  # whether checksums are verified
 
     def _block(self, number, kind, number_at=8):
         _require(
@@ -152,7 +156,7 @@ class Image:
                 block[16 + i // 4] >> i % 4 * 2 & 3
                 for i in range(min(PER_BITMAP, self.nr_blocks - n * PER_BITMAP))
             ]
-            # What is behind the end of the device counts as free.
+            # What lies beyond the end of the device counts as free.
             taken = len(here) - here.count(0)
             _require(free == PER_BITMAP - taken, f"bitmap {n}: {free} free, {taken} taken")
             counts += here
@@ -171,13 +175,13 @@ class Image:
             self._reached <= used,
             f"in use but free for the space map: {sorted(self._reached - used)}",
         )
-        # The space map keeps the blocks of the previous transaction until the next one: a crash
-        # goes back to them.
+        # The space map keeps the blocks of the previous transaction until the next one, because a
+        # crash goes back to them.
         self.leaked = used - self._reached
 
 
 class Metadata(Image):
-    """Everything an image says; construction fails with Damaged where it contradicts itself."""
+    """Everything that an image says; the constructor raises Damaged where it contradicts itself."""
 
     def __init__(self, image):
         self.image = image

@@ -1,6 +1,4 @@
-"""Which implementation owns the names of the targets: the C modules of the kernel or ours. Only one
-can.
-"""
+"""Which implementation provides the targets: the C modules of the kernel, or dm-rust. Only one can."""
 
 import contextlib
 import ctypes
@@ -33,7 +31,7 @@ def run(*command, check=True):
 
 @contextlib.contextmanager
 def setting(file, value):
-    """Another value of a setting of the kernel, for as long as this lasts."""
+    """Changes a setting of the kernel for the duration of the context."""
     file = Path(file)
     before = file.read_text()
     file.write_text(value)
@@ -52,8 +50,8 @@ def users(module):
 
 
 def c_file(target="clone"):
-    """The file of the C module of a target. It is loaded by path, because modprobe may have been
-    told to keep it out.
+    """The file of the C module of a target. It is loaded by path, because the guest keeps modprobe
+    from loading it.
     """
     folder = Path("/lib/modules", os.uname().release)
     name = C_MODULES[target].replace("_", "-")
@@ -67,7 +65,7 @@ _INIT_MODULE, _DELETE_MODULE = (175, 176) if os.uname().machine == "x86_64" else
 
 
 class Swift:
-    """A module that is loaded and unloaded without starting a process, for tests that do it a
+    """A module that is loaded and unloaded without starting a process, for tests that do so a
     hundred times.
     """
 
@@ -99,7 +97,7 @@ def unload_c():
 
 
 def rust_file(given=None):
-    """The file of our module, or None if it was not built."""
+    """The file of dm-rust, or None if it was not built."""
     places = [given, os.environ.get("DM_RUST_KO"), PROJECT / "rust" / "dm_rust.ko"]
     return next((Path(place) for place in places if place and Path(place).is_file()), None)
 
@@ -109,14 +107,14 @@ def insmod(file, *parameters, check=True):
 
 
 def unload(module):
-    """Unloads a module if it is loaded; its last users may still be on their way out."""
+    """Unloads a module if it is loaded; waits for its last users."""
     if loaded(module):
         wait.until(lambda: users(module) == 0, f"{module} has no users ({users(module)})")
         run("rmmod", module)
 
 
 def use(implementation, rust):
-    """Makes "c" or "rust" the owner of all names, and proves it."""
+    """Makes "c" or "rust" the provider of all targets, and verifies it."""
     if implementation == "c":
         unload(RUST_MODULE)
         missing = {c_file(target) for target, module in C_MODULES.items() if not loaded(module)}
@@ -137,7 +135,7 @@ def use(implementation, rust):
 
 
 def targets(rust):
-    """The targets that our module registers, found by taking it out and putting it in."""
+    """The targets that dm-rust registers, found by unloading and loading it."""
     unload(RUST_MODULE)
     others = set(dm.target_versions())
     use("rust", rust)

@@ -19,7 +19,7 @@ COPIED = {
     100: b"c",
     300: b"d",
     301: b"e",
-}  # of these chunks the snapshot holds such bytes
+}  # these chunks of the snapshot hold such bytes
 
 
 def clone(box):

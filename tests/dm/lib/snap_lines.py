@@ -1,5 +1,5 @@
-"""Table lines of the snapshot targets: those that are refused and those that are accepted, and the
-devices they are tried on.
+"""Table lines of the snapshot targets: refused ones and accepted ones, and the devices they are
+tried on.
 """
 
 import itertools
@@ -17,7 +17,7 @@ NO_PAIR = "Snapshot cow pairing for exception table handover failed"
 
 @pytest.fixture(scope="module")
 def disks(guest):
-    """An origin and a COW device that know no discard, for which C's limits go wrong."""
+    """An origin and a COW device without discard support, for which C's limits are wrong."""
     box = boxes.Box()
     yield {name: box.ram(1, discard=False) for name in ("origin", "cow", "other")}
     box.close()
@@ -25,7 +25,7 @@ def disks(guest):
 
 @pytest.fixture
 def load(disks, impl, box, log):
-    """Loads a table line into a new device and gives (errno or 0, what device-mapper logged)."""
+    """Loads a table line into a new device; returns (errno or 0, what device-mapper logged)."""
     names = {name: disk.dev for name, disk in disks.items()}
 
     def attempt(arguments, kind="snapshot", device=None, read_only=False):
@@ -49,19 +49,19 @@ def load(disks, impl, box, log):
 
 
 def refusal(lines):
-    """What dm printed for a refused table, which is the last line."""
+    """What dm logged for a refused table, which must be the last line."""
     found = [line for line in lines if "device-mapper: table: " in line]
     assert found == lines[-1:], lines
     return found[0].removeprefix("3 device-mapper: table: <dev>: ")
 
 
 def reasons(lines):
-    """The errors and warnings that the target itself printed."""
+    """The errors and warnings that the target itself logged."""
     return [line for line in lines if "device-mapper: table: " not in line]
 
 
 GOOD = "{origin} {cow} P 8"
-# label: (arguments, errno or None for C's, text, what only ours says before)
+# label: (arguments, errno or None for C's, message, what only dm-rust logs before it)
 REFUSED = {
     **{
         f"arguments: {words}": (words, EINVAL, "requires 4 or more arguments", None)
@@ -182,7 +182,7 @@ REFUSED = {
 }
 
 
-# What is accepted: arguments behind the devices, what TABLE makes of them, and the first status.
+# The accepted arguments after the devices: what TABLE makes of them, and the first status.
 ACCEPTED = {
     **{f"{kind} 8": ("P 8", "16/2048 16") for kind in "Pp"},
     **{

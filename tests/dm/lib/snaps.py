@@ -16,9 +16,9 @@ STATUS = re.compile(r"(?P<allocated>\d+)/(?P<total>\d+) (?P<metadata>\d+)")
 
 
 class Gate(dm.Mapped):
-    """A device over a disk that can be held or made to fail, as Layered can. What it holds is
-    counted as in flight: dm counts what has reached a table, and the table that holds it is
-    another's below.
+    """A device over a disk that can be held or made to fail, as Layered can. I/O that it holds
+    counts as in flight: dm counts a bio when it reaches a table, and the table that holds it is
+    that of a device below.
     """
 
     def __init__(self, box, lower, sectors=None):
@@ -34,12 +34,12 @@ class Gate(dm.Mapped):
 
 
 class Valve(dm.Mapped):
-    """A device over another that can keep back one kind of request: reads, writes or flushes. They
-    count as in flight, as with a Gate.
+    """A device over another one that can hold back one kind of request: reads, writes or flushes.
+    These count as in flight, as with a Gate.
     """
 
     KINDS = "reads", "writes", "flushes"
-    LONG = 1_000_000_000  # ms; whatever waits goes on with the next table
+    LONG = 1_000_000_000  # ms; what is delayed is submitted with the next table
 
     def __init__(self, box, lower):
         self.lower, self.held = lower, False
@@ -60,7 +60,7 @@ class Valve(dm.Mapped):
 
 
 class Usage:
-    """The INFO status of a snapshot that works: three numbers of sectors."""
+    """The INFO status of a working snapshot: three numbers of sectors."""
 
     def __init__(self, text):
         match = STATUS.fullmatch(text)
@@ -76,7 +76,7 @@ class Usage:
 
 
 class Stored(dm.Mapped):
-    """A device whose status is that of a store."""
+    """A device whose status is that of an exception store."""
 
     def look(self):
         return Usage(self.status())
@@ -86,8 +86,8 @@ class Stored(dm.Mapped):
 
 
 class Snapshot(Stored):
-    """A snapshot of an origin, whose exceptions are on a COW device. `copied` are the chunks that
-    must be in it.
+    """A snapshot of an origin, with its exceptions on a COW device. `copied` are the chunks that
+    must have one.
     """
 
     def __init__(self, origin, cow, kind="P", size=8, extra="", length=None, start=True, name=None):
@@ -98,22 +98,22 @@ class Snapshot(Stored):
         super().__init__(*([self.line] if start else []), name=name)
 
     def exceptions(self):
-        """The chunks that have a place in the COW, of those that are being copied too."""
+        """The number of chunks that have a place on the COW device, including pending exceptions."""
         chunks = self.look().allocated // self.size
         if self.kind.upper().startswith("N"):
             return chunks
         return sum(not cow.is_metadata(chunk, self.size) for chunk in range(2, chunks))
 
     def header_valid(self):
-        """What the header on the disk below says."""
+        """The `valid` field of the header on the disk below."""
         magic, valid, _, _ = cow.HEADER.unpack_from(self.cow.lower.read(0, 1))
         assert magic == cow.MAGIC
         return valid
 
 
 class Origin(Stored):
-    """The device through which an origin is written while it has snapshots, or while one is merged
-    into it.
+    """The device through which an origin is written while it has snapshots, or while a snapshot is
+    merged into it.
     """
 
     def __init__(self, real, length=None, start=True, name=None):
@@ -124,11 +124,11 @@ class Origin(Stored):
 
     @property
     def merged(self):
-        """Whether a merge has come to its end."""
+        """Whether the merge has ended."""
         return self.look().is_empty
 
     def wait_merged(self):
-        """Waits as long as the merge goes on, which on a busy machine may be long."""
+        """Waits while the merge makes progress, which may take long on a busy machine."""
         while not self.merged:
             status = self.status()
             wait.until(
@@ -137,7 +137,7 @@ class Origin(Stored):
 
 
 def merge_end(status):
-    """How a merge has ended by its status: "merged", "Merge failed", or None."""
+    """How a merge has ended, from its status: "merged", "Merge failed", or None."""
     if status == "Merge failed":
         return status
     return "merged" if Usage(status).is_empty else None
@@ -162,8 +162,8 @@ class Merge(Origin):
 
 
 class Chaos:
-    """A family, and steps that a seed chooses. What inherits from it says which devices (`any`) and
-    sectors (`range`).
+    """A family, and steps that a seed chooses. A subclass chooses devices (`any`) and sectors
+    (`range`).
     """
 
     def __init__(self, family, rng, sizes):
@@ -184,8 +184,8 @@ class Chaos:
 
 
 class Family:
-    """An origin with known content and its snapshots. Each device has in `expected` what it must
-    read. A snapshot whose contents are not to be looked at any more is taken off `snapshots`.
+    """An origin with known content and its snapshots. `expected` of each device is what it must
+    read as. A snapshot whose content is no longer checked is removed from `snapshots`.
     """
 
     def __init__(self, box, sectors=4096, cache=False, real=None):
@@ -198,7 +198,7 @@ class Family:
             self.disk.fill(self.data)
         self.real = self.disk if self.disk.sectors == sectors else Gate(box, self.disk, sectors)
         self.snapshots = []
-        self.merging = None  # the snapshot of which the origin gets the contents
+        self.merging = None  # the snapshot that is merged into the origin
         self._origin = None
 
     def layered(self):
@@ -214,7 +214,7 @@ class Family:
         return self._origin
 
     def cow(self, size, room=None):
-        """An empty COW device, large enough for everything or of `room` chunks."""
+        """An empty COW device, large enough for the whole origin or of `room` chunks."""
         mib = max(-(-self.sectors // 2048) * 2, -(-(room or 0) * size // 2048))
         return Gate(self.box, self.box.ram(mib, cache=self.cache), room and room * size)
 
@@ -235,7 +235,9 @@ class Family:
         )
 
     def _open(self, snapshot, expected, copied):
-        """In LVM's order: loaded while the origin works, resumed while it is suspended."""
+        """Loads the table while the origin is live and resumes it while the origin is suspended, as
+        LVM2 does.
+        """
         self.box.own(snapshot)
         snapshot.expected, snapshot.copied = expected[: snapshot.length * 512], set(copied)
         snapshot.load(snapshot.line)
@@ -254,8 +256,8 @@ class Family:
         self.origin.resume()
 
     def reopen(self, snapshot):
-        """Removes a snapshot and makes it anew on its COW. Nothing is written to the origin
-        between.
+        """Removes a snapshot and creates it again over its COW device, without a write to the
+        origin in between.
         """
         self.origin.suspend()
         snapshot.remove()
@@ -281,9 +283,7 @@ class Family:
     # Merging
 
     def store(self, size, records, kind="P", cow_device=None, extra=""):
-        """A snapshot that exists on its COW device alone. What it shows is unlike what the origin
-        holds.
-        """
+        """A snapshot that exists on its COW device only, with contents unlike the origin's."""
         snapshot = Snapshot(
             self.real, cow_device or self.cow(size), kind, size, extra, self.sectors, start=False
         )
@@ -302,9 +302,9 @@ class Family:
         return snapshot
 
     def merge(self, snapshot, direct=False, before=lambda: None):
-        """Begins to merge a snapshot into the origin and gives the device of the origin: by
-        handover, in LVM's order, or directly, as after a reboot. `before` is called when all is
-        ready.
+        """Begins to merge a snapshot into the origin and returns the device of the origin: by
+        handover, in LVM2's order, or directly, as after a reboot. `before` is called when
+        everything is ready.
         """
         if direct:
             snapshot.remove()
@@ -324,8 +324,8 @@ class Family:
         return self.origin
 
     def merge_begins(self, front, snapshot):
-        """From here on the origin is what the snapshot was. Others get what it held, sooner or
-        later.
+        """From here on the origin has the contents of the snapshot. Other snapshots get the
+        overwritten chunks sooner or later.
         """
         front.line = merge_line(snapshot)
         if front is not self._origin:
@@ -340,12 +340,12 @@ class Family:
                 other.copied.update(range(first // other.size, -(-end // other.size)))
 
     def again(self, before=lambda: None):
-        """The device that merges is removed and made anew."""
+        """Removes the merging device and creates it again."""
         self.merging.expected = self.origin.expected
         return self.merge(self.merging, direct=True, before=before)
 
     def merged(self):
-        """Waits until the merge has come to its end, and looks at everything."""
+        """Waits for the end of the merge, and checks all devices."""
         snapshot, size = self.merging, self.merging.size
         self.origin.wait_merged()
         assert self.origin.status() == f"{2 * size}/{snapshot.cow.sectors} {2 * size}"
@@ -359,12 +359,12 @@ class Family:
         self.check()
 
     def end_merge(self):
-        """What LVM does at last: the origin is a plain one again."""
+        """Makes the origin a plain one again, as LVM2 does at last."""
         self.merging, self.origin.line = None, self.origin.plain_line
         self.origin.swap(self.origin.line)
 
     def wrote(self, device, sector, data):
-        """Notes what was written to the origin or to a snapshot."""
+        """Records in the model what was written to the origin or to a snapshot."""
         device.expected[sector * 512 : sector * 512 + len(data)] = data
         end = sector + len(data) // 512
         for snapshot in self.snapshots if device is self._origin else [device]:
@@ -377,7 +377,7 @@ class Family:
         self.wrote(device, sector, data)
 
     def writer(self, device, sector, data, **how):
-        """A write in a thread of its own; it counts when it ends."""
+        """A write in a thread of its own; the model changes when it ends."""
         return self.box.background(self.write, device, sector, data, **how)
 
     def read(self, device, sector, count):
@@ -390,9 +390,9 @@ class Family:
         )
 
     def discard(self, snapshot, start, count):
-        """Discards and notes it. A chunk in the COW that is covered whole becomes zeros; in one
-        that is covered in part each sector may become zeros or stay. Others change only with the
-        origin, if discards are passed to it.
+        """Discards, and records it in the model. A copied chunk that is covered as a whole becomes
+        zeros; in one that is covered in part each sector may become zeros or stay. Other chunks
+        change only with the origin, if discards are passed down.
         """
         snapshot.discard(start, count)
         end, size = start + count, snapshot.size
@@ -425,8 +425,8 @@ class Family:
         return f"snapshot {self.snapshots.index(device)} ({device.kind} {device.size})"
 
     def check(self, *devices):
-        """Compares devices (default: all) with the model; if nothing is being merged also the
-        records in the COWs and the disk of the origin.
+        """Compares devices (default: all) with the model; unless a merge runs, also the records on
+        the COW devices and the disk of the origin.
         """
         for device in devices or [self.origin, *self.snapshots]:
             assert_same(device.content(), device.expected, where=self.name(device))
@@ -444,7 +444,7 @@ class Family:
 
 
 class Watch:
-    """What is told about a snapshot from here on."""
+    """What is reported about a snapshot from here on."""
 
     FULL, FAILED = "Unable to allocate exception.", "Error reading/writing."
 
@@ -453,12 +453,12 @@ class Watch:
         self.events, self._mark = snapshot.event, log.mark()
 
     def said(self, text):
-        """How often the log has a line that ends so."""
+        """The number of log lines that end with a text."""
         return self._log.said(text, self._mark)
 
     def ended(self, reason, header=0):
-        """It has become Invalid: one event, one line in the log, nothing can be read or written,
-        the header says so.
+        """The snapshot has become Invalid: one event, one line in the log, I/O fails, and the
+        header says so.
         """
         snapshot = self.snapshot
         snapshot.wait_status("Invalid")
@@ -472,7 +472,7 @@ class Watch:
         snapshot.flush()
 
     def silent(self):
-        """Nothing more has been told since it ended."""
+        """Nothing more was reported since it became Invalid."""
         assert self.snapshot.event == self.events + 1
         assert (
             sum(
@@ -483,7 +483,7 @@ class Watch:
 
 
 def parameter(impl, name):
-    """The file of a parameter of the module."""
+    """The file of a module parameter."""
     return Path("/sys/module", "dm_snapshot" if impl == "c" else "dm_rust", "parameters", name)
 
 

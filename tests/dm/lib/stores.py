@@ -10,7 +10,7 @@ BLANK = bytes(1 << 20)
 
 
 def soil(sectors):
-    """What a COW device holds before it is one: the first 4096 bytes are wiped, as LVM does."""
+    """What a COW device holds before it is one: the first 4096 bytes are zeroed, as LVM2 does."""
     return bytes(4096) + pattern("soil", sectors)[4096:]
 
 
@@ -20,7 +20,9 @@ class Bench:
     def __init__(
         self, box, size=8, origin=pattern("origin", 512), image=BLANK, kind="P", model=None
     ):
-        """`size` is that of the table; with a model of something that exists, both devices hold it."""
+        """`size` is the chunk size in the table. With the model of an existing store both devices
+        hold its content.
+        """
         self.box, self.kind, self.table_size = box, kind, size
         if model:
             origin, image = bytes(model.origin), bytes(model.image)
@@ -55,7 +57,7 @@ class Bench:
         self.model.write_origin(sector, data)
 
     def take(self, chunks):
-        """An exception for each chunk."""
+        """Makes an exception for each chunk."""
         for chunk in chunks:
             self.write(chunk * self.model.size, pattern(f"new {chunk % 32}", 1))
 
@@ -63,7 +65,7 @@ class Bench:
         assert_same(self.snap.content(), bytes(self.model.shown), where="snapshot")
 
     def check_image(self):
-        """The COW device holds what it must, up to somewhat behind the last chunk."""
+        """The COW device holds what it must, up to a little beyond the last chunk."""
         sectors = min(self.store.sectors, (self.model.next + 2) * self.model.size)
         assert_same(
             self.store.read(0, sectors),
@@ -73,7 +75,7 @@ class Bench:
 
 
 def disk(box, content, exact=True):
-    """A device with this content; if not exact, it may be longer."""
+    """A device with this content; unless `exact`, it may be longer."""
     sectors = len(content) // 512
     mib = -(-sectors // 2048)
     ram = box.ram(mib)
@@ -83,7 +85,7 @@ def disk(box, content, exact=True):
 
 
 def refused(bench, log):
-    """(errno, what was said) of a store that must be refused."""
+    """(errno, what was logged) of a store that must be refused."""
     device = bench.box.mapped()
     mark = log.mark()
     with pytest.raises(OSError) as error:

@@ -1,11 +1,11 @@
-"""Waiting: for conditions with a deadline, and for I/O that runs in the background. No test sleeps
-and hopes.
+"""Waiting for conditions, with a deadline, and for I/O that runs in the background. No test sleeps
+for a fixed time instead.
 """
 
 import threading
 import time
 
-# Generous, because an emulated guest on a busy machine may be a hundred times slower than silicon.
+# Generous: an emulated guest on a busy machine may be a hundred times slower than hardware.
 DEADLINE = 120.0
 
 
@@ -24,7 +24,7 @@ def until(condition, what, deadline=DEADLINE, interval=0.01):
 
 
 class Background:
-    """A call in a thread of its own, for I/O that is expected to block for a while."""
+    """A call in a thread of its own, for I/O that may block for a while."""
 
     def __init__(self, call, *args, **kwargs):
         self.value = None
@@ -36,7 +36,7 @@ class Background:
     def _run(self):
         try:
             self.value = self._work()
-        except BaseException as error:  # handed on by result()
+        except BaseException as error:  # result() raises it
             self.error = error
 
     @property

@@ -20,14 +20,14 @@ class Image:
 
 
 class Judge:
-    """Says from the bytes whether a state is one that may be."""
+    """Decides from the bytes whether a state is allowed."""
 
     def __init__(self, work):
         self.work, self.model = work, work.model
 
     def check(self, state):
-        """Gives what each snapshot shows: the store and the content. None for one that is absent,
-        lost, or not made.
+        """Returns the store and the content of each snapshot, or None for one that is absent,
+        invalid or not made.
         """
         shown = []
         self._compare(state, 0, state.dest)
@@ -96,7 +96,7 @@ class Judge:
 
 
 class Survey:
-    """Judges every end state of a log, and opens some of them."""
+    """Judges each end state of a log, and opens some of them."""
 
     def __init__(self, work, entries):
         self.work, self.entries, self.judge = work, entries, Judge(work)
@@ -104,7 +104,7 @@ class Survey:
         self.kept, self._seen, self._disks = [], set(), None
 
     def at_cuts(self):
-        """Lists of the end states at each cut point, without those that were there before."""
+        """Lists of the end states at each cut point, without states that were seen before."""
         replay = Replay(self.entries, self.work.model, **self.work.images)
         phases = None
         for cut, writes, mark in replay.cuts():
@@ -128,9 +128,7 @@ class Survey:
         return True
 
     def run(self, share=0.1):
-        """One state of such a share of the cut points is opened, and so are some of these by C in
-        the end.
-        """
+        """Opens one state at a `share` of the cut points. C opens some of these again in the end."""
         rng = self.work.rng
         for states in self.at_cuts():
             self.states += len(states)
@@ -145,7 +143,7 @@ class Survey:
         return self
 
     def by_c(self, rust, count=6):
-        """Opens some of the states that were opened with C too."""
+        """Lets C open some of the states that were opened."""
         modules.use("c", rust)
         try:
             for case in self.work.rng.sample(self.kept, min(count, len(self.kept))):
@@ -164,8 +162,8 @@ class Survey:
         return self._disks
 
     def open(self, state, shown, phases, further=0):
-        """Snapshots over the state say and show what was judged; and still do when they and the
-        origin are written to, so many times.
+        """Snapshots over the state show what was judged, also after `further` writes to them and to
+        the origin.
         """
         disks, work = self.disks(), self.work
         for name, disk in disks.items():
@@ -204,7 +202,7 @@ class Survey:
                 assert same, f"{state}: read, and the store has changed"
 
     def write(self, disks, opened, wanted, lost, turns):
-        """Many exceptions, so that all that stands behind the last record gets its chance."""
+        """Makes many exceptions, so that stale records after the last one would come back."""
         rng, front = self.work.rng, self.work.box.own(Origin(disks["dest"]))
         for turn in range(turns):
             first, data = rng.randrange(SECTORS - 8), pattern(f"later {turn}", rng.randrange(1, 8))
@@ -220,7 +218,7 @@ class Survey:
 
     @staticmethod
     def room(opened, lost):
-        """The exceptions that still fit, at least."""
+        """A lower bound for the number of exceptions that still fit."""
         looks = [(it.look(), it.size) for n, it in opened.items() if n not in lost]
         return min(((look.total - look.allocated) // size for look, size in looks), default=100)
 
@@ -232,7 +230,7 @@ class Survey:
 
 
 def check_store(disks, n, wanted, where):
-    """What is on the devices below, read without their help."""
+    """Checks the contents of the devices below, without the module's help."""
     image = disks[COWS[n]].content()
     content, store = bytearray(disks["dest"].content()), cow.Store(image)
     step = store.size * 512

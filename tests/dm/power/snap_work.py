@@ -11,7 +11,7 @@ from lib.logwrites import Recorder, split, tagged
 from lib.snaps import Origin, Snapshot
 
 SECTORS = 2048  # of the origin
-SLOTS = 16  # writes that are on their way at once go to different ones
+SLOTS = 16  # writes that are in flight together go to different ones
 COWS = "meta", "other"  # the slices of the COW devices
 # What is known of a snapshot.
 ABSENT, LOADING, LOADED, TAKEN, FILLING, LOST = (
@@ -25,12 +25,12 @@ ABSENT, LOADING, LOADED, TAKEN, FILLING, LOST = (
 
 
 class Model(logwrites.Model):
-    """What the sectors of all devices may hold, as if they stood in a row: first those of the
-    origin, then those of each snapshot. Operations are numbered across all of them.
+    """What the sectors of all devices may hold, in one row: first the origin's, then each
+    snapshot's. Operations are numbered across all of them.
     """
 
     def __init__(self, contents, phase, first=1):
-        """The contents are those of all devices, the phase that of all snapshots."""
+        """`contents` are those of all devices, `phase` is that of all snapshots."""
         self.contents, self._phase = contents, phase
         start = sum(contents, [])
         super().__init__(start, start, True, first)
@@ -65,7 +65,7 @@ class Model(logwrites.Model):
                 self._copy(int(numbers[0]) + 1)
 
     def _copy(self, device):
-        """A snapshot begins with what the origin holds, and has held since a flush."""
+        """A snapshot begins with the content of the origin, which is durable since a flush."""
         for sector, at in zip(self.row(0), self.row(device)):
             ((_, data),) = self._history[sector]
             self._history[at] = [(0, data)]
@@ -76,7 +76,7 @@ class Model(logwrites.Model):
 
 
 def soil(sectors, clean):
-    """What a COW device holds before it is one: the first 4096 bytes are wiped, as LVM does, or
+    """What a COW device holds before it is one: the first 4096 bytes are zeroed, as LVM2 does, or
     all.
     """
     return (
@@ -87,8 +87,8 @@ def soil(sectors, clean):
 
 
 class Work:
-    """A recorded origin with snapshots, and random steps on them which the model knows. Devices
-    have numbers: 0 is the origin, the others are its snapshots.
+    """A recorded origin with snapshots, and random steps that the model follows. Device 0 is the
+    origin, the others are its snapshots.
     """
 
     def __init__(self, box, rng, impl, sizes, room=None, kind="P", extra="", flush_ms=4):
@@ -116,7 +116,7 @@ class Work:
         self.origin = self.box.own(Origin(self.rec.dest))
 
     def go_on_from(self, state, shown):
-        """After a power cut."""
+        """Starts again from what a power cut left."""
         contents = [state.dest, *(content for _, content in shown)]
         self.start(state.images, Model(contents, TAKEN, self.model.last + 1))
         for n in range(len(self.sizes)):
@@ -132,7 +132,7 @@ class Work:
 
     @property
     def devices(self):
-        """(number, device) of all that are there."""
+        """(number, device) of all devices that exist."""
         return [(n, it) for n, it in enumerate([self.origin, *self.snapshots]) if it]
 
     def load(self, n):
@@ -161,13 +161,13 @@ class Work:
         self.origin.suspend()
         snapshot.resume()
         if self.impl == "c":
-            snapshot.flush()  # only now its header is durable
+            snapshot.flush()  # its header is durable only now
         self.mark(TAKEN, n)
         self.origin.resume()
         self.snapshots[n] = snapshot
 
     def run(self, steps):
-        """Takes random steps; gives the log."""
+        """Takes random steps; returns the log."""
         kinds = {
             self.write: 8,
             self.write_chunks: 5,
@@ -194,7 +194,7 @@ class Work:
         return self.rng.choice(self.devices) if number is None else self.devices[number]
 
     def range(self, number, whole=False):
-        """A random range: of chunks of the device, or of any other."""
+        """A random range, of chunks of the device or of any other device."""
         unit = (
             self.sizes[number - 1]
             if whole and number
@@ -204,14 +204,14 @@ class Work:
         return self.rng.randrange((SECTORS - count) // unit + 1) * unit, count
 
     def begin(self, number, first, count):
-        """Notes a write before it starts; gives its number and data."""
+        """Records a write before it starts; returns its number and data."""
         data = tagged(self.model.last + 1, self.rng.randbytes(count * 512))
         serial = self.model.add("write", number * SECTORS + first, split(data))
         self.rec.mark(f"b{serial}")
         return serial, data
 
     def put(self, device, first, serial, data, fua=False, flush=False):
-        """Writes; with FUA, or a flush after it, the write is acknowledged. What else the flush
+        """Writes. With FUA, or a flush after it, the write is acknowledged; what else the flush
         covers is left open.
         """
         if fua:
@@ -237,7 +237,7 @@ class Work:
         self.write(fua=True, whole=self.rng.random() < 0.5)
 
     def put_at(self, first, count, number=None):
-        """A write at a certain place."""
+        """Writes at a given place."""
         number, device = self.device(number)
         self.put(device, first, *self.begin(number, first, count))
 
@@ -260,8 +260,8 @@ class Work:
         self.flush(number)
 
     def burst(self):
-        """Writes to all devices, to the same chunks too, and flushes, while a device below stands
-        still a moment.
+        """Writes to all devices, some to the same chunks, and flushes, while a device below is held
+        for a moment.
         """
         before, width = self.model.last, self.rng.choice((3, 20, SECTORS // SLOTS))
         start = self.rng.randrange(SECTORS - SLOTS * width + 1)
@@ -288,10 +288,10 @@ class Work:
             job.result()
 
     def pause(self):
-        """Lets others run, for so long as chance wants."""
+        """Lets other threads run, for a random time."""
         time.sleep(self.rng.choice((0, 0.001, 0.003)))
 
-    # Life
+    # Suspends, new tables, removals
 
     def status(self):
         for _, device in self.devices:
@@ -303,12 +303,12 @@ class Work:
         device.resume()
 
     def reload(self):
-        """Another table takes over."""
+        """Replaces the table of a device."""
         _, device = self.device()
         device.swap(device.line)
 
     def reopen(self):
-        """A snapshot is made anew from its COW device."""
+        """Creates a snapshot again from its COW device."""
         n = self.rng.randrange(len(self.sizes))
         if self.snapshots[n]:
             self.origin.suspend()

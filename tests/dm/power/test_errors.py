@@ -1,15 +1,14 @@
-"""Errors and power cuts together: flushes of a device fail from the n-th on, or the n-th request of
-it, and then the power is cut.
+"""Errors and power cuts together: flushes of a device fail from the n-th on, or its n-th other
+request, and then the power is cut.
 
-What is known to be there after an error may be less than what can be read: the disk has it in its
-cache. Whoever builds on that loses what was durable before. Each series repeats a short work on one
-recorded target with a fault at n = 1, 2, ..., and judges what a cut may leave at each flush, and
-between, from the beginning to the end, which is some work after the fault. A first repetition
-without a fault tells how many n there are. Flushes are counted on a way of their own, so that
-nothing else is.
+After an error, less may be durable than can be read: the disk still has it in its cache. Code that
+builds on what it reads loses what was durable before. Each series repeats a short work on a
+recorded target with a fault at n = 1, 2, ..., which is followed by some more work, and judges what
+a cut may leave at each flush and in between. A first repetition without a fault finds the number of
+n. Flushes are counted on a device of their own, so that nothing else is.
 
-A flush that fails once may do no harm: it is followed by one that succeeds, as part of a second
-attempt. So once a single one fails, and once several in a row.
+A single failing flush may do no harm, because a second attempt follows with one that succeeds. So
+once a single flush fails, and once several in a row.
 """
 
 import errno
@@ -28,16 +27,16 @@ from lib import faults, logwrites, wait
 from lib.logwrites import tagged
 from lib.snaps import Origin, merge_end
 
-# How many n of each kind, unless all are wanted: those of a clone take little time.
+# The number of n of each kind, unless all are tried: those of a clone take little time.
 FLUSHES, OTHERS = {"clone": 100}, {"clone": 4}
 FEW_FLUSHES, FEW_OTHERS = 4, 1
 IN_A_ROW = 1, 6
-# Longer than it takes to see that the first one has failed, so that the next one is not missed.
+# Longer than it takes to notice the first failure, so that the next flush is not missed.
 FLUSH_MS = 20
 
 
 class Flushes(faults.Request):
-    """So many flushes of a disk fail, from the n-th on."""
+    """`count` flushes of a disk fail, from the n-th on."""
 
     def __init__(self, box, disk, count):
         super().__init__(SimpleNamespace(disks={"flushes": [disk]}), "flushes")
@@ -49,7 +48,9 @@ class Flushes(faults.Request):
         self.waiting = self.box.background(self.go_on) if self.more else None
 
     def go_on(self):
-        """Behind the first. While every chance fails the kernel does not count them."""
+        """Arms the faults after the first one: the kernel does not count chances while each of them
+        fails.
+        """
         while not self.attribute.fired():
             if self.over:
                 return
@@ -72,14 +73,14 @@ class Flushes(faults.Request):
 
 
 class Repetition:
-    """What each target adds: how the work begins, goes on under faults and after them, and what
+    """What each target adds: how the work begins, continues under faults and after them, and what
     judges the log.
     """
 
     ROLES = ()  # devices that fail
     # Whether flushes are counted apart, and fail in a row. Not where a flush and a write are one
-    # request: of that the core of device-mapper sends the write though the flush has failed, and
-    # the log does not tell what was written before it.
+    # request: the core of device-mapper then sends the write although its flush failed, and the log
+    # does not tell what was written before it.
     APART = True
 
     def __init__(self, box, impl, seed):
@@ -87,7 +88,7 @@ class Repetition:
         self.errors = 0
 
     def attempt(self, call, *args, **kwargs):
-        """An I/O that may fail, since it meets a fault or what a fault has led to."""
+        """I/O that may fail, since it meets a fault or a consequence of one."""
         model = getattr(self.work, "model", None)
         begun = model and model.last
         try:
@@ -100,15 +101,15 @@ class Repetition:
                 self.work.rec.mark(f"n{model.last}")
 
     def attempt_on(self, bears, call, *args, **kwargs):
-        """An I/O of a device that bears the fault, or not."""
+        """I/O to a device that does or does not have the fault."""
         if bears:
             self.attempt(call, *args, **kwargs)
         else:
             call(*args, **kwargs)
 
     def run(self, role, n=None, in_a_row=None):
-        """Returns (how many faults there were, the entries of the log, which of them were made
-        while it was armed).
+        """Returns (the number of faults, the entries of the log, which of them were made while the
+        fault was armed).
         """
         self.fault, hit, self.role = None, 0, role
         self.begin()
@@ -165,11 +166,11 @@ class Clone(Repetition):
             self.step()
 
     def go_further(self):
-        """Metadata that failed is read again by another table."""
+        """Another table reads metadata again that has failed."""
         self.work.reload()
         fault = self.fault
         if self.role == "meta":
-            self.fault = None  # from here on nothing may fail; a destination that cannot be flushed is another matter
+            self.fault = None  # from here on nothing may fail; a destination that cannot be flushed is an exception
         self.step()
         self.fault = fault
 
@@ -203,14 +204,14 @@ class Era(Repetition):
         self.step()
 
     def write(self):
-        """To a block that has not been written to in this era."""
+        """Writes to a block that was not written to in this era."""
         work = self.work
         work.serial += 1
         try:
             self.number = work.era.era
         except (
             AssertionError
-        ):  # it cannot say, as the metadata fails; until something succeeds again
+        ):  # the status does not tell it while the metadata fails, until something succeeds again
             assert self.fault or self.is_first
         work.clock.eras[work.serial] = self.number
         self.block += 1
@@ -263,7 +264,7 @@ class Snapshot(Repetition):
         for n in range(2):
             self.work.take(n)
         self.step()
-        # From here on those that meet the fault may be lost.
+        # From here on snapshots that meet the fault may become invalid.
         for n, name in enumerate(snap_work.COWS):
             if self.role in (name, "dest"):
                 self.work.mark(snap_work.FILLING, n)
@@ -303,7 +304,7 @@ class MergeSurvey(test_power_merge.MergeSurvey):
     role = None
 
     def check(self, state):
-        """The other snapshot may be lost if its device fails, or the origin."""
+        """The other snapshot may become invalid if its device or the origin fails."""
         lost = not any(state.images[snap_work.COWS[1]][0][4:8])
         compare = self.judge._compare
         if lost and self.role in ("other", "dest"):
@@ -324,7 +325,7 @@ class Merge(Repetition):
 
     class Work(test_power_merge.MergeWork):
         def begin_merge(self):
-            """Later."""
+            """The merge begins later."""
             self.origin = None
 
     def begin(self):
@@ -363,7 +364,7 @@ class Merge(Repetition):
         self.attempt_on(self.role != "meta", work.flush, test_power_merge.OTHER)
 
     def go_further(self):
-        """A merge that failed begins anew, and comes to its end."""
+        """A failed merge begins again, and ends."""
         work = self.work
         for again in range(4):
             if again:
@@ -398,7 +399,7 @@ TARGETS = {"clone": Clone, "era": Era, "snapshot": Snapshot, "snapshot-merge": M
 
 
 def some(numbers, count):
-    """So many of them, from the first to the last."""
+    """`count` of the values, from the first to the last."""
     return sorted(
         {
             numbers[round(n * (len(numbers) - 1) / max(1, count - 1))]
@@ -408,8 +409,8 @@ def some(numbers, count):
 
 
 def numbers(log, target, role, everything):
-    """The n-th flushes that fail, and the n-th requests that are something else. Reads are not in
-    the log, and counted when the device fails; so where there are any, those are about the places.
+    """The n-th flushes that fail, and the n-th requests of other kinds. Reads are not in the log
+    but count as chances, so with reads these numbers are approximate.
     """
     requests = [entry for entry in log if entry.mark is None and entry.where == role]
     flushes = [n for n, entry in enumerate(requests, 1) if entry.flush]
@@ -429,7 +430,7 @@ def numbers(log, target, role, everything):
 )
 def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
     """Whatever fails, and whenever the power is cut afterwards: what was acknowledged before is
-    there.
+    durable.
     """
     if TARGETS[target].APART:
         monkeypatch.setattr(logwrites.Recorder, "FLUSHES_APART_MS", FLUSH_MS)
@@ -440,7 +441,7 @@ def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
     _, entries, log = repetition.run(role)
     states = repetition.judge(entries).states
     flushes, others = numbers(log, target, role, request.config.getoption("--all-n"))
-    hits = {}  # kind: how many faults in each repetition
+    hits = {}  # kind: the number of faults in each repetition
     for kind, in_a_row, chosen in *(
         (f"flush, {count or 1} in a row", count, flushes) for count in rows
     ), ("other", None, others):
@@ -466,11 +467,11 @@ def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
         f"{target}, {role}: {sum(map(sum, hits.values()))} requests failed, {repetition.errors} errors, {states} end states"
     )
     print(f"which n, and how many failed from there on: {done}")
-    # The n-th flush is there, as all before it are as without faults; that the last ones are may
-    # depend on what goes on beside.
+    # The n-th flush occurs, as all earlier ones are as without faults; whether the last ones do may
+    # depend on concurrent work.
     for count in rows:
         made = hits[f"flush, {count or 1} in a row"]
         assert sum(map(bool, made)) >= max(1, len(flushes) - 2), hits
-        # An era goes on; others may give up, and send no flush any more.
+        # An era continues; other targets may give up, and send no more flushes.
         assert target != "era" or max(made) > count / 2, hits
     assert any(hits["other"]) and states > 10 * sum(map(len, hits.values()))

@@ -1,4 +1,4 @@
-"""The log itself: what a slice was told to be durable stands in it as durable."""
+"""The log itself: what was acknowledged to a slice as durable is durable in the log."""
 
 from lib.logwrites import DISCARD, FLUSH, FUA, ZERO, Entry, Recorder, in_time, tagged
 
@@ -6,7 +6,7 @@ ROUNDS = 60
 
 
 def test_flushes_of_all_slices_at_once(box):
-    """Whichever flush takes a write with it, and whichever ends first."""
+    """Whichever flush takes a write along, and whichever ends first."""
     rec = Recorder(box, 4, other=128)
     rec.start(*([ZERO] * sectors for _, sectors in rec.slices.values()))
 
@@ -49,6 +49,6 @@ def test_overtaken_flush():
     log = [flush_b, record, write, mine, again, flush_a, late, last]
     own = {"a": [mine, flush_a], "b": [write, again, flush_b, record, late, last]}
     assert in_time(log, own) == [write, again, flush_b, record, mine, flush_a, late, last]
-    # The same sectors once more, after the flush was sent.
+    # Writes the same sectors again, after the flush was sent.
     own["b"] = [write, flush_b, record, again, late, last]
     assert in_time(log, own) == [write, flush_b, record, mine, again, flush_a, late, last]

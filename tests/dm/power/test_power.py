@@ -1,10 +1,10 @@
-"""Power cuts at every flush and FUA mark of a recorded run: whatever a cut leaves opens, is right,
-and keeps promises.
+"""Power cuts at each flush and FUA mark of a recorded run: whatever a cut leaves can be opened, is
+right, and keeps promises.
 
-lib/logwrites.py says what a disk may do. What the clone owes: a write that a flush or its own FUA
-acknowledged is there; each other sector holds one of the contents written since, or the one before;
-a discarded region may also hold zeros, or, if it was never filled, what the destination held. At
-the same moment each region that the metadata calls hydrated holds that data on the destination.
+lib/logwrites.py describes what a disk may do. The clone must keep each write that a flush or its
+own FUA acknowledged. Each other sector holds one of the contents written since, or the one before.
+A discarded region may also hold zeros or, if it was never hydrated, what the destination held. In
+the same state each region that the metadata calls hydrated holds that data on the destination.
 """
 
 import errno
@@ -28,7 +28,7 @@ def seed(request):
 
 
 class Work:
-    """A recorded clone, and random steps on it which the model knows."""
+    """A recorded clone, and random steps that the model follows."""
 
     def __init__(self, box, rng, region=8, passdown=True, impl="rust", flush_ms=10):
         modules.run("modprobe", "-a", "dm-log-writes")
@@ -53,7 +53,7 @@ class Work:
         self.create()
 
     def go_on_from(self, state, content):
-        """After a power cut."""
+        """Starts again from what a power cut left."""
         self.meta, self.dest = state.meta, state.dest
         self.model = Model(content, state.dest, self.passdown, self.model.last + 1)
         self.start()
@@ -69,7 +69,7 @@ class Work:
         )
 
     def run(self, steps):
-        """Takes random steps; gives the log."""
+        """Takes random steps; returns the log."""
         kinds = {
             self.write: 8,
             self.write_regions: 4,
@@ -103,14 +103,14 @@ class Work:
         return self.rng.randrange((sectors - count) // unit + 1) * unit, count
 
     def begin(self, first, count):
-        """Notes a write before it starts; gives its number and data."""
+        """Records a write before it starts; returns its number and data."""
         data = tagged(self.model.last + 1, self.rng.randbytes(count * 512))
         number = self.model.add("write", first, split(data))
         self.rec.mark(f"b{number}")
         return number, data
 
     def put(self, first, number, data, fua=False, flush=False):
-        """Writes; with FUA or a flush after it, the write is acknowledged. What else the flush
+        """Writes. With FUA or a flush after it, the write is acknowledged; what else the flush
         covers is left open.
         """
         if fua:
@@ -152,10 +152,10 @@ class Work:
         self.discarded.append((first, first + count))
         return first, count
 
-    # At the same time
+    # Concurrent steps
 
     def copies(self):
-        """Copies of the background end while a flush is on its way."""
+        """Background copies end while a flush is in flight."""
         self.rec.source.hold()
         self.clone.hydrate(threshold=self.rng.choice((1, 3, 8)), batch=self.rng.choice((1, 4)))
         if not self.clone.look().full:
@@ -168,9 +168,7 @@ class Work:
             flush.result()
 
     def burst(self):
-        """Writes, with FUA and without, and flushes, while a device below stands still for a
-        moment.
-        """
+        """Writes, with and without FUA, and flushes, while a device below is held for a moment."""
         if self.discarded:
             self.flush()
         before = self.model.last
@@ -223,10 +221,10 @@ class Work:
         self.put(first, *write, flush=self.rng.random() < 0.5)
 
     def pause(self):
-        """Lets others run, for so long as chance wants."""
+        """Lets other threads run, for a random time."""
         time.sleep(self.rng.choice((0, 0.001, 0.003)))
 
-    # Life
+    # Suspends, new tables, removals
 
     def status(self):
         self.clone.status(noflush=False)
@@ -244,10 +242,10 @@ class Work:
 
 
 class Survey:
-    """Judges every end state of a log by what is on the devices, and opens a clone over some of
+    """Judges each end state of a log by the contents of the devices, and opens a clone over some of
     them.
 
-    With KASAN, to open one takes a tenth of a second; to judge one, a hundredth of that.
+    With KASAN, opening one takes a tenth of a second, judging one a hundredth of that.
     """
 
     def __init__(self, work, entries, openers=None):
@@ -257,7 +255,7 @@ class Survey:
         self._seen = set()
 
     def at_cuts(self):
-        """Lists of the end states at each cut point, without those that were there before."""
+        """Lists of the end states at each cut point, without states that were seen before."""
         replay = Replay(self.entries, self.work.model, self.work.meta, self.work.dest)
         for cut, writes, mark in replay.cuts():
             self.cuts += 1
@@ -277,7 +275,7 @@ class Survey:
         return True
 
     def run(self, share=0.4):
-        """One state of such a share of the cut points is opened."""
+        """Opens one state at a `share` of the cut points."""
         try:
             for states in self.at_cuts():
                 self.states += len(states)
@@ -301,8 +299,8 @@ class Survey:
 
 @pytest.mark.parametrize("region, passdown", [(8, True), (32, True), (8, False)])
 def test_power_cuts(impl, clone_box, rng, region, passdown):
-    """Random work from the format on; then all that a cut may leave, at every flush and FUA mark
-    and between.
+    """Random work from the format on; then all that a cut may leave, at each flush and FUA mark and
+    in between.
     """
     rng = random.Random(f"{rng.random()} {region} {passdown}")
     work = Work(clone_box, rng, region, passdown, impl)
@@ -312,13 +310,13 @@ def test_power_cuts(impl, clone_box, rng, region, passdown):
 
 
 def test_cut_after_cut(impl, clone_box, rng):
-    """From what a cut left on to the next cut, again and again; in the end everything is hydrated
-    and right.
+    """Repeated cuts, each followed by work on what it left; in the end everything is hydrated and
+    right.
     """
     work = Work(clone_box, rng, 16, True, impl)
     for _ in range(8):
         work.write()
-        work.flush()  # so that there is something to cut, whatever chance does
+        work.flush()  # so that there is something to cut, whatever the seed chooses
         survey = Survey(work, work.run(rng.randrange(1, 12)))
         first = next(n for n, entry in enumerate(survey.entries) if entry.mark is None)
         survey.entries = survey.entries[: rng.randrange(first, len(survey.entries)) + 1]
@@ -346,8 +344,8 @@ def test_format(impl, clone_box, rng):
 
 
 def record_region_that_finishes_in_a_commit(box, rng, impl):
-    """Region 3 is flushed for. While the destination is flushed, region 4 is filled, and after that
-    region 5, which is flushed for too before the commit goes on. All are in one word; the second
+    """Region 3 is flushed. While the destination is flushed, region 4 is filled, and then region 5,
+    for which a second flush arrives before the commit goes on. All bits are in one word; the second
     flush must not end with this commit.
     """
     work = Work(box, rng, 8, True, impl, flush_ms=200)
@@ -368,8 +366,8 @@ def record_region_that_finishes_in_a_commit(box, rng, impl):
 
 
 def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
-    """A region that is filled between the flush of the destination and the superblock is not marked
-    by that commit.
+    """A commit does not mark a region that is filled between the flush of the destination and the
+    superblock.
     """
     work, entries = record_region_that_finishes_in_a_commit(clone_box, rng, impl)
     survey = Survey(work, entries, Openers(4, clone_box, work.rec, 8)).run(share=1)
@@ -380,7 +378,7 @@ def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
             40:48
         ]:
             between += 1
-            # The same with both bits, as if the commit had taken the word from the map.
+            # The log with both bits set, as if the commit had taken the word from the map.
             with pytest.raises(Violation, match="stale"):
                 survey.checker.check(state, also={5})
             objections += 1
@@ -391,7 +389,7 @@ def test_region_that_finishes_in_a_commit(impl, clone_box, rng):
     "wrong", [logwrites.without_flushes, logwrites.with_late_flushes], ids=lambda f: f.__name__
 )
 def test_wrong_order_is_found(impl, clone_box, rng, wrong):
-    """The check objects to the same log if the destination is not flushed, or only behind the
+    """The check rejects the same log if the destination is not flushed, or only after the
     superblock.
     """
     work = Work(clone_box, rng, 8, True, impl)
@@ -402,9 +400,7 @@ def test_wrong_order_is_found(impl, clone_box, rng, wrong):
 
 
 def test_torn_superblock(impl, clone_box, rng):
-    """Finer than sectors, which is more than a disk may do: refused, unless nothing is missing.
-    Never worse.
-    """
+    """Torn within sectors, which no disk does: refused, unless nothing is missing. Never worse."""
     work = Work(clone_box, rng, 8, True, impl)
     for _ in range(2):
         work.write()

@@ -1,9 +1,9 @@
-"""Power cuts under an era: whatever a cut leaves, each change that is on the origin is in the list.
+"""Power cuts under an era: whatever a cut leaves, each change on the origin is in the list.
 
-A block that holds what an operation wrote is marked in the era of that time or in a later one, for
-the mark is durable before the write is sent on. That is judged at every flush and FUA write, and
-between, for many of the states that a cut may leave; the metadata by an independent reader, now and
-then by era_check and by an era device that goes on from there.
+A block that holds what an operation wrote is marked in the era of that time or in a later one,
+because the mark is durable before the write is submitted. That is judged at each flush and FUA
+write and in between, for many of the states that a cut may leave: the metadata by an independent
+reader, sometimes by era_check and by an era device that continues from there.
 """
 
 import pytest
@@ -16,7 +16,7 @@ META_SECTORS = 512
 
 
 class Clock:
-    """The era in which each operation began, and the one that a message has promised last."""
+    """The era in which each operation began, and the last era that a message has returned."""
 
     def __init__(self):
         self.eras = {}
@@ -76,7 +76,7 @@ class Work:
         return self.rec.entries()
 
     def begin(self):
-        """A range, and data that says which operation it is of and when it began."""
+        """A range, and data that tells its operation and the era in which that began."""
         self.serial += 1
         self.clock.eras[self.serial] = self.era.era
         count = self.rng.choice((1, 3, 8, 9, 40))
@@ -126,7 +126,7 @@ class Work:
         self.create()
 
     def at_once(self):
-        """Writes from several threads, with an era that ends meanwhile."""
+        """Writes from several threads, while an era ends."""
         jobs = [self.box.background(self.era.write, *self.begin()) for _ in range(4)]
         self.checkpoint()
         for job in jobs:
@@ -134,7 +134,7 @@ class Work:
 
 
 class Judge:
-    """Says whether a state is one that may be."""
+    """Decides whether a state is allowed."""
 
     def __init__(self, work):
         self.work, self._known = work, {}
@@ -206,7 +206,7 @@ class Survey:
         self.meta.close()
 
     def open(self, state, image):
-        """An era goes on from there: nothing is forgotten, and the next era has begun."""
+        """An era continues from the state: nothing is forgotten, and the next era has begun."""
         self.put(state)
         length = image.blocks * self.work.size if image.blocks else self.work.sectors
         era = self.work.box.own(eras.Era(self.meta, self.origin, self.work.size, length=length))
@@ -237,8 +237,8 @@ def test_power_cuts(impl, box, rng, request, size):
 
 
 def test_wrong_order_is_found(impl, box, rng):
-    """The judge objects to the same log if the metadata is never flushed, or its writes are not
-    there.
+    """The judge rejects the same log if the metadata is never flushed, or if its writes are
+    missing.
     """
     work = Work(box, rng, 8)
     work.run(0)

@@ -1,10 +1,10 @@
-"""Power cuts under a merge: whatever a cut leaves, the merge goes on from there and ends with what
-the snapshot held and what was written since, and another snapshot of the origin still shows what it
-did.
+"""Power cuts under a merge: whatever a cut leaves, the merge continues from there and ends with
+what the snapshot held and what was written since, and another snapshot of the origin still shows
+what it did.
 
-The log is one of the origin, the COW device that is merged and that of another snapshot. At every
-flush and FUA mark, and between, the end states are judged from the bytes; in some of them the merge
-is carried to its end by the implementation under test, and by C.
+The log has the origin, the COW device that is merged, and that of another snapshot. At each flush
+and FUA mark, and in between, the end states are judged from the bytes; in some of them the merge is
+completed by the implementation under test, and by C.
 """
 
 import random
@@ -19,11 +19,11 @@ from lib.chance import take_steps
 from lib.logwrites import Recorder, Violation, split
 from lib.snaps import Origin, Snapshot
 
-MERGED, OTHER = 0, 2  # numbers of the devices: what the origin becomes, and another snapshot of it
+MERGED, OTHER = 0, 2  # numbers of the devices: the merged origin, and another snapshot of it
 
 
 class Merge(Origin):
-    """Of what is on a COW device."""
+    """The records on a COW device."""
 
     def __init__(self, origin, device, size):
         super().__init__(origin, SECTORS, start=False)
@@ -100,7 +100,7 @@ class MergeWork(Work):
         super().flush(OTHER if number else number, upto)
 
     def again(self):
-        """The device goes away, and the merge begins anew."""
+        """Removes the device; another one continues the merge."""
         self.origin.remove()
         self.begin_merge()
 
@@ -112,7 +112,7 @@ class MergeSurvey(Survey):
         self.merged = set()
 
     def check(self, state):
-        """Gives the content of the merged origin and of the other snapshot."""
+        """Returns the content of the merged origin and of the other snapshot."""
         work = self.work
         store = cow.Store(Image(state.images[COWS[0]]))
         if store.records != work.records[: len(store.records)]:
@@ -131,7 +131,7 @@ class MergeSurvey(Survey):
         return shown
 
     def open(self, state, shown, phases, further=0):
-        """The merge goes on to its end."""
+        """The merge continues to its end."""
         disks, work = self.disks(), self.work
         for name, disk in disks.items():
             disk.fill(b"".join(state.images[name]))

@@ -1,11 +1,11 @@
 """Power cuts under an origin and its snapshots: whatever a cut leaves, each snapshot is right, or
-says that it is lost.
+says that it is invalid.
 
-lib/logwrites.py says what a disk may do. Origin and COW devices are slices of one log, each with
-flushes of its own. A snapshot shows what the origin held when it was taken, and what was written to
-it since, as far as that is acknowledged; each other sector holds one of the contents written since,
-or the one before. That is judged from the bytes, by lib/cow.py, at every flush and FUA mark and
-between; some of the states are opened by the implementation under test, and in the end by C.
+lib/logwrites.py describes what a disk may do. Origin and COW devices are slices of one log, each
+with its own flushes. A snapshot shows what the origin held when it was taken, and what was written
+to it since, as far as that is acknowledged; each other sector holds one of the contents written
+since, or the one before. That is judged from the bytes, by lib/cow.py, at each flush and FUA mark
+and in between; some of the states are opened by the implementation under test, and in the end by C.
 """
 
 import errno
@@ -26,7 +26,7 @@ def seed(request):
 
 
 def fails_if_full(job, through):
-    """The result of a write. Those to the snapshot find no room."""
+    """The result of a write. Writes to the snapshot find no room."""
     try:
         job.result()
     except OSError as error:
@@ -37,8 +37,8 @@ def fails_if_full(job, through):
     "sizes, extra", [((8,), ""), ((1, 16), ""), ((16, 8), "1 discard_zeroes_cow")]
 )
 def test_power_cuts(impl, box, rng, rust_module, sizes, extra):
-    """Random work from the first table on, a second snapshot is taken meanwhile; then all that a
-    cut may leave.
+    """Random work from the first table on, while a second snapshot is taken; then all that a cut
+    may leave.
     """
     rng = random.Random(f"{rng.random()} {sizes}")
     work = Work(box, rng, impl, sizes, extra="" if impl == "c" else extra)
@@ -53,16 +53,18 @@ def test_power_cuts(impl, box, rng, rust_module, sizes, extra):
     assert survey.marks > 50 and survey.opened
 
 
-@pytest.mark.only("rust")  # C writes records back that a torn area has left behind the last one
+@pytest.mark.only(
+    "rust"
+)  # C writes back stale records that a torn area has left after the last one
 def test_cut_after_cut(impl, box, rng):
-    """From what a cut left on to the next cut, again and again; in the end everything is there."""
+    """Repeated cuts, each followed by work on what it left; in the end everything is there."""
     work = Work(box, rng, impl, (2, 8))
     for n in range(len(work.sizes)):
         work.take(n)
     for _ in range(8):
         work.write()
         survey = Survey(work, work.run(rng.randrange(8)))
-        # The first cut comes when both snapshots are there.
+        # The first cut comes after both snapshots were taken.
         ready = max(
             (n for n, entry in enumerate(survey.entries) if (entry.mark or "").startswith(TAKEN)),
             default=0,
@@ -81,8 +83,8 @@ def test_cut_after_cut(impl, box, rng):
 @pytest.mark.only("rust")  # C writes the header without waiting for the first area
 @pytest.mark.parametrize("size", [1, 8, 64])
 def test_creation(impl, box, rng, rust_module, size):
-    """Cuts while a store is made on a device that is not all blank: there is none yet, or an empty
-    one.
+    """Cuts during the creation of a store on a device that is not blank: there is none yet, or an
+    empty one.
     """
     work = Work(box, rng, impl, (size,))
     work.take(0)
@@ -94,7 +96,7 @@ def test_creation(impl, box, rng, rust_module, size):
 
 @pytest.mark.parametrize("together", [1, 5, 40])
 def test_exceptions_across_an_area(impl, box, rng, rust_module, together):
-    """Exceptions singly, a few at a time or many by one write, over the end of an area."""
+    """Exceptions one at a time, a few at a time, or many by one write, across the end of an area."""
     work, goal = Work(box, rng, impl, (1,)), (1 if together == 1 else 2) * cow.per_area(1) + 2
     work.take(0)
     chunks = list(range(0, SECTORS - 40, 40 if together == 40 else 1))
@@ -112,10 +114,10 @@ def test_exceptions_across_an_area(impl, box, rng, rust_module, together):
     assert survey.marks > 10
 
 
-@pytest.mark.only("rust")  # C writes back what stands behind the last record
+@pytest.mark.only("rust")  # C writes back stale records after the last one
 def test_torn_records(impl, box, rng):
-    """A batch of records in three sectors, of which any may be there without the others. What has
-    become no record is never one again, however many follow.
+    """A batch of records in three sectors, any of which may be missing after a cut. A record that
+    was lost never comes back, however many exceptions follow.
     """
     work = Work(box, rng, impl, (4,))
     work.take(0)
@@ -142,9 +144,8 @@ def test_torn_records(impl, box, rng):
 @pytest.mark.only("rust")  # C lets writes go on before the header is durable
 @pytest.mark.parametrize("kind, through", [("P", 0), ("P", 1), ("PO", 0), ("PO", 1)])
 def test_full_cow(impl, box, rng, rust_module, kind, through):
-    """The COW device gets full, by writes through the origin or the snapshot, one behind the other
-    and at once. Whoever reads the disks then finds that the snapshot is lost, or all that it must
-    show.
+    """The COW device fills up, by writes to the origin or to the snapshot, one after the other and
+    concurrent ones. The disks then show that the snapshot is invalid, or all that it must contain.
     """
     work = Work(box, rng, impl, (8,), room=cow.needed(12, 8), kind=kind)
     work.take(0)
@@ -165,7 +166,7 @@ def test_full_cow(impl, box, rng, rust_module, kind, through):
     for job in jobs:
         fails_if_full(job, through)
     if (kind, through) == ("PO", 1):
-        # It goes on as what it is, until an origin write finds no room either.
+        # The snapshot works on, until a write to the origin finds no room either.
         assert snapshot.status() == "Overflow"
         work.flush(0)
         work.mark(FILLING, 0)
@@ -205,7 +206,7 @@ def header_first(entries):
 
 
 def successor_last(entries):
-    """The log of a store whose second area is cleared when the first is full already."""
+    """The log of a store whose second area is zeroed after the first one is full."""
     area = cow.area_at(1, 1)
     n, clears = next(
         (n, entry)
@@ -225,7 +226,7 @@ def successor_last(entries):
     ids=lambda it: getattr(it, "__name__", it),
 )
 def test_wrong_order_is_found(impl, box, rng, size, wrong):
-    """The judge objects to the same log in another order, and to what a disk makes of other writes."""
+    """The judge rejects the same log in another order, and the effects of other writes."""
     work = Work(box, rng, impl, (size,))
     work.take(0)
     for _ in range(3):
