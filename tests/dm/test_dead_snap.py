@@ -1,6 +1,6 @@
-"""A device of a snapshot that does not answer: it holds up those who need it, and nobody else. One
-in each role, both a device that takes everything and ends nothing, and one that takes nothing more:
-then whoever sends something sleeps.
+"""A device of a snapshot does not answer: it holds up I/O that needs it, and nothing else. Each
+role is tested with a device that accepts all requests and completes none, and with one that accepts
+no more requests, so that submitters sleep.
 """
 
 import pytest
@@ -18,7 +18,7 @@ pytestmark = [
 
 
 class JammedGate(Gate):
-    """A Gate over a Jam. As long as it holds, and is jammed, submissions to it sleep."""
+    """A Gate over a Jam. While it is held and jammed, submissions to it sleep."""
 
     def __init__(self, box, disk, sectors=None):
         self.box, self.jam = box, box.jam(disk)
@@ -30,15 +30,15 @@ class JammedGate(Gate):
         self.lower.fill(data, sector, step)
 
     def stop(self):
-        """Takes nothing more from now on."""
+        """Accepts nothing from now on."""
         self.hold()
         self.jam.jam(self.box)
 
 
 def nobody_waits_for(family, devices, *others):
-    """While a device under `devices` stands still: its status and table, everything of another origin,
-    the making and removal of another snapshot of this one, and whole chunks of others that it has.
-    All of that ends.
+    """While a device under `devices` hangs, these end: their status and table, all work on other
+    devices, the creation and removal of another snapshot of this origin, and writes of whole chunks
+    to other snapshots that have them.
     """
     for device in devices:
         device.status()
@@ -65,8 +65,8 @@ JAMS = pytest.mark.parametrize("jams", [True, False])
 @JAMS
 @pytest.mark.parametrize("others", [0, 1])
 def test_hung_cow(family, jams, others):
-    """The worker has something for it. Writes to parts of another snapshot's chunks go on too,
-    unless the origin is written: what that copies to both snapshots is one copy.
+    """The worker submits to the COW device. Partial writes to another snapshot continue too, unless
+    the origin is written: its copy for both snapshots is a single one.
     """
     cow = JammedGate(family.box, family.box.ram(4))
     target, *rest = [family.snap("P", 8, cow=cow)] + [family.snap("P", 8) for _ in range(others)]
@@ -76,9 +76,9 @@ def test_hung_cow(family, jams, others):
         wait.until(lambda: in_flight(cow) == 1, "the first is on its way")
         second = family.writer(
             target, 1600, pattern("second", 8)
-        )  # there is no room for it: the worker's
+        )  # over the limit, so it is left to the worker
         wait.until(lambda: in_flight(target) == 2, "the second waits")
-    # Whatever comes next, the worker looks at the second again.
+    # Any further write makes the worker process the second one.
     for snapshot in rest:
         family.writer(snapshot, 163, pattern("part", 3)).result()
     third = family.writer(family.origin, 240, pattern("third", 8)) if not rest else first
@@ -93,8 +93,8 @@ def test_hung_cow(family, jams, others):
 
 @JAMS
 def test_hung_origin(impl, box, jams):
-    """A write goes to it when both snapshots have what it overwrites. What needs nothing of the
-    origin goes on.
+    """A write reaches the origin when both snapshots have what it overwrites. I/O that does not
+    need the origin continues.
     """
     real = JammedGate(box, box.ram(2))
     family = Family(box, real=real)
@@ -115,8 +115,8 @@ def test_hung_origin(impl, box, jams):
 
 @JAMS
 def test_hung_cow_of_a_merge(family, jams):
-    """Chunks are read from it. A snapshot of the same origin goes on, also with what it copies from
-    the origin.
+    """The merge reads chunks from the COW device. Another snapshot of the origin continues,
+    including its copies from the origin.
     """
     cow = JammedGate(family.box, family.box.ram(4))
     merged, other = family.snap("P", 8, cow=cow), family.snap("P", 8)
@@ -132,7 +132,7 @@ def test_hung_cow_of_a_merge(family, jams):
 
 
 class Failing:
-    """A snapshot that has failed, with a header that cannot be written yet."""
+    """A snapshot that has failed, and whose header cannot be written yet."""
 
     def __init__(self, family, length=None):
         box = family.box
@@ -162,7 +162,7 @@ class Failing:
 
 
 def test_failing_writes_do_not_wait_for_another_header(family):
-    """A snapshot is full while the header of another one is on its way: writes to it fail, and it
+    """A snapshot is full while the header of another one is in flight: writes to it fail, and it
     can be suspended.
     """
     failing, full = Failing(family), family.snap("PO", 8, room=3)
@@ -176,8 +176,8 @@ def test_failing_writes_do_not_wait_for_another_header(family):
 
 
 def test_writes_beyond_an_invalid_snapshot_do_not_wait(family):
-    """It is shorter than the origin. Writes to what it has of the origin wait for its header,
-    others do not.
+    """The failing snapshot is shorter than the origin. Writes to the origin wait for its header
+    within its length, not beyond it.
     """
     failing, other = Failing(family, length=2048), family.snap("P", 8)
     failing.fail()

@@ -1,4 +1,4 @@
-"""A source that does not answer: it holds up those who read it, and nobody else (W10)."""
+"""A source that does not answer: it holds up I/O that reads it, and nothing else (W10)."""
 
 import errno
 
@@ -10,7 +10,7 @@ from lib.disk import in_flight
 
 pytestmark = pytest.mark.only(
     "rust"
-)  # C's suspend waits, uninterruptibly, for as long as the source takes
+)  # C's suspend waits, uninterruptibly, as long as the source takes
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_suspend_does_not_wait(trio, noflush):
 
 @pytest.mark.crowd
 def test_late_answers_do_not_touch_the_next_table(trio):
-    """Suspended, replaced by the plain destination, written to: then the source answers."""
+    """Suspended, replaced by the destination, and written to; then the source answers."""
     clone = hydrating(trio, region=64)
     clone.suspend()
     clone.load(f"0 {trio.sectors} linear {trio.dest.dev} 0")
@@ -77,8 +77,8 @@ def test_loading_a_clone_anew_works_without_the_source(trio):
 
 
 def test_a_new_table_with_another_path_to_the_source(trio):
-    """The old path hangs; the new one copies everything, while the old table is still waiting for
-    its answers, and after.
+    """The old path hangs; the new one copies everything, while the old table still waits for its
+    answers, and afterwards.
     """
     clone = hydrating(trio)
     other = trio.box.clone(
@@ -106,7 +106,9 @@ def test_a_new_table_with_another_path_to_the_source(trio):
 
 
 def test_noflush_suspend_hands_writes_back(trio):
-    """Writes that wait for their copy go back to device-mapper, and on after the resume."""
+    """Writes that wait for a copy go back to device-mapper, and are submitted again after the
+    resume.
+    """
     clone = hydrating(trio)
     writers = []
     for n in range(40):  # to regions that are being copied, to others, and several to one
@@ -130,7 +132,7 @@ def test_noflush_suspend_hands_writes_back(trio):
 
 
 def test_noflush_suspend_and_a_discard(trio):
-    """A discard waits for copies in its range; they are given up, and it is done."""
+    """A discard waits for copies in its range; these are given up, and the discard is carried out."""
     clone = hydrating(trio)
     discard = trio.box.background(clone.discard, 0, 1024)
     wait.until(lambda: in_flight(clone) == 1, "it is on its way")
@@ -143,7 +145,7 @@ def test_noflush_suspend_and_a_discard(trio):
 
 
 def test_writes_to_other_regions_go_on(trio):
-    """Hydrated regions and whole regions need nothing of the source; flushes neither."""
+    """Writes to hydrated regions and to whole regions do not need the source, nor do flushes."""
     clone = trio.clone()
     trio.write(clone, 0, pattern("hydrated", 64))
     trio.source.hold()
@@ -186,7 +188,7 @@ def test_removal_waits_for_the_source(trio):
     is written then.
     """
     clone = hydrating(trio)
-    clone.suspend()  # after it the copies are given up; until then the source may still answer
+    clone.suspend()  # gives up the copies; until then the source may still answer
     written = trio.dest.stats()
     removal = trio.box.background(clone.remove)
     with pytest.raises(OSError) as gone:

@@ -1,5 +1,5 @@
-"""One device of a clone does not answer: who does not need it goes on, the clone's own I/O as well
-as its neighbours.
+"""A device of a clone does not answer: I/O that does not need it continues, on the clone and on its
+neighbours.
 """
 
 import errno
@@ -23,7 +23,7 @@ def neighbours(impl, clone_box):
 
 
 def queries(clone):
-    """What may be asked of a device at any time."""
+    """What a device must answer at any time."""
     assert clone.look(noflush=True).mode == "rw"
     assert clone.table() and clone.info() and clone.status()
     clone.message("hydration_threshold", "64")
@@ -31,7 +31,7 @@ def queries(clone):
 
 
 def on_their_way(clone, *jobs):
-    """Starts I/O that has to wait; returns when all of it does."""
+    """Starts I/O that must wait; returns when all of it is in flight."""
     jobs = [clone_job() for clone_job in jobs]
     wait.until(lambda: in_flight(clone) == len(jobs), "all are on their way")
     assert not any(job.done for job in jobs)
@@ -52,7 +52,7 @@ def test_hung_source(neighbours, clone_box):
         lambda: start(clone.discard, 800, 16),
     )
     clone.hydrate(threshold=64, batch=4)
-    clone.wait_hydrating(65)  # those of the sweep, and that of the write
+    clone.wait_hydrating(65)  # the background copies, and the one of the write
 
     def work():
         queries(clone)
@@ -64,7 +64,7 @@ def test_hung_source(neighbours, clone_box):
         clone.flush()
         queries(clone)
 
-    start(work).result()  # no discard: the kernel lets one device have only one at a time
+    start(work).result()  # no discard: the kernel allows one at a time per device
     assert not any(job.done for job in jobs)
     trio.source.release()
     for job in jobs:
@@ -83,9 +83,9 @@ def rescuers():
 
 
 def test_three_rescuer_threads(impl, clone_box):
-    """One for what waits for the source, one for what waits for the metadata device, one for the
-    rest: if no other thread can be made, each runs one work item after the other, and one that
-    hangs holds up those of its queue alone.
+    """The queues for reads of the source, for commits and for the rest have a rescuer each. If no
+    other worker thread can be created, each rescuer runs its work items one after the other, and a
+    hanging one delays its own queue only.
     """
     before = rescuers()
     clone = clone_box.trio(mib=1).clone()
@@ -95,7 +95,7 @@ def test_three_rescuer_threads(impl, clone_box):
 
 
 def test_a_hung_source_leaves_room_for_whole_regions(impl, clone_box):
-    """However many copies wait for it: writes to whole regions need none of it."""
+    """However many copies wait for the source, writes to whole regions do not need it."""
     trio = clone_box.trio(mib=16).layered("source")
     clone = trio.clone()
     trio.source.hold()
@@ -115,7 +115,9 @@ def test_a_hung_source_leaves_room_for_whole_regions(impl, clone_box):
 
 @pytest.mark.crowd
 def test_hung_destination(neighbours, clone_box):
-    """Reads of what has not arrived need it not, nor discards that are not passed down."""
+    """Reads of regions that are not hydrated do not need the destination, nor do discards that are
+    not passed down.
+    """
     trio = clone_box.trio(mib=2).layered("dest")
     clone = trio.clone(extra="2 no_hydration no_discard_passdown")
     trio.write(clone, 0, pattern("hydrated", 64))
@@ -129,7 +131,7 @@ def test_hung_destination(neighbours, clone_box):
         lambda: start(clone.read, 0, 8),
     )
     clone.hydrate(threshold=64, batch=4)
-    clone.wait_hydrating(67)  # those of the sweep, and those of the writes
+    clone.wait_hydrating(67)  # the background copies, and those of the writes
 
     def work():
         queries(clone)
@@ -155,7 +157,7 @@ def test_hung_destination(neighbours, clone_box):
 
 @pytest.mark.crowd
 def test_hung_metadata(neighbours, clone_box):
-    """Only who asks for durability waits: flushes, FUA."""
+    """Only flushes and FUA writes wait: they ask for durability."""
     trio = clone_box.trio(mib=2, cache=True).layered("meta")
     clone = trio.clone()
     trio.write(clone, 0, pattern("hydrated", 64))
@@ -197,11 +199,11 @@ def test_hung_metadata(neighbours, clone_box):
     assert clone.look(noflush=False).full
 
 
-# Status that commits: as with C, but who asks can be killed.
+# A status that commits waits, as with C, but can be killed.
 
 
 class Asker:
-    """A process that asks for a status, with a commit before it."""
+    """A process that reads a status, with a commit before it."""
 
     def __init__(self, clone):
         clone.info()  # opens the control device, for the child too
@@ -213,12 +215,12 @@ class Asker:
                 os._exit(0)
 
     def is_waiting(self):
-        """It sleeps as one does for I/O, and goes on sleeping."""
+        """Whether it stays in the sleep of I/O."""
         path = Path(f"/proc/{self.pid}/stat")
         return all(path.read_text().rsplit(")", 1)[1].split()[0] == "D" for _ in range(50))
 
     def end(self):
-        """Waits for its end; returns how it ended."""
+        """Waits for its end; returns the wait status."""
         found = wait.until(
             lambda: (it := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and it, "it ends"
         )
@@ -230,7 +232,7 @@ class Asker:
 
 @pytest.fixture
 def dirty(impl, clone_box):
-    """A clone with something to commit, and a metadata device that hangs."""
+    """A clone with something to commit, whose metadata device hangs."""
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
     clone = trio.clone()
     clone.flush()
@@ -259,7 +261,7 @@ def test_status_commits_and_can_be_killed(dirty, clone_box):
 
 
 def test_a_killed_status_does_not_keep_the_clone(dirty, clone_box):
-    """Suspending waits for the commit, not for who asked for it; then all goes on."""
+    """A suspend waits for the commit, not for the killed process; then everything continues."""
     trio, clone, asker = dirty
     asker.kill()
     asker.end()

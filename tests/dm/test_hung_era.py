@@ -1,4 +1,4 @@
-"""era: a device that does not answer holds up who needs it, and nobody else."""
+"""era: a device that does not answer holds up I/O that needs it, and nothing else."""
 
 import errno
 import signal
@@ -28,7 +28,7 @@ class Case:
         self.pair = pair
 
     def hang(self):
-        """A write to a block that is not marked waits, and so does a message that ends the era."""
+        """Starts a write to a block that is not marked, and a message that ends the era; both wait."""
         self.gate.hold()
         write = self.box.background(self.era.write, 800, pattern("waits", 8))
         hung.waits(self.gate)
@@ -45,7 +45,9 @@ def case(impl, box, request):
 
 @pytest.mark.crowd
 def test_neighbours_go_on(box, case):
-    """Others work, come and go; what the hung one can say from memory it says."""
+    """Other devices work, and are removed and created; the hung one answers from memory what it
+    can.
+    """
     neighbours = hung.Neighbours(box)
     status = case.era.status()
     table = case.era.table()
@@ -66,7 +68,7 @@ def test_neighbours_go_on(box, case):
             hung.go_on(box, lambda: case.era.write(n * 8, pattern("again", 8)))
         hung.go_on(box, lambda: case.era.read(0, 80), case.era.flush)
     else:
-        # Marks are made, and what does not need the origin is done.
+        # Blocks are marked, and work that does not need the origin is done.
         other = box.background(case.era.write, 1600, pattern("other", 8))
         wait.until(lambda: case.era.marked() == {200}, "the block is marked")
         assert not other.done
@@ -77,14 +79,14 @@ def test_neighbours_go_on(box, case):
     assert message.wait(wait.DEADLINE) == 0
     assert case.era.era == 2
     expected = set(range(10)) | {100} | ({200} if case.role == "origin" else set())
-    case.era.clear()  # not before: device-mapper has it wait for the message
+    case.era.clear()  # not before: device-mapper lets it wait for the message
     assert case.era.since(1) == expected
     neighbours.check()
 
 
 @pytest.mark.crowd
 def test_killed_while_the_origin_hangs(box, impl):
-    """Whoever waits for the origin can be killed; then the next message does not wait for him, but
+    """A process that waits for the origin can be killed; the next message does not wait for it, but
     for the origin.
     """
     case = Case(box, "origin")
@@ -99,7 +101,7 @@ def test_killed_while_the_origin_hangs(box, impl):
 
 
 def test_removal_without_the_origin(box, impl):
-    """With nothing on its way an era is suspended, resumed and removed while its origin hangs."""
+    """With nothing in flight, an era is suspended, resumed and removed while its origin hangs."""
     case = Case(box, "origin")
     case.gate.hold()
     hung.go_on(box, case.era.suspend, case.era.resume, lambda: case.era.swap(case.era.line))
@@ -110,7 +112,7 @@ def test_removal_without_the_origin(box, impl):
 
 
 def test_suspend_waits_for_the_metadata(box, impl):
-    """As with C, it ends when the device answers; the status goes on meanwhile, and so do others."""
+    """As with C, it ends when the device answers; meanwhile the status and other devices continue."""
     case, neighbours = Case(box, "metadata"), hung.Neighbours(box)
     case.gate.hold()
     suspend = box.background(case.era.suspend)

@@ -1,4 +1,4 @@
-"""The soak's driver of the clone target."""
+"""The soak driver of the clone target."""
 
 import errno
 
@@ -10,7 +10,7 @@ from lib import dm, metadata, wait
 
 MIB = 2
 REGIONS = 8, 32, 128, 1024
-# Sectors less than the disks have: the last region is short, or just not.
+# Sectors less than the disks have: the last region is short, or just full.
 SHORT = 0, 1, 27, 1000
 THRESHOLDS = 1, 0, 5, 64, 4294967295
 BATCHES = 1, 0, 4, 64, 4294967295
@@ -39,7 +39,7 @@ MESSAGES = {  # words: errno
     "nonsense": errno.EINVAL,
     "nonsense 1": errno.EINVAL,
 }
-BAD_LINES = {  # what replaces what is behind the devices: errno
+BAD_LINES = {  # what replaces the arguments after the devices: errno
     "": errno.EINVAL,
     "7": errno.EINVAL,
     "12": errno.EINVAL,
@@ -49,7 +49,7 @@ BAD_LINES = {  # what replaces what is behind the devices: errno
     "{region} 0 1 hydration_threshold": errno.EINVAL,
     "{region} 0 2 hydration_threshold -1": errno.EINVAL,
     "{region} 0 2 speed 1": errno.EINVAL,
-    "{other}": errno.EINVAL,  # another region size than the metadata's
+    "{other}": errno.EINVAL,  # a region size unlike that of the metadata
 }
 
 OPTIONS = dict(
@@ -63,9 +63,9 @@ OPTIONS = dict(
 
 
 class Clone(Layers):
-    """One clone over three disks, each behind a layer that can fail or hold.
+    """A clone over three disks, each behind a layer that can fail or hold.
 
-    An I/O may fail only for a reason: a fault in its way while it was, a mode that a fault has led
+    I/O may fail only for a reason: a fault that it met while in flight, a mode that a fault has led
     to, or the error table.
     """
 
@@ -88,7 +88,7 @@ class Clone(Layers):
         super().__init__(box, setup, tally, self.trio, bytes(self.trio.expected))
         self.region = REGIONS[setup["region"]]
         self.sectors = self.trio.sectors
-        self.known = set()  # regions that are hydrated for sure
+        self.known = set()  # regions that are certainly hydrated
         self.safe = set()  # and on disk
         self.make(self._options(setup))
 
@@ -106,7 +106,7 @@ class Clone(Layers):
         )
 
     def words(self, options):
-        """The words of a table line behind the devices."""
+        """The arguments of a table line after the devices."""
         features = [] if options["hydration"] else ["no_hydration"]
         features += [] if options["passdown"] else ["no_discard_passdown"]
         features += ["hydrate_on_read"] * options["on_read"] + ["zero_discards"] * options["zero"]
@@ -128,7 +128,7 @@ class Clone(Layers):
         return f"0 {self.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} {words}"
 
     def make(self, options):
-        """Creates the device, a new lifetime of its metadata in core."""
+        """Creates the device: its metadata is loaded into memory again."""
         trio = self.trio
         self.clone = self.device = self.box.clone(
             trio.meta, trio.dest, trio.source, self.region, start=False, length=self.sectors
@@ -155,7 +155,7 @@ class Clone(Layers):
         self.new_faults()
 
     def go_live(self, options):
-        """A table is live: what it says is in force, and in the status."""
+        """A table is live: its arguments are in force, and in the status."""
         self.live, self.given = dict(options), self.words(options)
         self.limits_unsure = "dest" in self.faults
 
@@ -238,8 +238,8 @@ class Clone(Layers):
             self.clone.discard(start, count)
         except OSError as error:
             return self.failed(op, error)
-        # Without pass-down, a hydrated region stays and any other becomes what is below. Read-only,
-        # nothing happens.
+        # Without passdown, a hydrated region keeps its content, and any other becomes what the
+        # destination holds. In read-only mode nothing happens.
         below = disk.read(start, count)
         certain = not op.trouble and not op.anything
         if certain:
@@ -290,8 +290,8 @@ class Clone(Layers):
         assert self.clone.table() == self.line(self.given).split(" ", 3)[3]
 
     def look(self, noflush=True):
-        """The status, compared with all that is known."""
-        known = len(self.known)  # before: threads go on meanwhile
+        """Compares the status with all that is known."""
+        known = len(self.known)  # before the status: other threads continue meanwhile
         text = self.clone.status(noflush)
         if text == "Error":  # between the failure of a commit and the change of the mode
             assert self.unreadable, "the metadata could always be read"
@@ -349,11 +349,11 @@ class Clone(Layers):
         status = self.look()
         self.lingering.clear()
         if status and status.mode == "rw":
-            self.calm()  # it has just been able to commit, or had nothing to
+            self.calm()  # it has just committed, or had nothing to commit
         return "again" if again else None
 
     def calm(self):
-        """Nothing that went wrong before can change the mode any more."""
+        """Earlier failures can no longer change the mode."""
         if not {"dest", "meta"} & set(self.faults):
             self.trouble = self.unreadable = False
 
@@ -371,7 +371,7 @@ class Clone(Layers):
         try:
             self.patiently(self.clone.resume)
         except OSError as error:
-            # A new table opens failed metadata again, which fails again; then the device stays
+            # A new table reads failed metadata again, which fails again; then the device stays
             # suspended.
             assert self.fresh and bad and self.trouble, f"resume: {error}"
             self.suspended = True
@@ -403,7 +403,7 @@ class Clone(Layers):
 
     @event(4, noflush=FLAG, **OPTIONS)
     def swap(self, noflush, **options):
-        """As the documentation says: suspend, load, resume."""
+        """Suspend, load, resume, as the documentation says."""
         self.suspend(noflush, False)
         self.load(**options)
         return self.resume()
@@ -423,7 +423,7 @@ class Clone(Layers):
 
     @event(4, **OPTIONS)
     def start_over(self, **options):
-        """Removes the device and gives its metadata up: a new clone of the source."""
+        """Removes the device and zeroes its metadata: a new clone of the source."""
         self.release()
         self.join()
         self.clone.remove()
@@ -436,11 +436,11 @@ class Clone(Layers):
 
     @event(1, **OPTIONS)
     def remove_deferred(self, **options):
-        """Asked to go while open, the device works on until it is closed."""
+        """A device that is removed deferred while open works until it is closed."""
         self.join()
         self.run()
         if self.trouble:
-            self.suspend(True, False)  # shows whether it is over
+            self.suspend(True, False)  # shows whether it has ended
             self.run()
         self.do_read(0, 1)
         self.clone.remove_deferred()
@@ -455,8 +455,8 @@ class Clone(Layers):
 
     @event(2, now=FLAG, **OPTIONS)
     def remove_force(self, now, **options):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
-        then removal.
+        """What dmsetup remove --force does: loads a table that fails everything under the present
+        I/O, then removes the device.
         """
         lost = self.trouble
         self.fail_everything(now)
@@ -464,8 +464,8 @@ class Clone(Layers):
         return self.reopen(lost, options)
 
     def reopen(self, lost, options):
-        """The device is gone: its metadata is in order, and goes on. If a commit failed, what it
-        was to make durable is lost or not; otherwise everything is there.
+        """The device is gone: its metadata is in order, and a new device continues. If a commit
+        failed, what it was to make durable may be lost; everything else is there.
         """
         try:
             image = metadata.read(self.trio.meta_disk)
@@ -485,7 +485,7 @@ class Clone(Layers):
         self.make(self._options(options))
         return "with loss" if lost else None
 
-    # Devices that fail
+    # Failing devices
 
     @event(5, layer=st.sampled_from(LAYERS), **FAULT)
     def fault(self, layer, kind, start, count):
@@ -493,9 +493,7 @@ class Clone(Layers):
 
     @event(6, layer=st.sampled_from(["source", "dest"]), copies=FLAG)
     def hold(self, layer, copies):
-        """What arrives at the layer waits; if wanted and possible, with copies of the sweep on
-        their way to it.
-        """
+        """I/O that arrives at the layer waits; optionally with background copies in flight."""
         if layer in self.held:
             return IDLE
         self.hold_layer(layer)
@@ -509,7 +507,7 @@ class Clone(Layers):
 
     @event(2)
     def hydrate(self):
-        """All is copied, as fast as it goes, if nothing is in the way."""
+        """Copies everything, as fast as possible, unless a layer is held or fails."""
         if self.faults or self.trouble or self.held or self.suspended:
             return IDLE
         self.full()
@@ -520,8 +518,8 @@ class Clone(Layers):
         self.clone.wait_full()
 
     def finish(self):
-        """All devices work: nothing that was acknowledged is missing, and in the end the
-        destination has it all.
+        """All devices work: nothing is missing that was acknowledged, and in the end the
+        destination holds everything.
         """
         self.heal()
         self.release()

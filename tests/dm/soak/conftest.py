@@ -35,7 +35,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def soak_in_guest():
-    """The kernel log takes every line of the soak, however many come."""
+    """The kernel log accepts every line of the soak, without a rate limit."""
     with modules.setting("/proc/sys/kernel/printk_devkmsg", "on\n"):
         yield
 
@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """What was done, so that one sees that every hook had its turn."""
+    """Prints what was done, to show that each event has occurred."""
     for soak in config.soaks:
         kinds = list(soak.driver.events())
         others = sorted({name for name, _ in soak.tally} - set(kinds))
@@ -69,7 +69,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
-    """A failure shows the kernel log of its own run; that of all runs is in the console log."""
+    """Shows with a failure the kernel log of its own run; the console log has that of all runs."""
     report = yield
     if item.name.startswith("test_soak"):
         report.sections = [section for section in report.sections if section[0] != "Kernel log"]

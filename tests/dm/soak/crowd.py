@@ -1,12 +1,11 @@
-"""Rounds in which several threads load, suspend, resume and remove the same devices at the same
-time, with I/O.
+"""Rounds in which several threads load, suspend, resume and remove the same devices concurrently,
+with I/O.
 
-A round has a cast: players, each a list of calls in a thread of its own, which a seed chooses. All
-begin at once, while threads sleep at the delay points of the module, and one is held there while
-others go on by some steps: a race that needs them to come so far in a small window is not left to
-luck. In a duet that is the first one, and the other begins when he is held. Whatever order comes of
-it, some things hold; what these are the scenarios of the targets say, each in a class of its own. A
-call may be refused, with the errors that its player names; that is counted.
+In each round a seed chooses the players: each is a list of calls in a thread of its own. All begin
+at once. Threads sleep at the delay points of the module, and one thread is held at such a point
+until the others have made some steps, so that narrow races do not depend on luck. In a duet the
+first player is the one that is held, and the other begins then. The classes of the scenarios say
+what must hold in any order. A call may fail with the errors that its player names; that is counted.
 """
 
 import collections
@@ -20,12 +19,12 @@ from lib import delay, dm, wait
 from lib.disk import split
 
 DEADLINE = 60
-STEPS = 1, 2, 3, 5, 8, 8  # while one is held, the others go on by so many
-STILL = 0.1  # or until none has gone on for so long (s) beside what their devices take: they wait for him
+STEPS = 1, 2, 3, 5, 8, 8  # while one thread is held, the others make so many steps
+STILL = 0.1  # or until none has made a step for so long (s), in addition to the time that their I/O takes: they wait for the held one
 
 
 class Writer:
-    """Writes to sectors that nobody else writes to, and reads them back, until told to stop.
+    """Writes to sectors that no other writer uses, and reads them back, until told to stop.
     `may[sector]` is what each may hold: one content if the last write to it was acknowledged.
     """
 
@@ -33,10 +32,10 @@ class Writer:
         self.crowd, self.device, self.sectors, self.name = crowd, device, list(sectors), name
         self.may = {}
         self.serial = itertools.count(1)
-        self.current = None  # (sector, data) of the write on its way
+        self.current = None  # (sector, data) of the write in flight
         self.bears_errors = False
-        self.before = lambda sector: None  # called in front of each write
-        self.also = lambda sector: ()  # what a sector may hold as well
+        self.before = lambda sector: None  # called before each write
+        self.also = lambda sector: ()  # what else a sector may hold
 
     def run(self, rng, stop):
         for n in itertools.count():
@@ -79,8 +78,8 @@ class Writer:
         return None in may or data in may or data in self.also(sector)
 
     def check(self, got, where):
-        """What was acknowledged is in this content of the device. Sectors of which nothing is known
-        may be as they were.
+        """Checks that this content of the device has what was acknowledged. Sectors of which
+        nothing is known may hold anything.
         """
         for sector, may in self.may.items():
             assert self.is_good(
@@ -104,8 +103,8 @@ class Crowd:
 
     NAME = None
     LEAST = {}  # what must have happened, and how often
-    HOLDS = ()  # delay points at which somebody is held
-    duet = None  # (who begins, the delay point at which he is held first, until so many steps)
+    HOLDS = ()  # delay points at which a thread is held
+    duet = None  # (the player that begins, the delay point at which it is held first, for how many steps)
     slow = 0.0  # how long an I/O may take (s)
 
     def __init__(self, make_box, tally=None):
@@ -125,7 +124,7 @@ class Crowd:
             self.steps += 1
 
     def hold(self, rng, start, over):
-        """Holds one after the other until the players have done."""
+        """Holds one thread after the other until the players have ended."""
         is_first = True
         while not over.is_set():
             name, count = rng.choice(self.HOLDS), rng.choice(STEPS)
@@ -147,7 +146,7 @@ class Crowd:
                     time.sleep(0.001)
 
     def perform(self, name, calls, start):
-        """One player's calls."""
+        """Makes the calls of one player."""
         start.wait(DEADLINE)
         is_first = self.duet and name == self.duet[0]
         if self.duet and not is_first:
@@ -173,7 +172,7 @@ class Crowd:
     def round(self, rng):
         self.rounds += 1
         self.box = self.make_box()
-        # Words if the kernel does not return.
+        # Prints stacks if the kernel does not return.
         faulthandler.dump_traceback_later(3 * DEADLINE, file=sys.__stderr__)
         try:
             self.writers, self.duet, self.may_begin = [], None, threading.Event()
@@ -226,8 +225,8 @@ class Crowd:
 
     @staticmethod
     def awake(device):
-        """Resumes a device. Returns whether its table went live; if it was refused, the device
-        fails from now on.
+        """Resumes a device. Returns whether its table went live; if that was refused, the device
+        fails all I/O from now on.
         """
         try:
             device.resume()
@@ -247,7 +246,7 @@ class Crowd:
 
 
 def named(name, call):
-    """The call, under a name in what is counted."""
+    """The call, counted under another name."""
 
     def it():
         return call()
@@ -257,7 +256,7 @@ def named(name, call):
 
 
 def no_table(device):
-    """Whether the device has none, and so nothing to resume."""
+    """Whether the device has no table, and so nothing to resume."""
     return not device.info().flags & (dm._ACTIVE | dm._INACTIVE)
 
 

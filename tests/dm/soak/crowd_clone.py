@@ -1,4 +1,6 @@
-"""Clones in a crowd: two threads use the device, a third wants its metadata for another one."""
+"""Clones in a crowd: two threads use the device, a third thread tries to load another device on its
+metadata.
+"""
 
 from crowd import Writer, named
 from crowd_metadata import SharedMetadata
@@ -9,9 +11,9 @@ REGION = 8
 
 
 class Clone(SharedMetadata):
-    """Nothing that was acknowledged is lost, the rest is the source's; no I/O fails; another device
-    never gets the metadata; in the end the metadata is sound, and says no more than is on the
-    destination.
+    """Nothing is lost that was acknowledged, everything else is the source's, and no I/O fails.
+    Another device never gets the metadata. In the end the metadata is sound, and only regions that
+    are on the destination count as hydrated.
     """
 
     NAME = "clone"

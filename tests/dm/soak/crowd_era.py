@@ -1,4 +1,6 @@
-"""Eras in a crowd: two threads use the device, a third wants its metadata for another one."""
+"""Eras in a crowd: two threads use the device, a third thread tries to load another device on its
+metadata.
+"""
 
 from crowd import Writer, named
 from crowd_metadata import SharedMetadata
@@ -10,8 +12,8 @@ SIZE = 8
 
 
 class Era(SharedMetadata):
-    """Nothing is lost, no I/O fails, and each block that was written to is in the list, with an era
-    not before that write.
+    """Nothing is lost, no I/O fails, and each block that was written is in the list, with an era
+    not earlier than the write.
     """
 
     NAME = "era"

@@ -1,5 +1,5 @@
-"""An origin and its snapshots in a crowd: a snapshot is taken, merged, taken over and given back
-while others do the same.
+"""An origin and its snapshots in a crowd: snapshots are taken, merged, taken over and given back
+concurrently.
 """
 
 import errno
@@ -12,9 +12,9 @@ from lib.disk import split
 from lib.snaps import Origin, Snapshot, merge_end, merge_line
 
 CALM, BETWEEN = "snapshot: merge paused, not yet live", "between preresume and resume"
-# Who begins, where he is held, for how many steps, and who else plays: what most races need, and
-# nobody in their way. A merge has begun after five steps of the one who hands over to it, and its
-# first batch is not over yet.
+# The player that begins, the point at which it is held, the number of steps, and the other players:
+# what most races need, without others in the way. A merge has begun after five steps of the player
+# that hands over to it, and its first batch has not ended yet.
 FEW, MANY = (1, 1, 2, 3), (4, 5, 5, 6)
 DUETS = (
     ("taker", CALM, MANY, "merger"),
@@ -37,7 +37,7 @@ SLOW_MS = (
     20,
     150,
     150,
-)  # what a write to the origin's disk takes: copies of a merge are on their way for long
+)  # the time of a write to the origin's disk: copies of a merge stay in flight for long
 
 
 class Family(Crowd):
@@ -111,9 +111,7 @@ class Family(Crowd):
         delay = rng.choice(SLOW_MS)
         self.slow = delay / 1000
         if self.was_merging:
-            fails = (
-                rng.random() < 0.7
-            )  # then there is something left to be merged when the table is resumed
+            fails = rng.random() < 0.7  # then something is left to merge when the table is resumed
             if fails:
                 self.real.swap(f"0 {SECTORS} flakey {self.disk.dev} 0 0 1 1 error_writes")
             self.hand_over()
@@ -145,12 +143,12 @@ class Family(Crowd):
             + rng.choice(([], ["owner"], ["heir"], ["owner", "heir"]))
         )
         if rng.random() < 0.4 and {"merger", "taker"} <= set(names):
-            names.remove("front")  # whom it stands in the way of
+            names.remove("front")  # it would only wait for this player
         if rng.random() < 0.6:
             first, point, steps, other = rng.choice(DUETS_WITH_MERGE if self.was_merging else DUETS)
             names, self.duet = [first, other], (first, point, rng.choice(steps))
         self.names = names
-        # An I/O to what was handed over fails.
+        # I/O to a device whose exceptions were handed over fails.
         on_old.bears_errors = on_origin.bears_errors = {"merger", "heir"} & set(
             names
         ) or self.was_merging
@@ -166,7 +164,7 @@ class Family(Crowd):
         return device
 
     def controls(self, device):
-        """Calls on a device, which may not be there yet."""
+        """Calls on a device that may not exist yet."""
 
         def call(name, what):
             return named(name, lambda: what(device()) if device() else None), REFUSED
@@ -184,11 +182,11 @@ class Family(Crowd):
     # Players
 
     def take(self):
-        """A snapshot of what the origin's disk holds, without a pause of the origin."""
+        """Takes a snapshot of what the origin's disk holds, without suspending the origin."""
         device = self.snapshot("new")
         self.carry_out((device.load, device.line), (device.resume,))
-        # What is on its way to the origin now may have begun before the snapshot went live. Then it
-        # comes to be seen some time.
+        # Writes in flight to the origin may have begun before the snapshot went live. Then the
+        # snapshot shows them some time.
         self.on_its_way = dict(
             writer.current for writer in self.writers if writer.name == "origin" and writer.current
         )
@@ -196,7 +194,7 @@ class Family(Crowd):
         self.new = device
 
     def hand_over(self):
-        """What is merged stops being a snapshot, in LVM's order."""
+        """The merged snapshot stops being a snapshot, in LVM2's order."""
         self.carry_out(
             (self.origin.load, merge_line(self.old)),
             (self.old.load, f"0 {SECTORS} error"),
@@ -207,8 +205,8 @@ class Family(Crowd):
         )
 
     def take_over(self, chance):
-        """Another device gets the COW device of `old`. While that waits, nobody else goes on; so it
-        may give up, for a while.
+        """Another device takes over the COW device of `old`. While it waits no other player
+        continues, so it may give up for a while.
         """
         if self.heir is None:
             self.heir = self.snapshot("old")
@@ -232,7 +230,7 @@ class Family(Crowd):
         ]
 
     def settle(self):
-        """Whoever waits for another to be suspended, or to be gone, gets an error table."""
+        """A device that waits for another one to be suspended or removed gets an error table."""
         self.real.swap(self.fast(), noflush=True)
         for device in self.devices():
             if not no_table(device):
@@ -255,7 +253,7 @@ class Family(Crowd):
 
     def check(self):
         if self.taken_over:
-            # Nobody writes to other chunks of the origin.
+            # Nothing writes to other chunks of the origin.
             bad = [
                 sector
                 for sector, (before, now) in enumerate(
@@ -274,8 +272,7 @@ class Family(Crowd):
         self.steady("calm", self.calm)
         if self.new:
             self.steady("new", self.new)
-        # A merge from which a snapshot has taken over says Invalid, and reads what is on the
-        # origin.
+        # A merge whose exceptions a snapshot has taken over says Invalid, and reads the origin.
         merging = self.live[self.origin] == "snapshot-merge" and self.origin.status() != "Invalid"
         owners = [
             device
@@ -311,7 +308,7 @@ class Family(Crowd):
         for name, device in ("calm", self.calm), ("new", self.new):
             if device and self.live[device] == "snapshot":
                 self.whole(device, name)
-        # A write to the origin's disk, past which every snapshot must see what was there.
+        # Writes to the origin's disk, which must not change what any snapshot shows.
         if self.live[self.origin] == "snapshot-origin":
             for chunk in range(0, CHUNKS, 3):
                 self.origin.write(chunk * SIZE, pattern("late", SIZE))
@@ -320,9 +317,9 @@ class Family(Crowd):
                 self.steady("new", self.new)
 
     def owns(self, owner, on_old):
-        """The snapshot that has the COW device of `old` in the end is the only one who writes to
-        it, and nobody writes to the origin any more. So what is written to it stays, also when it
-        is made anew from the disk.
+        """The snapshot that has the COW device of `old` in the end is the only one that writes to
+        it, and nothing writes to the origin any more. So what is written to the snapshot persists,
+        also when it is created again from the disk.
         """
         disk = self.disk.content(SECTORS)
         if on_old:
@@ -350,7 +347,7 @@ class Family(Crowd):
         again.remove()
 
     def reverted(self, sector):
-        """What the merge puts into the origin's place."""
+        """What the merge writes to the origin."""
         return (
             {self.before_merge[sector], split(self.data)[sector]}
             if {"merger"} & set(self.names) or self.was_merging
@@ -358,7 +355,7 @@ class Family(Crowd):
         )
 
     def steady(self, name, device):
-        """A snapshot shows what it did, and what was written to it."""
+        """A snapshot shows what it did before, and what was written to it."""
         assert self.live[device] == "snapshot", f"{name}: {self.live[device]}"
         got = self.content(device, SECTORS)
         written = set(next((writer.may for writer in self.writers if writer.name == name), ()))
@@ -377,7 +374,7 @@ class Family(Crowd):
                 writer.check(got, name)
 
     def whole(self, device, name):
-        """What the status says is on the COW device."""
+        """The status agrees with the COW device."""
         device.flush()
         store = cow.Store(self.cows[name])
         self.cows[name].close()

@@ -1,8 +1,8 @@
-"""Runs of random events: drawn from a seed, carried out, made shorter when they fail. Knows nothing
-of any target.
+"""Runs of random events: drawn from a seed, carried out, and shortened when they fail. Independent
+of the targets.
 
-A *plan* is all that a run depends on but time: a setup and a list of events, each a name and its
-arguments. Every event means something in every state, so any part of a list is a list too. A
+A *plan* is everything that a run depends on except time: a setup and a list of events, each a name
+with arguments. Each event means something in each state, so any part of a list is a list too. A
 *batch* is a few plans drawn from one seed.
 """
 
@@ -21,19 +21,17 @@ from hypothesis import strategies as st
 from lib import kmsg
 
 RUNS_PER_BATCH = 20
-# Of each target, whatever time there is. So much longer than its share it may take to come so far.
+# Of each target, whatever the time is. It may exceed its share by so much to reach these.
 LEAST_RUNS = 2
 OVERTIME = 240
 EVENTS_PER_RUN = 20, 60
 SECONDS_PER_RUN = 300
-# What an event says that had nothing to do.
+# Returned by an event that had nothing to do.
 IDLE = "idle"
 
 
 def event(weight, **arguments):
-    """Marks a method of a driver as an event: how often it comes, and the strategy of each
-    argument.
-    """
+    """Marks a method of a driver as an event: its weight, and the strategy of each argument."""
 
     def mark(method):
         method.event = weight, arguments
@@ -43,12 +41,12 @@ def event(weight, **arguments):
 
 
 class Driver:
-    """A device under test with its model. To make one sets it up; methods marked as events may come
-    in any order.
+    """A device under test with its model. Creating the driver sets it up; methods marked as events
+    may be called in any order.
 
     An event returns None if it was carried out, or a word for a different outcome, which is
-    counted: IDLE if it had nothing to do, for example "failed" for an error that was in order. What
-    is not in order raises. The driver may count other things in its tally, by (what, outcome).
+    counted: IDLE if it had nothing to do, "failed" for a legitimate error, for example. It raises
+    what is not legitimate. The driver may count other things in its tally, by (what, outcome).
     """
 
     TARGET = None
@@ -58,10 +56,10 @@ class Driver:
         self.box, self.setup, self.tally = box, setup, tally
 
     def check(self):
-        """What holds after every event."""
+        """What holds after each event."""
 
     def finish(self):
-        """What holds at the end, when all is well again."""
+        """What holds at the end, when all devices work."""
 
     @classmethod
     def events(cls):
@@ -97,9 +95,7 @@ class Driver:
 
     @classmethod
     def tours(cls, wanted=()):
-        """The strategy of plans in which each event comes once, and those that are wanted four
-        times, in any order.
-        """
+        """The strategy of plans with each event once, and the wanted ones four times, in any order."""
         kinds = cls.events()
         names = [*kinds, *wanted, *wanted, *wanted]
 
@@ -123,7 +119,7 @@ class Plan:
         self.events = events
 
     def __str__(self):
-        """One line that --events takes."""
+        """A line that --events accepts."""
         return json.dumps({"target": self.target, "setup": self.setup, "events": self.events})
 
     @classmethod
@@ -135,7 +131,7 @@ class Plan:
         return cls(value["target"], value["setup"], value["events"])
 
     def steps(self):
-        """The events as a person reads them."""
+        """The events in readable form."""
         return [spell(name, arguments) for name, arguments in self.events]
 
 
@@ -144,7 +140,7 @@ def spell(name, arguments):
 
 
 def say(text):
-    """Writes into the kernel log, where it stands beside what the kernel says and outlives the
+    """Writes to the kernel log, where it stands beside the kernel's messages and survives the
     guest.
     """
     with open("/dev/kmsg", "w") as file:
@@ -152,14 +148,14 @@ def say(text):
 
 
 class Failure:
-    """A plan that failed: at which event, how, and what the kernel said meanwhile."""
+    """A plan that failed: at which event, how, and what the kernel logged."""
 
     def __init__(self, plan, error, log):
         self.plan, self.at, self.error, self.log = plan, error.at, error, log
 
     @property
     def stuck(self):
-        """The devices could not be removed: nothing that runs after it proves anything."""
+        """The devices could not be removed, so later runs prove nothing."""
         return hasattr(self.error, "stuck")
 
     def report(self):
@@ -183,7 +179,7 @@ def quote(text):
 
 
 def perform(driver, plan, box, tally=None, log=None):
-    """One run. Raises what went wrong first, with the number of the event as `error.at`."""
+    """Carries out one run. Raises the first failure, with the number of the event as `error.at`."""
     tally = collections.Counter() if tally is None else tally
     at = -1
     error = None
@@ -228,15 +224,16 @@ class Soak:
     def __init__(self, driver, make_box, seconds=300, least=1.0):
         self.driver, self.make_box = driver, make_box
         self.least = least  # the share of the events that must have happened
-        self.seconds = seconds  # for making a failing plan shorter
+        self.seconds = seconds  # for shortening a failing plan
         self.runs, self.spent, self.tally = 0, 0.0, collections.Counter()
 
     def run(self, plan, tally=None):
-        """Carries out a plan, and returns its Failure or None. A run that hangs is ended, and says
-        where it was.
+        """Carries out a plan, and returns its Failure or None. A run that hangs is ended, and
+        reports its position.
         """
         log, start = kmsg.Log(), time.monotonic()
-        # Two ways out of a hang: an exception, and if the kernel does not return, at least words.
+        # Two ways out of a hang: an exception and, if the kernel does not return, at least a
+        # message.
         signal.signal(signal.SIGALRM, too_long)
         signal.alarm(SECONDS_PER_RUN)
         faulthandler.dump_traceback_later(SECONDS_PER_RUN + 30, file=sys.__stderr__)
@@ -251,7 +248,7 @@ class Soak:
             log.close()
 
     def missing(self):
-        """The events that have not been carried out yet, or had nothing to do."""
+        """The events that were not carried out yet, or had nothing to do."""
         met = {name for (name, outcome), count in self.tally.items() if count and outcome != IDLE}
         return [name for name in self.driver.events() if name not in met]
 
@@ -262,8 +259,8 @@ class Soak:
         )
 
     def go(self, seeds, seconds):
-        """Batches for so long, and until everything has happened; returns the report of a failure,
-        or None.
+        """Runs batches for some time, and until each event has happened; returns the report of a
+        failure, or None.
         """
         start = time.monotonic()
         end, last = start + seconds, start + seconds + OVERTIME
@@ -280,15 +277,16 @@ class Soak:
         return None
 
     def batch(self, seed, end=float("inf"), runs=RUNS_PER_BATCH, tour=False):
-        """Some runs from a seed, as far as time (`end`) permits, or one in which every event comes;
-        returns the report of a failure, or None.
+        """Some runs from a seed until `end`, or one run with each event; returns the report of a
+        failure, or None.
         """
         failures, drawn = [], 0
 
         def attempt(plan):
             nonlocal drawn
             drawn += 1
-            # The first that is drawn is always the simplest: no tour would be another.
+            # The first plan that is drawn is always the simplest one, so all tours would be the
+            # same.
             if failures or time.monotonic() > end or tour and drawn == 1:
                 return
             self.runs += 1
@@ -299,8 +297,8 @@ class Soak:
             if failure:
                 failures.append(failure)
 
-        # Hypothesis draws the plans. It would shrink them too, but takes hundreds of runs to get as
-        # far as Reducer does in dozens, and gives up on failures that come only now and then.
+        # Hypothesis draws the plans. It could shrink them too, but takes hundreds of runs where
+        # Reducer takes dozens, and gives up on failures that occur only sometimes.
         plans = self.driver.tours(self.missing()) if tour else self.driver.plans()
         settings = hypothesis.settings(
             max_examples=2 if tour else runs,
@@ -313,7 +311,7 @@ class Soak:
         return self.explain(failures[0], f"seed {seed}") if failures else None
 
     def replay(self, plan, end):
-        """Carries out the plan until it fails or time is over, once at least."""
+        """Carries out the plan until it fails or the time is over, at least once."""
         while True:
             self.runs += 1
             say(f"run {self.runs} of {plan.target}, given: {spell('setup', plan.setup)}")
@@ -324,9 +322,7 @@ class Soak:
                 return None
 
     def explain(self, first, origin):
-        """What there is to say about a failure: the shortest list that fails too, and the first one
-        as it was.
-        """
+        """The report of a failure: the shortest list that fails too, and the first one."""
         reducer = Reducer(self.run, self.seconds)
         shortest = reducer.reduce(first)
         again = 0 if first.stuck else sum(self.run(shortest.plan) is not None for _ in range(3))
@@ -340,9 +336,9 @@ class Soak:
 
 
 class Reducer:
-    """Makes a failing plan shorter: fewer events, then simpler arguments. Any failure counts, and
-    an attempt that passes although it could fail (a race) only costs length. Where the first plan
-    does not fail at once again, each attempt gets three runs.
+    """Shortens a failing plan: fewer events, then simpler arguments. Any failure counts, and an
+    attempt that passes although it could fail (a race) only costs length. If the first plan does
+    not fail again at once, each attempt gets three runs.
     """
 
     def __init__(self, run, seconds):
@@ -363,7 +359,7 @@ class Reducer:
         return self.best
 
     def fails(self, events, setup=None):
-        """Tries events; if they fail, they are the best from now on, without those behind the
+        """Tries events. If they fail they are the best from now on, without those after the
         failure.
         """
         plan = Plan(self.best.plan.target, setup or self.best.plan.setup, events)
@@ -383,8 +379,8 @@ class Reducer:
         return False
 
     def drop(self, size):
-        """Leaves out so many events in a row, from the end to the start; tells whether anything
-        could go.
+        """Leaves out `count` events in a row, from the end to the start; returns whether any could
+        be left out.
         """
         shorter = False
         at = len(self.best.plan.events)
@@ -414,7 +410,7 @@ class Reducer:
 
 
 def simpler(value):
-    """Simpler values than this, the simplest first. Every event takes any number down to 0."""
+    """Simpler values than this one, the simplest first. Each event accepts numbers down to 0."""
     if value is True:
         return [False]
     if isinstance(value, int) and value:
@@ -423,9 +419,7 @@ def simpler(value):
 
 
 def seeds(seed):
-    """The seed itself first, then others that follow from it: so a batch is repeated by its own
-    seed.
-    """
+    """The seed itself, then others that follow from it: so a batch is repeated by its own seed."""
     yield seed
     more = random.Random(seed)
     while True:

@@ -1,4 +1,4 @@
-"""The soak's driver of the era target."""
+"""The soak driver of the era target."""
 
 import errno
 import subprocess
@@ -17,13 +17,13 @@ from lib.metadata import Damaged
 MIB = 5
 SIZES = 8, 24, 128, 1024
 ENTRIES = 1018  # of the array, per block
-# Sectors less than the origin has: the last block is short, or just not; the last is 1018 blocks of
-# 8 sectors.
+# Sectors less than the origin has: the last block is short, or just full. The last value leaves
+# 1018 blocks of 8 sectors.
 SHORT = 0, 1, 27, 1000, MIB * 2048 - ENTRIES * 8
 LAYERS = "origin", "meta"
 NEVER, ANY = 0, 1 << 40  # eras
 
-MESSAGES = {  # words: errno; those of a method of their own are not here
+MESSAGES = {  # words: errno; messages with methods of their own are not here
     "nonsense": errno.EINVAL,
     "checkpoint now": errno.EINVAL,
     "take_metadata_snap 1": errno.EINVAL,
@@ -31,18 +31,18 @@ MESSAGES = {  # words: errno; those of a method of their own are not here
     "check": errno.EINVAL,
     "checkpoint2": errno.EINVAL,
 }
-BAD_LINES = {  # what replaces what is behind the devices: errno
+BAD_LINES = {  # what replaces the arguments after the devices: errno
     "": errno.EINVAL,
     "7": errno.EINVAL,
     "0": errno.EINVAL,
     "{size} 1": errno.EINVAL,
     "{size}x": errno.EINVAL,
     "-8": errno.EINVAL,
-    "{other}": errno.EINVAL,  # another block size than the metadata's
+    "{other}": errno.EINVAL,  # a block size unlike that of the metadata
 }
-# System calls that write, as /proc/*/syscall names them: ioctl, pwritev, pwritev2.
+# System calls that write, as /proc/*/syscall numbers them: ioctl, pwritev, pwritev2.
 WRITING = {"16", "296", "328"}
-ONE_BIO = 512  # sectors: what is larger may be several, which end one after the other
+ONE_BIO = 512  # sectors: a larger write may be several bios, which end one after the other
 
 
 def inside_a_write(task):
@@ -54,19 +54,19 @@ def inside_a_write(task):
 
 
 class Era(Layers):
-    """One era device, whose table may be shorter than the origin, over layers that can fail or
-    hold.
+    """An era device, whose table may be shorter than the origin, over layers that can fail or hold.
 
-    For each block there are two bounds of the era that is known for it. `least`: when the last
-    write to it that was acknowledged, or that is seen on the origin though it failed, began, this
-    era was the present one. `most`: when the last write to it ended, whatever became of it, no era
-    after this one had begun. Where nothing overlaps they are the same.
+    For each block two bounds of its era are known. `least` was the present era when the last write
+    began that was acknowledged, or that failed but is visible on the origin. `most` was the last
+    era that had begun when the last write ended, whatever its result. Without overlapping
+    operations both are equal.
 
     A write that is in flight when a checkpoint has returned belongs to the era that began: see
     `began`.
 
-    An I/O may fail only for a reason: a fault of the origin in its way while it was, for writes any
-    of the metadata, or the error table. Steps of the metadata fail only with a fault of its layer.
+    I/O may fail only for a reason: a fault of the origin that it met while in flight, for writes
+    also any fault of the metadata, or the error table. Metadata operations fail only with a fault
+    of the metadata's layer.
     """
 
     TARGET = "era"
@@ -84,8 +84,8 @@ class Era(Layers):
         count = MIB * 2048 // 8
         self.least, self.most = [NEVER] * count, [NEVER] * count
         self.ended = set()  # blocks of writes that have ended since the status was read
-        self.number = 0  # the era, as last seen
-        self.snapshot = None  # where it is
+        self.number = 0  # the last era that was seen
+        self.snapshot = None  # its block
         self.frozen = None  # the bounds of what it says
         self.unsure = False  # whether there is a snapshot
         self.open_era = (
@@ -177,7 +177,7 @@ class Era(Layers):
         return range(start // self.size, -(-end // self.size))
 
     def mark(self, blocks, era):
-        """These were written in this era or later."""
+        """These blocks were written in this era or later."""
         for block in blocks:
             self.least[block] = max(self.least[block], era)
 
@@ -200,8 +200,7 @@ class Era(Layers):
 
     def failed(self, op, error):
         if op.changes:
-            # Only a fault of the metadata, or the error table, keeps a write from being let
-            # through.
+            # Only a fault of the metadata, or the error table, can stop a write.
             through = (
                 not op.anything
                 and not any(fault.layer == "meta" for fault in op.faults)
@@ -240,7 +239,7 @@ class Era(Layers):
     # Status and messages
 
     def look(self):
-        """The status, compared with all that is known; None if it is `Error`."""
+        """Compares the status with all that is known; returns None if it is `Error`."""
         with self.model.lock:
             ended, self.ended = self.ended, set()
         text = self.device.status()
@@ -266,12 +265,14 @@ class Era(Layers):
         self.look()
 
     def calm(self):
-        """A step of the metadata has succeeded."""
+        """A metadata operation has succeeded."""
         if "meta" not in self.faults:
             self.trouble = False
 
     def began(self, before):
-        """A step has begun an era: what is in flight now, and may end at any time, is in it."""
+        """An operation has begun an era: what is in flight now, and may end at any time, belongs to
+        it.
+        """
         self.calm()
         status = self.look()
         if not status:
@@ -279,15 +280,13 @@ class Era(Layers):
         assert status.era > before, f"the era is {status.era} as before"
         with self.model.lock:
             for op in self.model.active:
-                one = (
-                    op.flushes is False and op.end - op.start <= ONE_BIO
-                )  # what waits is the write itself
+                one = op.flushes is False and op.end - op.start <= ONE_BIO  # the write itself waits
                 if op.changes and one and op.era < status.era and inside_a_write(op.task):
                     self.tally["write", "in flight at the end of an era"] += 1
                     op.era = status.era
 
     def tell(self, words, wanted=0):
-        """A message. Returns None, or what else came of it."""
+        """Sends a message. Returns None, or a word for another outcome."""
         status = self.look()
         self.unsure |= "snap" in words and not wanted
         try:
@@ -319,7 +318,7 @@ class Era(Layers):
         return outcome
 
     def bounds(self):
-        """What is, and may be, the last era of each block."""
+        """The least and the greatest possible last era of each block."""
         with self.model.lock:
             most = list(self.most)
             for op in self.model.active:
@@ -359,7 +358,7 @@ class Era(Layers):
 
     @event(6)
     def listing(self):
-        """What the metadata snapshot says, or one that is made for this."""
+        """The content of the metadata snapshot, or of one that is made for this."""
         if self.unsure:
             return IDLE
         if self.snapshot:
@@ -380,7 +379,7 @@ class Era(Layers):
             raise AssertionError(f"metadata on disk: {damage}") from damage
 
     def compare(self, found, least, most):
-        """Nothing is missing, and nothing is there that was not written."""
+        """Nothing is missing, and nothing is listed that was not written."""
         found = found + [NEVER] * (len(least) - len(found))
         missing = [
             f"{n}: {era} instead of {least[n]}" for n, era in enumerate(found) if era < least[n]
@@ -401,8 +400,8 @@ class Era(Layers):
 
     @event(2)
     def killed(self):
-        """Somebody waits for the end of an era, and is killed. It may have ended, but nothing was
-        promised.
+        """A process that waits for the end of an era is killed. The era may have ended, but nothing
+        was promised.
         """
         if self.suspended:
             return IDLE
@@ -419,7 +418,7 @@ class Era(Layers):
             process.kill()
             try:
                 done = process.wait(1)
-            except subprocess.TimeoutExpired:  # it has the writes behind it, and flushes the origin
+            except subprocess.TimeoutExpired:  # it waits for earlier writes, and flushes the origin
                 self.release()
                 process.wait(wait.DEADLINE)
                 return "while flushing"
@@ -497,13 +496,13 @@ class Era(Layers):
 
     @event(5, by=st.integers(-40, 40), odd=st.integers(0, 9))
     def resize(self, by, odd):
-        """A table that is longer or shorter by some blocks and sectors; with 0, that has as many
-        blocks as fit into one block of the array.
+        """Loads a table that is longer or shorter by some blocks and sectors; with 0, one with as
+        many blocks as fit into one block of the array.
         """
         blocks = self.sectors // self.size + by if by else ENTRIES
         sectors = max(self.size, min(blocks * self.size + odd, MIB * 2048))
         if sectors < self.sectors:
-            self.join()  # nothing is on its way to what is cut off
+            self.join()  # nothing is in flight to what is cut off
         self.suspend(False, False)
         self.load_table(sectors)
         return self.resume()
@@ -521,8 +520,8 @@ class Era(Layers):
 
     @event(2, now=FLAG)
     def remove_force(self, now):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
-        then removal.
+        """What dmsetup remove --force does: loads a table that fails everything under the present
+        I/O, then removes the device.
         """
         self.fail_everything(now)
         return self.remove()
@@ -532,7 +531,7 @@ class Era(Layers):
         return self.reopen("meta" in self.faults or self.open_era)
 
     def reopen(self, trouble):
-        """The device is gone: its metadata is in order, complete, and goes on."""
+        """The device is gone: its metadata is in order and complete, and a new device continues."""
         image = self.image()
         assert image.era >= self.number, f"era {image.era} on disk, it was {self.number}"
         if not trouble:
@@ -547,14 +546,14 @@ class Era(Layers):
                 self.snapshot or 0
             ), f"snapshot {image.snapshot} on disk, it was {self.snapshot}"
         self.unsure = True
-        # The space map may hold on to some of the previous transaction.
+        # The space map may keep some blocks of the previous transaction.
         assert (
             len(image.leaked) < 10
         ), f"{len(image.leaked)} blocks are in use without a reference: {image.leaked}"
         self.make()
         return "with a fault" if trouble else None
 
-    # Devices that fail
+    # Failing devices
 
     @event(5, layer=st.sampled_from(LAYERS), **FAULT)
     def fault(self, layer, kind, start, count):
@@ -562,7 +561,7 @@ class Era(Layers):
 
     @event(6, layer=st.sampled_from(["origin", "origin", "meta"]), writes=SMALL)
     def hold(self, layer, writes):
-        """What arrives at the layer waits: some writes for a start."""
+        """I/O that arrives at the layer waits; some writes begin it."""
         if layer in self.held:
             return IDLE
         self.hold_layer(layer)

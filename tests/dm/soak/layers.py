@@ -1,8 +1,8 @@
-"""What the drivers share whose device lies over disks: I/O at once or in threads, and layers that
+"""What drivers share whose device lies over disks: I/O in the caller or in threads, and layers that
 fail or hold.
 
-I/O that cannot end before something is let go (the device is suspended, or a layer held) goes to a
-thread.
+I/O that cannot end before something is released (the device is suspended, or a layer is held) runs
+in a thread.
 """
 
 import errno
@@ -17,7 +17,7 @@ from lib import dm
 
 THREADS = 12
 
-# Anywhere, or at the start, where others are too.
+# Anywhere, or at the start, where other I/O is too.
 SECTOR = st.integers(0, 16383) | st.integers(0, 300)
 FLAG = st.booleans()
 SMALL = st.integers(0, 20)
@@ -67,7 +67,7 @@ class Layers(Driver):
         self.threads = []
         self.stopping = False
         self.faults = {}  # layer: Fault
-        self.lingering = []  # healed, but their failures may not have been heard of yet
+        self.lingering = []  # healed, but their failures may not be known yet
         self.held = set()
         self.pending = None
         self.suspended = False
@@ -78,7 +78,7 @@ class Layers(Driver):
         pass
 
     def new_faults(self):
-        """The faults of this moment meet the I/O on its way."""
+        """The present faults meet the I/O in flight."""
         for fault in self.faults.values():
             self.noted(fault)
         self.expose_all()
@@ -89,7 +89,7 @@ class Layers(Driver):
                 self.expose(op)
 
     def expose(self, op):
-        """An I/O on its way meets the present faults."""
+        """An I/O in flight meets the present faults."""
         op.faults += [
             fault for fault in [*self.faults.values(), *self.lingering] if fault not in op.faults
         ]
@@ -114,7 +114,7 @@ class Layers(Driver):
         return "failed"
 
     def io(self, now, call, *args):
-        """Carries out an I/O: at once, or in a thread if it is to, or must, end later."""
+        """Carries out an I/O: in the caller, or in a thread if it may or must end later."""
         if now and not self.suspended and not self.held:
             return call(*args)
         self.spawn(call, *args)
@@ -141,7 +141,7 @@ class Layers(Driver):
         )
 
     def name(self, sector, value):
-        """Words for what a sector holds."""
+        """A description of what a sector holds."""
         if not any(value):
             what = "zeros"
         elif value.startswith(b"write"):
@@ -176,7 +176,9 @@ class Layers(Driver):
         self.wrote(op)
 
     def do_stream(self, start, step, turns):
-        """Writes and reads back, a sector here and a few there, until too much of it has failed."""
+        """Writes and reads back, a sector here and a few there, until too many operations have
+        failed.
+        """
         failures = 0
         for turn in range(turns):
             if self.stopping or failures > 4:
@@ -219,7 +221,7 @@ class Layers(Driver):
 
     @event(2)
     def join(self):
-        """Lets everything go on, and waits for the I/O on its way."""
+        """Releases everything, and waits for the I/O in flight."""
         if not self.threads:
             return IDLE
         self.run()
@@ -235,7 +237,7 @@ class Layers(Driver):
         self.threads.clear()
 
     def reap(self):
-        """Hears of what went wrong in threads that have ended."""
+        """Raises what failed in threads that have ended."""
         for thread in [thread for thread in self.threads if thread.done]:
             self.threads.remove(thread)
             thread.result()
@@ -243,7 +245,7 @@ class Layers(Driver):
     # Tables
 
     def patiently(self, call, *args):
-        """For what may wait until I/O has ended: held layers are let go when it has been asked for."""
+        """Makes a call that may wait for I/O: held layers are released after it was made."""
         if not self.held:
             return call(*args)
         thread = self.box.background(call, *args)
@@ -252,7 +254,7 @@ class Layers(Driver):
         return thread.result()
 
     def refused(self, words):
-        """A line that is refused: nothing changes, neither the live table nor one that waits."""
+        """Loads a line that must be refused; neither the live table nor a loaded one changes."""
         before = self.device.specs(table=True, inactive=True)
         try:
             self.device.load(self.bad_line(words))
@@ -270,9 +272,7 @@ class Layers(Driver):
         self.pending = None
 
     def run(self):
-        """Nothing is held and nothing is suspended any more; metadata that keeps it from that is
-        healed.
-        """
+        """Nothing is held or suspended any more; metadata that would prevent it is healed."""
         self.release()
         if self.suspended and self.resume() == "failed":
             self.heal()
@@ -290,7 +290,7 @@ class Layers(Driver):
             raise AssertionError("an open device was removed")
 
     def fail_everything(self, now):
-        """A table that fails everything goes live, under what I/O there is."""
+        """A table that fails everything goes live under the present I/O."""
         if now:
             self.spawn(self.do_stream, 3, 77, 40)
         self.device.load(f"0 {self.sectors} error")
@@ -301,10 +301,10 @@ class Layers(Driver):
         self.suspended, self.pending = False, None
         self.finish_threads()
 
-    # Devices that fail
+    # Failing devices
 
     def disturb(self, layer, fault):
-        """The layer gets a new fault, or none."""
+        """Gives the layer a new fault, or none."""
         self.held.discard(layer)
         if fault:
             self.faults[layer] = fault
@@ -325,7 +325,7 @@ class Layers(Driver):
         if not count:
             ranges = [(0, device.length)]
         else:
-            # Whole blocks: a block of the metadata that is written in half is beyond repair, for C
+            # Whole blocks: a block of the metadata that is half written is beyond repair, for C
             # too. Few are in use.
             start = start % (160 if layer == "meta" else device.length) // 8 * 8
             ranges = [(start, min(start + -(-count // 8) * 8, device.length))]
@@ -348,7 +348,7 @@ class Layers(Driver):
         self.held.clear()
 
     def hold_layer(self, layer):
-        """What arrives at the layer waits."""
+        """I/O that arrives at the layer waits."""
         self.held.add(layer)
         getattr(self.parts, layer).hold()
 

@@ -1,9 +1,9 @@
 """What each sector of a device may hold, while I/O overlaps, fails and is lost.
 
-A sector's content is one value (bytes) or, where nobody can know, a frozenset of them. Every I/O
-begins and ends in the model. A write that fails, or that overlaps another, leaves its sectors
-uncertain; a read that sees one of the values makes them certain again. Beside it stands what a lost
-commit may bring back: the values since the last good flush.
+The content of a sector is one value (bytes) or, if it is uncertain, a frozenset of them. Each I/O
+begins and ends in the model. A write that fails, or that overlaps another one, leaves its sectors
+uncertain; a read that sees one of the values makes them certain again. In addition the model has
+what a lost commit may bring back: the values since the last successful flush.
 """
 
 import threading
@@ -14,7 +14,7 @@ ZEROS = bytes(512)
 
 
 def content(number, sector, count):
-    """The data of write `number`: each sector says which write it is of, and which sector it is."""
+    """The data of write `number`: each sector tells its write and its place."""
     return b"".join(
         (b"write%07d/%07d " % (number, n) * 25)[:512] for n in range(sector, sector + count)
     )
@@ -25,19 +25,19 @@ def values(held):
 
 
 def one_of(held):
-    """The other way round: a single value stands for itself."""
+    """The inverse: a single value stands for itself."""
     return next(iter(held)) if len(held) == 1 else frozenset(held)
 
 
 class Op:
-    """One I/O, from before it is issued until after it has ended."""
+    """An I/O, from before it is issued until after it has ended."""
 
     def __init__(self, kind, start, count, data):
         self.kind, self.start, self.end, self.data = kind, start, start + count, data
         self.changes = bool(data)
-        # Sectors that another write was on its way to when it began, or began to write meanwhile.
+        # Sectors to which another write was in flight when this one began, or began later.
         self.clashes = set()
-        # For reads and flushes: what writes meanwhile may have left, as {sector: values}.
+        # For reads and flushes: what concurrent writes may have left, as {sector: values}.
         self.added = {}
         self.before = None
 
@@ -52,20 +52,20 @@ class Op:
 
 class Model:
     def __init__(self, data, prepare=lambda op: None):
-        """`prepare` is called with each I/O before anybody else can see it, under the lock."""
+        """`prepare` is called with each I/O before other threads can see it, under the lock."""
         self.prepare = prepare
         self.active = []
         self.lock = threading.Lock()
         self.restart(data)
 
     def restart(self, data):
-        """This is what the device holds, for sure. Nothing is on its way."""
+        """The device certainly holds this. Nothing is in flight."""
         assert not self.active
         self.now = split(data)
         self.since = {}  # sector: all values since the last flush, for those that changed
 
     def begin(self, kind, start=0, count=0, *data):
-        """An I/O starts; `data` is what it writes, or several such if either may be the outcome."""
+        """An I/O starts; `data` is what it writes, or several alternatives."""
         op = Op(kind, start, count, data)
         with self.lock:
             self.prepare(op)
@@ -91,7 +91,7 @@ class Model:
         return op
 
     def _add(self, sector, more):
-        """A sector may from now on hold these as well."""
+        """From now on a sector may hold these values as well."""
         held = values(self.now[sector])
         self.since[sector] = self.since.get(sector, held) | held | more
         for op in self.active:
@@ -110,8 +110,8 @@ class Model:
                         self.since.pop(sector, None)
 
     def discarded(self, op, region, certain, below):
-        """A discard has ended. If it is `certain` that it was carried out, its whole regions read
-        as what is `below`, on the destination. Other sectors it may have taken or left.
+        """A discard has ended. If it was `certain`ly carried out, its whole regions read as what is
+        `below`, on the destination. Other sectors may have been discarded or not.
         """
         first, last = -(-op.start // region) * region, op.end // region * region
         with self.lock:
@@ -125,12 +125,12 @@ class Model:
                     self._add(sector, {raw})
 
     def gave_up(self, op):
-        """A write, a read or a flush failed: nothing is known of it."""
+        """A write, a read or a flush failed: its effect is unknown."""
         with self.lock:
             self.active.remove(op)
 
     def flushed(self, op):
-        """A flush was acknowledged: what was there when it began is safe."""
+        """A flush was acknowledged: what was written when it began is durable."""
         with self.lock:
             self.active.remove(op)
             for sector, safe in op.before.items():
@@ -141,7 +141,7 @@ class Model:
                     self.since[sector] = left
 
     def saw(self, op, got):
-        """A read has ended; returns the sectors that hold what they must not, as (sector, value)."""
+        """A read has ended; returns the sectors with wrong contents, as (sector, value)."""
         bad = []
         with self.lock:
             self.active.remove(op)
@@ -151,7 +151,7 @@ class Model:
                 if value == before:
                     continue
                 if value in values(before):
-                    # A write on its way beside the read may have landed after it.
+                    # A write in flight beside the read may have arrived after it.
                     if (
                         sector not in op.clashes
                         and sector not in op.added
@@ -163,13 +163,13 @@ class Model:
         return bad
 
     def lose(self):
-        """What was not flushed may be gone. Nothing is on its way."""
+        """What was not flushed may be lost. Nothing is in flight."""
         assert not self.active
         for sector, held in self.since.items():
             self.now[sector] = one_of(held | values(self.now[sector]))
         self.since.clear()
 
     def keep(self):
-        """Everything has become durable. Nothing is on its way."""
+        """Everything has become durable. Nothing is in flight."""
         assert not self.active
         self.since.clear()

@@ -1,4 +1,4 @@
-"""The soak's driver of the snapshot target: an origin and up to three snapshots, which come and go."""
+"""The soak driver of the snapshot target: an origin and up to three snapshots, which come and go."""
 
 import errno
 import time
@@ -17,7 +17,7 @@ MIB = 4
 
 
 def on_any(name):
-    """An event of one device, for any of the family."""
+    """An event of one device, for any device of the family."""
     method = getattr(Layers, name)
     weight, arguments = method.event
 
@@ -29,19 +29,19 @@ def on_any(name):
 
 
 class Family(Layers):
-    """The origin's disk and three COW devices, each behind a layer that can fail or hold, and what
-    is over them.
+    """The origin's disk and three COW devices, each behind a layer that can fail or hold, and the
+    devices over them.
 
-    Origin I/O fails only if its own disk does. An I/O of a snapshot may fail if a device in its way
-    does, or if the snapshot has a reason to be lost. Snapshots are taken, opened and removed while
-    the origin is suspended, as by LVM.
+    I/O to the origin fails only if its own disk does. I/O to a snapshot may fail if a device that
+    it needs does, or if the snapshot has a reason to be invalid. Snapshots are taken, opened and
+    removed while the origin is suspended, as by LVM2.
     """
 
     TARGET = "snapshot"
     SETUP = {f"form{n}": st.integers(0, FORMS - 1) for n in range(SLOTS)} | {
         "short": st.sampled_from([0, 1, 27, 1000])
     }
-    ORIGIN = 1  # how often it is picked, of so many times that a snapshot is
+    ORIGIN = 1  # the origin's weight when a device is picked; a snapshot has 2
     PIECES = 1  # lines of the origin's table
 
     def __init__(self, box, setup, tally):
@@ -110,7 +110,7 @@ class Family(Layers):
         for face in self.faces():
             face.look()
 
-    # What all do
+    # Events of all devices
 
     read, write, write_regions, flush, discard, zero_out, stream, remove_open = map(
         on_any,
@@ -125,9 +125,7 @@ class Family(Layers):
 
     @event(2)
     def join(self):
-        """Lets everything go on, waits for the I/O on its way, and sees what has become of the
-        snapshots.
-        """
+        """Releases everything, waits for the I/O in flight, and learns which snapshots are invalid."""
         idle = not self.threads
         self.run()
         self.finish_threads()
@@ -138,7 +136,7 @@ class Family(Layers):
 
     @event(3, which=SMALL, noflush=FLAG)
     def status(self, which, noflush):
-        """With a flush, if that need not wait."""
+        """Reads the status, with a flush if that does not have to wait."""
         face = self.pick(which)
         face.device.status(noflush=noflush or bool(self.held) or face.suspended)
         face.check_status() if not face.error_table else None
@@ -179,16 +177,16 @@ class Family(Layers):
 
     @event(5, which=SMALL, noflush=FLAG)
     def swap(self, which, noflush):
-        """Another table takes over."""
+        """Replaces the table."""
         face = self.pick(which)
         face.suspend(noflush, False)
         face.load()
         return face.resume()
 
-    # Snapshots come and go
+    # Creation and removal of snapshots
 
     def with_origin_suspended(self, call):
-        """As LVM does."""
+        """As LVM2 does."""
         was = self.front.suspended
         self.front.suspend(False, False)
         try:
@@ -199,7 +197,7 @@ class Family(Layers):
 
     @event(4, slot=st.integers(0, SLOTS - 1), noflush=FLAG)
     def take(self, slot, noflush=False):
-        """A snapshot of what the origin holds now, in place of that in the slot."""
+        """Takes a snapshot of what the origin holds now, in place of the one in the slot."""
         if self.slots[slot]:
             self.remove(slot)
         form = self.forms[slot]
@@ -209,7 +207,7 @@ class Family(Layers):
             return "failed"
         was = self.front.suspended
         self.front.suspend(noflush, False)
-        # Before it works: what begins later is not in it.
+        # Before it is live: the model of the snapshot excludes later writes.
         with self.front.model.lock:
             face = Snapshot(self, slot, form, device, self.front.model.now)
             for op in self.front.model.active:
@@ -222,9 +220,7 @@ class Family(Layers):
             self.front.resume()
 
     def open(self, slot):
-        """A table for a COW device, not live yet; None if the device below does not let it be read
-        or made.
-        """
+        """A loaded table for a COW device; None if the device below cannot be read or written."""
         device = self.box.own(
             snaps.Snapshot(
                 self.parts.real,
@@ -252,7 +248,7 @@ class Family(Layers):
         self.remove(slot)
 
     def remove(self, slot):
-        """The snapshot is gone; its slot is free."""
+        """Removes the snapshot and frees its slot."""
         face = self.slots[slot]
         self.join()
 
@@ -267,9 +263,7 @@ class Family(Layers):
 
     @event(4, slot=st.integers(0, SLOTS - 1))
     def recreate(self, slot):
-        """A snapshot is made anew from what is on its COW device. Nothing is written to the origin
-        between.
-        """
+        """Creates a snapshot again from its COW device, without a write to the origin in between."""
         face = self.slots[slot]
         if not face or not face.form.persistent or face.lost or face.error_table:
             return IDLE
@@ -293,8 +287,8 @@ class Family(Layers):
 
     @event(2, which=SMALL, now=FLAG)
     def remove_force(self, which, now):
-        """What dmsetup remove --force does: a table that fails everything, under what I/O there is,
-        then removal.
+        """What dmsetup remove --force does: loads a table that fails everything under the present
+        I/O, then removes the device.
         """
         face = self.pick(which)
         self.run()
@@ -309,7 +303,7 @@ class Family(Layers):
         self.make_front(None)
         return "origin"
 
-    # Devices that fail
+    # Failing devices
 
     @event(5, layer=st.sampled_from(["real", *(f"cow{n}" for n in range(SLOTS))]), **FAULT)
     def fault(self, layer, kind, start, count):
@@ -317,7 +311,7 @@ class Family(Layers):
 
     @event(6, layer=st.sampled_from(["real", *(f"cow{n}" for n in range(SLOTS))]), writes=SMALL)
     def hold(self, layer, writes):
-        """What arrives at the layer waits: some writes for a start."""
+        """I/O that arrives at the layer waits; some writes begin it."""
         if layer in self.held:
             return IDLE
         self.hold_layer(layer)
@@ -327,8 +321,8 @@ class Family(Layers):
         time.sleep(0.002)
 
     def finish(self):
-        """All devices work: each snapshot has everything, or is lost for a reason; and new ones can
-        be taken.
+        """All devices work: each snapshot has everything or a reason to be invalid, and new ones
+        can be taken.
         """
         self.heal()
         self.join()

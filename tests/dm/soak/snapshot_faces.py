@@ -1,4 +1,4 @@
-"""The devices of the soak's driver of the snapshot target: an origin and its snapshots, and what is
+"""The devices of the soak driver of the snapshot target: an origin and its snapshots, and what is
 known of each.
 """
 
@@ -12,10 +12,10 @@ from lib import cow, snaps, wait
 SLOTS = 3
 KINDS = "P", "PO", "N"
 SIZES = 8, 1, 16, 64, 256
-ROOMS = None, 34, 300, 3  # chunks of the COW device, or as many as there is room for
+ROOMS = None, 34, 300, 3  # chunks of the COW device, or as many as it has room for
 FEATURES = "", "1 discard_zeroes_cow", "2 discard_zeroes_cow discard_passdown_origin"
 FORMS = len(KINDS) * len(SIZES) * len(ROOMS) * len(FEATURES)
-BAD_LINES = {  # what replaces what is behind the devices: errno
+BAD_LINES = {  # what replaces the arguments after the devices: errno
     "": errno.EINVAL,
     "P": errno.EINVAL,
     "PX 8": errno.EINVAL,
@@ -30,7 +30,7 @@ BAD_LINES = {  # what replaces what is behind the devices: errno
 
 
 class Form:
-    """What kind of snapshot a slot has."""
+    """The kind of snapshot that a slot has."""
 
     def __init__(self, number, lower):
         number, kind = divmod(number, len(KINDS))
@@ -47,13 +47,13 @@ class Form:
         return f"{self.kind} {self.size} {self.features}".strip()
 
     def allocated(self, exceptions):
-        """What the status says with so many."""
+        """What the status says with so many exceptions."""
         return (cow.data_at(exceptions, self.size) if self.persistent else exceptions) * self.size
 
 
 class Face(Layers):
-    """A device of the family, with what it must read. Its layers and threads are those of the
-    family.
+    """A device of the family, with the model of its content. It shares the layers and threads of
+    the family.
     """
 
     def __init__(self, family, device, region, content):
@@ -120,7 +120,7 @@ class Face(Layers):
         pass
 
     def calm(self):
-        """Nothing is held or suspended, no I/O is on its way."""
+        """Nothing is held, suspended or in flight."""
 
 
 class Front(Face):
@@ -140,8 +140,7 @@ class Front(Face):
 
     def prepare(self, op):
         super().prepare(op)
-        # An exception is owed to the snapshots that are there now; others may come to see the
-        # write.
+        # Snapshots that exist now need an exception; later ones may show the write.
         op.watchers = self.family.snapshots() if op.changes else []
         for watcher in op.watchers:
             watcher.touched(op)
@@ -180,10 +179,10 @@ class Front(Face):
 class Snapshot(Face):
     """A snapshot.
 
-    `tried` are chunks that somebody began to write to, `sure` those to which a write was
-    acknowledged: the first may have an exception, the second must. A snapshot may be lost, for
-    good, if its COW device had no room for all it has tried, or after a fault of it or of the
-    origin. Whether it is shows when all I/O has ended.
+    `tried` are the chunks to which a write has begun, `sure` those to which one was acknowledged:
+    the former may have an exception, the latter must. A snapshot may become invalid, permanently,
+    if its COW device had no room for all that was tried, or after a fault of its COW device or of
+    the origin. Whether it is invalid shows when all I/O has ended.
     """
 
     name_of_target = "snapshot"
@@ -208,7 +207,7 @@ class Snapshot(Face):
 
     @property
     def has_reason(self):
-        """To be lost."""
+        """Whether it has a reason to be invalid."""
         return self.lost or self.doubtful or self.crowded
 
     def chunks(self, op):
@@ -245,8 +244,8 @@ class Snapshot(Face):
         super().wrote(op)
 
     def do_discard(self, start, count):
-        """Each sector is as before, or zeros; with passdown so is the origin, past all other
-        snapshots.
+        """Each sector is as before, or zeros; with passdown so is the origin, whatever other
+        snapshots show.
         """
         past = (
             [face for face in self.family.faces() if face is not self]
@@ -267,7 +266,7 @@ class Snapshot(Face):
             face.model.gave_up(op)
 
     def load(self):
-        """A second table over a first that waits is refused."""
+        """Loads a table. It is refused while another one is loaded."""
         try:
             self.device.load(self.line())
         except OSError as error:
@@ -282,7 +281,7 @@ class Snapshot(Face):
     BAD_LINES = BAD_LINES
 
     def look(self):
-        """The status, compared with all that is known."""
+        """Compares the status with all that is known."""
         if self.error_table:
             return None
         least = len(self.sure)
@@ -321,7 +320,7 @@ class Snapshot(Face):
             self.doubtful = False
 
     def is_failing(self):
-        """Whether it is lost, though its header may not say so yet."""
+        """Whether it is invalid, although its header may not say so yet."""
         if len(self.sure) > self.form.capacity:
             return True
         try:
@@ -332,7 +331,7 @@ class Snapshot(Face):
         return False
 
     def check_disk(self):
-        """The device is gone. What is on disk says what it has said."""
+        """The device is gone; its disk agrees with what its status said."""
         if not self.form.persistent:
             return
         disk = self.family.disks[self.layer]

@@ -1,5 +1,5 @@
-"""The soak's driver of the snapshot-merge target: the devices of that of snapshot; now and then one
-of the snapshots is merged into the origin, which goes on being used.
+"""The soak driver of the snapshot-merge target: the devices of the snapshot driver. Sometimes a
+snapshot is merged into the origin, which stays in use.
 """
 
 import errno
@@ -11,9 +11,7 @@ from lib import cow, snaps, wait
 
 
 class Front(snapshot.Front):
-    """The origin, or what merges into it: then an I/O may need the COW device too, and fail with
-    it.
-    """
+    """The origin, or what merges into it: then I/O may need the COW device too, and fail with it."""
 
     @property
     def merging(self):
@@ -44,12 +42,12 @@ class Front(snapshot.Front):
     def wrote(self, op, durable=False):
         if not self.merging:
             return super().wrote(op, durable)
-        for watcher in op.watchers:  # they have it when the chunk is merged, if not before
+        for watcher in op.watchers:  # they have it when the chunk is merged, at the latest
             self.family.owed[watcher].update(watcher.chunks(op))
         self.model.wrote(op)
 
     def do_discard(self, start, count):
-        """It changes nothing."""
+        """Discards change nothing during a merge."""
         if not self.merging or not self.merging.form.features:
             return super().do_discard(start, count)
         try:
@@ -84,8 +82,8 @@ def refused(device, line):
 
 
 class Family(snapshot.Family):
-    """What was acknowledged is there, through all errors, suspends and new tables; and when all
-    devices work the merge comes to its end, with exactly what the snapshot showed.
+    """Everything that was acknowledged is there, through all errors, suspends and new tables. When
+    all devices work the merge ends, with exactly what the snapshot showed.
     """
 
     TARGET = "snapshot-merge"
@@ -112,17 +110,17 @@ class Family(snapshot.Family):
         self.doubtful |= bool(self.merging) and fault.layer in ("real", self.merging.layer)
 
     def take(self, slot, noflush=False):
-        """What the origin's disk holds during a merge is nothing to keep."""
+        """During a merge the origin's disk holds nothing worth a snapshot."""
         return IDLE if self.merging else super().take(slot, noflush)
 
     def quiet(self):
-        """All devices work, and nothing is on its way."""
+        """All devices work, and nothing is in flight."""
         self.heal()
         self.join()
 
     @event(9, which=SMALL, direct=FLAG)
     def merge(self, which, direct):
-        """Of a live snapshot, or of one whose device was removed before."""
+        """Merges a live snapshot, or one whose device was removed before."""
         faces = self.snapshots()
         if not faces:
             return IDLE
@@ -162,7 +160,7 @@ class Family(snapshot.Family):
         face.device.remove()
 
     def cover(self, face, chunks, other):
-        """The chunks of another snapshot in which these lie."""
+        """The chunks of another snapshot that contain these."""
         size = face.region
         return {
             n
@@ -175,7 +173,7 @@ class Family(snapshot.Family):
 
     @event(3)
     def merge_again(self):
-        """The device is removed and made anew."""
+        """Removes the device and creates it again."""
         if not self.merging:
             return IDLE
         self.quiet()
@@ -184,7 +182,7 @@ class Family(snapshot.Family):
 
     @event(3)
     def end_merge(self):
-        """When all devices work it comes to its end, if need be with a new start."""
+        """When all devices work the merge ends, if need be after a new start."""
         if not self.merging:
             return IDLE
         self.quiet()
@@ -214,7 +212,7 @@ class Family(snapshot.Family):
 
     @event(2)
     def back(self):
-        """The rest becomes a snapshot again, and the origin is what it is."""
+        """The rest becomes a snapshot again, and the device of the merge a plain origin."""
         if not self.merging or self.merging.overflowed:
             return IDLE
         self.quiet()

@@ -1,5 +1,5 @@
-"""The soak's driver of the snapshot-origin target: the devices of that of snapshot, with most of
-the I/O on the origin, which has three lines.
+"""The soak driver of the snapshot-origin target: the devices of the snapshot driver, with most of
+the I/O to the origin, whose table has three lines.
 """
 
 from snapshot import Family

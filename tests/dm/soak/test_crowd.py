@@ -12,7 +12,7 @@ import pytest
 
 from lib import box, delay, modules
 
-# At least. In the debug kernel a round takes ten times as long.
+# The least number of rounds. In the debug kernel a round takes ten times as long.
 ROUNDS = (
     {"clone": 2, "era": 2, "snapshot": 6}
     if os.environ.get("DM_RUST_KERNEL") == "debug"
@@ -39,7 +39,9 @@ def test_snapshots(impl, request, rust_module):
 
 
 def go(crowd, request, rust_module):
-    """So many rounds, or for --crowd-seconds, and until everything has happened."""
+    """Runs the least number of rounds, or rounds for --crowd-seconds, and until everything has
+    happened.
+    """
     name = crowd.NAME
     start, seconds = time.monotonic(), request.config.getoption("--crowd-seconds")
     end, last = start + seconds, start + seconds + OVERTIME

@@ -1,5 +1,5 @@
-"""The soak itself: a wrong device is found, explained in a few events that fail again, and its seed
-is named.
+"""The soak itself: it finds a wrong device, explains it by a few events that fail again, and names
+the seed.
 """
 
 import errno
@@ -71,7 +71,7 @@ class OverWrong(Driver):
 
 
 class Once(OverWrong):
-    """Fails once, and then never again: what a race looks like."""
+    """Fails once and never again, like a race."""
 
     failed = False
 
@@ -151,7 +151,7 @@ class Lazy(Right):
 
 
 def test_time_alone_is_not_enough(monkeypatch):
-    """Without any time every event happens nevertheless; where one does not, that is said."""
+    """Without any time each event happens nevertheless; an event that does not is reported."""
     soak = Soak(Right, NoBox)
     assert soak.go(engine.seeds(1), 0) is None
     assert soak.runs >= engine.LEAST_RUNS and not soak.missing() and soak.is_enough
@@ -160,7 +160,7 @@ def test_time_alone_is_not_enough(monkeypatch):
     assert "soak of right" in report and "never never happened" in report
 
 
-# The driver of the clone target, over clones that lie. Each list passes with one that does not.
+# The driver of the clone target, over clones that lie. Each list passes over a clone that does not.
 
 SETUP = {
     "region": 0,
@@ -192,7 +192,7 @@ def fails(*_, **__):
 
 
 def forgets(it):
-    """Its metadata goes back to what it was when the device was made."""
+    """The metadata goes back to what it was when the device was created."""
     device, disk = it.clone, it.trio.meta_disk
     before, remove = disk.content(), device.remove
 

@@ -1,4 +1,4 @@
-"""All targets of our module under random events; see engine.py. One driver per target, in a file of
+"""All targets of the module under random events; see engine.py. One driver per target, in a file of
 its name.
 """
 
@@ -13,7 +13,7 @@ from lib import box, modules
 
 @pytest.fixture
 def drivers(impl, rust_module):
-    """The drivers of what the module registers."""
+    """The drivers of the targets that the module registers."""
     targets = sorted(modules.targets(rust_module))
     assert targets, "the module registers no target"
     found = []
@@ -32,8 +32,8 @@ def drivers(impl, rust_module):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_soak(drivers, request, soak_in_guest):
-    """For --seconds, which the targets share, and until each event has happened. A failure says how
-    to repeat it.
+    """Runs for --seconds, which the targets share, and until each event has happened. A failure
+    says how to repeat it.
     """
     option = request.config.getoption
     # In the debug kernel, which takes ten times as long, two thirds of the events are enough.
