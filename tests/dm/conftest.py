@@ -103,7 +103,8 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     return [
-        f"device-mapper: kernel {os.uname().release}, implementations {' and '.join(config.impls)}, "
+        f"device-mapper: kernel {os.uname().release}, implementations "
+        f"{' and '.join(config.impls)}, "
         f"seed {config.seed} (--seed {config.seed} repeats this run)"
     ]
 
@@ -239,7 +240,9 @@ def said(log):
 
 @pytest.fixture(autouse=True)
 def watch(request, guest):
-    """Fails a test that takes too long, leaves mapped devices behind, or makes the kernel complain."""
+    """Fails a test that takes too long, leaves mapped devices behind, or makes the kernel
+    complain.
+    """
     global _log
     _log = kmsg.Log()
     taint = _taint()

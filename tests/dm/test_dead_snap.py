@@ -73,7 +73,7 @@ def test_hung_cow(family, jams, others):
     stops(cow, jams)
     with modules.setting(parameter("rust", "snapshot_cow_threshold"), "1"):
         first = family.writer(target, 800, pattern("first", 8))
-        wait.until(lambda: in_flight(cow) == 1, "the first is on its way")
+        wait.until(lambda: in_flight(cow) == 1, "the first is in flight")
         second = family.writer(
             target, 1600, pattern("second", 8)
         )  # over the limit, so it is left to the worker
@@ -82,7 +82,7 @@ def test_hung_cow(family, jams, others):
     for snapshot in rest:
         family.writer(snapshot, 163, pattern("part", 3)).result()
     third = family.writer(family.origin, 240, pattern("third", 8)) if not rest else first
-    wait.until(lambda: in_flight(cow) >= 2, "the second is on its way")
+    wait.until(lambda: in_flight(cow) >= 2, "the second is in flight")
     nobody_waits_for(family, [target], *rest)
     assert not any(writer.done for writer in (first, second, third)) and cow.jam.is_jammed == jams
     cow.release()
@@ -102,10 +102,10 @@ def test_hung_origin(impl, box, jams):
     first, second = family.snap("P", 8), family.snap("P", 8)
     first.cow.hold()
     writer = family.writer(family.origin, 80, pattern("new", 8))
-    wait.until(lambda: in_flight(first.cow) == 1, "the copy is on its way")
+    wait.until(lambda: in_flight(first.cow) == 1, "the copy is in flight")
     stops(real, jams)
     first.cow.release()
-    wait.until(lambda: in_flight(real) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(real) == 1, "the write is in flight")
     nobody_waits_for(family, [first, second, family.origin], first, second)
     assert not writer.done and real.jam.is_jammed == jams
     real.release()
@@ -149,7 +149,7 @@ class Failing:
         self.rest.error_writes()
         self.header.hold()
         self.writer = self.family.box.background(fails, self.snapshot.write, 80, pattern("lost", 8))
-        wait.until(lambda: in_flight(self.header) == 1, "the header is on its way")
+        wait.until(lambda: in_flight(self.header) == 1, "the header is in flight")
 
     def end(self):
         assert not self.writer.done and self.snapshot.status() != "Invalid"

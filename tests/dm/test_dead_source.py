@@ -117,7 +117,7 @@ def test_noflush_suspend_hands_writes_back(trio):
         writers.append(
             (sector, data, trio.box.background(clone.write, sector, data, fua=n % 5 == 0))
         )
-    wait.until(lambda: in_flight(clone) == len(writers), "all are on their way")
+    wait.until(lambda: in_flight(clone) == len(writers), "all are in flight")
     clone.suspend(noflush=True)
     assert not clone.look().hydrating
     assert not any(writer.done for _, _, writer in writers)
@@ -132,10 +132,12 @@ def test_noflush_suspend_hands_writes_back(trio):
 
 
 def test_noflush_suspend_and_a_discard(trio):
-    """A discard waits for copies in its range; these are given up, and the discard is carried out."""
+    """A discard waits for copies in its range; these are given up, and the discard is carried
+    out.
+    """
     clone = hydrating(trio)
     discard = trio.box.background(clone.discard, 0, 1024)
-    wait.until(lambda: in_flight(clone) == 1, "it is on its way")
+    wait.until(lambda: in_flight(clone) == 1, "it is in flight")
     clone.suspend(noflush=True)
     trio.source.release()
     clone.resume()

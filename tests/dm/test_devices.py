@@ -1,5 +1,5 @@
-"""The devices below: how they are opened, that a table may open one twice, and whom I/O on them is
-charged to.
+"""The devices below a target: how they are opened, tables that open one twice, and which cgroup I/O
+on them is charged to.
 """
 
 import errno
@@ -23,9 +23,7 @@ stock = pytest.mark.skipif(
 
 
 def _sound(log, *disks):
-    """device-mapper found every device that was put, and nobody has one that is not in use any
-    more.
-    """
+    """device-mapper found each device that was put, and no device stays in use."""
     found = [
         line
         for line in log.lines()
@@ -64,8 +62,8 @@ def _era(box, x):
 @pytest.mark.parametrize("reader", [_snapshot, _clone])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_read_by_one_line_written_by_another(impl, box, log, read_only, reader, writer):
-    """device-mapper opens it again and frees what it has given to the first line; C goes on with
-    that.
+    """device-mapper opens the device again and frees what it had given to the first line, which C
+    continues to use.
     """
     x = box.ram(1)
     x.fill(pattern("x", MIB))
@@ -79,7 +77,7 @@ def test_read_by_one_line_written_by_another(impl, box, log, read_only, reader, 
     if not read_only:
         table.write(MIB + 88, pattern("new", 8))
         assert x.read(88, 8) == pattern("new", 8)
-    # Once more while this is live, and refused in the end.
+    # The same once more while this table is live; it is refused in the end.
     with pytest.raises(OSError):
         table.load(*lines, f"{2 * MIB} 8 nonsense", read_only=read_only)
     assert table.read(80, 8) == pattern("x", MIB)[80 * 512 : 88 * 512]
@@ -115,7 +113,7 @@ def _probe(root, line):
 
 @contextmanager
 def _openings():
-    """What device-mapper opens meanwhile: (number, mode) of each, in a list that is complete at the
+    """What device-mapper opens within the context: a list of (number, mode), complete at the
     end.
     """
     root = Path("/sys/kernel/tracing")
@@ -136,7 +134,8 @@ def _openings():
         for line in (root / "trace").read_text().splitlines():
             if not line.startswith("#") and " opens: " in line:
                 fields = dict(word.split("=") for word in line.split() if "=" in word)
-                # Without a holder it is not device-mapper's: ours has its metadata open once more.
+                # Opens without a holder are not device-mapper's: dm-rust opens its metadata once
+                # more.
                 if int(fields["holder"]):
                     found.append((int(fields["number"]), int(fields["mode"])))
     finally:
@@ -154,8 +153,8 @@ LINES = {
 
 @stock
 def test_modes(impl, box, same):
-    """A device that is only read is opened for reading: to open it for writing has effects on some
-    drivers.
+    """A device that is only read is opened for reading, because opening it for writing has effects
+    on some drivers.
     """
     disks = {name: box.ram(1) for name in ("origin", "cow", "meta", "dest", "source")}
     writes = {}
@@ -191,7 +190,7 @@ def test_modes(impl, box, same):
     same(writes, "opened for writing")
 
 
-# Whom I/O is charged to
+# Which cgroup I/O is charged to
 
 WRITES = 24
 
@@ -215,14 +214,14 @@ class Group:
         self._folder.rmdir()
 
     def run(self, script):
-        """Runs Python in the group. `write(path, sectors, flags)` writes 4 KiB at each of these
+        """Runs Python in the cgroup. `write(path, sectors, flags)` writes 4 KiB at each of these
         sectors.
         """
         text = f"open('{self._folder}/cgroup.procs', 'w').write('0')\n{_WRITER}\n{script}"
         modules.run("python3", "-c", text)
 
     def written(self, disk):
-        """Bytes that the group has written to a disk."""
+        """Bytes that the cgroup has written to a disk."""
         for line in (self._folder / "io.stat").read_text().splitlines():
             number, *words = line.split()
             if number == disk.dev:
@@ -257,15 +256,15 @@ def _origin_and_snapshot(box):
 
 @stock
 def test_first_writes_are_charged_to_the_writer(impl, box, group):
-    """What a target keeps back for a while is charged to who has written it, not to the thread that
-    sends it on.
+    """A write that a target delays is charged to the cgroup of its writer, not to the thread that
+    submits it.
     """
     front, snap, origin, store = _origin_and_snapshot(box)
     pair = box.ram(1), box.ram(4)
     era = box.mapped(f"0 {4 * MIB} era {pair[0].dev} {pair[1].dev} 16")
     meta, dest, source = box.ram(1), box.ram(4), box.ram(4)
     clone = box.mapped(f"0 {4 * MIB} clone {meta.dev} {dest.dev} {source.dev} 16 1 no_hydration")
-    # Each to a chunk, block or region of its own, and to a part of it.
+    # Each write goes to a part of a chunk, block or region of its own.
     sectors = [16 * n for n in range(WRITES)]
     apart = [16 * n for n in range(WRITES, 2 * WRITES)]
     charged = {}
@@ -279,7 +278,7 @@ def test_first_writes_are_charged_to_the_writer(impl, box, group):
         group.run(f"write('{device.path}', {where}, os.O_DIRECT)")
         charged[name] = group.written(disk) // 4096
     if impl == "c":
-        # C's clone gives the device to a bio only when it sends it on.
+        # C's clone sets the device of a bio only when it submits it.
         del charged["clone"]
     assert charged == dict.fromkeys(charged, WRITES)
 
@@ -287,10 +286,12 @@ def test_first_writes_are_charged_to_the_writer(impl, box, group):
 @stock
 @pytest.mark.only("rust")
 def test_writeback_is_charged_to_the_writer(impl, box, group):
-    """Who writes to a file or to the cache of a device, which others write back."""
+    """Writes to a file, or to the cache of a device, are charged to the writer, although other
+    threads write them back.
+    """
     front, _, origin, _ = _origin_and_snapshot(box)
     front.close()
-    fd = os.open(front.path, os.O_RDWR)  # the last to close it would write all back
+    fd = os.open(front.path, os.O_RDWR)  # the last close would write everything back
     try:
         group.run(f"write('{front.path}', {[16 * n for n in range(WRITES)]}, 0)")
         assert not group.written(origin)

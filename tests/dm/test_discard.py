@@ -1,4 +1,4 @@
-"""Discards: what they mark, what they pass on, what they must not destroy; limits of the queue;
+"""Discards: which regions they mark, what they pass down, what they must keep; limits of the queue;
 zeroing.
 """
 
@@ -26,7 +26,7 @@ def test_less_than_a_region_is_nothing(impl, clone_box, start, count):
     [(3, 26, 1, 2), (8, 8, 1, 1), (0, 2048, 0, 256), (7, 10, 1, 1), (100, 1000, 13, 124)],
 )
 def test_rounds_inwards(impl, clone_box, start, count, first, regions):
-    """Whole regions inside the range are marked, and exactly those are passed on."""
+    """Whole regions inside the range are marked, and exactly those are passed down."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     before = trio.dest.stats(), trio.source.stats()
@@ -35,13 +35,17 @@ def test_rounds_inwards(impl, clone_box, start, count, first, regions):
     dest, source = trio.dest.stats() - before[0], trio.source.stats() - before[1]
     assert dest.discard_sectors == regions * 8
     assert not source.reads
-    trio.wrote(first * 8, bytes(regions * 8 * 512))  # these disks give zeros for what was discarded
+    trio.wrote(
+        first * 8, bytes(regions * 8 * 512)
+    )  # these disks read as zeros where they were discarded
     trio.check(clone)
     assert trio.dest.read(first * 8, regions * 8) == bytes(regions * 8 * 512)
 
 
 def test_without_passdown(impl, clone_box):
-    """Marked, not passed on: the destination's old bytes show (that is what the feature is for)."""
+    """Marked, not passed down: the destination's old bytes show, which is the purpose of the
+    feature.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone(extra="2 no_hydration no_discard_passdown")
     clone.discard(8, 80)
@@ -51,7 +55,7 @@ def test_without_passdown(impl, clone_box):
 
 
 def test_of_hydrated_regions(impl, clone_box):
-    """Only passed on; mixed ranges mark the rest."""
+    """Hydrated regions are only passed down; mixed ranges mark the others."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     trio.write(clone, 16, pattern("new", 32))
@@ -96,7 +100,9 @@ def test_hydration_skips_what_was_discarded(impl, clone_box):
     "why", ["discard unsupported", "max discard sectors smaller than a region"]
 )
 def test_impossible_passdown(impl, clone_box, log, same, why):
-    """Switched off with a warning, shown in INFO and not in TABLE; discards still mark regions."""
+    """Passdown is switched off with a warning, which INFO shows and TABLE does not; discards still
+    mark regions.
+    """
     trio = clone_box.trio(mib=1, discard=why != "discard unsupported")
     if "smaller" in why:
         Path(f"/sys/dev/block/{trio.dest.dev}/queue/discard_max_bytes").write_text("4096")
@@ -118,8 +124,7 @@ def test_impossible_passdown(impl, clone_box, log, same, why):
     trio.check(clone)
 
 
-# A clone must look like C's to whoever asks sysfs. The rest of queue/ is the kernel's, not the
-# target's.
+# In sysfs a clone must look like C's. The rest of queue/ is the kernel's, not the target's.
 LIMITS = (
     "discard_granularity",
     "discard_max_bytes",
@@ -177,7 +182,7 @@ def test_limits(impl, clone_box, same, region, words, cache):
 
 
 def test_zeroing(impl, clone_box):
-    """BLKZEROOUT (`blkdiscard -z`): zeros are read back, in hydrated and other regions."""
+    """BLKZEROOUT (`blkdiscard -z`): zeros are read back, in regions of all kinds."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     trio.write(clone, 64, pattern("new", 64))
@@ -189,15 +194,15 @@ def test_zeroing(impl, clone_box):
     trio.check(trio.dest)
 
 
-# W1: a discard marks a region while a copy of it is in flight; the copy lands later, on what was
-# written meanwhile.
+# W1: a discard marks a region while a copy of it is in flight; the copy then overwrites what was
+# written in between.
 
 
 @pytest.mark.parametrize("words", ["passdown", "no_discard_passdown"])
 @pytest.mark.parametrize("copy", ["sweep, single", "sweep, batch", "for a write"])
 def test_discard_races_a_copy(impl, clone_box, copy, words):
-    """The source is held, so the copy of region 5 is in flight for as long as it takes. C loses the
-    write: silently.
+    """The source is held, so that the copy of region 5 stays in flight. C loses the write
+    silently.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(
@@ -221,7 +226,7 @@ def test_discard_races_a_copy(impl, clone_box, copy, words):
 
     work = clone_box.background(discard_and_write)
     if impl == "c":
-        work.result()  # C does not wait, and that is the bug
+        work.result()  # C does not wait, which is the bug
         assert clone.read(40, 5) == pattern("precious", 5)
     else:
         wait.until(lambda: work.done or clone.look().hydrating, "discard has met the copy")
@@ -245,7 +250,7 @@ def test_discard_races_a_copy(impl, clone_box, copy, words):
 
 @pytest.mark.only("rust")
 def test_discard_and_write_at_full_hydration(impl, clone_box, rng):
-    """Discards of everything and writes, while the copy runs as fast as it can; C loses writes here
+    """Discards of everything and writes, at the maximum speed of the hydration; C loses writes here
     (W1).
     """
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""era: devices that fail, metadata without space, metadata that is damaged."""
+"""era: failing devices, metadata without space, damaged metadata."""
 
 import errno
 
@@ -16,12 +16,12 @@ def failing(call, *args):
     return error.value.errno
 
 
-# Metadata that fails
+# Failing metadata
 
 
 @pytest.fixture
 def era(pair):
-    """A device with blocks 0 to 9 marked, over metadata that can be made to fail."""
+    """An era with blocks 0 to 9 marked, over metadata that can be made to fail."""
     era = pair.layered("meta").era()
     era.write(0, pattern("marked", 80))
     return era
@@ -29,8 +29,8 @@ def era(pair):
 
 @pytest.mark.parametrize("kind", ["error", "error_writes"])
 def test_failing_metadata(pair, era, log, kind):
-    """Marked blocks are written, others are not; messages fail; the status says so; then it works,
-    and all is well again.
+    """Marked blocks can be written, others cannot; messages fail, and the status says so. When the
+    metadata works again, so does everything else.
     """
     events, before = era.event, pair.origin.content()
     getattr(pair.meta, kind)()
@@ -56,9 +56,7 @@ def test_failing_metadata(pair, era, log, kind):
 
 
 def test_writes_while_metadata_fails(pair, era):
-    """What was marked is recorded in the era in which it was; nothing that was let pass is missing
-    afterwards.
-    """
+    """What was marked is recorded in its era; nothing that was submitted is missing afterwards."""
     now = era.era
     pair.meta.error_writes()
     for n in range(10):
@@ -73,15 +71,15 @@ def test_writes_while_metadata_fails(pair, era):
 
 @pytest.mark.parametrize("n", range(1, 9))
 def test_one_failing_request(pair, n):
-    """One request of the metadata fails, whichever: the write succeeds all the same, by a second
-    try.
+    """Any single request of the metadata fails: the write succeeds all the same, by a second
+    attempt.
     """
     era = pair.layered("meta").era()
     written = set()
     for block in range(0, 40, 4):
         era.write(block * 8, pattern("a", 8))
         written.add(block)
-    # The n-th block of the metadata cannot be written, until the first attempt has failed.
+    # The n-th block of the metadata cannot be written until the first attempt has failed.
     pair.meta.error_writes((n * 8, n * 8 + 8))
     results = []
     for block in range(100, 108):
@@ -100,7 +98,7 @@ def test_one_failing_request(pair, n):
 
 
 def test_suspend_with_failing_metadata(pair, era):
-    """The device is suspended all the same; what was committed is archived when it goes live again."""
+    """The suspend succeeds; what was committed is archived at the next resume."""
     pair.meta.error()
     era.suspend()
     assert era.status() == "Error"
@@ -113,9 +111,7 @@ def test_suspend_with_failing_metadata(pair, era):
 
 
 def test_removal_with_failing_metadata(pair, era):
-    """Nothing is in the way of removal, and what was committed is there the next time: a crash does
-    no more.
-    """
+    """The removal succeeds, and what was committed is there the next time, as after a crash."""
     pair.meta.error()
     assert failing(era.write, 800, pattern("lost", 8)) == errno.EIO
     era.remove()
@@ -127,9 +123,7 @@ def test_removal_with_failing_metadata(pair, era):
 
 
 def test_metadata_that_fails_at_once(pair, log):
-    """Creating a device: the error of the constructor, or of the resume; afterwards the metadata is
-    as before.
-    """
+    """Creation fails in the constructor or in the resume; afterwards the metadata is as before."""
     pair.layered("meta")
     pair.meta.error()
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
@@ -151,7 +145,7 @@ def test_metadata_that_fails_at_once(pair, log):
 
 @pytest.mark.parametrize("blocks", [*range(8, 40, 4), 14, 37, 64])
 def test_small_metadata(pair, blocks):
-    """However small: an error or a device that works, and never a change that is lost."""
+    """Metadata of any size: an error or a working device, and never a lost change."""
     pair.meta = pair.box.mapped(f"0 {blocks * 8} linear {pair.meta_disk.dev} 0")
     try:
         era = pair.era()
@@ -178,8 +172,8 @@ def test_small_metadata(pair, blocks):
 
 
 def test_no_space_for_an_era(pair):
-    """A snapshot keeps blocks until none is left: checkpoints are refused, writes are recorded;
-    then all goes on.
+    """A snapshot keeps blocks until none is left: checkpoints are refused, writes are recorded.
+    Without the snapshot everything works again.
     """
     pair.meta = pair.box.mapped(f"0 {110 * 8} linear {pair.meta_disk.dev} 0")
     pair.origin_disk = pair.origin = pair.box.ram(256)

@@ -17,7 +17,9 @@ def era(pair):
 
 @pytest.mark.crowd
 def test_random_work(pair, rng, same):
-    """Random writes over many eras: exactly the blocks that were written, and the data below."""
+    """Random writes over many eras: exactly the blocks that were written are listed, and the data
+    is on the origin.
+    """
     size = 24
     era = pair.era(size)
     last, content = {}, bytearray(pair.origin.content())
@@ -44,7 +46,7 @@ def test_random_work(pair, rng, same):
 
 @pytest.mark.parametrize("size", [8, 24, 128])
 def test_boundaries(pair, size):
-    """Writes that end or begin at a boundary, and that cross it; the last block is short."""
+    """Writes that end or begin at a boundary, or cross it; the last block is short."""
     era = pair.era(size, length=size * 40 + 8)
     era.write(size * 2, pattern("a", size))
     era.write(size * 5 - 1, pattern("b", 2))
@@ -63,8 +65,8 @@ def test_reads_record_nothing(pair, era):
 
 
 def test_flush(pair):
-    """A flush goes to the origin, records nothing and waits for nothing; also of a target that does
-    not start at 0.
+    """A flush goes to the origin, records nothing and waits for nothing, also for a target that
+    does not start at 0.
     """
     origin = pair.box.ram(4, cache=True)
     pair.origin = origin
@@ -87,8 +89,8 @@ def test_flush(pair):
     [(0, 512, range(64)), (5, 100, range(14)), (8191, 1, [1023]), (0, 8192, range(1024))],
 )
 def test_discard_records_every_block(pair, era, kind, start, count, blocks):
-    """A discard, and a request to write zeros, records each block it touches. C records the first
-    one alone.
+    """A discard, and a request to write zeros, record each block that they touch. C records the
+    first one only.
     """
     pair.origin.fill(pattern("old", 8192))
     getattr(era, kind)(start, count)
@@ -104,8 +106,8 @@ def test_discard_first_block(pair, era, same):
 
 @pytest.mark.only("rust")
 def test_large_io_is_not_split(pair, era):
-    """Of a mebibyte over blocks of 4 KiB the origin sees as many requests as from a linear device:
-    C makes 256.
+    """A mebibyte over blocks of 4 KiB reaches the origin in as many requests as from a linear
+    device: C makes 256.
     """
     linear = pair.box.mapped(f"0 {era.length} linear {pair.origin.dev} 0")
     data = pattern("large", 2048)
@@ -122,7 +124,7 @@ def test_large_io_is_not_split(pair, era):
 
 
 def test_marked_blocks_cost_nothing(pair, era):
-    """A block that was written in this era is written again without a look at the metadata."""
+    """A block that was written in this era is written again without metadata I/O."""
     era.write(0, pattern("first", 80))
     before = pair.meta.stats()
     for at in range(0, 80, 3):
@@ -138,7 +140,7 @@ def test_marked_blocks_cost_nothing(pair, era):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_concurrent_writes_share_a_commit(pair):
-    """First writes that come while a commit runs have the next one together."""
+    """First writes that arrive while a commit runs share the next one."""
     pair.layered("meta")
     era = pair.era()
     pair.meta.hold()
@@ -154,7 +156,9 @@ def test_concurrent_writes_share_a_commit(pair):
 
 @pytest.mark.only("rust")
 def test_nowait(pair, era):
-    """A write that may not wait passes if its blocks are marked, and is refused if not. Reads pass."""
+    """A write that may not wait passes if its blocks are marked, and is refused otherwise. Reads
+    pass.
+    """
     era.write(0, pattern("marked", 8))
     fd = os.open(era.path, os.O_RDWR | os.O_DIRECT)
     try:
@@ -181,7 +185,7 @@ def test_read_only_table(pair, same):
 
 @pytest.mark.crowd
 def test_many_writers(pair, era, rng):
-    """Threads that write all the time, and eras that end all the time: each list is complete."""
+    """Several threads write all the time while eras end: each list is complete."""
     stop = threading.Event()
     written = [set() for _ in range(4)]
 
@@ -205,7 +209,7 @@ def test_many_writers(pair, era, rng):
 
 @pytest.mark.parametrize("size", [8, 128])
 def test_file_system(pair, size):
-    """ext4 with work on it while eras end; then fsck, and everything is in the list."""
+    """ext4 in use while eras end; then fsck, and everything is in the list."""
     box = pair.box
     pair.origin = pair.origin_disk = box.ram(64)
     era = pair.era(size)

@@ -56,7 +56,9 @@ def test_messages(pair, era, same, log, words):
 
 
 def test_snapshots(pair, era, same, log):
-    """At most one; refused messages change nothing; what was there before is there again after it."""
+    """At most one snapshot exists. Refused messages change nothing; after a drop the blocks are
+    free again.
+    """
     era.write(0, pattern("a", 64))
     same(failing(era.drop), "nothing to drop")
     era.take()
@@ -93,7 +95,7 @@ def test_snapshot_survives(pair, era):
 
 @pytest.mark.only("rust")
 def test_status_costs_nothing(pair, era):
-    """C commits with each."""
+    """The status does not commit. C commits with each."""
     era.write(0, pattern("a", 8))
     before = pair.meta.stats()
     for _ in range(100):
@@ -104,7 +106,7 @@ def test_status_costs_nothing(pair, era):
 
 @pytest.mark.only("rust")
 def test_suspended_era_answers(pair, era):
-    """Status and messages work at once; a snapshot taken now is complete. C hangs."""
+    """Status and messages work at once; a snapshot that is taken now is complete. C hangs."""
     era.write(24, pattern("a", 8))
     era.suspend()
     status = era.status()
@@ -140,15 +142,15 @@ def test_suspend_and_resume(pair, era, how):
 
 @pytest.mark.only("rust")
 def test_reload_over_a_live_era(pair, era):
-    """Loaded early, resumed late: it knows what happened meanwhile. With C the era goes back, and
-    writes vanish.
+    """Loaded early, resumed late: the table knows what happened in between. With C the era goes
+    back, and writes vanish.
     """
     era.write(0, pattern("a", 8))
     era.load(era.line)
     for n in range(1, 4):
         era.checkpoint()
         era.write(n * 8, pattern("a", 8))
-    # Blocks that the last commit gave back may be free again between the two.
+    # Blocks that the last commit freed may be free again between the two.
     wait.until(lambda: era.specs(inactive=True)[0][3] == era.status(), "both tell the same")
     before = pair.meta.stats()
     for _ in range(5):
@@ -165,7 +167,7 @@ def test_reload_over_a_live_era(pair, era):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_swaps_under_load(pair, era):
-    """Tables come and go while others write; nothing is missing."""
+    """Tables are replaced while other threads write; nothing is missing."""
     import random
     import threading
 
@@ -211,7 +213,7 @@ def test_replaced_by_another_target(pair, era):
     ],
 )
 def test_resize(pair, impl, sizes):
-    """Blocks are added, and cut off; what was written stays known as far as there are blocks."""
+    """Blocks are added and cut off; what was written stays known as far as there are blocks."""
     pair.origin_disk = pair.origin = pair.box.ram(16)
     spare = pair.box.ram(1)
     era = pair.era(8, length=sizes[0] * 8)
@@ -229,7 +231,7 @@ def test_resize(pair, impl, sizes):
         known[0] = now + 1
     era.remove()
     if impl == "c" and sizes[-1] % eras.ENTRIES == 0 and sizes[-2] > sizes[-1]:
-        with pytest.raises(AssertionError):  # blocks of the array stay that should not
+        with pytest.raises(AssertionError):  # blocks of the array stay in use that should not
             eras.check(pair.meta)
         return
     image = eras.check(pair.meta, spare)
@@ -238,7 +240,7 @@ def test_resize(pair, impl, sizes):
 
 @pytest.mark.only("rust")
 def test_resize_with_pending_eras(pair):
-    """Bitsets of another size, archived and in a snapshot, are digested with the new one."""
+    """Bitsets of another size, archived and in a snapshot, are digested with the new size."""
     pair.origin_disk = pair.origin = pair.box.ram(512)
     era = pair.era(8, length=40_000 * 8)
     for block in (0, 32575, 32576, 39_999):
@@ -280,7 +282,7 @@ LAST = (1 << 32) - 1
 
 
 def restored(pair, now):
-    """Metadata whose era is `now`, with a block in each of two eras before it."""
+    """Metadata whose present era is `now`, with a block in each of the two eras before."""
     era = pair.era()
     era.write(0, pattern("a", 8))
     era.checkpoint()
@@ -301,7 +303,7 @@ def restored(pair, now):
 
 @pytest.mark.only("rust")
 def test_last_era(pair, log):
-    """The numbers end: no wrap, and blocks go on being recorded. C begins with 0 again, and
+    """Era numbers end without a wrap, and blocks continue to be recorded. C starts again at 0, and
     forgets.
     """
     restored(pair, LAST - 1)
@@ -330,8 +332,8 @@ def test_last_era(pair, log):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_opens_the_last_era(impl, box):
-    """C archives the last era when it is suspended: ours takes it out again. (Here C makes such
-    metadata, in the end.)
+    """C archives the last era when it is suspended; dm-rust takes it out again. (In this test C
+    makes such metadata in the end.)
     """
     pair = eras.Pair(box)
     restored(pair, LAST - 1)
@@ -344,8 +346,8 @@ def test_c_opens_the_last_era(impl, box):
 
 @pytest.mark.only("rust")
 def test_last_era_archived_by_c(pair):
-    """As the test above leaves it: the bitset of the last era is in the tree, and there is no
-    present one.
+    """Metadata as the test above leaves it: the bitset of the last era is in the tree, and there is
+    no present one.
     """
     restored(pair, LAST)
     era = pair.era()

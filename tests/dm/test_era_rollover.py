@@ -1,4 +1,4 @@
-"""era: nothing is lost between two eras (I8): what a message promises when it returns."""
+"""era: nothing is lost between two eras (I8): what a message guarantees when it returns."""
 
 import os
 import pathlib
@@ -34,14 +34,14 @@ def write_discard(era, kind, block):
 @pytest.mark.parametrize("message", MESSAGES)
 @pytest.mark.parametrize("kind", ["marked", "deferred", "discard"])
 def test_waits_for_what_is_in_flight(pair, era, kind, message):
-    """A write of the old era is on its way: the message returns when it has ended, not before."""
+    """A write of the old era is in flight: the message returns when it has ended, not before."""
     if kind == "marked":
         era.write(0, pattern("first", 8))
     pair.origin.hold()
     write = pair.box.background(write_discard, era, kind, 0)
-    wait.until(lambda: in_flight(era) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(era) == 1, "the write is in flight")
     if kind != "marked":
-        # Marked, durably: then it is on its way to the origin.
+        # Marked durably, so it has been submitted to the origin.
         wait.until(lambda: era.marked() == {0}, "the block is marked")
     rollover = pair.box.background(era.message, message)
     wait.until(lambda: era.era == 2, "the new era has begun")
@@ -56,11 +56,11 @@ def test_waits_for_what_is_in_flight(pair, era, kind, message):
 
 @pytest.mark.only("c")
 def test_c_does_not_wait(pair, era):
-    """The defect: the write ends after the checkpoint, and is not in the new era."""
+    """The defect of C: the write ends after the checkpoint, and is not in the new era."""
     era.write(0, pattern("first", 8))
     pair.origin.hold()
     write = pair.box.background(era.write, 0, pattern("late", 8))
-    wait.until(lambda: in_flight(era) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(era) == 1, "the write is in flight")
     now = era.checkpoint()
     assert not write.done
     pair.origin.release()
@@ -71,9 +71,11 @@ def test_c_does_not_wait(pair, era):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_writes_go_on_meanwhile(pair):
-    """While a message waits, other writes are recorded in the new era, and need not wait for it."""
+    """While a message waits, other writes are recorded in the new era, and do not wait for the
+    message.
+    """
     half = pair.origin_disk.sectors // 2
-    # The lower half stands still, the upper one does not.
+    # The lower half is held, the upper one is not.
     slow = pair.box.layered(pair.origin_disk, sectors=half)
     pair.origin = pair.box.mapped(
         f"0 {half} linear {slow.dev} 0\n{half} {half} linear {pair.origin_disk.dev} {half}"
@@ -82,7 +84,7 @@ def test_writes_go_on_meanwhile(pair):
     era.write(0, pattern("first", 8))
     slow.hold()
     late = pair.box.background(era.write, 0, pattern("late", 8))
-    wait.until(lambda: in_flight(era) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(era) == 1, "the write is in flight")
     rollover = pair.box.background(era.message, "checkpoint")
     wait.until(lambda: era.era == 2, "the new era has begun")
     era.write(half, pattern("new", 8))
@@ -96,13 +98,13 @@ def test_writes_go_on_meanwhile(pair):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_message_can_be_killed(pair, era):
-    """Whoever waits can be killed; the era has ended, and the next message waits for the same
-    write.
+    """A process that waits can be killed. The era has ended, and the next message waits for the
+    same write.
     """
     era.write(0, pattern("first", 8))
     pair.origin.hold()
     late = pair.box.background(era.write, 0, pattern("late", 8))
-    wait.until(lambda: in_flight(era) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(era) == 1, "the write is in flight")
     first = [
         subprocess.Popen(["dmsetup", "message", era.name, "0", "checkpoint"]) for _ in range(2)
     ]
@@ -125,7 +127,9 @@ def test_message_can_be_killed(pair, era):
 
 @pytest.mark.only("rust")
 def test_flush_before_the_promise(pair):
-    """What ended is durable when the message returns; an origin that stands still can be given up."""
+    """What has ended is durable when the message returns; a message that waits for a held origin
+    can be killed.
+    """
     pair.origin_disk = pair.box.ram(4, cache=True)
     era = pair.layered("origin").era()
     era.write(0, pattern("cached", 8))
@@ -148,7 +152,7 @@ def test_flush_before_the_promise(pair):
 
 @pytest.mark.only("rust")
 def test_message_waits_for_failing_writes_too(pair, era):
-    """Writes that the origin fails are over, too."""
+    """Writes that the origin fails have ended, too."""
     era.write(0, pattern("first", 80))
     pair.origin.error_writes()
     for _ in range(20):
@@ -162,7 +166,7 @@ def test_message_waits_for_failing_writes_too(pair, era):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_messages_from_many_threads(pair, era):
-    """Eight threads, each with its own messages: the eras grow one by one, and none is left out."""
+    """Eight threads send their own messages: eras increase by one, and none is left out."""
     stop = threading.Event()
 
     def write(seed):
@@ -209,8 +213,8 @@ thinktime=5000
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("delay", [0, 2])
 def test_backup(pair, delay):
-    """Incremental backups of a device that is written to all the time: in the end the copy is the
-    device.
+    """Incremental backups of a device that is written to all the time: in the end the copy equals
+    the device.
     """
     blocks, size = 128, 8
     below = pair.origin_disk.dev
@@ -238,7 +242,7 @@ def test_backup(pair, delay):
 
 
 def back_up(pair, era, copy, since, size):
-    """One increment; gives where the next one begins."""
+    """Makes one increment; returns the era from which the next one starts."""
     era.take()
     pair.meta.close()
     image = eras.Metadata(pair.meta.content(), era.look().snapshot, sums=False)

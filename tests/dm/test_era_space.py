@@ -1,4 +1,4 @@
-"""era: metadata with little space: what fits passes, what does not is refused, and neither costs
+"""era: metadata with little space: what fits succeeds, what does not is refused, and neither costs
 the others anything.
 """
 
@@ -18,7 +18,7 @@ LEAVES = 4
 
 
 class Small(eras.Pair):
-    """131072 blocks, in metadata of a given size. A mark in a leaf that none has used yet takes a
+    """131072 blocks, in metadata of a given size. A mark in a leaf that was not used yet takes a
     block of metadata.
     """
 
@@ -35,7 +35,7 @@ def mark(era, leaf, block=0):
 
 def edge(box):
     """A size for which some writes, each to another leaf, fit one by one, and others do not; and
-    how many fit.
+    the number that fits.
     """
     for blocks in range(140, 180):
         small = Small(box, blocks)
@@ -55,8 +55,8 @@ def edge(box):
 
 
 def test_batch_at_the_edge(impl, box):
-    """What fits when writes come one by one fits when they come together, and so do marks that need
-    no space.
+    """What fits when writes arrive one by one fits when they arrive together, and so do marks that
+    need no space.
     """
     blocks, fit = edge(box)
     small = Small(box, blocks)
@@ -66,7 +66,7 @@ def test_batch_at_the_edge(impl, box):
     first = box.background(mark, era, 0, 64)
     wait.until(lambda: in_flight(small.gate), "a commit waits")
     before = in_flight(era)
-    # The next batch: none of them has been looked at yet.
+    # The next batch, of which no write has been processed yet.
     together = {leaf: box.background(mark, era, leaf) for leaf in range(fit - 1, LEAVES)}
     wait.until(lambda: in_flight(era) == before + len(together), "the others wait for the commit")
     small.gate.release()
@@ -74,7 +74,7 @@ def test_batch_at_the_edge(impl, box):
     results = {leaf: write.result() for leaf, write in together.items()}
     assert sorted(results.values()) == [0] + [errno.EIO] * (LEAVES - fit), results
     assert era.status() != "Error"
-    # What has found room goes on being written.
+    # A write that has found room is carried out.
     passed = set(range(fit - 1)) | {leaf for leaf, result in results.items() if not result}
     assert not any(mark(era, leaf) for leaf in passed)
     era.remove()
@@ -82,7 +82,7 @@ def test_batch_at_the_edge(impl, box):
 
 
 def test_refused_writes_cost_nothing(impl, box):
-    """A write that finds no room reads, writes and flushes nothing: all that is asked is in memory."""
+    """A write that finds no room reads, writes and flushes nothing: memory has all the answers."""
     blocks, fit = edge(box)
     small = Small(box, blocks)
     era = small.era()
@@ -93,20 +93,20 @@ def test_refused_writes_cost_nothing(impl, box):
             assert mark(era, leaf, block * 64) == errno.EIO
     cost = small.gate.stats() - before
     assert (cost.reads, cost.writes, cost.flushes) == (0, 0, 0)
-    # A range of which a part is marked is refused as well, and costs no more.
+    # A range with some marked blocks is refused as well, and costs no more.
     for _ in range(3):
         assert errno_of(era.write, (LEAF - 4) * 8, pattern("wide", 64)) == errno.EIO
         assert errno_of(era.discard, 0, era.length) == errno.EIO
     assert era.status() != "Error"
-    # The room comes back with the era.
+    # The next era has room again.
     small.gate.heal()
     era.remove()
     eras.check(small.meta)
 
 
 def test_snapshot_without_room(impl, box):
-    """`take_metadata_snap` finds none, again and again: the era goes on, and nothing is written or
-    opened anew.
+    """`take_metadata_snap` finds no room, repeatedly: the era continues, and nothing is written or
+    opened again.
     """
     blocks, _ = edge(box)
     small = Small(box, blocks)
@@ -130,8 +130,8 @@ def smaller(box, blocks):
 
 
 def ended(box, blocks, length):
-    """A suspended era with a metadata snapshot, if there was room for it, and what is written in
-    it.
+    """A suspended era with a metadata snapshot, if there was room for one, and the blocks written
+    in it.
     """
     pair = smaller(box, blocks)
     era = pair.era(length=length * 8)
@@ -141,7 +141,8 @@ def ended(box, blocks, length):
     return pair, era, written, kept
 
 
-# In entries of the array: a new last block, a last block that grows, many; and the same backwards.
+# In entries of the array: a new last block, a last block that grows, many blocks; and the same
+# backwards.
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -156,8 +157,8 @@ def ended(box, blocks, length):
     ],
 )
 def test_resize_with_little_room(impl, box, sizes):
-    """With each number of free blocks: it is resized, or refused; a size that does not fit is not
-    begun. What is refused leaves the old table as able to go on as it was.
+    """With each number of free blocks: the era is resized, or refused, and a size that does not fit
+    is not begun. A refusal leaves the old table fully working.
     """
     old, new = sizes
     met = {True: [], False: []}
@@ -177,7 +178,7 @@ def test_resize_with_little_room(impl, box, sizes):
             assert before.since(1) == written
             era.load(era.line)
             result = errno_of(era.resume)
-            if result:  # there is no room for another era, whatever was tried
+            if result:  # there is no room for another era in any case
                 assert result == errno_of(ended(box, blocks, old)[1].resume)
                 era.remove()
                 continue
@@ -192,8 +193,8 @@ def test_resize_with_little_room(impl, box, sizes):
 
 
 def test_refused_growth(impl, box, log):
-    """Refused with a line in the log; the old table goes on, and so does the new one once there is
-    room.
+    """Refused with a line in the log. The old table continues, and so does the new one once there
+    is room.
     """
     pair = smaller(box, 40)
     era = pair.era(length=1000 * 8)
@@ -225,8 +226,8 @@ def test_shrinks_in_slices(impl, box):
         era.write(block * 8, pattern("a", 8))
     before = pair.meta.stats()
     era.swap(f"0 {1018 * 8} era {pair.meta.dev} {pair.origin.dev} 8")
-    # Two for each commit, of the old era, four slices, and the new era; and one before it is opened
-    # with another size.
+    # Two for each commit, of the old era, four slices, and the new era; and one before the array is
+    # opened with another size.
     assert (pair.meta.stats() - before).flushes == 2 * (1 + 4 + 1) + 1
     era.write(8, pattern("b", 8))
     era.remove()
@@ -235,7 +236,9 @@ def test_shrinks_in_slices(impl, box):
 
 
 def test_not_all_of_a_table_goes_live(impl, box):
-    """One target of a table goes live, another does not; the table is replaced without a suspend."""
+    """One target of a table goes live, another does not; the table is replaced without a
+    suspend.
+    """
     one, two = eras.Pair(box), eras.Pair(box)
     two.layered("meta")
     half = one.origin.sectors

@@ -1,4 +1,4 @@
-"""era: table lines, what is refused and how, limits, and what stands in the metadata afterwards."""
+"""era: table lines, refusals, limits, and the metadata that is left."""
 
 import errno
 
@@ -17,7 +17,9 @@ def refused(mapped, line):
 
 
 def test_create(pair, same):
-    """Status and table line of a new device; over the metadata it leaves, the era is the next one."""
+    """Status and table line of a new device. Over the metadata that it leaves, the era is the next
+    one.
+    """
     era = pair.era(128)
     same(era.status(), "status")
     assert era.table() == f"{pair.meta.dev} {pair.origin.dev} 128"
@@ -36,7 +38,7 @@ def test_version(impl, same):
 
 @pytest.mark.parametrize("start", [0, 1, 511, 2048, 4095])
 def test_only_a_zeroed_block_is_formatted(pair, rng, start):
-    """Only a first block of zeros is formatted, whatever follows."""
+    """Metadata is formatted only if its first block is zero, whatever follows."""
     pair.meta.fill(bytes(4096) + rng.randbytes(60 * 4096))
     era = pair.era()
     assert era.era == 1
@@ -71,7 +73,7 @@ LINES = [
 
 @pytest.mark.parametrize("line", LINES)
 def test_refused(pair, same, log, line):
-    """The same errors and texts as C, and nothing is written."""
+    """Errors and messages are C's, and nothing is written."""
     pair.meta.fill(bytes(range(256)) * 16)
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     mark = log.mark()
@@ -132,7 +134,7 @@ def test_block_size_cannot_change(pair, same, log):
 
 @pytest.mark.only("rust")
 def test_devices_that_exclude_each_other(pair, log):
-    """C accepts these, and destroys the metadata sooner or later."""
+    """C accepts these tables, and destroys the metadata sooner or later."""
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     assert refused(empty, f"0 8192 era {pair.meta.dev} {pair.meta.dev} 8") == errno.EBUSY
     pair.era()
@@ -170,13 +172,13 @@ def test_limits(pair, same, size):
 
 @pytest.mark.only("rust")
 def test_limit_beyond_32_bits_is_not_set(pair):
-    """A hint of 32 bits for a block of 4 GiB is none; C's wraps to zero and below."""
+    """A hint beyond 32 bits, for a block of 4 GiB, is not set; C's wraps to zero or below."""
     era = pair.era(1 << 23)
     assert era.queue("optimal_io_size") == pair.origin.queue("optimal_io_size")
 
 
 def test_era_after_another_target(pair):
-    """A table of two targets: sectors count from each one's start."""
+    """A table of two targets: sectors count from the start of each target."""
     disk, other = pair.box.ram(4), pair.box.ram(4)
     pair.origin = disk
     device = pair.box.mapped(
@@ -193,7 +195,7 @@ def test_era_after_another_target(pair):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("how", ["clear", "remove"])
 def test_nothing_is_written_before_resume(pair, how):
-    """Loading a table formats nothing; neither do status and table of what is loaded."""
+    """Loading a table formats nothing; nor do status and table of the loaded table."""
     empty = pair.box.own(eras.Era(pair.meta, pair.origin, start=False))
     before = pair.meta.stats()
     empty.load(empty.line)

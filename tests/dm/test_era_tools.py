@@ -1,4 +1,4 @@
-"""era: metadata goes to the tools and to C, and comes from them."""
+"""era: the tools and C open the metadata, and dm-rust opens theirs."""
 
 import pytest
 
@@ -7,7 +7,9 @@ from lib.box import pattern
 
 
 def test_tools(impl, pair, rng):
-    """era_check, era_dump, era_restore and era_repair agree with us; what they write is opened."""
+    """era_check, era_dump, era_restore and era_repair agree with dm-rust, which opens what they
+    write.
+    """
     spare = pair.box.ram(1)
     era = pair.era()
     written = {}
@@ -19,8 +21,7 @@ def test_tools(impl, pair, rng):
     era.remove()
     image = eras.check(pair.meta, spare)
     assert {block: at for block, at in enumerate(image.eras()) if at} == written
-    # If all is digested C leaves a tree without eras; then era_invalidate does not look at the
-    # array.
+    # If all eras are digested C leaves an empty tree, for which era_invalidate ignores the array.
     assert image.archived or impl == "c"
     for since in (1, 4, 7) if image.archived else ():
         assert eras.invalidate(pair.meta, since) == {
@@ -45,8 +46,8 @@ def test_live_device(pair):
 
 @pytest.mark.only("rust")
 def test_snapshot_of_a_quiet_device(pair):
-    """Nothing written for long, all digested: old blocks are in the list all the same. The tree is
-    never empty.
+    """Nothing was written for long, and all eras are digested: old blocks are in the list all the
+    same. The tree is never empty.
     """
     era = pair.era()
     era.write(40, pattern("a", 8))
@@ -63,8 +64,8 @@ def test_snapshot_of_a_quiet_device(pair):
 
 @pytest.mark.only("rust")
 def test_digestion(pair, rng):
-    """Fifty eras, one after the other: nothing is forgotten on the way, and in the end all but the
-    newest are digested.
+    """Fifty eras: nothing is forgotten on the way, and in the end all but the newest are
+    digested.
     """
     era = pair.era()
     written = {}
@@ -112,14 +113,14 @@ def test_space_is_given_back(pair):
     assert era.look().used <= before + 1
 
 
-HANDS = 100  # C and ours in turn
+HANDS = 100  # C and dm-rust alternately
 
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_and_ours_alternate(impl, box, rng, rust_module):
-    """C and ours open the same metadata a hundred times in turn, each with some work; nothing is
-    forgotten.
+    """C and dm-rust open the same metadata a hundred times alternately, each with some work;
+    nothing is forgotten.
     """
     pair = eras.Pair(box)
     written, now = {}, 0
@@ -159,8 +160,8 @@ def test_c_and_ours_alternate(impl, box, rng, rust_module):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_reads_sparse_bitsets(impl, box, rng, rust_module):
-    """Bitsets whose empty blocks are one and the same, which only ours makes: C writes to them, and
-    digests them.
+    """Bitsets with a shared empty block, which only dm-rust makes: C writes to them, and digests
+    them.
     """
     pair = eras.Pair(box, mib=1024, meta_mib=8)
     modules.use("rust", rust_module)

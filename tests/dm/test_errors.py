@@ -1,4 +1,4 @@
-"""Devices that fail: each error reaches who must know of it and nobody else, and the device can
+"""Failing devices: each error is reported where it must be and nowhere else, and the device can
 always be removed.
 """
 
@@ -26,8 +26,8 @@ def lines(log, clone, mark=0):
 
 
 def test_bad_source_sector(impl, clone_box, log):
-    """Reads of it fail, and only of it; a partial write fails; a write of the whole region repairs
-    it.
+    """Only reads of the bad sector fail, and partial writes to its region; a write of the whole
+    region repairs it.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
@@ -45,8 +45,8 @@ def test_bad_source_sector(impl, clone_box, log):
 
 
 def test_bad_source_sector_in_a_batch(impl, clone_box):
-    """W3: C leaves the whole batch behind for ever. Ours copies everything but the bad region, and
-    that when it heals.
+    """W3: C never copies any region of the batch again. dm-rust copies everything but the bad
+    region, and that one when it works again.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
@@ -67,7 +67,9 @@ def test_bad_source_sector_in_a_batch(impl, clone_box):
 
 
 def test_write_beside_a_bad_source_sector(impl, clone_box):
-    """A write queued behind another region of a failing batch: C fails it, ours does not (W3)."""
+    """A write queued behind another region of a failing batch: C fails it, dm-rust does not
+    (W3).
+    """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.source.hold()
@@ -77,7 +79,7 @@ def test_write_beside_a_bad_source_sector(impl, clone_box):
         clone.write, 80, pattern("new", 3)
     )  # region 10, waits for the batch of regions 0 to 63
     wait.until(lambda: not writer.done, "the write waits")
-    trio.source.error((330, 331))  # takes what is held with it
+    trio.source.error((330, 331))  # fails the held I/O as well
     if impl == "c":
         with pytest.raises(OSError):
             writer.result()
@@ -91,8 +93,8 @@ def test_write_beside_a_bad_source_sector(impl, clone_box):
 
 
 def test_whole_region_write_behind_a_failing_copy(impl, clone_box):
-    """It needs nothing of the source, but came while the region was being copied. C fails it with
-    the copy.
+    """The write does not need the source, but arrived while the region was being copied. C fails it
+    with the copy.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
@@ -115,8 +117,8 @@ def test_whole_region_write_behind_a_failing_copy(impl, clone_box):
 
 
 def test_source_lost_and_back(impl, clone_box, log):
-    """Everything of the source fails for a while: hydrated regions still work, and the rest follows
-    by itself later.
+    """The whole source fails for a while: hydrated regions still work, and the others are hydrated
+    later.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
@@ -128,7 +130,7 @@ def test_source_lost_and_back(impl, clone_box, log):
     trio.write(clone, 3, pattern("newer", 5))
     clone.message(
         "disable_hydration"
-    )  # a write that meets a failing copy of the sweep is another test's subject
+    )  # a write that meets a failing background copy is the subject of another test
     clone.wait_quiet()
     trio.write(clone, 800, pattern("whole", 8))
     clone.message("enable_hydration")
@@ -158,8 +160,8 @@ def test_removal_with_a_dead_source(impl, clone_box):
 
 @pytest.mark.parametrize("kind", ["copy", "whole region", "hydrated region"])
 def test_destination_write_error(impl, clone_box, kind):
-    """The write fails, what it would have changed does not count as hydrated, and it works when the
-    disk does again.
+    """The write fails, its regions do not count as hydrated, and it succeeds when the disk works
+    again.
     """
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone()
@@ -193,8 +195,8 @@ def test_destination_write_error_in_the_sweep(impl, clone_box, log):
 
 
 class Unflushable:
-    """A clone whose destination takes every write and fails every flush: behind the clone's end
-    lies a bad piece.
+    """A clone whose destination accepts each write and fails each flush: there is a bad sector
+    beyond the clone's end.
     """
 
     def __init__(self, box):
@@ -213,9 +215,9 @@ class Unflushable:
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_flush_fails_beside_a_copy(impl, clone_box, log, busy):
-    """A flush that no commit asked for. What the destination lost by it may be what fills a region
-    just now: that is not marked then. If nothing is in flight, and all is committed, the metadata
-    says nothing that could be lost.
+    """A flush fails that is not part of a commit. What the destination lost may be data of a region
+    that is being filled, so that region is not marked then. If nothing is in flight, and everything
+    is committed, the metadata claims nothing that could be lost.
     """
     trio = clone_box.trio(mib=1, cache=True).layered("source", "dest")
     clone = trio.clone()
@@ -255,7 +257,7 @@ def test_a_flush_fails_beside_a_copy(impl, clone_box, log, busy):
 
 
 def test_destination_flush_error(impl, clone_box, log, same):
-    """C's words in the log, one event, read-only, EIO for the flush; the metadata does not name
+    """C's log messages, one event, read-only mode, EIO for the flush; the metadata does not claim
     what was not flushed.
     """
     it = Unflushable(clone_box)
@@ -267,7 +269,8 @@ def test_destination_flush_error(impl, clone_box, log, same):
     assert clone.look().mode == "ro"
     said = lines(log, clone, mark)
     assert said[:2] == [
-        "3 device-mapper: clone: <clone>: Metadata operation `flush destination device' failed: error = -5",
+        "3 device-mapper: clone: <clone>: Metadata operation `flush destination device' failed: "
+        "error = -5",
         "3 device-mapper: clone: <clone>: Aborting current metadata transaction",
     ]
     assert "6 device-mapper: clone: <clone>: Switching to read-only mode" in said
@@ -283,7 +286,7 @@ def test_destination_flush_error(impl, clone_box, log, same):
     clone.message("enable_hydration")
     assert clone.read(800, 80) == trio.data[800 * 512 : 880 * 512]
     got = clone.read(40, 8)
-    if impl == "c":  # W8: an acknowledged write is gone from reads
+    if impl == "c":  # W8: reads no longer show an acknowledged write
         assert got == trio.data[40 * 512 : 48 * 512], "C kept the write: has W8 been fixed there?"
         trio.wrote(40, got)
     else:
@@ -300,9 +303,7 @@ def test_destination_flush_error(impl, clone_box, log, same):
 
 
 def test_periodic_commit_fails(impl, clone_box):
-    """Nobody asked for a flush: the mode changes all the same, by the periodic commit, with an
-    event.
-    """
+    """Without any flush, the periodic commit changes the mode, with an event."""
     it = Unflushable(clone_box)
     events = it.clone.event
     waiter = clone_box.background(it.clone.wait_event, events)
@@ -313,8 +314,8 @@ def test_periodic_commit_fails(impl, clone_box):
 
 @pytest.mark.only("rust")
 def test_reload_recovers_from_read_only(impl, clone_box):
-    """W9: after an error of the metadata a reloaded table tries again; what was not committed is
-    committed then.
+    """W9: after a metadata error a reloaded table tries again, and commits what was not
+    committed.
     """
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
     clone = trio.clone()
@@ -349,8 +350,8 @@ def test_suspend_and_removal_in_read_only_mode(impl, clone_box):
 
 
 def test_metadata_write_error_at_each_block(impl, clone_box, log):
-    """Each block that a commit writes fails in turn: read-only, and the last good commit is what
-    the next open finds.
+    """Each block that a commit writes fails in turn: the mode becomes read-only, and the next open
+    finds the last successful commit.
     """
     trio = clone_box.trio(mib=1).layered("meta")
 
@@ -393,7 +394,7 @@ def test_metadata_write_error_at_each_block(impl, clone_box, log):
         fails(clone.write, 1600, pattern("refused", 1))
         trio.write(clone, 40, pattern("allowed", 4))
         got = clone.read(800, 8)
-        # W8: with C, an acknowledged write is gone from reads.
+        # W8: with C, reads no longer show an acknowledged write.
         assert got == (trio.data[800 * 512 : 808 * 512] if impl == "c" else pattern("doubtful", 8))
         clone.remove()
 
@@ -422,8 +423,8 @@ def test_metadata_gone(impl, clone_box, log, same):
     fails(clone.flush)
     said = lines(log, clone, mark)
     assert (
-        "3 device-mapper: clone: <clone>: Metadata operation `dm_clone_metadata_commit' failed: error = -5"
-        in said
+        "3 device-mapper: clone: <clone>: Metadata operation `dm_clone_metadata_commit' failed: "
+        "error = -5" in said
     )
     assert "3 device-mapper: clone: <clone>: Aborting current metadata transaction" in said
     assert "3 device-mapper: clone: <clone>: Failed to abort metadata transaction" in said
@@ -448,7 +449,7 @@ def test_metadata_gone(impl, clone_box, log, same):
 
 @pytest.mark.parametrize("bad", ["read", "write"])
 def test_metadata_error_at_open(impl, clone_box, log, same, bad):
-    """A format that cannot be written, an open that cannot be read: refused, and nothing stays
+    """A format that cannot be written, and an open that cannot read: refused, and no device stays
     claimed.
     """
     trio = clone_box.trio(mib=1).layered("meta")
@@ -471,8 +472,8 @@ def test_metadata_error_at_open(impl, clone_box, log, same, bad):
 
 @pytest.mark.crowd
 def test_errors_at_random(impl, clone_box, rng):
-    """Source and destination fail here and there, for a while, under random I/O: no lie, no hang,
-    and all ends well.
+    """Source and destination fail here and there, for a while, under random I/O: no wrong data, no
+    hang, and everything works in the end.
     """
     trio = clone_box.trio(mib=2).layered("source", "dest")
     clone = trio.clone()

@@ -1,5 +1,5 @@
-"""What C's clone does not have: opt-in words and messages, requests that write zeros, requests that
-do not wait.
+"""What C's clone does not have: optional arguments and messages, requests that write zeros,
+requests that do not wait.
 """
 
 import errno
@@ -25,7 +25,10 @@ def statistics(clone):
 
 def test_options_are_shown_and_kept(impl, clone_box):
     trio = clone_box.trio(mib=1)
-    extra = "4 no_hydration no_discard_passdown hydrate_on_read zero_discards 6 max_failures 3 hydration_threshold 2 hydration_batch_size 5"
+    extra = (
+        "4 no_hydration no_discard_passdown hydrate_on_read zero_discards 6 max_failures 3 "
+        "hydration_threshold 2 hydration_batch_size 5"
+    )
     clone = trio.clone(extra=extra)
     assert clone.status().endswith(
         " 0 4 no_hydration no_discard_passdown hydrate_on_read zero_discards "
@@ -57,11 +60,11 @@ def test_refusals(impl, clone_box, log, extra, text):
     assert any(text in line for line in log.dm())
 
 
-# Hydration in an order of one's own
+# Hydration in a chosen order
 
 
 def test_hydrate_on_read(impl, clone_box):
-    """What was read is copied, whole regions of it, and nothing else, with hydration off."""
+    """With hydration disabled, whole regions that were read are copied, and nothing else."""
     trio = clone_box.trio(mib=2)
     clone = trio.clone(
         extra="2 no_hydration hydrate_on_read 4 hydration_threshold 64 hydration_batch_size 8"
@@ -118,7 +121,7 @@ def test_hydrate_range_refused(impl, clone_box, words):
 
 
 def test_hydration_stops_after_max_failures(impl, clone_box, log):
-    """It is switched off, with an event; enabling it begins anew."""
+    """Hydration is disabled, with an event; enabling it starts again."""
     trio = clone_box.trio(mib=1).layered("source")
     trio.source.error((800, 880))
     clone = trio.clone(
@@ -137,8 +140,8 @@ def test_hydration_stops_after_max_failures(impl, clone_box, log):
 
 
 def test_failures_of_writes_do_not_stop_hydration(impl, clone_box):
-    """Only what the background hydration fails at counts; a user may rewrite part of a bad region
-    as often as he likes.
+    """Only failures of the background hydration count; a user may rewrite part of a bad region any
+    number of times.
     """
     trio = clone_box.trio(mib=1).layered("source")
     trio.source.error((800, 808))
@@ -159,7 +162,7 @@ def test_failures_of_writes_do_not_stop_hydration(impl, clone_box):
 
 
 def test_rw_after_a_metadata_error(impl, clone_box, log):
-    """The message `rw` gets a clone out of read-only mode in place, with all that had not been
+    """The message `rw` ends read-only mode without a new table, with everything that had not been
     committed.
     """
     trio = clone_box.trio(mib=1).layered("meta")
@@ -184,7 +187,7 @@ def test_rw_after_a_metadata_error(impl, clone_box, log):
 
 
 def test_rw_is_refused_after_a_failed_flush(impl, clone_box):
-    """What the destination lost nobody knows."""
+    """What the destination lost is unknown."""
     trio = clone_box.trio(mib=1, cache=True).layered("dest")
     clone = trio.clone()
     trio.write(clone, 0, pattern("one", 8))
@@ -222,7 +225,7 @@ def test_statistics(impl, clone_box):
 
 @pytest.mark.parametrize("discard", [True, False])
 def test_zero_discards(impl, clone_box, discard):
-    """Nothing of what the destination held before shows, whatever the destination makes of a
+    """Nothing shows of what the destination held before, whatever the destination does with a
     discard.
     """
     trio = clone_box.trio(mib=2, discard=discard)
@@ -240,8 +243,8 @@ def test_zero_discards(impl, clone_box, discard):
 
 
 def test_zero_discards_wait_for_copies(impl, clone_box):
-    """W1 with zeros: a copy in flight does not land on them, nor they on what is written
-    afterwards.
+    """W1 with zeros: a copy in flight does not overwrite them, nor do they overwrite what is
+    written afterwards.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(extra="2 no_hydration zero_discards")
@@ -249,12 +252,12 @@ def test_zero_discards_wait_for_copies(impl, clone_box):
     clone.hydrate(threshold=32, batch=8)
     clone.wait_hydrating(32)
     discard = clone_box.background(clone.discard, 0, 2048)
-    wait.until(lambda: in_flight(clone) == 1, "the discard is on its way")
+    wait.until(lambda: in_flight(clone) == 1, "the discard is in flight")
     trio.source.release()
     discard.result()
     trio.wrote(
         0, clone.content()
-    )  # regions that arrived first keep their data, or were copied meanwhile
+    )  # regions that arrived first keep their data, or were copied in between
     for region in range(256):
         at = region * 4096
         assert trio.expected[at : at + 4096] in (bytes(4096), trio.data[at : at + 4096])
@@ -272,7 +275,7 @@ def test_zero_discards_with_write_errors(impl, clone_box):
         clone.discard(0, 400)
     assert failed.value.errno == errno.EIO
     trio.dest.heal()
-    # What is not marked is read from the source.
+    # Unmarked regions are read from the source.
     for region in range(50):
         assert clone.read(region * 8, 8) in (
             bytes(4096),
@@ -288,7 +291,7 @@ def test_zero_discards_with_write_errors(impl, clone_box):
 
 @pytest.fixture
 def loops(impl, box):
-    """Disks that can write zeros, source and destination."""
+    """Disks that can write zeros, as source and destination."""
     source, dest = box.loop(2 << 20), box.loop(2 << 20)
     meta = box.ram(1)
     data = pattern("source", 4096)
@@ -299,7 +302,7 @@ def loops(impl, box):
 
 @pytest.mark.parametrize("start, count", [(0, 64), (3, 2), (5, 200), (8, 7), (4090, 6)])
 def test_write_zeroes(loops, box, start, count):
-    """Sent down as such, not as pages of zeros; edges are copied first."""
+    """Passed down as such, not as pages of zeros; partial regions are copied first."""
     *devices, data = loops
     clone = box.clone(*devices, 8, "1 no_hydration")
     assert clone.queue("write_zeroes_max_bytes") > 0
@@ -356,8 +359,8 @@ def test_large_requests_for_zeros(impl, box):
 
 
 def test_nowait(impl, clone_box):
-    """io_uring's way: hydrated regions are served without a wait, all others as well, or said to
-    need one.
+    """As by io_uring: hydrated regions are served without waiting; requests for other regions are
+    served too, or reported to need a wait.
     """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()

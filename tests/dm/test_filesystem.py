@@ -1,4 +1,4 @@
-"""An ext4 file system on a clone: what people put there."""
+"""An ext4 file system on a clone."""
 
 import hashlib
 import os
@@ -30,8 +30,8 @@ def populate(folder, rng, name, files, most):
 
 @pytest.mark.parametrize("region, trim", [(8, True), (256, False)])
 def test_ext4(impl, box, rng, folder, region, trim):
-    """Mounted at once, used while it hydrates and through a re-creation, at the end checked on the
-    destination alone.
+    """Mounted at once, used during hydration and through a re-creation, and in the end checked on
+    the destination alone.
     """
     trio = box.trio(mib=32)
     modules.run("mkfs.ext4", "-q", "-b", "4096", trio.source_disk.path)

@@ -33,7 +33,7 @@ def queries(clone):
 def on_their_way(clone, *jobs):
     """Starts I/O that must wait; returns when all of it is in flight."""
     jobs = [clone_job() for clone_job in jobs]
-    wait.until(lambda: in_flight(clone) == len(jobs), "all are on their way")
+    wait.until(lambda: in_flight(clone) == len(jobs), "all are in flight")
     assert not any(job.done for job in jobs)
     return jobs
 

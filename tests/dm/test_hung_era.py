@@ -28,7 +28,9 @@ class Case:
         self.pair = pair
 
     def hang(self):
-        """Starts a write to a block that is not marked, and a message that ends the era; both wait."""
+        """Starts a write to a block that is not marked, and a message that ends the era; both
+        wait.
+        """
         self.gate.hold()
         write = self.box.background(self.era.write, 800, pattern("waits", 8))
         hung.waits(self.gate)
@@ -112,7 +114,9 @@ def test_removal_without_the_origin(box, impl):
 
 
 def test_suspend_waits_for_the_metadata(box, impl):
-    """As with C, it ends when the device answers; meanwhile the status and other devices continue."""
+    """As with C, it ends when the device answers; meanwhile the status and other devices
+    continue.
+    """
     case, neighbours = Case(box, "metadata"), hung.Neighbours(box)
     case.gate.hold()
     suspend = box.background(case.era.suspend)

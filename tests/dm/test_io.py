@@ -1,5 +1,5 @@
-"""Reads, writes, flushes and FUA: what they return, what they cost, and in which order things reach
-the disks.
+"""Reads, writes, flushes and FUA: what they return, what they cost, and the order in which requests
+reach the disks.
 """
 
 import time
@@ -35,7 +35,7 @@ def test_reads(impl, clone_box):
     [(8, 3, 2), (8, 0, 1), (8, 7, 1), (64, 5, 50), (64, 0, 63), (64, 1, 63)],
 )
 def test_partial_write(impl, clone_box, region, offset, sectors):
-    """The region becomes source data plus what was written; the neighbours stay as they were."""
+    """The region becomes source data plus what was written; its neighbours stay as they were."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone(region=region)
     start = 5 * region
@@ -89,7 +89,7 @@ def test_short_last_region(impl, clone_box, how):
 
 
 def test_io_across_hydrated_and_other_regions(impl, clone_box):
-    """One large read, one large write over a checkerboard of regions."""
+    """A large read and a large write over a checkerboard of regions."""
     trio = clone_box.trio(mib=2)
     clone = trio.clone()
     for region in range(0, 256, 2):
@@ -103,7 +103,7 @@ def test_io_across_hydrated_and_other_regions(impl, clone_box):
 
 @pytest.mark.crowd
 def test_many_writers_one_copy(impl, clone_box):
-    """Sixty-four writers to one unhydrated region: the region is copied once and every write lands."""
+    """Sixty-four writers to one unhydrated region: it is copied once, and each write arrives."""
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(region=64)
     trio.source.hold()
@@ -124,9 +124,7 @@ def test_many_writers_one_copy(impl, clone_box):
 
 
 def test_whole_region_write_waits_behind_a_copy(impl, clone_box):
-    """A partial write starts a copy; a write of the whole region that comes meanwhile must not lose
-    to it.
-    """
+    """A partial write starts a copy, which must not overwrite a later write of the whole region."""
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone(region=64)
     trio.source.hold()
@@ -138,16 +136,14 @@ def test_whole_region_write_waits_behind_a_copy(impl, clone_box):
     second.result()
     trio.wrote(64, pattern("whole", 64))
     got = clone.read(64, 64)
-    # Either may come last, for both were in flight at once.
+    # Either may come last, for both were in flight together.
     if got[3 * 512 : 8 * 512] == pattern("partial", 5):
         trio.wrote(64 + 3, pattern("partial", 5))
     trio.check(clone)
 
 
 def test_partial_write_waits_behind_an_overwrite(impl, clone_box):
-    """A write of a whole region is in flight; a partial one that comes meanwhile is not lost under
-    it.
-    """
+    """A write of a whole region is in flight; it does not overwrite a later partial write."""
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone(region=64)
     trio.dest.hold()
@@ -173,7 +169,9 @@ def test_partial_write_waits_behind_an_overwrite(impl, clone_box):
 
 
 def test_reads_go_on_during_a_copy(impl, clone_box):
-    """Only writes wait for a copy. The destination is held, so the copy has read and cannot write."""
+    """Only writes wait for a copy. The destination is held, so the copy has read and cannot
+    write.
+    """
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone(region=64)
     trio.dest.hold()
@@ -192,7 +190,7 @@ def test_reads_go_on_during_a_copy(impl, clone_box):
 
 
 def on_disk(trio):
-    """The regions that the metadata on the disk says are hydrated."""
+    """The regions that the metadata on the disk calls hydrated."""
     return metadata.read(trio.meta_disk).hydrated()
 
 
@@ -211,8 +209,8 @@ def test_flush_with_nothing_to_commit(impl, clone_box, same):
 
 
 def test_flush_commits_and_flushes_once(impl, clone_box):
-    """After a write, one flush is: the destination's cache once, the metadata's twice, then the
-    superblock says so.
+    """After a write, a flush flushes the destination once and the metadata twice, and then the
+    superblock has the region.
     """
     trio = clone_box.trio(mib=1, cache=True)
     clone = trio.clone()
@@ -228,7 +226,7 @@ def test_flush_commits_and_flushes_once(impl, clone_box):
 
 @pytest.mark.parametrize("kind", ["partial", "whole region", "hydrated region"])
 def test_fua(impl, clone_box, kind):
-    """A FUA write is complete only after the metadata on disk knows of its region."""
+    """A FUA write completes only after the metadata on disk has its region."""
     trio = clone_box.trio(mib=1, cache=True)
     clone = trio.clone()
     if kind == "hydrated region":
@@ -258,7 +256,7 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
         request = clone_box.background(clone.flush)
     else:
         request = clone_box.background(clone.write, 40, new, fua=True)
-    if kind == "FUA, partial":  # copied, then waits for the commit before the data itself goes out
+    if kind == "FUA, partial":  # copied; then the data waits for the commit
         wait.until(
             lambda: trio.dest_disk.read(40, 8) == trio.data[40 * 512 : 48 * 512], "region copied"
         )
@@ -278,11 +276,11 @@ def test_completion_waits_for_the_metadata(impl, clone_box, kind):
 def test_region_finished_during_a_commit_belongs_to_the_next(impl, clone_box):
     """The corruption that exact tracking prevents (clone.md section 4).
 
-    Region 5 is being committed: its data has left the destination's cache. Before the commit looks
-    at what to write, region 3 of the same word finishes, and while the metadata is being written,
-    region 7; both have their data in the cache. The commit must write the bit of region 5 alone.
-    The destination has a second half on another disk, which is held to stop the flush in the
-    middle, and again to keep the next commit away.
+    Region 5 is being committed: its data has left the destination's cache. Before the commit
+    collects what to write, region 3 of the same word is filled, and while the metadata is being
+    written, region 7; both have their data in the cache. The commit must write the bit of region 5
+    only. The destination has a second half on another disk, which is held to stop the flush in the
+    middle, and again to delay the next commit.
     """
     trio = clone_box.trio(mib=1, cache=True).layered("meta")
     half = clone_box.ram(1, cache=True)
@@ -353,7 +351,9 @@ def test_flush_during_a_commit_is_not_early(impl, clone_box):
 
 @pytest.mark.crowd
 def test_periodic_commit(impl, clone_box):
-    """What nobody flushes reaches the metadata within about two seconds, and then there is silence."""
+    """What nobody flushes reaches the metadata within about two seconds; then there are no more
+    requests.
+    """
     trio = clone_box.trio(mib=1, cache=True)
     clone = trio.clone()
     trio.write(clone, 40, pattern("new", 8))
@@ -365,7 +365,7 @@ def test_periodic_commit(impl, clone_box):
 
 
 def _tick(seconds=1):
-    """Time for a periodic commit to do what it should not."""
+    """Waits long enough for a superfluous periodic commit."""
     time.sleep(1.1 * seconds)
 
 
@@ -373,7 +373,9 @@ def _tick(seconds=1):
 
 
 def test_large_io_stays_whole_when_hydrated(impl, clone_box):
-    """1 MiB over 4 KiB regions: C cuts it into 256 pieces for ever; ours passes it on as it is."""
+    """1 MiB over regions of 4 KiB: C always splits it into 256 pieces; dm-rust passes it on as a
+    whole.
+    """
     trio = clone_box.trio(mib=4)
     clone = trio.clone()
     clone.hydrate()
@@ -395,7 +397,7 @@ def test_large_io_stays_whole_when_hydrated(impl, clone_box):
 
 @pytest.mark.only("rust")
 def test_large_io_is_cut_only_where_regions_differ(impl, clone_box):
-    """Before the end, too: a read of two runs of regions is one or a few reads of each side."""
+    """Also before the end: a read of two runs of regions is one or a few reads of each side."""
     trio = clone_box.trio(mib=4)
     clone = trio.clone()
     trio.write(clone, 0, pattern("new", 1024))

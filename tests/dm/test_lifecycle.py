@@ -1,4 +1,4 @@
-"""Suspend, resume, reload, removal, two devices on one metadata: what users do to a live clone."""
+"""Suspend, resume, reload, removal, two devices on one metadata device."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from lib.disk import in_flight
 
 @pytest.mark.crowd
 def test_suspend_and_resume_in_a_loop(impl, clone_box):
-    """Nothing is copied while suspended, and what is hydrated only grows."""
+    """Nothing is copied while suspended, and hydrated regions only increase."""
     trio = clone_box.trio(mib=4)
     clone = trio.clone(extra="0 4 hydration_threshold 16 hydration_batch_size 4")
     before = 0
@@ -29,7 +29,7 @@ def test_suspend_and_resume_in_a_loop(impl, clone_box):
 
 
 def test_suspend_waits_for_copies(impl, clone_box):
-    """Copies whose data is being written end before suspend returns, and are committed by it."""
+    """Copies whose data is being written end before the suspend returns, and it commits them."""
     trio = clone_box.trio(mib=1).layered("dest")
     clone = trio.clone()
     trio.dest.hold()
@@ -71,9 +71,7 @@ def test_suspend_waits_for_writes_behind_a_copy(impl, clone_box):
 
 @pytest.mark.parametrize("flush", [True, False])
 def test_remove_and_recreate_while_hydrating(impl, clone_box, flush):
-    """Every removal in the middle is continued by the next creation; nothing is copied twice that
-    was done.
-    """
+    """After each removal the next creation continues; nothing is copied twice."""
     trio = clone_box.trio(mib=4)
     before, rounds = 0, 0
     while True:
@@ -118,7 +116,7 @@ def test_deferred_removal(impl, clone_box):
 
 
 def test_module_is_pinned(impl, clone_box):
-    """The module cannot go while a device uses it; what holds it is the table, live or only loaded."""
+    """The module cannot be unloaded while a table uses it, live or only loaded."""
     module = modules.C_MODULES["clone"] if impl == "c" else modules.RUST_MODULE
     trio = clone_box.trio(mib=1)
     base = modules.users(module)
@@ -134,7 +132,7 @@ def test_module_is_pinned(impl, clone_box):
 
 @pytest.mark.crowd
 def test_swap_to_linear_under_load(impl, clone_box):
-    """The table is swapped while a writer and a reader are at work; no I/O fails and nothing is
+    """The table is replaced while a writer and a reader are at work; no I/O fails and nothing is
     lost.
     """
     trio = clone_box.trio(mib=2)
@@ -177,7 +175,7 @@ def test_abandoned_reload(impl, clone_box):
 
 
 def test_reload_suspended_first(impl, clone_box):
-    """Suspend, load, resume: the order that C needs. Settings of the new line apply, what is
+    """Suspend, load, resume: the order that C needs. Arguments of the new line apply, what is
     hydrated stays.
     """
     trio = clone_box.trio(mib=1)
@@ -196,8 +194,8 @@ def test_reload_suspended_first(impl, clone_box):
 
 
 def test_reload_over_a_live_clone(impl, clone_box):
-    """W2: twelve regions are written and flushed between `load` and `resume`. C forgets them for
-    good.
+    """W2: twelve regions are written and flushed between `load` and `resume`. C forgets them
+    permanently.
     """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
@@ -231,7 +229,7 @@ def test_reload_over_a_live_clone(impl, clone_box):
 
 @pytest.mark.crowd
 def test_reload_while_hydrating(impl, clone_box):
-    """Reloads, suspended first, in the middle of the sweep."""
+    """Reloads, suspended first, during the hydration."""
     trio = clone_box.trio(mib=4)
     line = "0 4 hydration_threshold 32 hydration_batch_size 8"
     clone = trio.clone(extra=line)
@@ -247,8 +245,8 @@ def test_reload_while_hydrating(impl, clone_box):
 
 
 def test_two_devices_on_one_metadata(impl, clone_box, log):
-    """Certain corruption, which C accepts. Ours refuses, and takes the metadata again when it is
-    free.
+    """Certain corruption, which C accepts. dm-rust refuses, and accepts the metadata again when it
+    is free.
     """
     trio = clone_box.trio(mib=1)
     first = trio.clone()
@@ -283,8 +281,8 @@ def test_two_targets_of_one_table_on_one_metadata(impl, clone_box):
 
 
 def test_many_loads_leave_nothing(impl, clone_box):
-    """Loading, replacing and dropping tables, good and bad ones, holds nothing back: the disks can
-    be claimed again.
+    """Loading, replacing and dropping good and bad tables leaves nothing behind: the disks can be
+    claimed again.
     """
     trio = clone_box.trio(mib=1)
     clone = clone_box.clone(trio.meta, trio.dest, trio.source, 8, "1 no_hydration", start=False)
@@ -304,7 +302,7 @@ def test_many_loads_leave_nothing(impl, clone_box):
 
 @pytest.mark.crowd
 def test_messages_never_block_on_a_held_source(impl, clone_box):
-    """With copies that hang, messages, --noflush status and reads of hydrated regions still answer."""
+    """While copies hang, messages, --noflush status and reads of hydrated regions still answer."""
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
     trio.write(clone, 0, pattern("new", 8))

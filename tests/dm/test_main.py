@@ -1,4 +1,4 @@
-"""The main job as a user does it, with dmsetup, from blank metadata to the swap against linear."""
+"""The main use, with dmsetup, from blank metadata to the replacement by linear."""
 
 from pathlib import Path
 
@@ -15,10 +15,13 @@ def dmsetup(*words):
 
 @pytest.fixture
 def dmsetup_clone(box, impl):
-    """Creates `suite-clone` with dmsetup, as the manual says, and hands it to the box."""
+    """Creates `suite-clone` with dmsetup, as the manual says, and registers it with the box."""
 
     def create(trio, *words):
-        line = f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} {' '.join(words)}"
+        line = (
+            f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} "
+            f"{' '.join(words)}"
+        )
         dmsetup("create", "suite-clone", "--table", line)
         info = dmsetup(
             "info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", "suite-clone"
@@ -37,7 +40,8 @@ def test_from_blank_metadata_to_linear(impl, box, dmsetup_clone):
     trio = box.trio(mib=16)
     clone = dmsetup_clone(trio, "8", "1", "no_hydration")
     assert dmsetup("status", "suite-clone") == (
-        f"0 {trio.sectors} clone 8 6/256 8 0/4096 0 1 no_hydration 4 hydration_threshold 1 hydration_batch_size 1 rw"
+        f"0 {trio.sectors} clone 8 6/256 8 0/4096 0 1 no_hydration 4 hydration_threshold 1 "
+        "hydration_batch_size 1 rw"
     )
     assert dmsetup("table", "suite-clone") == (
         f"0 {trio.sectors} clone {trio.meta.dev} {trio.dest.dev} {trio.source.dev} 8 1 no_hydration"
@@ -77,7 +81,7 @@ def test_from_blank_metadata_to_linear(impl, box, dmsetup_clone):
 
 
 def test_autoload_name(impl):
-    """Whoever asks for the module of the target `clone` must find the one that is loaded."""
+    """A request for the module of the target `clone` must find the loaded one."""
     assert dm.target_versions()["clone"] == (1, 0, 0)
     if impl == "rust":
         aliases = modules.run("modinfo", "-F", "alias", modules.rust_file()).stdout.split()
@@ -86,8 +90,8 @@ def test_autoload_name(impl):
 
 @pytest.mark.parametrize("region", [8, 64, 4096])
 def test_hydrates_and_stays_in_bounds(impl, box, region):
-    """Every region size, a short last region, a destination that is larger: it must not be touched
-    behind the end.
+    """Each region size, a short last region, and a larger destination, which must not be written
+    beyond the end.
     """
     trio = box.trio(mib=8, sectors=8 * 2048 - 13)
     clone = trio.clone(region=region, extra="0 4 hydration_threshold 1000 hydration_batch_size 100")
@@ -108,7 +112,7 @@ def test_defaults_hydrate(impl, box):
 
 
 def test_zero_source(impl, box):
-    """dm-zero as a source, the use of clone for fresh encrypted or integrity-protected disks."""
+    """dm-zero as a source: a clone for fresh encrypted or integrity-protected disks."""
     trio = box.trio(mib=2)
     zero = box.mapped(f"0 {trio.sectors} zero")
     clone = box.clone(
@@ -122,7 +126,7 @@ def test_zero_source(impl, box):
 
 
 def test_source_takes_no_writes(impl, box):
-    """A clone only reads it."""
+    """A clone only reads its source."""
     trio = box.trio(mib=1)
     modules.run("blockdev", "--setro", trio.source.path)
     try:
@@ -136,7 +140,7 @@ def test_source_takes_no_writes(impl, box):
 
 
 def test_throttle_parameter(impl, box):
-    """clone_hydration_throttle is writable at run time and does not stop anything for good."""
+    """clone_hydration_throttle is writable at run time and stops nothing permanently."""
     module = modules.C_MODULES["clone"] if impl == "c" else modules.RUST_MODULE
     parameter = Path(f"/sys/module/{module}/parameters/clone_hydration_throttle")
     assert parameter.read_text().strip() == "100"

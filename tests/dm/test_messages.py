@@ -1,4 +1,4 @@
-"""Messages, INFO and TABLE status, events: against C, word for word."""
+"""Messages, INFO and TABLE status, and events, compared with C's literally."""
 
 import errno
 import itertools
@@ -63,7 +63,7 @@ MESSAGES = {  # words: (accepted, log line or None)
 
 
 def test_messages(impl, clone, log, same):
-    """Each message: accepted or EINVAL, logged or silent, and the status behind it."""
+    """Each message: accepted or EINVAL, logged or silent, and the status afterwards."""
     clone.message("hydration_threshold", "0")  # no copy may start, whatever is enabled here
     seen = []
     for words, (accepted, text) in MESSAGES.items():
@@ -119,7 +119,7 @@ def test_messages_while_suspended(impl, clone, log):
 
 
 def test_status_line(impl, clone_box, same):
-    """Every field of the INFO status while regions are written one by one."""
+    """Each field of the INFO status while regions are written one by one."""
     trio = clone_box.trio(mib=1, meta_mib=2, sectors=2000)  # 125 regions of 16 sectors
     clone = trio.clone(
         region=16,
@@ -167,9 +167,7 @@ def test_status_while_suspended_does_not_commit(impl, clone_box):
 
 
 def test_status_of_both_tables(impl, clone_box):
-    """TABLE of the live and of the loaded table; a short buffer is not our concern, dm core asks
-    again.
-    """
+    """TABLE of the live and of the loaded table; dm core handles short buffers."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone(extra="1 no_hydration 2 hydration_threshold 3")
     clone.suspend()
@@ -182,7 +180,9 @@ def test_status_of_both_tables(impl, clone_box):
 
 
 def test_event_at_the_end(impl, clone_box):
-    """One event when the last region is committed; none for a clone that is opened finished."""
+    """One event when the last region is committed; none for a clone that is complete when
+    opened.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     start = clone.event
@@ -225,8 +225,8 @@ def test_threshold_zero_stops_and_goes_on(impl, clone):
     ],
 )
 def test_threshold_and_batch(impl, clone_box, same, threshold, batch, most, copy):
-    """The threshold caps the regions in flight, the batch the size of a copy (and the threshold
-    that, too).
+    """The threshold limits the regions in flight, the batch size that of a copy, within the
+    threshold.
     """
     trio = clone_box.trio(mib=1).layered("source")
     clone = trio.clone()
@@ -247,7 +247,7 @@ def test_threshold_and_batch(impl, clone_box, same, threshold, batch, most, copy
 
 
 def test_nothing_is_left_to_do_when_finished(impl, clone_box):
-    """A finished clone touches neither metadata nor source any more."""
+    """A completed clone uses neither metadata nor source any more."""
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     clone.hydrate()
@@ -264,6 +264,6 @@ def test_nothing_is_left_to_do_when_finished(impl, clone_box):
 
 
 def _two_ticks():
-    """Lets the clock of the periodic commit tick twice."""
+    """Waits for two periods of the commit timer."""
     end = itertools.count()
     wait.until(lambda: next(end) >= 22, "two seconds passed", interval=0.1)

@@ -1,5 +1,5 @@
 """The metadata device: format, refusals, and the exchange of half hydrated images between C and
-ours.
+dm-rust.
 """
 
 import errno
@@ -14,7 +14,7 @@ BLOCK = metadata.BLOCK
 
 
 def refusal(box, log, meta, length=2048, region=8, disks=[]):
-    """Tries to open metadata; gives (errno or 0, what the kernel logged, the device)."""
+    """Tries to open metadata; returns (errno or 0, what the kernel logged, the device)."""
     if not disks or disks[0] is not box:
         disks[:] = [box, box.ram(1), box.ram(1)]
     device = box.mapped()
@@ -26,7 +26,7 @@ def refusal(box, log, meta, length=2048, region=8, disks=[]):
         )
     except OSError as refused:
         error = refused.errno
-    # The library limits the rate of its own lines.
+    # The library limits the rate of its own messages.
     said = [
         line.replace(device.dev, "<clone>")
         for line in log.dm(mark)
@@ -39,7 +39,7 @@ def refusal(box, log, meta, length=2048, region=8, disks=[]):
     "region, sectors", [(8, 2048), (8, 8), (16, 2043), (2048, 8192), (8, 40000 * 8)]
 )
 def test_format(impl, clone_box, same, region, sectors):
-    """A blank device is formatted; an independent reader finds every field, checksum and reference
+    """A blank device is formatted; an independent reader finds each field, checksum and reference
     as it must be.
     """
     disk = clone_box.mapped(f"0 {sectors} zero")
@@ -74,7 +74,7 @@ def test_format_then_open(impl, clone_box):
 
 @pytest.mark.parametrize("offset", [0, 4, 40, 2000, 4095])
 def test_not_blank_is_not_formatted(impl, clone_box, log, same, offset):
-    """One byte anywhere in the first block is enough."""
+    """One nonzero byte anywhere in the first block is enough."""
     meta = clone_box.ram(1)
     block = bytearray(BLOCK)
     block[offset] = 1
@@ -91,7 +91,9 @@ def test_not_blank_is_not_formatted(impl, clone_box, log, same, offset):
 
 @pytest.fixture
 def image(clone_box):
-    """Valid metadata of a clone of 2048 sectors with regions of 8 and seven of them hydrated."""
+    """Valid metadata of a clone of 2048 sectors with regions of 8 sectors, seven of them
+    hydrated.
+    """
     trio = clone_box.trio(mib=1)
     clone = trio.clone()
     clone.write(16, pattern("new", 56))
@@ -207,8 +209,8 @@ def blocks_of(image):
 
 @pytest.mark.parametrize("kind", ["index", "reference counts", "bitmap", "bitset", "array"])
 def test_damaged_block(impl, clone_box, log, image, kind):
-    """A flipped bit in any block: refused, or found at the first commit, but never believed and
-    never a crash.
+    """A flipped bit in any block: refused, or found at the first commit, but never used and never a
+    crash.
     """
     trio = clone_box.trio(mib=1)
     damaged = bytearray(image)
@@ -228,8 +230,8 @@ def test_damaged_block(impl, clone_box, log, image, kind):
 
 
 def test_random_damage(impl, clone_box, log, image, rng):
-    """Bits, bytes and whole blocks gone wrong anywhere, also with mended checksums of the
-    superblock: no crash.
+    """Damaged bits, bytes and whole blocks anywhere, also with a valid checksum of the superblock:
+    no crash.
     """
     meta = clone_box.ram(1)
     used = max(blocks_of(image).values()) + 1
@@ -261,8 +263,8 @@ def test_random_damage(impl, clone_box, log, image, rng):
     [(5, False, False), (6, True, False), (9, True, False), (10, True, True)],
 )
 def test_smallest_metadata(impl, clone_box, log, blocks, formats, commits):
-    """U - 1 blocks cannot be formatted, U format and are full at the first commit, 2U - 2 are
-    always enough.
+    """U - 1 blocks cannot be formatted, U can and are full at the first commit, 2U - 2 are always
+    enough.
     """
     trio = clone_box.trio(mib=1, cache=True)
     assert metadata.needed(256, blocks) == (6, 10)
@@ -298,7 +300,7 @@ def test_smallest_metadata(impl, clone_box, log, blocks, formats, commits):
     assert clone.look().mode == "ro"
     assert any("Switching to read-only mode" in line for line in log.dm())
     clone.remove()
-    # The last commit is intact: the image opens, and what it says is on the destination is there.
+    # The last commit is intact: the image opens, and what it calls hydrated is on the destination.
     metadata.Metadata(trio.meta_disk.content()[: blocks * BLOCK])
     again = trio.clone()
     assert again.look().mode == "rw"
@@ -312,7 +314,8 @@ def test_warning_above_16_gib(impl, clone_box, log, same):
     clone = clone_box.clone(big, *disks, 8, "1 no_hydration")
     lines = [line.replace(big.kernel_name, "<meta>") for line in log.dm(mark)]
     assert lines == [
-        "4 device-mapper: clone: Metadata device <meta> is larger than 33292800 sectors: excess space will "
+        "4 device-mapper: clone: Metadata device <meta> is larger than 33292800 sectors: excess "
+        "space will "
         "not be used."
     ]
     same(lines)
@@ -324,9 +327,9 @@ def test_warning_above_16_gib(impl, clone_box, log, same):
 @pytest.mark.parametrize("arrays, touched", [(1, 1), (5, 1), (5, 5)])
 @pytest.mark.parametrize("free", range(8))
 def test_small_metadata(impl, clone_box, log, free, arrays, touched):
-    """A commit takes four free blocks, however many blocks of the bitset it changes: with more than
-    there is room for, it is done in parts. A device with fewer is announced, and a full one is an
-    error, not a loss, and no bug in the kernel.
+    """A commit needs four free blocks, however many blocks of the bitset it changes: it is done in
+    parts. A smaller device is reported, and a full one is an error, neither a loss nor a bug in the
+    kernel.
     """
     regions = arrays * metadata.WORDS * 64 - 5
     length = regions * 8
@@ -371,20 +374,21 @@ def test_small_metadata(impl, clone_box, log, free, arrays, touched):
         assert again.hydrated() == len(written)
 
 
-# Exchange. An image is made by one implementation and opened by each, in the next phases of the
-# run.
+# Exchange: each implementation makes an image, and in later phases of the run each opens both.
 
 SHELF = {}
 
 
 def make_half_hydrated(box):
-    """Regions of all kinds: partial and whole writes, copies, discards; with a short last region."""
+    """Regions of all kinds: partial and whole writes, copies, discards; with a short last
+    region.
+    """
     trio = box.trio(mib=8, sectors=8 * 2048 - 5).layered("source")
     clone = trio.clone(region=16)
     for n in range(40):
         trio.write(clone, 331 * n, pattern(f"shelf {n}", 1 + n % 40))
     clone.flush()
-    trio.source.hold()  # exactly 300 regions more
+    trio.source.hold()  # exactly 300 more regions
     clone.hydrate(threshold=300, batch=7)
     clone.wait_hydrating(300)
     clone.message("disable_hydration")

@@ -1,8 +1,8 @@
-"""clone, era and snapshot: the flush of a commit fails, and then the power goes.
+"""clone, era and snapshot: the flush of a commit fails, and then the power is cut.
 
-The superblock of the failed commit may be in a volatile cache of the device only. Whoever opens the
-metadata again reads it all the same, but a power cut goes back to the commit before: the blocks of
-that one must not have been written over.
+The superblock of the failed commit may be in a volatile cache of the device only. Metadata that is
+opened again shows it all the same, but a power cut goes back to the previous commit, whose blocks
+must not have been overwritten.
 """
 
 import errno
@@ -19,8 +19,8 @@ SUPERBLOCK = BLOCK // 512
 
 
 class Meta:
-    """A metadata device with a volatile cache. Its superblock and the rest are on devices of their
-    own, so that the one can be held while the other works, and fails while the other does not.
+    """A metadata device with a volatile cache. The superblock and the rest are on devices of their
+    own, so that either can be held or fail without the other.
     """
 
     def __init__(self, box):
@@ -39,9 +39,9 @@ class Meta:
         return self.disk.content()
 
     def without_flush(self, call, *args):
-        """Carries out something that commits. The superblock reaches the disk; the flush behind it
-        fails, and so do all flushes from then on. Writes do not, but to the last blocks, which are
-        not in use.
+        """Makes a call that commits. The superblock reaches the disk; the flush after it fails, and
+        so do all later flushes. Writes do not fail, except to the last blocks, which are not in
+        use.
         """
         before = self.disk.stats().flushes
         self.head.hold()
@@ -61,14 +61,14 @@ def failing(call, *args):
 
 
 def cut(before, now):
-    """What a power cut may leave: the superblock of the last commit that is durable, and all other
-    blocks written since.
+    """What a power cut may leave: the superblock of the last durable commit, and all other blocks
+    written since.
     """
     return before[:BLOCK] + now[BLOCK:]
 
 
 def test_era(impl, box):
-    """Writes to new blocks fail for as long as the flush does, and are recorded as soon as it works
+    """Writes to new blocks fail as long as the flush does, and are recorded as soon as it works
     again.
     """
     pair, meta = eras.Pair(box, mib=64), Meta(box)
@@ -88,7 +88,7 @@ def test_era(impl, box):
     assert failing(era.message, "checkpoint") == errno.EIO
     left = cut(before, meta.image())
     assert eras.Metadata(left).since(1) == marked
-    # The same, as an era that is activated after the cut sees it.
+    # The same, as seen by an era that goes live after the cut.
     other = eras.Pair(box, mib=64)
     other.meta_disk.fill(left)
     after = other.era()
@@ -98,8 +98,8 @@ def test_era(impl, box):
     meta.tail.heal()
     era.write(12000 * 8, pattern("c", 8))
     assert era.look().era == 2
-    # The mark of the commit that was reported as failed is durable by now: this passes without
-    # another one.
+    # The mark of the commit that was reported as failed is durable by now, so this write needs no
+    # further commit.
     assert era.marked() == {9000, 12000}
     cost = meta.disk.stats()
     era.write(72000, pattern("b", 8))
@@ -133,8 +133,8 @@ def test_era_resume(impl, box):
 
 
 def test_clone(impl, clone_box):
-    """After `rw` nothing is written for as long as the flush fails; then everything is committed
-    that had not been.
+    """After `rw` nothing is written as long as the flush fails; then everything is committed that
+    had not been.
     """
     trio = clone_box.trio(mib=4)
     meta = Meta(clone_box)
@@ -169,7 +169,7 @@ def test_clone(impl, clone_box):
 
 
 def test_clone_table(impl, clone_box, log):
-    """A table is refused over metadata that cannot be flushed."""
+    """A table over metadata that cannot be flushed is refused."""
     trio = clone_box.trio(mib=4)
     meta = Meta(clone_box)
     trio.meta = meta.device
@@ -188,8 +188,8 @@ def test_clone_table(impl, clone_box, log):
 
 @pytest.mark.parametrize("kind", ["snapshot", "snapshot-merge"])
 def test_snapshot_table(impl, box, kind):
-    """Records are durable before they count: a store that exists is flushed once, before it is
-    read; if that fails the table is refused. A transient one has nothing that is read.
+    """Records are durable before they count: an existing store is flushed once before it is read,
+    and the table is refused if that fails. A transient store has nothing to read.
     """
     real, disk = box.ram(1), box.ram(1, cache=True)
     cow = box.layered(disk)

@@ -1,4 +1,4 @@
-"""The module itself: loading, unloading, names that are taken, parameters."""
+"""The module itself: loading, unloading, names in use, parameters."""
 
 import errno
 import os
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.only("rust")
 
 @pytest.fixture
 def load(rust_module):
-    """Loads our module with parameters."""
+    """Loads dm-rust with parameters."""
     return lambda *parameters, **how: modules.insmod(rust_module, *parameters, **how)
 
 
 @pytest.fixture
 def unloaded(impl, load):
-    """Neither module is there; ours is again afterwards."""
+    """Neither implementation is loaded; dm-rust is again afterwards."""
     modules.unload(modules.RUST_MODULE)
     yield
     modules.unload_c()
@@ -29,7 +29,7 @@ def unloaded(impl, load):
 
 
 def traces():
-    """What a module leaves in sysfs, and which targets there are."""
+    """What a module leaves in sysfs, and the registered targets."""
     return sorted(path.name for path in Path("/sys/module").iterdir()), sorted(dm.target_versions())
 
 
@@ -44,7 +44,7 @@ def test_repeated_load_and_unload(impl, unloaded, load):
 
 @pytest.mark.crowd
 def test_load_use_unload(impl, unloaded, load, box):
-    """A load that was used leaves as little behind as one that was not."""
+    """After use, unloading leaves as little behind as without use."""
     trio = box.trio(mib=1)
     for _ in range(3):
         load()
@@ -130,7 +130,7 @@ def test_snapshot_targets_go_together(impl, unloaded, load, log):
 
 @pytest.mark.parametrize("target", modules.C_MODULES)
 def test_c_cannot_take_the_name(impl, target):
-    """The other way round: ours is there first."""
+    """The opposite: dm-rust has the names."""
     before = traces()
     assert modules.insmod(modules.c_file(target), check=False).returncode != 0
     assert traces() == before
@@ -182,7 +182,7 @@ def test_only_kernels_for_debugging_have_delay_points(impl, rust_module):
 
 @pytest.mark.delays
 def test_delay_points(impl, box):
-    """Whoever comes to a point can be held there, the first only, and sleeps there now and then."""
+    """A thread can be held at a point, only the first one, and threads sleep there sometimes."""
     name = "between preresume and resume"
     trio = box.trio(mib=1)
     first, second = trio.clone(), box.trio(mib=1).clone()
@@ -208,7 +208,7 @@ def test_delay_points(impl, box):
 
 @pytest.fixture
 def example(request, unloaded):
-    """Loads the module that also has the target of the documentation, and the one that breaks
+    """Loads the module built with the example of the documentation, and with the target that breaks
     rules; only these.
     """
     module = Path(request.config.getoption("--example-module") or os.environ["DM_RUST_EXAMPLE_KO"])
@@ -222,7 +222,7 @@ def example(request, unloaded):
 
 
 def test_example(impl, example, box):
-    """The worked example of the documentation: a linear target in safe Rust."""
+    """The example of the documentation: a linear target in safe Rust."""
     assert "rust-linear" in dm.target_versions() and "clone" not in dm.target_versions()
     disk = box.ram(2)
     disk.fill(pattern("disk", 4096))
@@ -240,11 +240,12 @@ def test_example(impl, example, box):
 
 
 def test_example_answers(impl, example, box):
-    """An answer is put where the words of the message are, and may be longer than the first buffer."""
+    """An answer replaces the arguments of the message, and may exceed the first buffer."""
     device = box.mapped(f"0 1024 rust-linear {box.ram(2).dev} 0")
     for count in (1, 9, 1000):
         assert device.ask("repeat", str(count), "word") == "word" * count
-    # Device-mapper gives nothing of what does not fit; libdm asks again with a larger buffer.
+    # Device-mapper returns no part of an answer that does not fit; libdm asks again with a larger
+    # buffer.
     assert device.ask("repeat", "10000", "word") == ""
     assert (
         modules.run("dmsetup", "message", device.name, "0", "repeat 10000 word").stdout.strip()
@@ -253,7 +254,9 @@ def test_example_answers(impl, example, box):
 
 
 def test_example_forgets(impl, example, box):
-    """Nothing in the example stops its clock, whose last user is a work item: the destructor does."""
+    """Nothing in the example stops its timer, whose last user is a work item: the destructor
+    does.
+    """
     device = box.mapped(f"0 1024 rust-linear {box.ram(2).dev} 0")
     device.message("tick")
     wait.until(lambda: int(device.status()) > 3, "the clock ticks")
@@ -267,7 +270,7 @@ STRAY = (
 
 @pytest.mark.parametrize("way", ["map", "submit"])
 def test_bio_for_a_device_of_another_target(impl, example, box, log, way):
-    """It could be closed before the bio has ended, so it gets none."""
+    """The device could be closed before the bio has ended, so it gets no bio."""
     disks = box.ram(1), box.ram(1)
     lender = box.mapped(f"0 2048 rust-stray {disks[0].dev} lend")
     user = box.mapped(f"0 2048 rust-stray {disks[1].dev} {way}")

@@ -1,4 +1,4 @@
-"""scripts/dm-progress shows how far a clone or a merge is, and ends with it."""
+"""scripts/dm-progress shows the progress of a clone or a merge, and ends with it."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ LINE = re.compile(
 
 
 class Progress:
-    """The script at work."""
+    """The running script."""
 
     def __init__(self, box, name):
         command = [PROJECT / "scripts/dm-progress", "--interval", "0.02", name]
@@ -36,7 +36,7 @@ class Progress:
         return self._job.result()
 
     def check(self, name, total):
-        """It has ended well, and rose."""
+        """It has ended successfully, and the progress rose."""
         assert (self.result(), self.error) == (0, "")
         found = [LINE.fullmatch(line.rstrip("\n")) for line in self.lines]
         assert all(found), self.lines
@@ -60,7 +60,7 @@ def test_clone(impl, clone_box):
 
 
 def test_merge(family):
-    """It counts what was left when it was begun; LVM2 replaces the table in the end."""
+    """It counts what was left when it started; LVM2 replaces the table in the end."""
     family.layered()
     snapshot = family.store(8, cow.numbered(range(0, 400, 2), 8))
     front = family.merge(snapshot, direct=True, before=lambda: family.real.hold())

@@ -1,5 +1,5 @@
-"""Random work against a model, while the hydration runs and the device is suspended, re-created and
-talked to.
+"""Random work against a model, while the hydration runs and the device is suspended, created again
+and sent messages.
 """
 
 import random
@@ -12,7 +12,7 @@ from lib.box import assert_same, pattern
 
 
 class Chaos:
-    """One clone, its model, and steps that a seed chooses."""
+    """A clone, its model, and steps that a seed chooses."""
 
     def __init__(self, box, rng, impl, region, sectors):
         self.rng, self.impl, self.region = rng, impl, region
@@ -22,8 +22,8 @@ class Chaos:
         self.steps = []
 
     def step(self):
-        # C loses writes when a discard meets a copy (W1), so there the sweep is stopped before each
-        # discard.
+        # C loses writes when a discard meets a copy (W1), so with C the hydration is stopped before
+        # each discard.
         kinds = [
             (self.read, 6),
             (self.write, 8),
@@ -149,8 +149,8 @@ def test_random_steps(impl, clone_box, rng, region, sectors):
 
 @pytest.mark.crowd
 def test_threads(impl, clone_box, rng):
-    """Four threads write and read sectors of their own in shared regions, under hydration, messages
-    and suspends.
+    """Four threads write and read sectors of their own in shared regions, during hydration,
+    messages and suspends.
     """
     region, sectors, threads = 16, 8192, 4
     trio = clone_box.trio(mib=4)
@@ -158,7 +158,7 @@ def test_threads(impl, clone_box, rng):
     failed = threading.Event()
 
     def work(number, seed):
-        """Owns the sectors n with n % 4 == number; every region is shared by all four."""
+        """Owns the sectors n with n % 4 == number; all four threads share each region."""
         own = random.Random(seed)
         mine = {}
         for turn in range(120):
@@ -181,8 +181,7 @@ def test_threads(impl, clone_box, rng):
         return mine
 
     workers = [clone_box.background(work, number, rng.random()) for number in range(threads)]
-    # So many rounds and no more: each costs the workers a suspend, and they must come to an end
-    # too.
+    # A limited number of rounds: each costs the workers a suspend, and they must end too.
     for _ in range(100):
         if all(worker.done for worker in workers):
             break
@@ -203,8 +202,8 @@ def test_threads(impl, clone_box, rng):
 
 @pytest.mark.both
 def test_same_steps_same_result(impl, clone_box, same):
-    """The same steps on C and on ours (no hydration, so nothing depends on time): the same status,
-    images and bits.
+    """The same steps on C and on dm-rust, without hydration, so that nothing depends on time: the
+    same status, images and bits.
     """
     own = random.Random(7)
     trio = clone_box.trio(mib=4, sectors=8192 - 24)
@@ -219,7 +218,7 @@ def test_same_steps_same_result(impl, clone_box, same):
             trio.discard(clone, start // 32 * 32, own.randrange(1, 4) * 32)
         else:
             clone.flush()
-        clone.wait_quiet()  # a copy may count as in flight a moment longer than the write that waited for it
+        clone.wait_quiet()  # a copy may be in flight longer than the write that waited for it
         seen.append(clone.status().split()[2:])
     trio.check(clone)
     clone.remove()

@@ -1,4 +1,4 @@
-"""One test for each target and each format: what a kernel gets that the whole suite is not run on."""
+"""One test for each target and each format, for kernels on which the whole suite does not run."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_era(pair):
 
 
 def test_snapshot(family):
-    """Two snapshots of different chunks, and one without a persistent store."""
+    """Two snapshots of different chunk sizes, and one without a persistent store."""
     first, second, third = family.snap(size=8), family.snap("PO", size=32), family.snap("N", size=8)
     family.write(family.origin, 100, pattern("new", 50))
     family.write(first, 120, pattern("own", 50))
@@ -63,7 +63,7 @@ def test_merge(family, direct):
 
 
 def test_stored_clone(impl, clone_box):
-    """Metadata that C wrote on x86, here and below."""
+    """Metadata that C wrote on x86, here and in the next tests."""
     trio = clone_box.trio(mib=1)
     trio.meta.fill(samples.stored("clone"))
     clone = trio.clone()

@@ -1,5 +1,5 @@
-"""snapshot and snapshot-origin: how many requests a read or write costs, and how copies are
-throttled.
+"""snapshot and snapshot-origin: the number of requests for a read or write, and the throttling of
+copies.
 """
 
 import pytest
@@ -8,7 +8,7 @@ from lib import snaps, wait
 from lib.box import pattern
 from lib.disk import in_flight, requests
 
-# What a write costs
+# The cost of writes
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ from lib.disk import in_flight, requests
     ],
 )
 def test_partial_write_copies_once(family, kind, size, offset, sectors):
-    """Through the snapshot and through the origin: one read of the chunk by the first, none by the
-    next.
+    """Through the snapshot and through the origin: the first write reads the chunk once, the next
+    one not at all.
     """
     snapshot, start = family.snap(kind, size), 2 * size
     for at, device in ((start, snapshot), (start + size, family.origin)):
@@ -42,7 +42,9 @@ def test_partial_write_copies_once(family, kind, size, offset, sectors):
     "size, start, count", [(8, 4, 1), (64, 3, 1), (8, 4, 16), (1, 100, 64), (8, 0, 256)]
 )
 def test_whole_chunks_are_not_read_first(family, size, start, count):
-    """Of the snapshot. A whole chunk of the origin is copied like any other."""
+    """A write of a whole chunk of the snapshot reads nothing. A whole chunk of the origin is copied
+    like any other.
+    """
     snapshot = family.snap("P", size)
     data = pattern("new", count * size)
     assert not requests(family.disk, family.write, snapshot, start * size, data).reads
@@ -63,8 +65,8 @@ def test_large_write_reads_its_edges(family):
 
 
 def test_reads_cost_nothing_more(family):
-    """A chunk without exception is read from the origin, one with it from the COW; no read makes
-    one.
+    """A chunk without an exception is read from the origin, one with an exception from the COW
+    device; no read makes an exception.
     """
     snapshot = family.snap("P", 8)
     assert requests(family.disk, family.check, snapshot).read_sectors == family.sectors
@@ -77,8 +79,8 @@ def test_reads_cost_nothing_more(family):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("number", [2, 8])
 def test_one_read_for_all_snapshots(family, number):
-    """Snapshots with chunks of one size are given a chunk by one read; others by another. With C
-    each reads.
+    """Snapshots with the same chunk size share one read of a chunk; other sizes need another read.
+    C reads for each snapshot.
     """
     for _ in range(number):
         family.snap("P", 8)
@@ -90,7 +92,7 @@ def test_one_read_for_all_snapshots(family, number):
     assert (
         requests(family.disk, family.write, family.origin, 80, pattern("new", 8)).read_sectors == 8
     )
-    # One that has the chunk already does not matter to the others.
+    # A snapshot that already has the chunk does not matter to the others.
     family.write(family.snapshots[0], 128, pattern("own", 8))
     family.write(other, 128, pattern("own", 64))
     assert (
@@ -101,12 +103,12 @@ def test_one_read_for_all_snapshots(family, number):
 
 
 def linear(family):
-    """What the same requests cost through a linear device."""
+    """The same requests through a linear device, for comparison."""
     return family.box.mapped(f"0 {family.sectors} linear {family.disk.dev} 0")
 
 
 def test_origin_without_snapshots_is_passed_through(family):
-    """As many requests as through a linear device, for a mebibyte."""
+    """A mebibyte takes as many requests as through a linear device."""
     data, other = pattern("large", 2048), linear(family)
     for device in (family.origin, other):
         write = requests(family.disk, device.write, 1024, data)
@@ -120,7 +122,7 @@ def test_origin_without_snapshots_is_passed_through(family):
 
 @pytest.mark.only("rust")
 def test_large_io_stays_whole_where_nothing_is_copied(family):
-    """C cuts everything at chunks."""
+    """C splits everything at chunks."""
     snapshot, other, data = family.snap("P", 8), linear(family), pattern("large", 2048)
     reads = requests(family.disk, other.read, 1024, 2048).reads
     assert requests(family.disk, family.read, snapshot, 1024, 2048).reads == reads, "not copied yet"
@@ -129,7 +131,7 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
     assert (
         requests(family.disk, family.write, family.origin, 1024, data).writes == writes
     ), "copied already"
-    # The COW has the chunks in the order of their numbers, but for an area in between.
+    # The COW device has the chunks in the order of their numbers, except for an area in between.
     assert requests(snapshot.cow.lower, family.read, snapshot, 1024, 2048).reads <= 2 * reads
     assert (
         requests(snapshot.cow.lower, family.write, snapshot, 1024, pattern("own", 2048)).writes
@@ -138,12 +140,12 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
     family.check()
 
 
-# The throttle
+# Throttling
 
 
 @pytest.fixture
 def throttle(impl):
-    """Sets the parameters, and puts them back afterwards."""
+    """Sets the parameters; they are restored afterwards."""
     files = {
         name: snaps.parameter(impl, name)
         for name in ("snapshot_cow_threshold", "snapshot_copy_throttle")
@@ -159,8 +161,8 @@ def throttle(impl):
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 @pytest.mark.parametrize("threshold", [1, 8])
 def test_threshold(impl, family, throttle, device, threshold):
-    """So many chunks are copied at a time, and few more; the other writers wait for their turn, and
-    reads do not.
+    """At most `threshold` chunks are copied at a time, and one more; other writers wait for their
+    turn, and reads do not.
     """
     snapshot = family.snap("P", 8)
     target = family.origin if device == "origin" else snapshot
@@ -170,7 +172,7 @@ def test_threshold(impl, family, throttle, device, threshold):
     writers = [family.writer(target, n * 8, pattern(f"w{n}", 1)) for n in range(24)]
     wait.until(lambda: in_flight(snapshot.cow) >= threshold, "copies are at the COW")
     if impl == "rust":  # with C they sleep before they are counted
-        wait.until(lambda: in_flight(target) == 24, "all are on their way")
+        wait.until(lambda: in_flight(target) == 24, "all are in flight")
     family.read(snapshot, 1024, 8)
     family.read(family.origin, 1024, 8)
     assert (family.disk.stats() - before).read_sectors <= (threshold + 1) * 8 + 16
@@ -191,7 +193,7 @@ def test_threshold(impl, family, throttle, device, threshold):
 
 
 def test_large_writes_under_a_low_threshold(family, throttle):
-    """A write of many chunks alone is more than the limit."""
+    """A single write of many chunks exceeds the limit."""
     snapshots = [family.snap("P", 8), family.snap("N", 16)]
     for threshold in (1, 0):
         throttle("snapshot_cow_threshold", threshold)
@@ -202,7 +204,7 @@ def test_large_writes_under_a_low_threshold(family, throttle):
 
 @pytest.mark.parametrize("percent", [1, 100, 0])
 def test_copy_throttle(family, throttle, percent):
-    """However little time copies are given, they come to an end."""
+    """Copies end, however little time they are given."""
     family.snap("P", 8)
     throttle("snapshot_copy_throttle", percent)
     family.write(family.origin, 100, pattern("new", 100))

@@ -1,5 +1,5 @@
-"""snapshot and snapshot-origin: the origin and COW devices of a table: block sizes, limits, what
-they share, and how large they are.
+"""snapshot and snapshot-origin: the devices of a table: their block sizes, limits and sizes, and
+devices in two roles.
 """
 
 import errno
@@ -15,7 +15,9 @@ from lib.snap_lines import GOOD, NOT_READ, NO_STORE, SIZE, reasons, refusal
 
 @pytest.mark.parametrize("which", ["origin", "cow"])
 def test_chunks_below_the_block_size_are_refused(impl, load, box, disks, same, which):
-    """Chunks that are smaller than the blocks of a device are refused, also those of a store."""
+    """Chunks smaller than the logical blocks of a device are refused, also those of an existing
+    store.
+    """
     big = box.loop(1 << 20, blocksize=4096)
     parts = dict(origin="{origin}", cow="{cow}") | {which: big.dev}
     line = f"{parts['origin']} {parts['cow']} "
@@ -61,7 +63,7 @@ def test_discard_limits(impl, box, size, features):
 
 
 def test_discards_are_off_without_support(impl, box, disks):
-    """Without the features, and over devices of which one knows no discard."""
+    """Without the features, and if one of the devices does not support discards."""
     origin, store = box.ram(1), box.ram(1)
     snap = box.mapped(f"0 2048 snapshot {origin.dev} {store.dev} P 8")
     assert snap.queue("discard_max_bytes") == 0
@@ -78,7 +80,7 @@ TWINS = "snapshot: COW device cannot be the same as origin device (-EINVAL)"
 
 
 def test_cow_equal_to_origin_is_refused(impl, load, disks, same):
-    """With a read-only table; see the next one."""
+    """With a read-only table; see the next test."""
     error, lines = load("{cow} {cow} P 8", read_only=True)
     assert (error, lines) == (EINVAL, [f"3 device-mapper: table: <dev>: {TWINS}"])
     same(lines)
@@ -88,13 +90,13 @@ def test_cow_equal_to_origin_is_refused(impl, load, disks, same):
 
 @pytest.mark.only("rust")
 def test_cow_equal_to_origin_is_refused_for_writing(impl, load, disks, box):
-    """C opens the device again for writing and goes on with the first handle, which is gone."""
+    """C opens the device again for writing and goes on with the first handle, which is freed."""
     error, lines = load("{cow} {cow} P 8")
     assert (error, lines) == (EINVAL, [f"3 device-mapper: table: <dev>: {TWINS}"])
     error, lines = load("{origin} {origin} X 8")
     assert (error, refusal(lines)) == (EINVAL, TWINS)
     assert not any(disks["cow"].read(0, 64))
-    # The device that failed is not spoilt for the next table.
+    # The failed device can take the next table.
     assert load(GOOD, device=load.device) == (0, [])
     load.device.remove()
     assert disks["cow"].is_free() and disks["origin"].is_free()
@@ -103,7 +105,7 @@ def test_cow_equal_to_origin_is_refused_for_writing(impl, load, disks, box):
 @pytest.mark.only("rust")
 def test_origin_is_written_by_another_line(impl, disks, box):
     """C opens the origin for reading. device-mapper opens it again for the other line, and C goes
-    on with what is gone.
+    on with a freed handle.
     """
     disks["cow"].fill(bytes(SIZE * 512))
     origin = disks["origin"].dev
@@ -119,7 +121,7 @@ def test_origin_is_written_by_another_line(impl, disks, box):
 
 
 def test_origin_may_be_read_only(impl, disks, load):
-    """A snapshot only reads it."""
+    """A snapshot only reads its origin."""
     modules.run("blockdev", "--setro", disks["origin"].path)
     try:
         assert load(GOOD) == (0, [])
@@ -144,7 +146,7 @@ def test_cow_of_two_origins_is_refused(impl, load, disks, box):
         if step == "loaded":
             first.resume()
     before = disks["cow"].content()
-    # The other way round: a linear device over the same disk is another device.
+    # The opposite: a linear device over the same disk is another device.
     around = box.mapped(f"0 1024 linear {disks['cow'].dev} 1024")
     assert load("{other} " + f"{around.dev} P 8") == (0, [])
     load.device.remove()
@@ -154,7 +156,7 @@ def test_cow_of_two_origins_is_refused(impl, load, disks, box):
 
 
 def clean(lines, *devices):
-    """Names of devices and addresses taken out."""
+    """The lines without names of devices and addresses."""
     for n, device in enumerate(devices):
         lines = [
             re.sub(r"0x\w+", "#", line)
@@ -167,7 +169,7 @@ def clean(lines, *devices):
 
 @pytest.mark.parametrize("kind", ["snapshot", "snapshot-origin"])
 def test_short_origin(impl, load, disks, box, same, kind):
-    """One sector short: refused by dm itself, after the store was made."""
+    """One sector short: dm itself refuses the table, after the store was made."""
     small = box.mapped(f"0 {SIZE - 1} linear {disks['origin'].dev} 0")
     error, lines = load(small.dev + (" {cow} P 8" if kind == "snapshot" else ""), kind)
     assert error == EINVAL
@@ -181,7 +183,7 @@ def test_short_origin(impl, load, disks, box, same, kind):
     "sectors, error", [(4, errno.EIO), (8, errno.EIO), (12, errno.EIO), (16, 0), (20, 0), (24, 0)]
 )
 def test_small_cow(impl, load, disks, box, same, sectors, error):
-    """A store needs a header and an area; with the third chunk there is room for an exception."""
+    """A store needs a header and an area; a third chunk makes room for an exception."""
     small = box.mapped(f"0 {sectors} linear {disks['cow'].dev} 0")
     got, lines = load("{origin} " + f"{small.dev} P 8")
     assert got == error
@@ -204,8 +206,8 @@ def test_small_cow(impl, load, disks, box, same, sectors, error):
 
 
 def test_read_only(impl, box, same):
-    """A read-only table: a store is made, reads work, dm refuses writes, writes to the origin are
-    still copied.
+    """A read-only table: a store is made, reads work, dm refuses writes, and writes to the origin
+    are copied.
     """
     origin, store = box.ram(1), box.ram(1)
     data = pattern("origin", SIZE)
@@ -227,8 +229,8 @@ def test_read_only(impl, box, same):
 
 
 def test_snapshot_after_another_target(impl, box, same):
-    """A snapshot behind another target: chunks are those of the whole device, and so are the
-    sectors of the origin.
+    """A snapshot after another target: chunks, and sectors of the origin, count from the start of
+    the device.
     """
     origin, store, other = box.ram(1), box.ram(1), box.ram(1)
     origin.fill(pattern("origin", SIZE))
@@ -251,7 +253,7 @@ def test_snapshot_after_another_target(impl, box, same):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("begin", [63, 1, 12])
 def test_unaligned_start_is_refused(impl, load, box, disks, log, begin):
-    """C takes chunks for one that are two."""
+    """C confuses two chunks."""
     for _ in range(2):
         device = box.mapped()
         mark = log.mark()
@@ -268,7 +270,7 @@ def test_unaligned_start_is_refused(impl, load, box, disks, log, begin):
 
 
 def test_origin_after_another_target(impl, box):
-    """Sectors of the whole device here too."""
+    """Sectors count from the start of the device here too."""
     origin, other = box.ram(1), box.ram(1)
     origin.fill(pattern("origin", SIZE))
     front = box.mapped(f"0 100 linear {other.dev} 0", f"100 1000 snapshot-origin {origin.dev}")

@@ -1,5 +1,5 @@
-"""snapshot: discards. C's limits are an oops with chunks below 256 KiB, so it is asked with these
-alone.
+"""snapshot: discards. With chunks below 256 KiB C's limits crash the kernel, so C is tested with
+chunks of that size only.
 """
 
 import errno
@@ -17,7 +17,7 @@ BIG = 512
 
 
 def copied(family, size, *chunks, kind="P", extra=ZEROES):
-    """A snapshot that has these chunks in its COW."""
+    """A snapshot that has exceptions for these chunks."""
     snapshot = family.snap(kind, size, extra)
     for chunk in chunks:
         family.write(snapshot, chunk * size, pattern(f"chunk {chunk}", size))
@@ -44,7 +44,7 @@ def whole_chunks(family, size, kind):
 
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_whole_chunks(family, kind):
-    """A chunk in the COW becomes zeros, one that is not there stays what the origin has."""
+    """A chunk with an exception becomes zeros; one without stays what the origin has."""
     whole_chunks(family, BIG, kind)
 
 
@@ -56,7 +56,7 @@ def test_whole_small_chunks(family, size, kind):
 
 
 def no_exception(family, size):
-    """Nothing is copied, written or discarded for it anywhere."""
+    """A discard of chunks without exceptions copies, writes and discards nothing anywhere."""
     snapshot = copied(family, size, 3)
     disks = family.disk, snapshot.cow.lower
     before = [disk.stats() for disk in disks]
@@ -78,7 +78,7 @@ def test_small_chunks_without_exception(family):
 
 
 def parts(family, size):
-    """Within a chunk, up to its end, from its beginning, and the short last chunk."""
+    """Within a chunk, up to its end, from its beginning, and of the short last chunk."""
     snapshot = copied(family, size, 0, 1, 2, 3)
     last = family.sectors // size * size
     family.write(snapshot, last, pattern("last", family.sectors - last))
@@ -108,7 +108,7 @@ def test_parts_of_small_chunks(impl, box, size):
 @pytest.mark.parametrize("size", [8, 64, BIG])
 def test_unaligned_discards(family, size):
     """As long as a chunk, but from the middle of one to the middle of the next, which is elsewhere
-    in the COW: C zeroes what lies behind the first.
+    on the COW device: C zeroes what lies after the first one.
     """
     snapshot = copied(family, size, 3, 0, 5, 1, 4, 2)
     for start, count in ((size // 2, size), (3 * size + 1, size), (5 * size - 1, size)):
@@ -121,7 +121,7 @@ def test_unaligned_discards(family, size):
 
 @pytest.mark.only("rust")
 def test_discard_spares_the_next_area(family):
-    """Behind the last chunk of an area lies the next one, and its records are safe."""
+    """The last chunk before an area is discarded, and the records of that area stay intact."""
     snapshot = copied(family, 8, *range(300))
     assert cow.data_at(255, 8) + 1 == cow.area_at(1, 8)
     for start in (255 * 8 + 4, 255 * 8 - 4, 255 * 8):
@@ -135,7 +135,7 @@ def test_discard_spares_the_next_area(family):
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("extra", [ZEROES, PASSDOWN])
 def test_random_discards(family, rng, size, extra):
-    """With writes between, through the snapshot and the origin, and another snapshot without the
+    """With writes in between, to the snapshot and the origin, and another snapshot without the
     feature.
     """
     snapshot, other = copied(family, size, extra=extra), family.snap("P", 32)
@@ -175,7 +175,9 @@ def passdown(family, size):
 
 
 def test_passdown(family):
-    """The origin is discarded too, and with it what others have not copied; their own copies stay."""
+    """The origin is discarded too, and with it what other snapshots have not copied; their own
+    copies stay.
+    """
     passdown(family, BIG)
 
 
@@ -186,8 +188,8 @@ def test_passdown_of_small_chunks(family, size):
 
 
 def test_tracked_discard_delays_the_overwrite(family):
-    """A discard is on its way to the origin when its chunk gets an exception. What is written to
-    the origin then is not discarded.
+    """A discard is in flight to the origin when its chunk gets an exception. Later writes to the
+    origin are not discarded.
     """
     snapshot = copied(family.layered(), BIG, 1, extra=PASSDOWN)
     origin, own, new = family.origin, pattern("own", BIG), pattern("new", 8)
@@ -197,7 +199,7 @@ def test_tracked_discard_delays_the_overwrite(family):
     whole = family.writer(snapshot, 4 * BIG, own)
     wait.until(lambda: snapshot.cow.lower.read(3 * BIG, BIG) == own, "the chunk has an exception")
     first = family.writer(origin, 4 * BIG, new)
-    wait.until(lambda: in_flight(origin) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(origin) == 1, "the write is in flight")
     second = family.writer(origin, BIG, new)
     wait.until(
         lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin"

@@ -1,4 +1,6 @@
-"""The persistent store of a snapshot: byte for byte what C writes, and read and written by each."""
+"""The persistent store of a snapshot: byte for byte what C writes; each implementation opens the
+other's.
+"""
 
 import copy
 import random
@@ -15,8 +17,8 @@ from lib.stores import BLANK, Bench, soil
 @pytest.mark.parametrize("size", [1, 8, 32, 128, 1024])
 @pytest.mark.parametrize("dirty", [False, True])
 def test_fresh_store(impl, box, size, dirty):
-    """Header and first area, made when the table is loaded; nothing else is touched. A magic of 0
-    is no store.
+    """Loading a table makes the header and the first area, and touches nothing else. A magic of 0
+    means that there is no store.
     """
     image = bytes(4) + pattern("soil", 2048)[4:] if dirty else BLANK
     bench = Bench(box, size, image=image)
@@ -57,7 +59,7 @@ def test_same_writes_same_image(impl, box, rng, same, size, sectors):
     assert cow.Store(bench.store).records == bench.model.records
 
 
-# Exchange: a store is left by one implementation and opened by each, in the next phases of the run.
+# Exchange: each implementation leaves a store, and in later phases of the run each opens both.
 
 SHELF = {}
 
@@ -72,7 +74,9 @@ CASES = [(1, n) for n in counts(1)] + [(2, n) for n in counts(2)] + [(8, n) for 
 
 
 def chunks_for(size, count):
-    """Chunks of an origin that is somewhat larger, in runs of all lengths, up and down."""
+    """Chunks of an origin that is somewhat larger, in ascending and descending runs of all
+    lengths.
+    """
     rng = random.Random(f"{size}/{count}")
     runs, first = [], 0
     while first < count + 9:
@@ -84,7 +88,9 @@ def chunks_for(size, count):
 
 
 def fill(bench, chunks):
-    """Exceptions in this order: a rising run by one write, which may start and end inside a chunk."""
+    """Makes exceptions in this order: an ascending run by one write, which may start and end inside
+    a chunk.
+    """
     size, at = bench.model.size, 0
     rng = random.Random(f"{size}/{len(chunks)}")
     while at < len(chunks):
@@ -114,8 +120,8 @@ def test_leave_a_store_for_the_other(impl, box, same, size, count):
 
 
 def go_on_with(bench):
-    """Opens what was left, in a table without a chunk size; reads all, writes more, and opens it
-    again.
+    """Opens the store that was left, in a table without a chunk size; reads all, writes more, and
+    opens it again.
     """
     size = bench.model.size
     bench.table_size = 0
@@ -151,7 +157,7 @@ def test_c_opens_what_ours_left(impl, box, size, count):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_and_ours_alternate(impl, box, rng, rust_module):
-    """C and ours open the same store twenty times in turn, each with random writes."""
+    """C and dm-rust open the same store twenty times alternately, each with random writes."""
     bench = Bench(box, 8, pattern("origin", 2048), bytes(4096 * 512))
     modules.unload_c()
     hands = (
@@ -181,11 +187,10 @@ def test_c_and_ours_alternate(impl, box, rng, rust_module):
 
 @pytest.mark.parametrize("size", [1, 8])
 def test_next_free_chunk_is_never_an_area(impl, box, same, size):
-    """The first exception after a load is never put on an area, wherever the records end."""
+    """The first exception after a load never overwrites an area, wherever the records end."""
     most = cow.per_area(size)
     lists = [cow.numbered(range(1000, 1000 + count), size) for count in counts(size)[2:6]]
-    # Chunks that were reserved when the power went away leave gaps; the last one may stand before
-    # an area.
+    # Chunks that were reserved at a power cut leave gaps; the last one may be before an area.
     lists += [[(3, 9), (4, 7)], [(9, most + 1)], [(9, most + 3)], [(7, 2 * most + 2), (9, 5)]]
     bench = Bench(box, size, image=bytes(3 << 20))
     for records in lists:
@@ -200,7 +205,7 @@ def test_next_free_chunk_is_never_an_area(impl, box, same, size):
 
 
 def test_ignored_bytes(impl, box):
-    """Behind the header, behind the end of the list, and in later areas there may be anything."""
+    """Bytes after the header, after the end of the list, and in later areas do not matter."""
     bench = Bench(box)
     records = cow.numbered([7, 3, 100], 1)
     area = b"".join(cow.RECORD.pack(*record) for record in records) + cow.RECORD.pack(5, 0)

@@ -1,5 +1,5 @@
-"""The persistent store of a snapshot: what is refused of a damaged one, and what is made of the
-rest.
+"""The persistent store of a snapshot: which damaged stores are refused, and how the others are
+used.
 """
 
 import errno
@@ -12,7 +12,7 @@ from lib import cow
 from lib.box import pattern
 from lib.stores import Bench, refused, soil
 
-# header fields: errno, what is said before; C leaves the COW device as it is
+# header fields: errno, what is logged before; C leaves the COW device as it is
 HEADERS = {
     "magic": (dict(size=8, magic=0x70416E54), errno.ENXIO, "Invalid or corrupt snapshot"),
     "magic of one byte": (dict(size=8, magic=1 << 24), errno.ENXIO, "Invalid or corrupt snapshot"),
@@ -81,7 +81,7 @@ def test_chunks_larger_than_the_device(impl, box, log, size, sectors):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1 << 17, 2097152])
 def test_huge_chunks(impl, box, log, size):
-    """C gets the memory for four chunks first: four GiB, if the header says so."""
+    """C first allocates memory for four chunks: four GiB, if the header says so."""
     bench = Bench(box)
     bench.store.write(0, cow.header(size) + bytes(496))
     got, _ = refused(bench, log)
@@ -90,8 +90,8 @@ def test_huge_chunks(impl, box, log, size):
 
 @pytest.mark.parametrize("valid", [0, 1, 2, 0x80000000])
 def test_invalid_store_can_be_opened(impl, box, log, same, valid):
-    """An invalid store can be opened, only to see that it is; nothing behind its header is looked
-    at.
+    """An invalid store can be opened, only to show that it is invalid; nothing after its header is
+    read.
     """
     bench = Bench(box, 16)
     image = cow.metadata(16, cow.numbered([4, 2], 16), valid=valid)
@@ -119,10 +119,9 @@ def test_invalid_store_can_be_opened(impl, box, log, same, valid):
     assert bench.snap.event == 0
 
 
-# Damage. C takes what it reads for granted: some of these are a BUG in the kernel, others lose data
-# later.
+# Damage. C trusts what it reads: some of these are a BUG in the kernel, others lose data later.
 
-FUZZ = {  # what becomes of a record, and whether the store can be opened
+FUZZ = {  # the change of a record, and whether the store can be opened
     "new chunk 1": (lambda old, new: (old, 1), False),
     "new chunk is the second area": (lambda old, new: (old, 34), False),
     "new chunk is an area not reached yet": (lambda old, new: (old, 1 + 33 * 9), False),
@@ -157,7 +156,7 @@ def test_damaged_record(impl, box, log, case, at):
 
 @pytest.mark.only("rust")
 def test_random_records(impl, box, log, rng):
-    """Several records whose chunks of the origin, or of the COW device, are anything."""
+    """Several records with arbitrary chunks of the origin, or of the COW device."""
     opened = 0
     for turn in range(12):
         records = cow.numbered([3 * n for n in range(rng.choice((5, 31, 32, 33, 64, 70)))], 1)
@@ -188,7 +187,7 @@ def test_garbage_behind_the_header(impl, box, log, rng, size):
 
 
 def check_damaged(box, log, records, fine=None):
-    """Loads a store with these records: refused, or read in the way of the format, used, and read
+    """Loads a store with these records: it is refused, or read as the format says, used, and read
     again.
     """
     bench = Bench(box, 1, image=soil(400))
@@ -213,7 +212,7 @@ def check_damaged(box, log, records, fine=None):
     assert bench.snap.status() == store.status()
     bench.check_shown()
     if store.next < 380:
-        # Chunks of which the records say something else, and one of which they say nothing.
+        # Chunks with a repeated record, and some without any record.
         bench.take([old for old, _ in store.repeated if old < 512][:2] + [499, 500])
         bench.write_origin(502, pattern("new", 1))
         for old, _ in store.records[-3:]:
@@ -232,7 +231,7 @@ def check_damaged(box, log, records, fine=None):
 
 @pytest.mark.parametrize("size", [1, 8])
 def test_full_area_without_successor(impl, box, log, size):
-    """A full area at the end of the device: the next one, which must be read, is not there."""
+    """A full area at the end of the device: its successor, which must be read, does not exist."""
     most = cow.per_area(size)
     bench = Bench(box, size, image=bytes((most + 2) * size * 512))
     chunks = cow.metadata(size, cow.numbered(range(most), size))
@@ -244,8 +243,8 @@ def test_full_area_without_successor(impl, box, log, size):
 
 @pytest.mark.parametrize("area", [0, 1, 2, 4, 5, 6, 8])
 def test_unreadable_area(impl, box, log, area):
-    """Areas are read ahead: one that cannot be read matters only if the list goes on there, here up
-    to area 4.
+    """Areas are read ahead: an unreadable one matters only if the list continues there, here up to
+    area 4.
     """
     bench = Bench(box, 1, image=soil(400))
     cow.put(bench.store, 1, cow.metadata(1, cow.numbered([3 * n for n in range(140)], 1)))
@@ -265,9 +264,9 @@ def test_unreadable_area(impl, box, log, area):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("mix", ["onoo", "oonn", "onnn", "nonn", "nnon"])
 def test_torn_area(impl, box, mix):
-    """The power went away while an area was written: some of its sectors are old, others new.
-    Records behind the end of the list never come back, however many exceptions follow; on C they
-    hide data that was written since.
+    """A power cut while an area was written: some of its sectors are old, others new. Stale records
+    after the end of the list never come back, however many exceptions follow; on C they hide data
+    that was written since.
     """
     lists = {
         state: cow.metadata(8, cow.numbered(range(count), 8))[1]

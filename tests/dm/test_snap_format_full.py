@@ -12,7 +12,9 @@ from lib.stores import Bench, soil
 
 
 def fill_up(bench, room):
-    """Takes chunks until the store is full, the last ones singly; tells how many fitted."""
+    """Makes exceptions until the store is full, the last ones one at a time; returns their
+    number.
+    """
     size, count = bench.model.size, max(room - 3, 0)
     if count:
         bench.write(0, pattern("new", count * size))
@@ -27,7 +29,7 @@ def fill_up(bench, room):
 
 
 def check_full(bench, room, same, log):
-    """Fills a store to the last chunk and one further."""
+    """Fills a store to the last chunk, and writes one chunk more."""
     kind = bench.kind
     mark = log.mark()
     bench.start()
@@ -56,11 +58,11 @@ def check_full(bench, room, same, log):
     bench.stop()
 
 
-FULL = {}  # models of what ours leaves full, for C to open
+FULL = {}  # models of what dm-rust leaves full, for C to open
 
 
 def exact(size, areas, more, odd=0):
-    """Sectors of a device that ends so many chunks (and some sectors) behind its last area's data."""
+    """Sectors of a device that ends `more` chunks and `odd` sectors after area `areas`."""
     return (cow.area_at(areas, size) + more) * size + odd
 
 
@@ -78,7 +80,7 @@ def exact(size, areas, more, odd=0):
     ],
 )
 def test_store_is_filled_to_the_last_chunk(impl, box, log, same, kind, size, areas, more, odd):
-    """A store that ends just before an area or behind it, filled by writes to the snapshot."""
+    """A store that ends just before or after an area, filled by writes to the snapshot."""
     sectors = exact(size, areas, more, odd)
     bench = Bench(box, size, pattern("origin", sectors + 4 * size), soil(sectors), kind)
     check_full(bench, cow.capacity(sectors // size, size), same, log)
@@ -88,8 +90,8 @@ def test_store_is_filled_to_the_last_chunk(impl, box, log, same, kind, size, are
 @pytest.mark.parametrize("kind", ["PO", "P"])
 @pytest.mark.parametrize("size, areas, odd", [(1, 1, 0), (1, 2, 0), (8, 1, 0), (8, 1, 5)])
 def test_chunk_before_a_missing_area_stays_free(impl, box, log, same, kind, size, areas, odd):
-    """The last chunk of data would fill an area, and the device ends behind it: it stays free,
-    because the area after a full one must be there. C writes past the end, and the snapshot is
+    """The last data chunk would fill an area, and the device ends after it: it stays free, because
+    the successor of a full area must exist. C writes beyond the end, and the snapshot becomes
     invalid even with overflow support.
     """
     sectors = exact(size, areas, 0, odd)
@@ -113,9 +115,7 @@ def test_c_opens_a_full_store(impl, box, size, areas, odd):
 
 @pytest.mark.parametrize("size, before, after", [(1, 20, 80), (1, 33, 35), (8, 100, 300)])
 def test_growing_device_gives_room(impl, box, log, same, size, before, after):
-    """The COW device is made longer below a live snapshot: the total grows at once, and with it the
-    room.
-    """
+    """The COW device grows under a live snapshot: the total grows at once, and with it the room."""
     bench = Bench(box, size, pattern("origin", (after + 9) * size), soil(after * size), "PO")
     lower = bench.store
     grown = f"0 {after * size} linear {lower.dev} 0"

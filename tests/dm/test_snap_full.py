@@ -1,4 +1,6 @@
-"""snapshot: the COW is full, devices fail, and the header says that the snapshot is no more."""
+"""snapshot: full COW devices, failing devices, and the header that says that the snapshot is
+invalid.
+"""
 
 import pytest
 
@@ -11,7 +13,7 @@ FULL, FAILED = Watch.FULL, Watch.FAILED
 
 
 def room(snapshot, chunks):
-    """How many exceptions fit."""
+    """The number of exceptions that fit."""
     return chunks if snapshot.kind == "N" else cow.capacity(chunks, snapshot.size)
 
 
@@ -43,8 +45,8 @@ def fill(family, device, snapshot, number):
     ],
 )
 def test_full(impl, family, log, kind, device, sectors):
-    """The last chunk that fits is taken; the next one ends a snapshot, or stops writes to it. The
-    origin works on, and so does another snapshot.
+    """The last chunk that fits is used. The next one makes the snapshot invalid, or stops writes to
+    it. The origin continues, and so does another snapshot.
     """
     other, snapshot = family.snap("P", 8), family.snap(kind, 8, room=6)
     watch, origin = Watch(snapshot, log), family.origin
@@ -65,11 +67,12 @@ def test_full(impl, family, log, kind, device, sectors):
             wait.until(lambda: snapshot.event == watch.events + 1, "an event")
         else:
             assert snapshot.event == watch.events
-        # Everything can be read; nothing can be written, not even what has a place.
+        # Everything can be read; nothing can be written, not even chunks with an exception.
         family.check()
         fails(snapshot.write, family.sectors - 8, new)
         fails(snapshot.write, 80, new)
-        # A write of the origin that needs no copy changes nothing; one that does ends it.
+        # A write to the origin that needs no copy changes nothing; one that does makes the snapshot
+        # invalid.
         family.write(origin, family.sectors - 8, new)
         assert snapshot.status() == "Overflow"
         watch.events = snapshot.event
@@ -97,8 +100,8 @@ def test_full(impl, family, log, kind, device, sectors):
     ],
 )
 def test_full_at_area_boundaries(impl, box, log, kind, chunks):
-    """Chunks of a sector: 32 exceptions to an area. It is full where it must be, and what fitted is
-    found again.
+    """Chunks of a sector, 32 exceptions in an area: full where it must be, and what fitted is found
+    again.
     """
     fill_up(box, log, kind, chunks)
 
@@ -106,8 +109,8 @@ def test_full_at_area_boundaries(impl, box, log, kind, chunks):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("kind, chunks", [("P", 34), ("PO", 34), ("PO", 67), ("P", 100)])
 def test_full_without_room_for_the_next_area(impl, box, log, kind, chunks):
-    """The COW ends behind the last chunk of an area: C takes it and writes the next area beyond the
-    end.
+    """The COW device ends after the last chunk of an area: C uses it and writes the next area
+    beyond the end.
     """
     fill_up(box, log, kind, chunks)
 
@@ -142,7 +145,7 @@ def fill_up(box, log, kind, chunks):
 
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_growing_cow_gives_room(family, kind):
-    """The COW grows under a snapshot that is full: what is added is used, without a new table."""
+    """The COW device grows under a full snapshot: the new room is used without a new table."""
     disk = family.box.ram(8)
     small = family.box.mapped(f"0 48 linear {disk.dev} 0")
     snapshot = family.snap(kind, 8, cow=small)
@@ -157,8 +160,8 @@ def test_growing_cow_gives_room(family, kind):
 
 
 def test_large_write_into_the_last_chunks(family, log):
-    """A write of many chunks, of which some fit: it fails, and what it did is no lie. One of the
-    origin succeeds.
+    """A write of many chunks, some of which fit: it fails, and each sector is old or new. A write
+    to the origin succeeds.
     """
     first, second = family.snap("PO", 8, room=40), family.snap("PO", 8, room=40)
     fails(first.write, 84, pattern("large", 1000))
@@ -183,8 +186,8 @@ def test_large_write_into_the_last_chunks(family, log):
 
 
 def test_header_while_many_are_copied(impl, box):
-    """The COW fills up while hundreds of chunks are being copied: the header is one of two, never
-    anything else.
+    """The COW device fills up while hundreds of chunks are being copied: the header is valid or
+    invalid, never anything else.
     """
     family = Family(box)
     for turn in range(6):
@@ -197,7 +200,7 @@ def test_header_while_many_are_copied(impl, box):
     family.check()
 
 
-# Devices that fail
+# Failing devices
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,9 @@ def test_header_while_many_are_copied(impl, box):
     ],
 )
 def test_cow_write_error(family, log, kind, device, sectors):
-    """In the data of a new chunk: the snapshot ends, the origin's write succeeds."""
+    """An error in the data of a new chunk makes the snapshot invalid; the write to the origin
+    succeeds.
+    """
     snapshot = family.snap(kind, 8)
     family.write(snapshot, 800, pattern("own", 8))
     watch, at = Watch(snapshot, log), 8 if kind == "N" else 24
@@ -231,14 +236,14 @@ def test_cow_write_error(family, log, kind, device, sectors):
 
 @pytest.fixture
 def short_pieces():
-    """kcopyd copies 16 KiB at a time, and eight times that at once."""
+    """kcopyd copies 16 KiB at a time, and eight of these in parallel."""
     with modules.setting("/sys/module/dm_mod/parameters/kcopyd_subjob_size_kb", "16"):
         yield
 
 
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_one_of_two_cow_devices_fails(short_pieces, family, log, kind):
-    """In a copy of many pieces: it goes on for the other snapshot, to its end."""
+    """In a copy of many pieces: the copy to the other snapshot completes."""
     first, second = (family.snap(kind, 1024) for _ in range(2))
     watch, at = Watch(first, log), 0 if kind == "N" else 2048
     first.cow.error_writes((at, at + 8))
@@ -251,7 +256,9 @@ def test_one_of_two_cow_devices_fails(short_pieces, family, log, kind):
 
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_two_of_three_cow_devices_fail(short_pieces, family, log, kind):
-    """At the first and at the last piece of a copy: the copy is made anew for whoever is left."""
+    """At the first and at the last piece of a copy: the copy is made again for the remaining
+    snapshot.
+    """
     first, last, other = (family.snap(kind, 1024) for _ in range(3))
     watches, at = [Watch(it, log) for it in (first, last)], 0 if kind == "N" else 2048
     first.cow.error_writes((at, at + 8))
@@ -267,8 +274,8 @@ def test_two_of_three_cow_devices_fail(short_pieces, family, log, kind):
 
 @pytest.mark.parametrize("count, size", [(1, 8), (2, 8), (2, 512), (8, 8)])
 def test_nothing_is_written_that_was_not_read(short_pieces, impl, box, count, size):
-    """The origin cannot be read where it is written: chunks of the COW devices that were free are
-    what they were, but for what a piece of the copy could read.
+    """The origin cannot be read where it is written: free chunks of the COW devices keep their
+    content, except for pieces of the copy that could be read.
     """
     family = Family(box, sectors=2048).layered()
     snapshots = [family.snap("P", size) for _ in range(count)]
@@ -294,7 +301,7 @@ def test_nothing_is_written_that_was_not_read(short_pieces, impl, box, count, si
 
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_error_of_a_copied_chunk(family, kind):
-    """A read or a write of what is in the COW already fails alone; the snapshot is what it was."""
+    """A read or a write of a chunk with an exception fails alone; the snapshot stays valid."""
     snapshot = family.snap(kind, 8)
     family.write(snapshot, 80, pattern("own", 8))
     at = 0 if kind == "N" else 16
@@ -313,8 +320,8 @@ def test_error_of_a_copied_chunk(family, kind):
     "kind, device", [("P", "snapshot"), ("P", "origin"), ("PO", "origin"), ("N", "snapshot")]
 )
 def test_origin_read_error(impl, box, log, kind, device):
-    """In a copy: the snapshot ends, the write of the origin succeeds. A plain read of the snapshot
-    fails alone.
+    """In a copy: the snapshot becomes invalid, the write to the origin succeeds. A plain read of
+    the snapshot fails alone.
     """
     family = Family(box).layered()
     snapshot, other = family.snap(kind, 8), family.snap("P", 8)
@@ -337,7 +344,9 @@ def test_origin_read_error(impl, box, log, kind, device):
 
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_whole_chunk_over_a_bad_origin(impl, box, kind):
-    """It needs nothing of the origin, so the snapshot works on, and the chunk with it."""
+    """The write does not need the origin, so the snapshot continues to work, and so does the
+    chunk.
+    """
     family = Family(box).layered()
     snapshot = family.snap(kind, 8)
     family.real.error_reads((84, 85))
@@ -360,8 +369,8 @@ def test_whole_chunk_over_a_bad_origin(impl, box, kind):
     ],
 )
 def test_metadata_write_error(impl, box, log, bad, device, sectors):
-    """In the record alone, in the zeros of the next area, and then in the header as well: the
-    snapshot has ended.
+    """In the record alone, in the zeros of the next area, and in the header as well: the snapshot
+    becomes invalid.
     """
     family = Family(box, sectors=2048)
     snapshot = family.snap("P", 1 if bad == "next area" else 8)
@@ -385,7 +394,9 @@ def test_metadata_write_error(impl, box, log, bad, device, sectors):
 
 
 def test_metadata_read_error(family, log):
-    """When the snapshot is made anew: the table is refused, the metadata stays, and later it works."""
+    """When the snapshot is created again: the table is refused, the metadata stays, and later it
+    works.
+    """
     snapshot = family.snap("P", 8)
     family.write(snapshot, 80, pattern("own", 8))
     for bad in ((0, 1), (8, 16)):

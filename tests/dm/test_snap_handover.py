@@ -1,5 +1,5 @@
-"""Who takes over from whom, when two resumes, or a resume and a removal, come together; and a merge
-beside that.
+"""Handover of exceptions when two resumes, or a resume and a removal, run concurrently; also beside
+a merge.
 """
 
 import errno
@@ -28,8 +28,8 @@ def denied(log, device, text):
 
 @pytest.mark.delays
 def test_snapshot_goes_live_beside_a_merge_that_begins(family):
-    """The snapshot found no merge; one begins before it is live. It must not be live in the middle
-    of a batch of which it has no copies: what it shows when it is must be what it shows for ever.
+    """The snapshot found no merge; one begins before it is live. It must not go live in the middle
+    of a batch of which it has no copies: what it shows when it is live must never change.
     """
     valve = family.real = Valve(family.box, family.disk)
     store = family.store(8, cow.numbered(range(100, 140), 8))
@@ -44,8 +44,8 @@ def test_snapshot_goes_live_beside_a_merge_that_begins(family):
         looking = family.box.background(look)
         point.wait()
         front = family.merge(store, direct=True, before=lambda: valve.hold("writes"))
-        wait.until(lambda: in_flight(valve), "a batch is on its way to the origin")
-    for _ in range(50):  # if it goes live now, it has time to
+        wait.until(lambda: in_flight(valve), "a batch is in flight to the origin")
+    for _ in range(50):  # time to go live, if it would go live now
         family.box.background(front.read, 0, 8).result()
         if looking.done:
             break
@@ -58,8 +58,8 @@ def test_snapshot_goes_live_beside_a_merge_that_begins(family):
 
 @pytest.mark.delays
 def test_no_handover_from_a_source_being_resumed(family, log):
-    """The live table is past its preresume. Who is loaded now cannot take over from it any more; it
-    used to, and the table in use failed all its I/O.
+    """The live table is past its preresume, so a loaded table can no longer take over from it. It
+    once could, and the table in use failed all its I/O.
     """
     first = family.snap("P", 8)
     write_both(family, first, 0)
@@ -82,11 +82,11 @@ def test_no_handover_from_a_source_being_resumed(family, log):
 
 @pytest.mark.delays
 def test_no_handover_from_a_merge_being_resumed(family, log):
-    """The same with a merge: it would go on in the store of the live snapshot."""
+    """The same with a merge: it would continue on the store of the live snapshot."""
     valve = family.real = Valve(family.box, family.disk)
     store = family.store(8, cow.numbered(range(0, 500, 2), 8))
     front = family.merge(store, direct=True, before=lambda: valve.hold("writes"))
-    wait.until(lambda: in_flight(valve), "a batch is on its way to the origin")
+    wait.until(lambda: in_flight(valve), "a batch is in flight to the origin")
     suspend = family.box.background(front.suspend)
     valve.release()
     suspend.result()
@@ -105,8 +105,8 @@ def test_no_handover_from_a_merge_being_resumed(family, log):
 
 
 def test_handover_after_another_target_refused_to_resume(family, log):
-    """The live table could have been resumed, but not another one beside it. It is not in use, and
-    can be taken over from when it has been refused itself.
+    """The live table could have been resumed, but another one beside it could not. It is not in
+    use, so its exceptions can be taken over after it was refused itself.
     """
     family.origin
     first, beside = family.cow(8), family.cow(8)
@@ -141,8 +141,8 @@ def test_handover_after_another_target_refused_to_resume(family, log):
 
 
 def test_reload_after_another_target_refused_to_resume(family, log):
-    """The same, and then the device gets a new table. That takes over, also what is in memory
-    alone.
+    """The same, and then the device gets a new table, which takes over, including what is in memory
+    only.
     """
     family.origin
     first, beside = family.cow(8), family.cow(8)
@@ -161,9 +161,9 @@ def test_reload_after_another_target_refused_to_resume(family, log):
 
 @pytest.mark.delays
 def test_handover_from_a_source_being_removed(family, log):
-    """It waits for what is on its way, and another one takes over: then that one does, and has the
-    store. It used to wait for a moment in which nothing at all was on its way, and to throw the
-    other one's ownership away.
+    """The removal waits for I/O in flight, and another table takes over: then that one owns the
+    store. The removal once waited until nothing at all was in flight, and discarded the ownership
+    of the other table.
     """
     parts = [Gate(family.box, family.box.ram(4)) for _ in range(2)]
     first_part, rest = parts
@@ -174,7 +174,7 @@ def test_handover_from_a_source_being_removed(family, log):
     for part in parts:
         part.hold()
     writers = [family.writer(family.origin, 800, pattern("new", 8))]
-    wait.until(lambda: in_flight(first_part), "a copy is on its way")
+    wait.until(lambda: in_flight(first_part), "a copy is in flight")
     first.suspend()
     mark = log.mark()
     with delay.held("snapshot: leaving, not yet idle") as point:
@@ -183,7 +183,7 @@ def test_handover_from_a_source_being_removed(family, log):
         second.resume()
         succeeds(family, first, second)
     writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
-    wait.until(lambda: in_flight(rest), "another copy is on its way")
+    wait.until(lambda: in_flight(rest), "another copy is in flight")
     first_part.release()
     writers[0].result()
     removal.result()
@@ -200,8 +200,8 @@ def test_handover_from_a_source_being_removed(family, log):
 
 @pytest.mark.delays
 def test_source_removed_before_the_resume(family, log):
-    """The next one has found that it has not to read the disk, and the source goes before it is
-    live.
+    """The destination has found that it does not have to read the disk, and the source is removed
+    before it is live.
     """
     first = family.snap("P", 8)
     write_both(family, first, 0)
@@ -225,8 +225,8 @@ def test_source_removed_before_the_resume(family, log):
 
 @pytest.mark.delays
 def test_header_of_an_invalid_store_is_written_once(family, log):
-    """A record fails that the former table has begun to write, while the next one waits to write
-    another. Both see that the store is lost; users were told twice.
+    """A record fails that the old table has begun to write, while the new table waits to write
+    another. Both find that the store is invalid; once this was reported twice.
     """
     lower = Gate(family.box, family.box.ram(4, cache=True))
     valve = Valve(family.box, lower)
@@ -234,7 +234,7 @@ def test_header_of_an_invalid_store_is_written_once(family, log):
     second = load_destination(family, first)
     valve.hold("flushes")
     writers = [family.writer(family.origin, 800, pattern("new", 8))]
-    wait.until(lambda: in_flight(valve), "a record is on its way")
+    wait.until(lambda: in_flight(valve), "a record is in flight")
     first.suspend()
     second.resume()
     succeeds(family, first, second)
@@ -254,5 +254,5 @@ def test_header_of_an_invalid_store_is_written_once(family, log):
         lower.heal()
         watch.ended(Watch.FAILED)
     first.remove()
-    second.swap(f"0 {second.length} error")  # all that it had to do is done
+    second.swap(f"0 {second.length} error")  # everything that it had to do is done
     watch.silent()

@@ -1,4 +1,4 @@
-"""snapshot and snapshot-origin: what reads and writes return, one at a time and many at once."""
+"""snapshot and snapshot-origin: what reads and writes return, one at a time and concurrently."""
 
 import threading
 
@@ -72,7 +72,7 @@ class Chaos(snaps.Chaos):
             self.family.reopen(snapshot)
 
     def replace(self):
-        """One snapshot less and another more."""
+        """Removes a snapshot and takes another one."""
         snapshot = self.rng.choice(self.family.snapshots)
         self.family.check(snapshot)
         self.family.close(snapshot)
@@ -94,7 +94,7 @@ def test_random_steps(impl, box, rng, sizes, sectors):
 
 @pytest.mark.crowd
 def test_threads(family, rng):
-    """Threads that share every chunk, each with sectors of its own, on the origin and on three
+    """Threads share each chunk, each with sectors of its own, on the origin and on three
     snapshots.
     """
     for kind, size in (("P", 8), ("PO", 64), ("N", 16)):
@@ -113,21 +113,20 @@ def test_threads(family, rng):
             else:
                 family.read(device, sector, 1)
 
-    # A snapshot holds what the origin was given before it was taken; nothing else moves between
-    # them.
+    # A snapshot shows what was written to the origin before it was taken, and nothing later.
     workers = [family.box.background(work, number, rng.random()) for number in range(threads)]
     for worker in workers:
         worker.result()
     family.check()
 
 
-# Many at a time
+# Concurrent I/O
 
 
 @pytest.mark.crowd
 def test_many_writers_one_exception(family):
-    """Sixty-four writers to one chunk, half through the snapshot: it is copied once and every write
-    lands.
+    """Sixty-four writers to one chunk, half of them through the snapshot: it is copied once, and
+    each write arrives.
     """
     snapshot = family.layered().snap("P", 64)
     origin = family.origin
@@ -137,7 +136,7 @@ def test_many_writers_one_exception(family):
         family.writer(snapshot if n % 2 else origin, 128 + n, pattern(f"writer {n}", 1))
         for n in range(64)
     ]
-    wait.until(lambda: in_flight(snapshot) == in_flight(origin) == 32, "all are on their way")
+    wait.until(lambda: in_flight(snapshot) == in_flight(origin) == 32, "all are in flight")
     assert not any(writer.done for writer in writers)
     family.real.release()
     for writer in writers:
@@ -148,15 +147,13 @@ def test_many_writers_one_exception(family):
 
 
 def test_whole_chunk_write_waits_for_a_copy(family):
-    """A partial write starts a copy; a write of the whole chunk that comes meanwhile must not lose
-    to it.
-    """
+    """A partial write starts a copy, which must not overwrite a later write of the whole chunk."""
     snapshot = family.layered().snap("P", 64)
     family.real.hold()
     partial = family.box.background(snapshot.write, 64 + 3, pattern("partial", 5))
     wait.until(lambda: in_flight(family.real) == 1, "the copy is reading")
     whole = family.box.background(snapshot.write, 64, pattern("whole", 64))
-    wait.until(lambda: in_flight(snapshot) == 2, "the second is on its way")
+    wait.until(lambda: in_flight(snapshot) == 2, "the second is in flight")
     family.real.release()
     whole.result()
     partial.result()
@@ -164,21 +161,21 @@ def test_whole_chunk_write_waits_for_a_copy(family):
     family.wrote(snapshot, 64, pattern("whole", 64))
     if got[3 * 512 : 8 * 512] == pattern(
         "partial", 5
-    ):  # either may come last, for both were in flight at once
+    ):  # either may come last, for both were in flight together
         family.wrote(snapshot, 64 + 3, pattern("partial", 5))
     family.check()
 
 
 def test_partial_write_waits_for_a_whole_chunk_write(family):
-    """A write of a whole chunk is on its way to the COW; a partial one that comes meanwhile is not
-    lost under it.
+    """A write of a whole chunk is in flight to the COW device; it does not overwrite a later
+    partial write.
     """
     snapshot = family.snap("P", 64)
     snapshot.cow.hold()
     whole = family.box.background(snapshot.write, 64, pattern("whole", 64))
     wait.until(lambda: in_flight(snapshot.cow) == 1, "the first is at the COW")
     partial = family.box.background(snapshot.write, 64 + 3, pattern("partial", 5))
-    wait.until(lambda: in_flight(snapshot) == 2, "the second is on its way")
+    wait.until(lambda: in_flight(snapshot) == 2, "the second is in flight")
     assert snapshot.read(64, 64) == chunk_of(
         family.data, 1, 64
     ), "not yet written, so still the origin's"
@@ -217,8 +214,8 @@ def test_reads_go_on_during_a_copy(family, kind):
 
 @pytest.mark.crowd
 def test_tracked_read_delays_the_overwrite(family):
-    """A read of the snapshot is on its way to the origin, when its chunk gets an exception, which
-    needs no copy. The origin is not overwritten before the read has ended.
+    """A read of the snapshot is in flight to the origin when its chunk gets an exception that needs
+    no copy. The origin is not overwritten before the read has ended.
     """
     snapshot = family.layered().snap("P", 8)
     origin = family.origin
@@ -231,7 +228,7 @@ def test_tracked_read_delays_the_overwrite(family):
         lambda: snapshot.cow.lower.read(24, 8) == pattern("whole", 8), "the chunk has an exception"
     )
     second = family.writer(origin, 40, pattern("new", 8))
-    wait.until(lambda: in_flight(origin) == 1, "the write is on its way")
+    wait.until(lambda: in_flight(origin) == 1, "the write is in flight")
     third = family.writer(origin, 80, pattern("free", 8))
     wait.until(
         lambda: in_flight(family.real) == 2, "a later one that need not wait is at the origin"
@@ -246,8 +243,8 @@ def test_tracked_read_delays_the_overwrite(family):
 
 @pytest.mark.crowd
 def test_slow_origin(family):
-    """Reads of the origin take their time, writes do not. What the snapshot reads is what was
-    there, however late.
+    """Reads of the origin are slow, writes are not. The snapshot reads what it held, however
+    late.
     """
     disk = family.disk
     family.real = family.box.mapped(f"0 {family.sectors} delay {disk.dev} 0 30 {disk.dev} 0 0")
@@ -286,8 +283,8 @@ def test_slow_origin(family):
     ],
 )
 def test_short_last_chunk(impl, box, device, offset, sectors):
-    """The last of 32 chunks has 59 of 64 sectors, and behind the end of the origin there is nothing
-    to read.
+    """The last of 32 chunks has 59 of 64 sectors; beyond the end of the origin there is nothing to
+    read.
     """
     family = Family(box, sectors=2048 - 5)
     snapshot = family.snap("P", 64)
@@ -301,8 +298,8 @@ def test_short_last_chunk(impl, box, device, offset, sectors):
 
 @pytest.mark.parametrize("length", [2048, 2048 - 5])
 def test_origin_longer_than_the_snapshot(family, length):
-    """What is written beyond the end of the snapshot makes no exception; a write across the end
-    makes one.
+    """A write beyond the end of the snapshot makes no exception; a write across the end makes
+    one.
     """
     snapshot = family.snap("P", 8, length=length)
     family.write(family.origin, 2048, pattern("beyond", 2048))
@@ -331,8 +328,8 @@ def test_transient_store(family):
 
 
 def test_sparse_device(impl, box):
-    """A snapshot of 15 PiB of zeros: chunks with large numbers, and runs of chunks across multiples
-    of 256.
+    """A snapshot of 15 PiB of zeros: large chunk numbers, and runs of chunks across multiples of
+    256.
     """
     sectors = (15 << 41) + 8192
     zeros = box.mapped(f"0 {sectors} zero")
@@ -365,8 +362,8 @@ def test_sparse_device(impl, box):
 
 @pytest.mark.only("rust")
 def test_snapshot_of_an_origin_in_use(family):
-    """The origin was not suspended when the snapshot went live: C would keep the first chunk of a
-    large write alone.
+    """The origin was not suspended when the snapshot went live: C would keep only the first chunk
+    of a large write.
     """
     origin = family.origin
     snapshot = family.box.own(snaps.Snapshot(family.real, family.cow(8), size=8))

@@ -15,15 +15,13 @@ from lib.expect import fails
 from lib.handover import load_destination, succeeds, write_both
 from lib.snaps import Family, Gate, Snapshot, Watch
 
-# Words
+# Status and table
 
 
 @pytest.mark.parametrize("kind", ["P", "po", "N", "POx", "nothing"])
 @pytest.mark.parametrize("size", [8, 64])
 def test_status_and_table(family, same, kind, size):
-    """The same words as C's, of the live table and of the one that is loaded, at each step of a
-    reload.
-    """
+    """Status and table are C's, of the live and of the loaded table, at each step of a reload."""
     snapshot, seen = family.snap(kind, size), []
 
     def look():
@@ -69,7 +67,7 @@ def test_origin_status_and_table(family, same):
     "kind, size, noflush", [("P", 8, False), ("PO", 64, True), ("P", 1, True), ("N", 8, False)]
 )
 def test_reload(family, kind, size, noflush):
-    """Whatever is in the COW is known to the new table, also what came there while it was loaded."""
+    """The new table knows what is on the COW device, including what arrived after it was loaded."""
     snapshot, _ = family.snap(kind, size), family.snap("P", 16)
     for turn in range(4):
         write_both(family, snapshot, 3 * turn)
@@ -85,7 +83,9 @@ def test_reload(family, kind, size, noflush):
 
 
 def test_reload_with_the_other_kind(family, log, same):
-    """The new table says what happens when the COW is full; that it has happened is handed on."""
+    """The new table decides what happens when the COW device is full; that it is full is handed
+    over.
+    """
     snapshot = family.snap("P", 8, room=6)
     other = snapshot.line.replace(" P ", " PO ")
     snapshot.swap(other)
@@ -108,8 +108,8 @@ def test_reload_with_the_other_kind(family, log, same):
 
 
 def test_destination_on_another_device(family, log, same):
-    """It goes live only when the source is suspended, and the source not any more when it is
-    loaded.
+    """The destination goes live only when the source is suspended; the source cannot be resumed
+    while a destination is loaded.
     """
     first = family.snap("P", 8)
     write_both(family, first, 0)
@@ -139,8 +139,8 @@ def test_destination_on_another_device(family, log, same):
 
 
 def test_invalid_without_a_header(family, log):
-    """The header could not say that the snapshot is lost. Who was to take over from it knows that
-    all the same.
+    """The header could not record that the snapshot is invalid. A loaded destination knows it all
+    the same.
     """
     first = family.snap("P", 8)
     write_both(family, first, 0)
@@ -157,7 +157,7 @@ def test_invalid_without_a_header(family, log):
 
 
 def test_second_loaded_table_is_refused(family, log):
-    """Refused, on this device and on another, until the first is dropped."""
+    """Refused, on this device and on another, until the first one is dropped."""
     snapshot = family.snap("P", 8)
     write_both(family, snapshot, 0)
     snapshot.load(snapshot.line)
@@ -176,7 +176,7 @@ def test_second_loaded_table_is_refused(family, log):
 
 
 def test_cleared_table_leaves_the_live_one(family):
-    """Suspended or not: the live one goes on."""
+    """Suspended or not, the live table continues."""
     snapshot = family.snap("P", 8)
     for turn in range(3):
         write_both(family, snapshot, turn)
@@ -192,8 +192,8 @@ def test_cleared_table_leaves_the_live_one(family):
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_source_removed_before_the_handover(impl, family, log, kind, how):
-    """Before the destination goes live. Ours reads the metadata then; with C it is Invalid, though
-    the disk is good.
+    """The source is removed before the destination goes live. dm-rust then reads the metadata; C
+    becomes Invalid, though the disk is intact.
     """
     first = family.snap(kind, 8)
     write_both(family, first, 0)
@@ -238,8 +238,8 @@ def test_cow_of_two_origins_is_refused(impl, box, log):
 
 
 def test_origin_reloaded_and_replaced(family):
-    """The table of the origin comes and goes; while it is a plain one nothing is copied, and nobody
-    misses it.
+    """The table of the origin is replaced; with a plain one nothing is copied, and nothing waits
+    for it.
     """
     snapshot = family.snap("P", 8)
     for turn in range(2):
@@ -253,7 +253,7 @@ def test_origin_reloaded_and_replaced(family):
 
 
 def test_snapshots_stay_without_the_origin(family):
-    """The device of the origin is removed and made anew, its snapshots work on."""
+    """The device of the origin is removed and created again; its snapshots continue to work."""
     snapshot = family.snap("P", 8)
     write_both(family, snapshot, 0)
     family.origin.remove()
@@ -309,8 +309,8 @@ def test_suspends_and_reloads_under_load(family, rng):
 @pytest.mark.parametrize("noflush", [False, True])
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_suspend_with_copies_in_flight(family, device, noflush):
-    """What is being copied ends, and is in the COW, or waits for the resume; no write is lost, and
-    none fails.
+    """A copy in flight ends, and its chunk has an exception, or it waits for the resume; no write
+    is lost, and none fails.
     """
     snapshot = family.snap("P", 8)
     target = family.origin if device == "origin" else snapshot
@@ -319,7 +319,7 @@ def test_suspend_with_copies_in_flight(family, device, noflush):
         family.writer(target, n * 16 + n % 3, pattern(f"w{n}", 2 if n % 2 else 8))
         for n in range(20)
     ]
-    wait.until(lambda: in_flight(target) >= 20, "all are on their way")
+    wait.until(lambda: in_flight(target) >= 20, "all are in flight")
     suspend = family.box.background(target.suspend, noflush)
     assert not any(writer.done for writer in writers)
     snapshot.cow.release()
@@ -335,8 +335,8 @@ def test_suspend_with_copies_in_flight(family, device, noflush):
 @pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_removal_with_copies_in_flight(family, kind):
-    """Chunks are being copied for the origin when its snapshot is removed: this waits for them, the
-    origin goes on.
+    """Chunks are being copied for the origin when its snapshot is removed: the removal waits for
+    them, the origin continues.
     """
     snapshot = family.snap(kind, 8)
     snapshot.cow.hold()
@@ -353,13 +353,13 @@ def test_removal_with_copies_in_flight(family, kind):
 
 
 def test_forced_removal(family):
-    """What `dmsetup remove --force` does, while the COW does not answer: a table of errors, then
-    the end.
+    """What `dmsetup remove --force` does, while the COW device does not answer: an error table,
+    then the removal.
     """
     snapshot = family.snap("P", 8)
     snapshot.cow.hold()
     writers = [family.box.background(snapshot.write, n * 16, pattern("w", 3)) for n in range(5)]
-    wait.until(lambda: in_flight(snapshot) >= 5, "all are on their way")
+    wait.until(lambda: in_flight(snapshot) >= 5, "all are in flight")
     snapshot.load(f"0 {family.sectors} error")
     swap = family.box.background(lambda: (snapshot.suspend(noflush=True), snapshot.resume()))
     assert not any(writer.done for writer in writers)
@@ -374,14 +374,14 @@ def test_forced_removal(family):
     write_both(family, family.snap("P", 8), 0)
 
 
-# Many at a time, and the end of a snapshot
+# Concurrent I/O, and the end of a snapshot
 
 
 @pytest.mark.crowd
 @pytest.mark.parametrize("kind", ["P", "N"])
 def test_every_write_ends_once(impl, family, log, kind):
-    """Hundreds of chunks are being copied, and writes wait for the same ones, when the COW fails:
-    those of the snapshot fail, those of the origin succeed, and none is left behind.
+    """Hundreds of chunks are being copied, and writes wait for them, when the COW device fails:
+    those to the snapshot fail, those to the origin succeed, and each one ends.
     """
     snapshot = family.snap(kind, 8)
     watch, origin = Watch(snapshot, log), family.origin
@@ -398,9 +398,7 @@ def test_every_write_ends_once(impl, family, log, kind):
             (device, family.writer(device, at + n // 2 * 16 + n % 2, pattern(f"w{n}", 1)))
             for device, at in ((origin, 2048), (snapshot, 0), (origin, 3200), (snapshot, 3600))
         ]
-    wait.until(
-        lambda: in_flight(origin) >= 34 and in_flight(snapshot) >= 33, "all are on their way"
-    )
+    wait.until(lambda: in_flight(origin) >= 34 and in_flight(snapshot) >= 33, "all are in flight")
     assert not any(writer.done for _, writer in writers)
     snapshot.cow.error()
     for device, writer in writers:
@@ -416,7 +414,7 @@ def test_every_write_ends_once(impl, family, log, kind):
 
 
 def test_event_is_immediate(family):
-    """Who waits for an event, as dmeventd does, is woken."""
+    """A process that waits for an event, like dmeventd, is woken."""
     snapshot = family.snap("P", 8, room=3)
     waiter = family.box.background(snapshot.wait_event, snapshot.event)
     family.write(family.origin, 0, pattern("new", 8))
@@ -428,7 +426,7 @@ def test_event_is_immediate(family):
 
 @pytest.mark.only("rust")
 def test_invalid_when_the_header_says_so(family):
-    """As long as the header is not on the disk, the status does not say Invalid."""
+    """While the header is not on the disk, the status does not say Invalid."""
     front, back = Gate(family.box, family.box.ram(1, cache=True)), family.box.ram(1, cache=True)
     snapshot = family.snap(
         "P", 8, cow=family.box.mapped(f"0 8 linear {front.dev} 0", f"8 40 linear {back.dev} 0")
@@ -436,7 +434,7 @@ def test_invalid_when_the_header_says_so(family):
     family.write(snapshot, 800, pattern("own", 32))
     front.hold()
     writer = family.writer(family.origin, 0, pattern("new", 8))
-    wait.until(lambda: in_flight(front) >= 1, "the header is on its way")
+    wait.until(lambda: in_flight(front) >= 1, "the header is in flight")
     assert snapshot.status() != "Invalid" and not writer.done
     assert front.lower.read(0, 1)[4] == 1
     front.release()
@@ -454,8 +452,8 @@ def module(impl):
 
 
 def test_repeated_use_leaks_nothing(impl, family):
-    """Snapshots made, used and removed leave nothing: the disks can be claimed, the module has no
-    users more.
+    """Snapshots that are created, used and removed leave nothing behind: the disks can be claimed,
+    the module has no more users.
     """
     users = modules.users(module(impl))
     cows = [family.cow(8) for _ in range(4)]
@@ -497,7 +495,7 @@ def test_module_is_pinned(impl, family):
 @pytest.mark.both
 @pytest.mark.only("rust")
 def test_c_and_ours_in_turn(impl, box, rng, rust_module):
-    """One set of COWs goes from C to ours and back, with work on it in between."""
+    """A set of COW devices goes from C to dm-rust and back, with work in between."""
     family = Family(box)
     for kind, size in (("P", 8), ("PO", 64), ("P", 1)):
         family.snap(kind, size)

@@ -1,5 +1,5 @@
-"""LVM2 with thick snapshots: what people type, what lvs tells them, and what each sector of each
-volume holds.
+"""LVM2 with thick snapshots: its commands, what lvs shows, and what each sector of each volume
+holds.
 """
 
 import os
@@ -62,7 +62,7 @@ class Group:
             )
 
     def run(self, *words, check=True):
-        """Runs a command of LVM2, or any other, while the test has no volume open."""
+        """Runs a command of LVM2, or any other one, while the test has no volume open."""
         self.shut()
         return modules.run(*words, check=check)
 
@@ -91,7 +91,7 @@ class Group:
         self.expected[name][sector * 512 : sector * 512 + len(data)] = data
 
     def scatter(self, rng, names, count):
-        """Small writes all over the volumes."""
+        """Writes small pieces all over the volumes."""
         for n in range(count):
             name, length = rng.choice(names), rng.randrange(1, 20)
             self.write(name, rng.randrange(len(self.expected[name]) // 512 - length), length, tag=n)
@@ -105,21 +105,21 @@ class Group:
         self.expected.pop(name, None)
 
     def fields(self, name, *fields):
-        """What lvs says of a volume."""
+        """What lvs shows of a volume."""
         out = self.run(
             "lvs", "--noheadings", "--separator", "|", "-o", ",".join(fields), f"vg/{name}"
         ).stdout
         return [field.strip() for field in out.split("|")]
 
     def percent(self, *names):
-        """How full snapshots are."""
+        """How full snapshots are, in percent."""
         lines = self.run(
             "lvs", "--noheadings", "-o", "data_percent", *(f"vg/{name}" for name in names)
         ).stdout.split()
         return tuple(map(float, lines)) if len(names) > 1 else float(lines[0])
 
     def state(self):
-        """Everything that lvs and device-mapper show, without numbers of devices."""
+        """Everything that lvs and device-mapper show, without device numbers."""
         lvs = self.run(
             "lvs",
             "-a",
@@ -139,7 +139,7 @@ class Group:
         )
 
     def monitor(self):
-        """Starts dmeventd; LVM2 is to tell it of snapshots."""
+        """Starts dmeventd; LVM2 registers snapshots with it."""
         self._daemon = subprocess.Popen(
             ["dmeventd", "-f", "-l"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -167,9 +167,7 @@ def group(impl, box, monkeypatch):
 
 
 def test_snapshot(group, same):
-    """One snapshot from its creation to its removal; lvs, tables and status are those of C at each
-    step.
-    """
+    """A snapshot from its creation to its removal; lvs, tables and status are C's at each step."""
     group.create("base", 4)
     same(group.state(), "volume")
     group.snapshot("snap", "2m")
@@ -190,7 +188,7 @@ def test_snapshot(group, same):
     group.write("base", 2000, 90, tag="again")
     group.write("snap", 104, 2)
     group.check()
-    assert used < group.percent("snap") < used + 0.5  # only what 104 is in was not there yet
+    assert used < group.percent("snap") < used + 0.5  # only the chunk of sector 104 is new
     group.remove("snap")
     group.check()
     assert group.fields("base", "lv_attr", "segtype") == ["-wi-a-----", "linear"]
@@ -198,7 +196,7 @@ def test_snapshot(group, same):
 
 
 def test_several_snapshots(group, rng, same):
-    """Snapshots of different chunk sizes and age; any of them may go."""
+    """Snapshots of different chunk sizes and ages; any of them may be removed."""
     group.create("base", 2)
     for n, chunk in enumerate(("4k", "64k", "512k", "16k")):
         group.snapshot(f"snap{n}", "4m", "-c", chunk)
@@ -212,7 +210,7 @@ def test_several_snapshots(group, rng, same):
 
 
 def test_extend(group, same):
-    """The COW grows under a live snapshot."""
+    """The COW volume grows under a live snapshot."""
     group.create("base", 4)
     group.snapshot("snap", "1m")
     group.write("base", 0, 1600)
@@ -224,9 +222,7 @@ def test_extend(group, same):
     group.check()
     assert group.percent("snap") > 75
     same(group.state(), "written")
-    group.run(
-        "lvextend", "-L", "+9m", "vg/snap"
-    )  # more than it can ever need: LVM2 takes what makes sense
+    group.run("lvextend", "-L", "+9m", "vg/snap")  # more than it can ever need: LVM2 limits it
     group.write("base", 0, 4 * MIB, tag="all")
     group.check()
     assert group.fields("snap", "lv_snapshot_invalid") == [""]
@@ -234,8 +230,8 @@ def test_extend(group, same):
 
 
 def test_extend_origin(group):
-    """The origin grows too, while inactive; the snapshot keeps its size, and writes behind its end
-    do not concern it.
+    """The origin grows too, while inactive; the snapshot keeps its size, and is not affected by
+    writes beyond its end.
     """
     group.create("base", 2)
     group.snapshot("snap", "1m")
@@ -254,7 +250,7 @@ def test_extend_origin(group):
 
 
 def test_policies(group, same):
-    """lvextend --use-policies looks at the percentage, and grows the COW by half above 70."""
+    """lvextend --use-policies reads the percentage, and grows the COW volume by half above 70."""
     group.create("base", 4)
     group.snapshot("snap", "2m")
     group.write("base", 0, 2000)
@@ -268,7 +264,7 @@ def test_policies(group, same):
 
 
 def test_dmeventd(group, folder):
-    """dmeventd unmounts a snapshot that is lost, and extends one that fills."""
+    """dmeventd unmounts a snapshot that is invalid, and extends one that fills up."""
     group.monitor()
     group.configure(monitoring=1, threshold=100)
     group.create("base", 4)
@@ -288,7 +284,7 @@ def test_dmeventd(group, folder):
     group.write("grows", 0, 3200)
     wait.until(
         lambda: cow.sectors > 2 * MIB, "dmeventd extends the snapshot"
-    )  # it looks every ten seconds
+    )  # it checks every ten seconds
     wait.until(lambda: group.fields("grows", "lv_size") == ["3.00m"], "dmeventd is done")
     group.check()
 
@@ -331,8 +327,8 @@ def test_reactivate(group, rng, same):
 
 @pytest.mark.parametrize("by", ["base", "snap"])
 def test_full_snapshot_is_invalid(group, same, by):
-    """A full COW: the snapshot is lost for ever, even if it grows, and says so; nothing else is
-    harmed.
+    """A full COW volume: the snapshot stays invalid even if the volume grows, and shows it; nothing
+    else is damaged.
     """
     group.create("base", 2)
     group.snapshot("snap", "1m")
@@ -370,8 +366,8 @@ def test_full_snapshot_is_invalid(group, same, by):
 
 
 def test_mounted(group, rng, folder):
-    """A snapshot of a mounted file system is a clean one, while files go on changing; the backup is
-    what was there.
+    """A snapshot of a mounted file system is consistent, while files change; the backup is what was
+    there.
     """
     group.run("lvcreate", "-n", "base", "-L", "16m", "vg")
     group.run("mkfs.ext4", "-q", "/dev/vg/base")
@@ -403,7 +399,7 @@ def test_mounted(group, rng, folder):
 
 
 def test_sparse(group, same):
-    """A snapshot of nothing: a volume that is larger than its disk, with chunk numbers beyond 32
+    """A snapshot without an origin: a volume larger than its disk, with chunk numbers beyond 32
     bits.
     """
     group.run("lvcreate", "--type", "snapshot", "-V", "64T", "-L", "4m", "-n", "sparse", "vg")
@@ -421,8 +417,8 @@ def test_sparse(group, same):
 
 
 def test_split_and_join(group, rng):
-    """lvconvert --splitsnapshot takes the COW off, lvconvert -s puts it on again with all that is
-    in it.
+    """lvconvert --splitsnapshot detaches the COW volume, lvconvert -s attaches it again with all
+    that is on it.
     """
     group.create("base", 2)
     group.snapshot("snap", "2m")
@@ -434,7 +430,7 @@ def test_split_and_join(group, rng):
     group.scatter(rng, list(group.expected), 10)
     group.check()
     group.run("lvconvert", "-y", "--splitsnapshot", "vg/snap")
-    group.run("lvconvert", "-y", "-s", "vg/base", "vg/snap")  # wiped
+    group.run("lvconvert", "-y", "-s", "vg/base", "vg/snap")  # zeroed
     group.expected["snap"] = bytearray(group.expected["base"])
     group.check()
 
@@ -442,7 +438,7 @@ def test_split_and_join(group, rng):
 @pytest.mark.both
 @pytest.mark.phases("c-again")
 def test_c_and_ours_alternate(group, rng, rust_module):
-    """The same volumes activated on C and on ours in turn, written on each."""
+    """The same volumes activated on C and on dm-rust alternately, written on each."""
     group.create("base", 4)
     group.snapshot("snap", "6m")
     group.snapshot("wide", "8m", "-c", "256k")

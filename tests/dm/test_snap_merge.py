@@ -1,4 +1,4 @@
-"""snapshot-merge: what is merged, and what other snapshots of the origin show meanwhile."""
+"""snapshot-merge: what is merged, and what other snapshots of the origin show."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def merges():
 
 @pytest.mark.parametrize("size, count, order", merges())
 def test_merge(family, rng, size, count, order):
-    """All areas, however full; with a snapshot beside it."""
+    """Areas of any number, full or not, with another snapshot beside the merge."""
     family.snap("P", 16)
     olds = sorted(rng.sample(range(4096 // size), count), reverse=order == "falling")
     if order == "random":
@@ -50,8 +50,8 @@ def test_short_last_chunk(impl, box, sectors, size):
 @pytest.mark.parametrize("size", [1, 8, 128])
 @pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
 def test_useless_records_are_cleared(family, size, where):
-    """Chunks behind the origin's end, and records that repeat another one: they are cleared and
-    nothing is copied.
+    """Chunks beyond the origin's end, and repeated records: the records are cleared and nothing is
+    copied.
     """
     good = cow.numbered([3, 9, 1, 10, 11], size)
     end = 4096 // size
@@ -73,7 +73,7 @@ def test_useless_records_are_cleared(family, size, where):
 
 @pytest.mark.only("rust")
 def test_area_of_useless_records_is_cleared(family):
-    """A whole one, behind another and in front of a third."""
+    """A whole area of them, between two others."""
     epa = cow.per_area(1)
     olds = [n if n // epa != 1 else 5000 + n for n in range(3 * epa + 3)]
     family.merge(family.store(1, cow.numbered(olds, 1)), direct=True)
@@ -83,7 +83,7 @@ def test_area_of_useless_records_is_cleared(family):
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("areas, more", [(1, 0), (2, 0), (1, 1), (2, -1)])
 def test_status_of_the_first_step(family, same, size, areas, more):
-    """Also with an area that is just full, and of which the next one is empty."""
+    """Also with an area that is just full, and whose successor is empty."""
     valve = family.real = Valve(family.box, family.disk)
     count = areas * cow.per_area(size) + more
     snapshot = family.store(size, cow.numbered(range(min(count, family.sectors // size)), size))
@@ -96,7 +96,7 @@ def test_status_of_the_first_step(family, same, size, areas, more):
 
 @pytest.mark.parametrize("size", [1, 8])
 def test_scattered_chunks_are_merged(family, rng, size):
-    """Chunks of the COW device may have been taken in any order."""
+    """Chunks of the COW device may have been allocated in any order."""
     olds = rng.sample(range(500), 100)
     family.snap("P", 64)
     family.check(family.merge(family.store(size, cow.scattered(olds, size, rng)), direct=True))
@@ -111,7 +111,7 @@ def test_scattered_chunks_are_merged(family, rng, size):
 )
 @pytest.mark.parametrize("direct", [False, True])
 def test_other_snapshots_keep_their_contents(family, rng, size, others, direct):
-    """They keep what they show. What they have not copied yet they get first."""
+    """They show what they did before. Chunks that they have not copied yet are copied first."""
     for other in others:
         family.snap(rng.choice(("P", "PO", "N")), other)
     snapshot = family.snap("P", size)
@@ -136,7 +136,7 @@ def test_other_snapshots_keep_their_contents(family, rng, size, others, direct):
 
 @pytest.mark.parametrize("kind", ["P", "PO", "N"])
 def test_merge_goes_on_when_another_snapshot_is_full(family, rng, kind):
-    """It is lost; the merge and the others go on."""
+    """The full snapshot becomes invalid; the merge and the other snapshots continue."""
     full = family.snap(kind, 8, room=20)
     family.snap("P", 8)
     family.merge(family.store(8, cow.numbered(scatter(rng, 200, 8), 8)), direct=True)
@@ -147,7 +147,7 @@ def test_merge_goes_on_when_another_snapshot_is_full(family, rng, kind):
 
 @pytest.mark.parametrize("layer", ["COW read", "COW"])
 def test_merge_goes_on_when_another_snapshot_fails(family, rng, layer):
-    """A COW device of another snapshot has nothing to do with it."""
+    """A failing COW device of another snapshot does not affect the merge."""
     bad = family.snap("P", 8)
     family.write(bad, 0, pattern("own", 8))
     (bad.cow.error_reads if layer == "COW read" else bad.cow.error)((24, bad.cow.sectors))
@@ -177,13 +177,13 @@ def reload_others(family, rng, suspended):
 
 
 def test_other_snapshot_is_reloaded_during_suspends(family, rng):
-    """Again and again, while the device that merges is suspended."""
+    """Repeatedly, while the merging device is suspended."""
     reload_others(family, rng, True)
 
 
 @pytest.mark.only("rust")
 def test_other_snapshot_is_reloaded_during_the_merge(family, rng):
-    """While the device that merges works. C starts its next step when neither the old table nor the
+    """While the merging device is live. C starts its next step when neither the old table nor the
     new one is asked what is to be copied.
     """
     reload_others(family, rng, False)

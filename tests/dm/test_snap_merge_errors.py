@@ -1,4 +1,4 @@
-"""snapshot-merge: a step of the merge fails, and the merge goes on when the cause is gone."""
+"""snapshot-merge: a step of the merge fails, and the merge continues when the cause is removed."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from lib.expect import fails
 from lib.snaps import Family, Gate, Valve
 
 HALF = 150  # records of the second area
-ERRORS = {  # a device, what of it fails, what the log says
+ERRORS = {  # a device, what of it fails, what is logged
     "COW read": ("cow", "error_reads", "Read error: shutting down merge."),
     "origin write": ("real", "error_writes", "Write error: shutting down merge."),
     "origin flush": ("real", "error_writes", "Flush after merge failed: shutting down merge"),
@@ -20,12 +20,12 @@ ERRORS = {  # a device, what of it fails, what the log says
 
 
 class Failing:
-    """A merge with two areas of records, of which a step fails: the first, one in the middle, or
-    one in the first area.
+    """A merge with two areas of records, one step of which fails: the first one, one in the middle,
+    or one in the first area.
     """
 
     def __init__(self, box, rng, what, when, others=()):
-        # Without a cache no flush comes to a device.
+        # Without a cache no flush reaches a device.
         self.family, self.what, self.when = (
             Family(box, cache=what == "origin flush").layered(),
             what,
@@ -63,7 +63,7 @@ class Failing:
         return self.family.merge(self.store, direct, before=self.fail)
 
 
-# Not all are possible: an area is read when what is behind it has been merged, and a flush fails at
+# Not all are possible: an area is read after everything later was merged, and a flush fails at
 # once.
 CASES = [
     (what, when)
@@ -82,8 +82,8 @@ CASES = [
 
 @pytest.mark.parametrize("what, when", CASES)
 def test_merge_stops_on_an_error(impl, box, rng, said, what, when):
-    """The merge stops and says so, everything can be read and written. When the cause is gone, and
-    the device is made anew, it goes on to the end.
+    """The merge stops and says so; everything can be read and written. When the cause is removed
+    and the device created again, the merge continues to the end.
     """
     fail_and_cure(impl, box, rng, said, what, when, "again")
 
@@ -92,8 +92,8 @@ def test_merge_stops_on_an_error(impl, box, rng, said, what, when):
 @pytest.mark.parametrize("cure", ["resume", "handover"])
 @pytest.mark.parametrize("what, when", CASES)
 def test_merge_continues_after_an_error(impl, box, rng, said, what, when, cure):
-    """C goes on with memory that is not what is on the disk: it copies the COW's header, or forgets
-    an area.
+    """C continues with memory that differs from the disk: it copies the COW device's header, or
+    forgets an area.
     """
     fail_and_cure(impl, box, rng, said, what, when, cure)
 
@@ -131,7 +131,9 @@ def fail_and_cure(impl, box, rng, said, what, when, cure):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("what, when", CASES)
 def test_repeated_errors_lose_nothing(impl, box, rng, said, what, when):
-    """Resumed while the cause is still there: it fails again, nothing is lost, and at last it ends."""
+    """Resumed before the cause is removed: the merge fails again, nothing is lost, and it ends at
+    last.
+    """
     failing = Failing(box, rng, what, when)
     family, front = failing.family, failing.begin()
     for turn in range(4):
@@ -148,7 +150,7 @@ def test_repeated_errors_lose_nothing(impl, box, rng, said, what, when):
 
 
 def test_unwritable_header_does_not_stop_a_merge(family, rng):
-    """A merge does not touch it."""
+    """A merge does not write the header."""
     snapshot = family.store(8, cow.numbered(scatter(rng, 50, 8), 8))
     family.merge(snapshot, direct=True, before=lambda: snapshot.cow.error_writes((0, 8)))
     family.merged()
@@ -156,7 +158,7 @@ def test_unwritable_header_does_not_stop_a_merge(family, rng):
 
 @pytest.mark.parametrize("what", ["COW read", "origin write", "origin flush", "record write"])
 def test_error_raises_an_event(impl, box, rng, what):
-    """Who waits for it is woken. C tells nobody."""
+    """A process that waits for an event is woken. C raises none."""
     failing = Failing(box, rng, what, "first")
     failing.begin().wait_status("Merge failed")
     if impl == "rust":
@@ -168,7 +170,7 @@ def test_error_raises_an_event(impl, box, rng, what):
 
 @pytest.mark.only("rust")
 def test_end_raises_one_event(family, rng):
-    """Who waits for it is woken; nothing else raises one."""
+    """A process that waits for an event is woken; nothing else raises one."""
     family.layered()
     for number in (100, 0, 1):
         snapshot = family.store(8, cow.numbered(scatter(rng, number, 8), 8))
@@ -189,7 +191,9 @@ def test_end_raises_one_event(family, rng):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("what", ["COW read", "origin write", "origin flush"])
 def test_queued_writes_succeed_after_a_failed_step(impl, box, said, what):
-    """Those that wait for a step which fails: what they write to is in the COW. C fails them."""
+    """Writes that wait for a failing step: their chunks still have exceptions. C fails these
+    writes.
+    """
     family = Family(box, cache=True)
     real = family.real = Valve(box, Gate(box, family.disk))
     below = real.lower
@@ -207,7 +211,7 @@ def test_queued_writes_succeed_after_a_failed_step(impl, box, said, what):
         family.writer(front, 8 * (100 + n) + 2 - n % 2, pattern(f"queued {n}", 1 + n % 2 * 7))
         for n in range(10)
     ]
-    wait.until(lambda: in_flight(front) >= 10, "the writes are on their way")
+    wait.until(lambda: in_flight(front) >= 10, "the writes are in flight")
     assert not any(writer.done for writer in writers)
     if what == "COW read":
         back.error_reads()
@@ -228,8 +232,8 @@ def test_queued_writes_succeed_after_a_failed_step(impl, box, said, what):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("area", ["alone", "with everything"])
 def test_queued_writes_fail_with_the_record(parts, area, said):
-    """Nobody knows whether the records are there: writes to their chunks fail until the records can
-    be written.
+    """Whether the records are on the disk is unknown: writes to their chunks fail until the records
+    can be written.
     """
     family, front_part = parts.family, parts.front
     snapshot = family.store(8, cow.numbered(range(100, 110), 8), cow_device=parts.cow)
@@ -239,7 +243,7 @@ def test_queued_writes_fail_with_the_record(parts, area, said):
         family.box.background(front.write, 8 * (100 + n), pattern("queued", 1 + n % 2 * 7))
         for n in range(10)
     ]
-    wait.until(lambda: in_flight(front) >= 10, "the writes are on their way")
+    wait.until(lambda: in_flight(front) >= 10, "the writes are in flight")
     if area == "with everything":
         parts.below.error()
     front_part.error_writes()

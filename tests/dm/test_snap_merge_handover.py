@@ -1,5 +1,5 @@
-"""snapshot-merge: a merge takes over the exceptions of a live snapshot, or reads them where that is
-gone.
+"""snapshot-merge: a merge takes over the exceptions of a live snapshot, or reads them if the
+snapshot is gone.
 """
 
 import errno
@@ -13,8 +13,8 @@ from lib.snaps import merge_line
 
 @pytest.mark.parametrize("kind, size", [("P", 8), ("PO", 1), ("P", 64)])
 def test_merge_takes_over_a_live_snapshot(family, rng, kind, size):
-    """What the snapshot has in memory; then the same device is an origin again, and another
-    snapshot is merged.
+    """The merge knows what the snapshot has in memory. Then the device becomes an origin again, and
+    another snapshot is merged.
     """
     for turn in range(3):
         snapshot, other = family.snap(kind, size), family.snap("P", 8)
@@ -30,8 +30,8 @@ def test_merge_takes_over_a_live_snapshot(family, rng, kind, size):
 
 
 def test_resume_fails_until_the_source_is_suspended(family, said):
-    """The destination goes live only when the source is suspended, and the source not any more when
-    it is loaded.
+    """The destination goes live only when the source is suspended; the source cannot be resumed
+    while a destination is loaded.
     """
     snapshot, front = family.snap("P", 8), family.origin
     family.write(snapshot, 80, pattern("own", 100))
@@ -75,9 +75,7 @@ def test_cleared_table_leaves_the_snapshot(family):
 @pytest.mark.parametrize("how", ["remove", "replace"])
 @pytest.mark.parametrize("kind", ["P", "PO"])
 def test_source_removed_before_the_handover(impl, family, said, kind, how):
-    """Before the handover. Ours reads what is on the disk; with C it is Invalid, though the disk is
-    good.
-    """
+    """dm-rust then reads the disk; C becomes Invalid, though the disk is intact."""
     other, snapshot = family.snap("P", 16), family.snap(kind, 8)
     for n in range(300):
         family.write(snapshot, 8 * n, pattern(f"own {n}", 8))
@@ -102,7 +100,7 @@ def test_source_removed_before_the_handover(impl, family, said, kind, how):
 
 @pytest.mark.only("rust")
 def test_resume_fails_while_the_store_cannot_be_read(family):
-    """Then the device stays suspended, and can be resumed when it can."""
+    """The device stays suspended, and can be resumed when the store can be read."""
     snapshot, front = family.snap("P", 8), family.origin
     family.write(snapshot, 80, pattern("own", 100))
     front.load(merge_line(snapshot))
@@ -121,7 +119,7 @@ def test_resume_fails_while_the_store_cannot_be_read(family):
 
 @pytest.mark.only("rust")
 def test_merge_of_an_overflowed_snapshot_shows_numbers(family, said):
-    """A snapshot that is full shows numbers as soon as it is merged, so the end can be seen."""
+    """A full snapshot shows numbers as soon as it is merged, so that the end is visible."""
     snapshot = family.snap("PO", 8, room=10)
     for n in range(8):
         family.write(snapshot, 80 * n, pattern(f"own {n}", 8))
@@ -135,7 +133,7 @@ def test_merge_of_an_overflowed_snapshot_shows_numbers(family, said):
 
 @pytest.mark.parametrize("how", ["handover", "direct", "direct without other"])
 def test_invalid_store_is_not_merged(impl, family, said, how):
-    """Everything goes to the origin, and other snapshots get their copies."""
+    """All I/O goes to the origin, and other snapshots get their copies."""
     if how != "direct without other":
         family.snap("P", 8)
     snapshot = family.snap("P", 8, room=5)

@@ -52,8 +52,8 @@ class Chaos(snaps.Chaos):
         self.family.again()
 
     def reload(self):
-        """Another snapshot, of which there may be none. C loses copies unless nothing is merged
-        meanwhile.
+        """Reloads another snapshot, if there is one. C loses copies unless the merge is
+        suspended.
         """
         front, suspended = self.family.origin, self.impl == "c" or self.rng.random() < 0.5
         for other in self.rng.sample(self.family.snapshots, min(1, len(self.family.snapshots))):
@@ -102,7 +102,7 @@ def test_random_steps(impl, box, rng, size, others, sectors):
 @pytest.mark.crowd
 @pytest.mark.parametrize("size, others", [(64, (8,)), (8, ()), (1, (8, 64))])
 def test_threads(family, rng, size, others):
-    """Threads that share every chunk, each with sectors of its own, until everything is merged."""
+    """Threads share each chunk, each with sectors of its own, until everything is merged."""
     for other in others:
         family.snap("P", other)
     olds = rng.sample(range(4096 // size), min(4096 // size * 3 // 4, 700))
@@ -138,7 +138,7 @@ def test_threads(family, rng, size, others):
 
 
 def test_flush_reaches_origin_and_cow(impl, box):
-    """What was written went to the COW device, or to the origin."""
+    """What was written is on the COW device, or on the origin."""
     family = Family(box, cache=True)
     snapshot = family.store(8, cow.numbered([5], 8))
     before = snapshot.cow.lower
@@ -164,14 +164,14 @@ def discards(family, size):
 
 
 def test_discard_changes_nothing(family):
-    """It ends, and changes nothing."""
+    """It succeeds and has no effect."""
     discards(family, 512)
 
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [8, 64])
 def test_discard_of_small_chunks_changes_nothing(family, size):
-    """For which C's limits go wrong."""
+    """With these, C's limits are wrong."""
     discards(family, size)
 
 
@@ -185,8 +185,8 @@ def test_discard_is_refused_without_the_feature(family):
 @pytest.mark.parametrize("what", Parts.KINDS)
 @pytest.mark.parametrize("others", [0, 2])
 def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
-    """A write into what is being merged waits and then is there; reads go on, and show what the
-    snapshot showed.
+    """A write to a chunk that is being merged waits, and then takes effect; reads continue, and
+    show what the snapshot showed.
     """
     family, held = parts.family, None
     for _ in range(others):
@@ -212,11 +212,11 @@ def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
     if what not in ("record read", "origin write"):
         soon(
             family, family.write, front, 8, pattern("elsewhere", 20)
-        )  # not in the COW: goes to the origin
+        )  # no exception: goes to the origin
     if what != "record read":
         writers = [family.writer(front, at, data) for at, data in fresh.items()]
-        # The last one is in pieces, of which each waits by itself.
-        wait.until(lambda: in_flight(front) >= 3, "the writes are on their way")
+        # The last one is split, and each piece waits by itself.
+        wait.until(lambda: in_flight(front) >= 3, "the writes are in flight")
     if what == "COW read":
         soon(family, family.read, front, 0, 800)
     else:
@@ -233,8 +233,8 @@ def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
 
 
 def test_merge_waits_for_writes(impl, box):
-    """A chunk to which a write is on its way is not copied before it has ended; nobody else waits
-    for it.
+    """A chunk with a write in flight is not copied before the write has ended; nothing else waits
+    for the write.
     """
     family, disk, chunk = Family(box), box.ram(8), Valve(box, box.ram(1))
     real = family.real = Valve(box, family.disk)
@@ -260,7 +260,7 @@ def test_merge_waits_for_writes(impl, box):
 
 
 def test_merge_waits_for_copies(family):
-    """Another snapshot has its copy before the origin is written to."""
+    """Another snapshot has its copy before the origin is written."""
     other = family.snap("P", 8)
     snapshot = family.store(8, cow.numbered(range(100, 110), 8))
 
@@ -268,7 +268,7 @@ def test_merge_waits_for_copies(family):
         other.cow.hold()
 
     begun = family.box.background(family.merge, snapshot, True, hold)  # with C the resume waits
-    wait.until(lambda: family.merging and in_flight(other.cow), "copies are on their way")
+    wait.until(lambda: family.merging and in_flight(other.cow), "copies are in flight")
     assert family.disk.content() == family.data
     other.cow.release()
     begun.result()
@@ -277,8 +277,8 @@ def test_merge_waits_for_copies(family):
 
 @pytest.mark.only("rust")
 def test_large_run_is_merged_in_steps(impl, box):
-    """Chunks that follow each other in the origin and in the COW: C merges them in one step, during
-    which all writes to them wait.
+    """Chunks that are adjacent on the origin and on the COW device: C merges them in one step,
+    during which all writes to them wait.
     """
     size, chunks = 128, 48 * 16
     family = Family(box, sectors=size * chunks)

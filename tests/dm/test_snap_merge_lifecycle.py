@@ -1,5 +1,5 @@
-"""snapshot-merge: suspend, resume, reload and removal in the middle of a merge, and the way back to
-a snapshot.
+"""snapshot-merge: suspend, resume, reload and removal during a merge, and its change back into a
+snapshot.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ from lib.snaps import Family, Gate, Snapshot, Valve
 
 @pytest.mark.parametrize("others", [0, 2])
 def test_merge_continues_after_each_suspend(family, rng, others):
-    """It goes on where it was, however often."""
+    """However often it is suspended, it continues where it was."""
     for _ in range(others):
         family.snap("P", 8)
     front = family.merge(family.store(1, cow.numbered(scatter(rng, 1800, 1), 1)), direct=True)
@@ -36,7 +36,7 @@ def test_merge_continues_after_each_suspend(family, rng, others):
 
 
 def test_suspend_waits_for_one_step_only(parts, rng):
-    """It waits for the step that has begun, and for no other."""
+    """A suspend waits for the step that has begun, and for no other."""
     family = parts.family
     snapshot = family.store(1, cow.numbered(scatter(rng, 640, 1), 1))
     front = family.merge(snapshot, direct=True, before=lambda: parts.real.hold("writes"))
@@ -54,7 +54,7 @@ def test_suspend_waits_for_one_step_only(parts, rng):
 
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_merge_becomes_a_snapshot_again(family, rng, size, number):
-    """And then a merge again, several times. What is left in the COW is found, and there is room
+    """And then a merge again, several times. The rest on the COW device is found, and there is room
     for more.
     """
     family.snap("P", 16)
@@ -76,7 +76,9 @@ def test_merge_becomes_a_snapshot_again(family, rng, size, number):
 
 @pytest.mark.parametrize("size, number", [(1, 1800), (8, 250)])
 def test_resume_without_the_store_merges_nothing(family, rng, said, size, number):
-    """The store has gone to a snapshot. What merged is a plain origin for it, and merges nothing."""
+    """A snapshot has taken over the store. The device that merged is a plain origin for it, and
+    merges nothing.
+    """
     front = family.merge(
         family.store(size, cow.numbered(scatter(rng, number, size), size)), direct=True
     )
@@ -100,14 +102,14 @@ def test_resume_without_the_store_merges_nothing(family, rng, said, size, number
 
 @pytest.mark.only("rust")
 def test_merge_of_a_snapshot_with_pending_copies(family):
-    """A snapshot is merged while it still gets what the merge of another one has asked for. C ends
-    that with the first.
+    """A snapshot is merged while copies that an earlier merge needed are still pending for it. C
+    waits for these at the end of the earlier merge.
     """
     other = family.snap("P", 8)
     front = family.merge(
         family.store(8, cow.numbered(range(100, 110), 8)), direct=True, before=other.cow.hold
     )
-    wait.until(lambda: in_flight(other.cow), "copies are on their way")
+    wait.until(lambda: in_flight(other.cow), "copies are in flight")
     front.swap(front.plain_line)
     family.merging, front.expected, other.copied = (
         None,
@@ -130,13 +132,13 @@ def test_merge_of_a_snapshot_with_pending_copies(family):
 @pytest.mark.crowd
 @pytest.mark.only("rust")
 def test_snapshot_is_taken_during_a_merge(family):
-    """While another one still copies the last of what the step that has begun will overwrite. With
-    C taking it waits for that.
+    """Another snapshot still copies the last chunks that the current step overwrites. With C,
+    taking the snapshot waits for that.
     """
     other, olds = family.snap("P", 8), range(100, 140, 2)
     family.write(other, 800, pattern("own", 8 * 35))
     family.merge(family.store(8, cow.numbered(olds, 8)), direct=True, before=other.cow.hold)
-    wait.until(lambda: in_flight(other.cow), "copies are on their way")
+    wait.until(lambda: in_flight(other.cow), "copies are in flight")
     new = family.box.own(Snapshot(family.real, family.cow(8)))
     new.expected, new.copied = bytearray(family.data), set(olds)
     family.snapshots.append(new)
@@ -147,8 +149,8 @@ def test_snapshot_is_taken_during_a_merge(family):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("size", [1, 8])
 def test_merge_with_gaps_becomes_a_snapshot_again(family, rng, size):
-    """New exceptions take chunks behind all that are in use. C counts records, and takes some that
-    are.
+    """New exceptions use chunks after all that are in use. C counts records, and uses some of these
+    chunks.
     """
     for number in (300, 300 if size == 8 else 40):
         valve = family.real = Valve(family.box, family.disk)
@@ -177,7 +179,7 @@ def test_merge_with_gaps_becomes_a_snapshot_again(family, rng, size):
 
 @pytest.mark.parametrize("others", [0, 2])
 def test_merge_continues_after_a_removal(family, rng, others):
-    """It is removed in the middle and started anew from what is on the disk."""
+    """Removed in the middle and created again, it continues from what is on the disk."""
     for _ in range(others):
         family.snap("P", 8)
     snapshot = family.store(1, cow.numbered(scatter(rng, 1500, 1), 1))
@@ -191,7 +193,7 @@ def test_merge_continues_after_a_removal(family, rng, others):
 
 @pytest.mark.crowd
 def test_removal_waits_for_the_step_in_flight(family, rng):
-    """It waits for this step; what follows is still there."""
+    """The removal waits for the current step; the remaining records stay on the disk."""
     family.layered()
     snapshot = family.store(1, cow.numbered(scatter(rng, 320, 1), 1))
     front = family.merge(snapshot, direct=True, before=lambda: family.real.hold())
@@ -207,7 +209,7 @@ def test_removal_waits_for_the_step_in_flight(family, rng):
 
 
 def test_merge_continues_after_an_error_table(family, rng):
-    """What `dmsetup remove --force` does, in the middle; then it begins again."""
+    """What `dmsetup remove --force` does, during the merge; then it continues."""
     snapshot = family.store(1, cow.numbered(scatter(rng, 640, 1), 1))
     front = family.merge(snapshot, direct=True)
     front.load(f"0 {family.sectors} error")
@@ -221,7 +223,9 @@ def test_merge_continues_after_an_error_table(family, rng):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("how", [("--nolockfs",), ("--nolockfs", "--noflush")])
 def test_merge_goes_on_after_an_interrupted_suspend(impl, box, rng, how):
-    """A suspend that is given up: the merge goes on. With C it stands still until the next resume."""
+    """A suspend that is interrupted: the merge continues. With C it stands still until the next
+    resume.
+    """
     family = Family(box)
     stuck = Gate(box, family.disk)
     family.real = box.mapped(

@@ -1,5 +1,5 @@
-"""snapshot-merge: table lines, every refusal with its message and errno, and what a second merge of
-an origin is told.
+"""snapshot-merge: table lines, each refusal with its message and errno, and second merges of an
+origin.
 """
 
 import errno
@@ -64,7 +64,7 @@ def test_refused(impl, load, disks, same, probe, case):
 
 @pytest.mark.parametrize("words", [words for words in ACCEPTED | EXTRA if words[0] in "Pp"])
 def test_empty_store_is_merged_at_once(impl, load, disks, same, words):
-    """A table without exceptions is at its end at once."""
+    """A table without exceptions is merged at once."""
     echo, status = (ACCEPTED | EXTRA)[words]
     error, lines = load("{origin} {cow} " + words, "snapshot-merge")
     assert error == 0
@@ -105,7 +105,7 @@ def test_versions(impl, rust_module, same):
 
 
 def test_status_and_table_lines(family, same):
-    """Of the table that waits, of the one that is live, and of the source."""
+    """Of the loaded table, of the live one, and of the source."""
     snapshot, seen = family.snap("PO", 16), []
     for n in range(5):
         family.write(snapshot, 80 * n, pattern(f"own {n}", 20))
@@ -143,7 +143,7 @@ def test_messages_are_refused(family, said):
 
 
 def test_merge_after_another_target(impl, box):
-    """A merge behind another target: chunks are those of the whole device."""
+    """A merge after another target: chunks count from the start of the device."""
     family, other = Family(box), box.ram(1)
     snapshot = family.store(8, cow.numbered([20, 50, 21], 8))
     family.origin.remove()
@@ -160,7 +160,7 @@ def test_merge_after_another_target(impl, box):
 
 @pytest.mark.parametrize("state", ["merging", "at its end", "loaded"])
 def test_second_merge_is_refused(family, log, state):
-    """With a source, on another device or on the same."""
+    """With a source, on another device or on the same one."""
     first, second, third = (family.snap("P", size) for size in (8, 16, 8))
     family.write(first, 80, pattern("own", 800))
     family.write(second, 800, pattern("own", 80))
@@ -195,7 +195,7 @@ def test_second_merge_is_refused(family, log, state):
 @pytest.mark.only("rust")
 @pytest.mark.parametrize("state", ["merging", "loaded"])
 def test_second_merge_without_source_is_refused(family, log, state):
-    """Whose snapshot is not there. C loads it."""
+    """The snapshot of the second merge has no device. C loads it."""
     first, second = family.store(8, cow.numbered(range(0, 400, 2), 8)), family.store(
         8, cow.numbered([7], 8)
     )
@@ -219,7 +219,7 @@ def test_second_merge_without_source_is_refused(family, log, state):
 
 @pytest.mark.crowd
 def test_two_origins_merge_independently(impl, box, rng):
-    """They have nothing to do with each other."""
+    """Merges of different origins are independent."""
     families = [Family(box) for _ in range(3)]
     for family in families:
         family.merge(family.store(8, cow.numbered(scatter(rng, 200, 8), 8)), direct=True)

@@ -10,8 +10,8 @@ from lib.snaps import Family, Gate, chunk_of
 
 
 def test_flush_goes_to_one_device(impl, box):
-    """A flush of the snapshot goes to the COW, one of the origin to the origin, and neither makes
-    an exception.
+    """A flush of the snapshot goes to the COW device, one of the origin to the origin, and neither
+    makes an exception.
     """
     family = Family(box, cache=True)
     snapshot = family.snap("P", 8)
@@ -25,8 +25,8 @@ def test_flush_goes_to_one_device(impl, box):
 
 
 def order(recorder):
-    """What was written to the origin and to the COW, with the flushes, in order: the words of the
-    tests below.
+    """What was written to the origin and to the COW device, with the flushes, in order, in the
+    words of the tests below.
     """
     words = []
     for entry in recorder.entries():
@@ -43,7 +43,7 @@ def order(recorder):
 
 @pytest.fixture
 def recorded(impl, box):
-    """A family whose origin and COW are on one log."""
+    """A family whose origin and COW device are on one log."""
     recorder = Recorder(box, 0, meta_sectors=1024)
     content = pattern("origin", 2048)
     recorder.start(
@@ -56,7 +56,7 @@ def recorded(impl, box):
 
 
 def end(family):
-    """Ends the recording: whatever is not flushed is written to the log first."""
+    """Ends the recording: what is not flushed is logged first."""
     snapshot, origin = family.snapshots[0], family.origin
     family.check(snapshot, origin)
     snapshot.flush()
@@ -91,7 +91,7 @@ def test_order_of_a_snapshot_write(recorded, sectors):
 
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_fua_reaches_the_disk(recorded, device):
-    """Of a chunk that has its exception, so that nothing else is written."""
+    """To a chunk that has an exception, so that nothing else is written."""
     target = recorded.origin if device == "origin" else recorded.snapshots[0]
     recorded.write(recorded.snapshots[0], 40, pattern("before", 8))
     data = pattern("durable", 2)
@@ -112,9 +112,9 @@ def test_fua_reaches_the_disk(recorded, device):
 
 @pytest.mark.parametrize("device", ["snapshot", "origin"])
 def test_writes_wait_for_the_record(impl, box, device):
-    """The COW lies on two disks: one has header and area, the other the data. While the first is
-    held, the copy is made and flushed, and that is all. While the second is held, there is no
-    record.
+    """The COW device lies on two disks: one has header and area, the other the data. While the
+    first is held, the copy is made and flushed, and nothing more. While the second is held, there
+    is no record.
     """
     family = Family(box, cache=True)
     front, back = (Gate(box, box.ram(mib, cache=True)) for mib in (1, 8))

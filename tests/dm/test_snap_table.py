@@ -1,4 +1,4 @@
-"""snapshot and snapshot-origin: table lines, every refusal with its text and errno in C's order,
+"""snapshot and snapshot-origin: table lines, each refusal with its message and errno in C's order,
 echoes, limits.
 """
 
@@ -40,7 +40,7 @@ def test_refused(impl, load, disks, same, case):
 
 @pytest.mark.parametrize("which", ["origin", "cow"])
 def test_device_in_use(impl, load, disks, same, which):
-    """A device that somebody else claims."""
+    """A device that is claimed elsewhere."""
     claim = os.open(disks[which].path, os.O_RDWR | os.O_EXCL)
     try:
         error, lines = load(GOOD)
@@ -56,8 +56,9 @@ def test_device_in_use(impl, load, disks, same, which):
 
 
 def test_first_error_wins(impl, load, disks, same):
-    """Every pair of faults that can stand in one line: the one that C looks at first is reported."""
-    faults = [  # in the order in which they must be found: (which argument, its value, text, what ours says before)
+    """Each pair of mistakes that fit into one line: the one that C checks first is reported."""
+    # In the order of the checks: (which argument, its value, message, what dm-rust logs before).
+    faults = [
         ("count", "3", "Invalid number of feature arguments", None),
         ("feature", "bad", "Unrecognised feature requested", None),
         (
@@ -105,7 +106,7 @@ def test_first_error_wins(impl, load, disks, same):
 
 @pytest.mark.parametrize("words", ACCEPTED | EXTRA)
 def test_accepted(impl, load, disks, same, words):
-    """TABLE is what a tool would have written; ours warns of arguments that nobody reads."""
+    """TABLE is what a tool would have written; dm-rust warns of arguments that are ignored."""
     echo, status = (ACCEPTED | EXTRA)[words]
     error, lines = load("{origin} {cow} " + words)
     assert error == 0
@@ -130,7 +131,7 @@ def test_version(impl, same):
 
 
 def test_aliases(impl, rust_module):
-    """By which dm asks for a target that is not there."""
+    """By these dm requests a target that is not registered."""
     file = rust_module if impl == "rust" else modules.c_file("snapshot-origin")
     aliases = modules.run("modinfo", "-F", "alias", file).stdout.split()
     assert "dm-snapshot-origin" in aliases
@@ -148,7 +149,7 @@ def test_messages_are_refused(impl, load, log):
 
 
 def test_existing_store(impl, load, disks, same):
-    """A chunk size of 0 takes that of the store; another one than the store's is overridden, with a
+    """A chunk size of 0 means that of the store; a size unlike the store's is overridden, with a
     warning.
     """
     for chunk, data in cow.metadata(16, cow.numbered([5, 3], 16)).items():
@@ -177,7 +178,7 @@ def test_one_live_and_one_loaded_table(impl, load, same, disks):
     error, lines = load(GOOD, device=first)
     assert (error, refusal(lines)) == (EINVAL, f"snapshot: {NO_PAIR} (-EINVAL)")
     same(lines, "same device")
-    # What is looked at before, and what after.
+    # What is checked before, and what after.
     assert NO_STORE in refusal(load("{origin} {cow} P 7")[1])
     disks["cow"].write(0, b"x" * 512)
     assert NO_PAIR in refusal(load(GOOD)[1])
@@ -186,7 +187,7 @@ def test_one_live_and_one_loaded_table(impl, load, same, disks):
     first.clear()
     assert load(GOOD, device=first) == (0, [])
     first.resume()
-    # A table that waits does not read the store, and does not know its chunk size yet.
+    # A loaded table that waits does not read the store, and does not know its chunk size yet.
     before = disks["cow"].content()
     assert load("{origin} {cow} P 16", device=first) == (0, [])
     same(first.table(inactive=True).split()[2:], "table that waits")
@@ -226,7 +227,7 @@ def test_origin_refused(impl, load, same, case):
 
 
 def test_origin_status_and_table(impl, load, disks):
-    """It says nothing but where it is."""
+    """The status is empty, and the table is the device number."""
     assert load("{origin}", "snapshot-origin") == (0, [])
     front = load.device
     assert front.table(inactive=True) == disks["origin"].dev

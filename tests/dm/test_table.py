@@ -1,4 +1,4 @@
-"""Table lines: every refusal with its text and errno, in C's order, and what the accepted ones
+"""Table lines: each refusal with its message and errno, in C's order, and what the accepted ones
 echo.
 """
 
@@ -28,7 +28,7 @@ def disks(guest):
 
 @pytest.fixture
 def load(disks, clone_box, log):
-    """Loads a table line into a new device and gives (errno or 0, what the kernel logged)."""
+    """Loads a table line into a new device; returns (errno or 0, what the kernel logged)."""
     names = {key: disks[key].dev for key in ("meta", "dest", "source")}
 
     def attempt(line, length=SIZE, **more):
@@ -48,7 +48,7 @@ def load(disks, clone_box, log):
 
 
 GOOD = "{meta} {dest} {source} 8"
-# label: (arguments, errno, text)
+# label: (arguments, errno, message)
 REFUSED = {
     "no arguments": ("", EINVAL, "Invalid number of arguments"),
     "one argument": ("{meta}", EINVAL, "Invalid number of arguments"),
@@ -189,7 +189,7 @@ def test_refused(impl, load, same, case):
     ), "a refused table was kept"
 
 
-# What C accepts: arguments behind the region size, echoed verbatim, and (features, threshold,
+# What C accepts: arguments after the region size, echoed literally, and (features, threshold,
 # batch) of the status.
 ACCEPTED = {
     "": ("0", 1, 1),
@@ -236,7 +236,7 @@ def test_accepted(impl, load, disks, same, words):
 
 @pytest.mark.parametrize("region", ["8", "16", "64", "2097152", "08", "4294967304"])
 def test_region_sizes(impl, load, same, region):
-    """Both ends of the range; sscanf's %u takes leading zeros and loses what is above 32 bits."""
+    """Both ends of the range; sscanf's %u accepts leading zeros and drops what exceeds 32 bits."""
     error, lines = load("{meta} {dest} {source} " + region + " 1 no_hydration")
     assert (error, lines) == (0, [])
     load.device.resume()
@@ -259,8 +259,8 @@ def test_paths_are_echoed_as_numbers(impl, load, disks):
 
 
 def test_first_error_wins(impl, load, disks, same):
-    """Every pair of faults that can stand in one line: the one that C looks at first is reported."""
-    faults = [  # in the order in which they must be found: (which argument, its value, text)
+    """Each pair of mistakes that fit into one line: the one that C checks first is reported."""
+    faults = [  # in the order of the checks: (which argument, its value, message)
         ("meta", "/dev/none", "Error opening metadata device"),
         ("dest", "/dev/none", "Error opening destination device"),
         ("source", "/dev/none", "Error opening source device"),
@@ -306,7 +306,7 @@ def test_first_error_wins(impl, load, disks, same):
     reason="a kernel without huge pages has no blocks above 4 KiB",
 )
 def test_logical_block_larger_than_region(impl, load, disks, clone_box, same):
-    """A disk with blocks of 8 KiB and regions of 4 KiB; regions of 8 KiB are fine."""
+    """A disk with blocks of 8 KiB and regions of 4 KiB; regions of 8 KiB are accepted."""
     for which in "dest", "source":
         big = clone_box.loop(1 << 20, blocksize=8192)
         parts = dict(meta="{meta}", dest="{dest}", source="{source}") | {which: big.dev}
@@ -321,13 +321,13 @@ def test_logical_block_larger_than_region(impl, load, disks, clone_box, same):
         assert load(line + " 16 1 no_hydration") == (0, [])
         load.device.remove()
         disks["meta"].write(0, bytes(4096))
-        # The size is looked at before the words that follow, and after the power of two.
+        # The size is checked before the arguments that follow, and after the power of two.
         assert "logical block size" in load(line + " 8 9")[1][0]
         assert "power of 2" in load(line + " 12 9")[1][0]
 
 
 def test_too_many_regions(impl, load, clone_box, disks, same):
-    """2^31 + 1 regions are refused before the metadata is looked at."""
+    """2^31 + 1 regions are refused before the metadata is read."""
     huge = clone_box.mapped(f"0 {(1 << 34) + 8} zero")
     disks["meta"].write(0, b"x" * 4096)
     line = "{meta} {huge} {huge} 8 1 nonsense"
@@ -335,14 +335,14 @@ def test_too_many_regions(impl, load, clone_box, disks, same):
     assert error == EINVAL
     assert lines[0] == f"3 {TEXT}Too many regions. Consider increasing the region size (-EINVAL)"
     same(lines)
-    # Exactly 2^31: the next check speaks.
+    # Exactly 2^31: the next check refuses it.
     assert "Invalid feature argument" in load(line, length=1 << 34, huge=huge.dev)[1][0]
 
 
 @pytest.mark.parametrize("data", ["dest", "source"])
 def test_metadata_on_a_data_device_is_refused(impl, load, disks, data):
-    """C takes it, and formats the metadata over the data. Ours looks at it last, so that other
-    faults are told as by C.
+    """C accepts it, and formats the metadata over the data. dm-rust checks it last, so that other
+    mistakes are reported as by C.
     """
     disks[data].write(0, bytes(4096))
     disks[data].write(8, b"precious".ljust(4096))
@@ -364,7 +364,7 @@ def test_metadata_on_a_data_device_is_refused(impl, load, disks, data):
 
 
 def test_same_source_and_destination_are_accepted(impl, load, disks):
-    """Of no use, but nothing is lost by it: taken, as by C."""
+    """Useless, but nothing is lost: accepted, as by C."""
     data = boxes.pattern("both", SIZE)
     disks["dest"].write(0, data)
     assert load("{meta} {dest} {dest} 8 1 no_hydration") == (0, [])
@@ -379,7 +379,7 @@ def test_same_source_and_destination_are_accepted(impl, load, disks):
 
 
 def test_read_only_source(impl, load, disks):
-    """The source is opened for reading only, so it may be a device that refuses writes."""
+    """The source is opened for reading only, so it may be a read-only device."""
     _read_only(disks["source"], True)
     try:
         assert load(GOOD + " 1 no_hydration") == (0, [])
@@ -391,7 +391,7 @@ def test_read_only_source(impl, load, disks):
 
 
 def _read_only(disk, value):
-    disk.close()  # our own writable descriptor
+    disk.close()  # the test's own writable descriptor
     fd = os.open(disk.path, os.O_RDONLY)
     fcntl.ioctl(fd, 0x125D, struct.pack("=i", value))  # BLKROSET
     os.close(fd)
@@ -399,7 +399,9 @@ def _read_only(disk, value):
 
 @pytest.mark.parametrize("which", ["dest", "source"])
 def test_too_small_device(impl, load, disks, clone_box, same, which, log):
-    """One sector short: refused when the first table is loaded, and only at resume for a later one."""
+    """One sector short: refused when the first table is loaded, and for a later table at resume
+    only.
+    """
     small = clone_box.mapped(f"0 {SIZE - 1} linear {disks[which].dev} 0")
     parts = dict(meta="{meta}", dest="{dest}", source="{source}") | {which: small.dev}
     line = " ".join(parts.values()) + " 8 1 no_hydration"
@@ -436,7 +438,7 @@ def test_too_small_device(impl, load, disks, clone_box, same, which, log):
     assert refused.value.errno == EINVAL
     assert any("too small for target" in text for text in later)
     same(later, "later load")
-    # The table that was there goes on working.
+    # The old table continues to work.
     if device.suspended:
         device.resume()
     assert device.read(8, 8) == boxes.pattern("new", 8)
@@ -444,8 +446,8 @@ def test_too_small_device(impl, load, disks, clone_box, same, which, log):
 
 
 def test_offset_and_second_target(impl, clone_box):
-    """A clone behind another target and before a linear one: sectors count from the start of its
-    own line.
+    """A clone after another target and before a linear one: sectors count from the start of its own
+    line.
     """
     trio = clone_box.trio(mib=1)
     other = clone_box.ram(1)

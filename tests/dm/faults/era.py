@@ -377,7 +377,9 @@ class Era(faults.Scenario):
         self.check_image(last)
 
     def works_again(self):
-        """Writes to blocks that are not marked succeed at once, and nothing is left of the fault."""
+        """Writes to blocks that are not marked succeed at once, and nothing is left of the
+        fault.
+        """
         self.write_a_part()
         self.last_block()
         self.checkpoint()

@@ -76,7 +76,9 @@ class Trio:
             self.wrote(a, got)
 
     def check(self, device, where=None):
-        """Compares a device with the model; a failure says which sectors differ and what they hold."""
+        """Compares a device with the model; a failure says which sectors differ and what they
+        hold.
+        """
         assert_same(device.content(self.sectors), bytes(self.expected), self, where or device.path)
 
     def check_source(self):

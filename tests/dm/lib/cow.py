@@ -1,10 +1,14 @@
-"""The persistent store of a snapshot, written from the format's description and sharing no code with the module.
+"""The persistent store of a snapshot, written from the description of the format; it shares no code
+with the module.
 
-    chunk 0              header: magic, valid, version, chunk size in sectors, each of 32 bits; then zeros
-    chunk 1 + a * stride area a: records of two numbers of 64 bits, a chunk of the origin and the one with its data
-    every other chunk    data; exceptions take them in rising order
+    chunk 0              header: magic, valid, version, chunk size in sectors, 32 bits each; then
+                         zeros
+    chunk 1 + a * stride area a: records of two numbers of 64 bits, a chunk of the origin and the
+                         chunk with its data
+    every other chunk    data; exceptions use them in ascending order
 
-All is little-endian. A record whose second number is 0 ends the list; only after a full area comes another one.
+All numbers are little-endian. A record whose second number is 0 ends the list; only a full area has
+a successor.
 """
 
 import struct

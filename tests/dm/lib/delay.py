@@ -1,4 +1,6 @@
-"""Delay points of the module: places where a thread can be held, or where threads sleep at random."""
+"""Delay points of the module: places where a thread can be held, or where threads sleep at
+random.
+"""
 
 import contextlib
 import functools
@@ -32,7 +34,9 @@ def names():
 
 
 def counts():
-    """{name: (passed, slept)}: how often threads passed each point, and how often one slept there."""
+    """{name: (passed, slept)}: how often threads passed each point, and how often one slept
+    there.
+    """
     lines = (_PARAMETERS / "delay_points").read_text().splitlines()
     found = (re.fullmatch(r"(\d+) passed, (\d+) slept: (.*)", line).groups() for line in lines)
     return {name: (int(passed), int(slept)) for passed, slept, name in found}

@@ -130,7 +130,9 @@ class Block:
             )
 
     def punch(self, sector, count):
-        """Zeroes sectors by one large request, if the device supports it; it may deallocate them."""
+        """Zeroes sectors by one large request, if the device supports it; it may deallocate
+        them.
+        """
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
         with self._calling():

@@ -158,7 +158,9 @@ _serial = itertools.count()
 
 
 class Mapped(Block):
-    """A mapped device. It is created empty; `load` and `resume` give it a table, as dmsetup does."""
+    """A mapped device. It is created empty; `load` and `resume` give it a table, as dmsetup
+    does.
+    """
 
     def __init__(self, *lines, name=None, read_only=False):
         self.name = name or f"t{next(_serial)}"
@@ -356,8 +358,10 @@ class Layered(Mapped):
 
 
 STATUS = re.compile(
-    r"(?P<block>\d+) (?P<used>\d+)/(?P<blocks>\d+) (?P<region>\d+) (?P<hydrated>\d+)/(?P<regions>\d+) "
-    r"(?P<hydrating>\d+) (?P<features>\d+(?: [a-z_]+)*) [46] hydration_threshold (?P<threshold>\d+) "
+    r"(?P<block>\d+) (?P<used>\d+)/(?P<blocks>\d+) (?P<region>\d+) "
+    r"(?P<hydrated>\d+)/(?P<regions>\d+) "
+    r"(?P<hydrating>\d+) (?P<features>\d+(?: [a-z_]+)*) [46] "
+    r"hydration_threshold (?P<threshold>\d+) "
     r"hydration_batch_size (?P<batch>\d+)(?: max_failures \d+)? (?P<mode>rw|ro)"
 )
 

@@ -1,6 +1,8 @@
-"""Eras: the device, the tools of thin-provisioning-tools, and an independent reader of the metadata.
+"""Eras: the device, the tools of thin-provisioning-tools, and an independent reader of the
+metadata.
 
-block 0       superblock: present era, present bitset, roots of the two below, where the metadata snapshot is
+block 0       superblock: present era, present bitset, roots of the tree and the array, block of the
+              metadata snapshot
 tree          era: its bitset, for the eras that have ended and are not digested yet
 array         for each block the last digested era in which it was written, or 0
 """

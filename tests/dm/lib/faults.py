@@ -1,17 +1,22 @@
-"""Faults that the kernel injects: the n-th allocation on behalf of the module, the n-th request of a disk.
+"""Faults that the kernel injects: the n-th allocation on behalf of the module, the n-th request of
+a disk.
 
-A *series* repeats one part of a scenario while the n-th chance to fail does fail, n = 1, 2, ..., until the part ends
-without having had n chances. The scenarios are in tests/dm/faults, one file per target.
+A *series* repeats one part of a scenario with a failure at the n-th chance, n = 1, 2, ..., until
+the part has fewer than n chances. The scenarios are in tests/dm/faults, one file per target.
 
     kind       what fails
-    slab       the n-th kmalloc or cache allocation with the module on its stack, in any task or worker
+    slab       the n-th kmalloc or cache allocation with the module on its stack, in any task or
+               worker
     pages      the n-th page allocation, likewise
-    ROLE       the n-th request of the disk in this role ("metadata", ...), flushes included
-    ROLE-torn  the same with a disk that is striped over two: the n-th piece of a block fails, the others are written
-    ROLE-dead  all requests of the disk from the one on that would pass its n-th block; only flushes still succeed
+    ROLE       the n-th request of the disk in this role ("metadata", ...), including flushes
+    ROLE-torn  the same with a disk that is striped over two: the n-th piece of a block fails, the
+               others are written
+    ROLE-dead  all requests of the disk from the one that would pass its n-th block; only flushes
+               still succeed
 
-The kernel counts chances since boot, cannot be told to start again, and lets each one fail whose number is a multiple
-of `interval`. So the number must be known: after a fault it is the interval itself, which stays for the next one.
+The kernel counts chances since boot, cannot restart the count, and fails each chance whose number
+is a multiple of `interval`. So the number must be known: after a fault it is the interval, which
+stays set for the next fault.
 """
 
 import errno
@@ -243,22 +248,23 @@ class Stuck(Exception):
 
 
 class Scenario:
-    """Work with one target. What a target's file defines:
+    """Work with one target. The file of a target defines:
 
     target          its name
     TESTS           {name of a test: [(part, kind of fault), ...]}
-    CALLER          a function of the kernel, if it is its allocations that fail and not the module's
+    CALLER          a function of the kernel whose allocations fail instead of the module's
     EXCEPT          {part: [the kernel's function whose allocations do not fail, and its callers]}
-    PIECE           sectors that fail alone where what is longer is torn
-    EVERY           {(part, kind): k}, if only every k-th chance is to fail, unless the series is run alone
+    PIECE           sectors that fail alone where longer requests are torn
+    EVERY           {(part, kind): k}: only every k-th chance fails, unless the series runs alone
     disks           {role: [disks in memory]}, made by __init__(box, module, part, kind, log)
-    begin()         faults off: a new start
+    begin()         without faults: a new start
     steps()         what is done under faults: a list of Step
-    excused(error)  whether an error after the only fault is a documented consequence of the present state
-    end(hit)        faults off: everything that must hold now, `hit` being the number of failures
-    enough()        whether the series needs no higher n, though it has not come to its end
-    complete(series, said)  checks what all repetitions together must have met; `said` is the kernel's log
-    allocate()      something that makes the module allocate
+    excused(error)  whether an error after the only fault is a documented consequence of the state
+    end(hit)        without faults: checks what must hold; `hit` is the number of failures
+    enough()        whether the series needs no higher n, although it has not ended
+    complete(series, said)  checks what all repetitions together must have met; `said` is the
+                    kernel's log
+    allocate()      makes the module allocate
     close()
     """
 
@@ -418,14 +424,17 @@ class Model:
         assert len(got) == len(self.now), f"{where}: {len(got)} sectors"
         bad = [n for n, sector in enumerate(got) if sector not in self.now[n]]
         notes = [
-            f"{n} ({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
+            f"{n} "
+            f"({'zeros' if not any(got[n]) else 'older' if got[n] in self.ever[n] else 'unknown'})"
             for n in bad[:8]
         ]
         assert not bad, f"{where}: {len(bad)} sectors hold what they may not: {', '.join(notes)}"
 
 
 class Leaks:
-    """kmemleak, from the creation of this object on. It ignores objects younger than five seconds."""
+    """kmemleak, from the creation of this object on. It ignores objects younger than five
+    seconds.
+    """
 
     file = DEBUG / "kmemleak"
     AGE = 5.1

@@ -5,9 +5,12 @@ import re
 
 # What no test may leave in the log, on any implementation.
 BAD = re.compile(
-    r"\bBUG\b|WARNING: |Oops|general protection fault|kernel panic|Call Trace:|UBSAN|KASAN|KCSAN|lockdep"
-    r"|blocked for more than|rcu: INFO|refcount_t:|[Uu]nable to handle (kernel|page)|scheduling while atomic|sleeping function"
-    r"|bad page state|list_(add|del) corruption|possible circular locking|inconsistent lock state|panicked at"
+    r"\bBUG\b|WARNING: |Oops|general protection fault|kernel panic|Call Trace:|UBSAN"
+    r"|KASAN|KCSAN|lockdep"
+    r"|blocked for more than|rcu: INFO|refcount_t:|[Uu]nable to handle (kernel|page)"
+    r"|scheduling while atomic|sleeping function"
+    r"|bad page state|list_(add|del) corruption|possible circular locking"
+    r"|inconsistent lock state|panicked at"
 )
 
 

@@ -1,22 +1,26 @@
-"""Power cuts: dm-log-writes records what reaches the metadata and the destination, and what a cut may leave is derived.
+"""Power cuts: dm-log-writes records what reaches the metadata and the destination; from that this
+module derives what a power cut may leave.
 
-One log holds both, so their order is known, and each has one of its own as well:
+One log has both, so that their order is known, and each has a log of its own as well:
 
-    clone ┬─ metadata ──── its log-writes ─┐ slices of one     ┌─ disk with a volatile cache, slow to flush
-          └─ destination ─ its log-writes ─┘ log-writes device ┴─ log
+    clone ┬─ metadata ──── its log-writes ─┐ slices of one     ┌─ disk with a volatile cache,
+          └─ destination ─ its log-writes ─┘ log-writes device ┤  slow to flush
+                                                               └─ log
 
-The model of a disk: a sector (512 bytes) is old or new, never a mixture; nothing else is atomic, in particular not a
-block of the metadata. A flush makes durable what was written to its own slice before; a write with FUA is durable when
-it ends. Of everything else any part may be there. A torn superblock needs no exception: the fields and the checksum are
-in its first sector, and the others are zeros from the format on.
+The model of a disk: a sector (512 bytes) is old or new, never a mixture; nothing else is atomic, in
+particular no block of the metadata. A flush makes durable what was written to its own slice before;
+a write with FUA is durable when it ends. Any part of everything else may be missing. A torn
+superblock needs no exception: the fields and the checksum are in its first sector, and the others
+are zeros since the format.
 
-In the log, an ordinary write stands in front of the first flush that was sent after the write had ended, a flush and a
-FUA write where they ended. So each position is a moment, and what stands before it had ended by then. Two things are not
-in order. A write stands behind a FUA write that came later; the numbers in the test's sectors put that right. And the
-flush of one slice takes the writes of all with it: if dm-delay lets a later flush of the slice of such a write overtake it (a
-tick of the clock between two looks at it is enough), the write stands behind a flush that made it durable; the log of its slice
-tells, see `in_time`. Where flushes of both slices overlap, more may be taken for durable than has to be: a state is
-missed, but none is made up.
+The log has an ordinary write before the first flush that was sent after the write had ended, and a
+flush or a FUA write where it ended. So each position is a moment, and everything before it had
+ended by then. Two things are out of order. A write is logged after a FUA write that came later; the
+numbers in the test's sectors correct that. And the flush of one slice takes the writes of all
+slices along: if dm-delay lets a later flush of the other slice overtake it (one tick between two
+polls is enough), such a write is logged after the flush that made it durable; the log of its slice
+tells, see `in_time`. Where flushes of both slices overlap, more may count as durable than is: a
+state is missed, but none is invented.
 """
 
 import ctypes
@@ -98,7 +102,9 @@ def write_fua(path, sector, data):
 
 
 class Entry:
-    """An entry of the log. `sectors` are pairs of a sector of its slice and the data written there."""
+    """An entry of the log. `sectors` are pairs of a sector of its slice and the data written
+    there.
+    """
 
     def __init__(self, flags, where=None, sectors=(), mark=None):
         self.flush, self.fua = bool(flags & FLUSH), bool(flags & FUA)
@@ -252,7 +258,7 @@ def in_time(entries, own):
     """
     due = (
         {}
-    )  # (slice, first sector, sectors): the numbers of the flushes of the slice that took such writes, in order
+    )  # (slice, first sector, sectors): the flushes of the slice that took such writes, in order
     for where, log in own.items():
         flushes = 0
         for entry in log:
@@ -585,7 +591,10 @@ class Checker:
             )
 
         where = "hydrated" if sector // self.region in hydrated else "not hydrated"
-        return f"{sector} ({where}): {name(data)}, not {' or '.join(map(name, self.model.allowed[sector]))}"
+        return (
+            f"{sector} ({where}): {name(data)}, not "
+            f"{' or '.join(map(name, self.model.allowed[sector]))}"
+        )
 
 
 class Opener:

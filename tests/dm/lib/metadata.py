@@ -1,8 +1,11 @@
-"""An independent reader of clone metadata, written from the format's description and sharing no code with the module.
+"""An independent reader of clone metadata, written from the description of the format; it shares no
+code with the module.
 
 block 0          superblock: checksum, identity, sizes, root of the space map, root of the bitset
-bitset           dm-array: a btree of array blocks, each up to 509 little-endian 64-bit words, one bit per region
-space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one index block
+bitset           dm-array: a btree of array blocks, each of up to 509 little-endian 64-bit words,
+                 one bit per region
+space map        bitmap blocks (two bits per block: not 0 if the block is in use), found through one
+                 index block
 """
 
 import functools
@@ -94,7 +97,9 @@ def _require(condition, text):
 
 
 class Image:
-    """What all metadata of dm-persistent-data has in common: blocks, trees, arrays, the space map."""
+    """What all metadata of dm-persistent-data has in common: blocks, trees, arrays, the space
+    map.
+    """
 
     sums = True  # whether checksums are verified
 

@@ -1,4 +1,6 @@
-"""Which implementation provides the targets: the C modules of the kernel, or dm-rust. Only one can."""
+"""Which implementation provides the targets: the C modules of the kernel, or dm-rust. Only one
+can.
+"""
 
 import contextlib
 import ctypes
@@ -24,7 +26,8 @@ def run(*command, check=True):
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if check and result.returncode:
         raise AssertionError(
-            f"{' '.join(map(str, command))}: status {result.returncode}\n{result.stdout}{result.stderr}"
+            f"{' '.join(map(str, command))}: status "
+            f"{result.returncode}\n{result.stdout}{result.stderr}"
         )
     return result
 

@@ -1,6 +1,7 @@
-"""Metadata of each kind as C wrote it on x86, kept in tests/dm/data, for kernels and architectures that came later.
+"""Metadata of each kind as C wrote it on x86, stored in tests/dm/data, for kernels and
+architectures that came later.
 
-scripts/vm --module c -- env PYTHONPATH=tests/dm python3 -m lib.samples    # writes them anew
+scripts/vm --module c -- env PYTHONPATH=tests/dm python3 -m lib.samples    # writes them again
 """
 
 import lzma

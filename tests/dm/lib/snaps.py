@@ -1,6 +1,7 @@
-"""Snapshots: the devices, and a family of them: an origin, its snapshots, and what each of them must read.
+"""Snapshots: the devices, and a family of them: an origin, its snapshots, and what each of them
+must show.
 
-origin (snapshot-origin)     snapshot ── COW: a Gate, which can hold or fail
+origin (snapshot-origin)     snapshot ── COW device: a Gate, which can hold or fail
           └── real ────────────┘              └── disk
                └── disk
 """
@@ -98,7 +99,9 @@ class Snapshot(Stored):
         super().__init__(*([self.line] if start else []), name=name)
 
     def exceptions(self):
-        """The number of chunks that have a place on the COW device, including pending exceptions."""
+        """The number of chunks that have a place on the COW device, including pending
+        exceptions.
+        """
         chunks = self.look().allocated // self.size
         if self.kind.upper().startswith("N"):
             return chunks
@@ -146,7 +149,8 @@ def merge_end(status):
 def merge_line(snapshot):
     return (
         f"0 {snapshot.length} snapshot-merge "
-        f"{snapshot.origin.dev} {snapshot.cow.dev} {snapshot.kind} {snapshot.size} {snapshot.extra}".strip()
+        f"{snapshot.origin.dev} {snapshot.cow.dev} "
+        f"{snapshot.kind} {snapshot.size} {snapshot.extra}".strip()
     )
 
 

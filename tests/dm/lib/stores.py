@@ -34,7 +34,10 @@ class Bench:
 
     @property
     def line(self):
-        return f"0 {self.sectors} snapshot {self.origin.dev} {self.store.dev} {self.kind} {self.table_size}"
+        return (
+            f"0 {self.sectors} snapshot {self.origin.dev} {self.store.dev} {self.kind} "
+            f"{self.table_size}"
+        )
 
     def start(self, front=False):
         self.snap = self.box.mapped(self.line)

@@ -10,7 +10,9 @@ DEADLINE = 120.0
 
 
 def until(condition, what, deadline=DEADLINE, interval=0.01):
-    """Polls until condition() is true and returns its value; fails with `what` after the deadline."""
+    """Polls until condition() is true and returns its value; fails with `what` after the
+    deadline.
+    """
     end = time.monotonic() + deadline
     while True:
         value = condition()

@@ -128,7 +128,9 @@ class Survey:
         return True
 
     def run(self, share=0.1):
-        """Opens one state at a `share` of the cut points. C opens some of these again in the end."""
+        """Opens one state at a `share` of the cut points. C opens some of these again in the
+        end.
+        """
         rng = self.work.rng
         for states in self.at_cuts():
             self.states += len(states)
@@ -224,7 +226,8 @@ class Survey:
 
     def __str__(self):
         return (
-            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} "
+            "end states, "
             f"{self.opened} opened"
         )
 

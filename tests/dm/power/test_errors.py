@@ -170,7 +170,7 @@ class Clone(Repetition):
         self.work.reload()
         fault = self.fault
         if self.role == "meta":
-            self.fault = None  # from here on nothing may fail; a destination that cannot be flushed is an exception
+            self.fault = None  # now only a destination that cannot be flushed may fail
         self.step()
         self.fault = fault
 
@@ -347,7 +347,8 @@ class Merge(Repetition):
         work.origin = device = self.box.own(Origin(work.rec.dest, snap_work.SECTORS, start=False))
         try:
             device.load(
-                f"0 {snap_work.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P {work.sizes[0]}"
+                f"0 {snap_work.SECTORS} snapshot-merge {work.rec.dest.dev} {work.cows[0].dev} P "
+                f"{work.sizes[0]}"
             )
             device.resume()
         except OSError:
@@ -464,7 +465,8 @@ def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
         for kind, counts in hits.items()
     )
     print(
-        f"{target}, {role}: {sum(map(sum, hits.values()))} requests failed, {repetition.errors} errors, {states} end states"
+        f"{target}, {role}: {sum(map(sum, hits.values()))} requests failed, {repetition.errors} "
+        f"errors, {states} end states"
     )
     print(f"which n, and how many failed from there on: {done}")
     # The n-th flush occurs, as all earlier ones are as without faults; whether the last ones do may

@@ -292,7 +292,8 @@ class Survey:
 
     def __str__(self):
         return (
-            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} "
+            "end states, "
             f"{self.opened} opened, {self.hydrated} of them hydrated"
         )
 

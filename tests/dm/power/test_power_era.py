@@ -166,7 +166,8 @@ class Judge:
                 continue  # cut off
             if found[block] < self.work.clock.eras[number]:
                 raise Violation(
-                    f"{state}: block {block} holds operation {number} of era {self.work.clock.eras[number]}, "
+                    f"{state}: block {block} holds operation {number} of era "
+                    f"{self.work.clock.eras[number]}, "
                     f"but is said to be of era {found[block]}"
                 )
         return image
@@ -221,7 +222,8 @@ class Survey:
 
     def __str__(self):
         return (
-            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} end states, "
+            f"{self.cuts} cut points, {self.marks} of them flush and FUA marks, {self.states} "
+            "end states, "
             f"{self.checked} given to era_check, {self.opened} opened"
         )
 

@@ -96,7 +96,9 @@ def test_creation(impl, box, rng, rust_module, size):
 
 @pytest.mark.parametrize("together", [1, 5, 40])
 def test_exceptions_across_an_area(impl, box, rng, rust_module, together):
-    """Exceptions one at a time, a few at a time, or many by one write, across the end of an area."""
+    """Exceptions one at a time, a few at a time, or many by one write, across the end of an
+    area.
+    """
     work, goal = Work(box, rng, impl, (1,)), (1 if together == 1 else 2) * cow.per_area(1) + 2
     work.take(0)
     chunks = list(range(0, SECTORS - 40, 40 if together == 40 else 1))

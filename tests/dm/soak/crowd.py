@@ -20,7 +20,9 @@ from lib.disk import split
 
 DEADLINE = 60
 STEPS = 1, 2, 3, 5, 8, 8  # while one thread is held, the others make so many steps
-STILL = 0.1  # or until none has made a step for so long (s), in addition to the time that their I/O takes: they wait for the held one
+# ... or until none has made a step for so long (s) beyond the time of their I/O: they wait for the
+# held one.
+STILL = 0.1
 
 
 class Writer:
@@ -92,19 +94,20 @@ def shown(may):
 
 
 class Crowd:
-    """The rounds of one scenario. What a scenario adds:
+    """The rounds of one scenario, which defines:
 
     NAME        its name
-    begin(rng)  makes the devices of a round, sets `writers`, and gives the cast: {name of a player: [(call, errors)]}
-    settle()    lets everything go on: nothing is suspended afterwards
-    check()     what holds now
+    begin(rng)  makes the devices of a round, sets `writers`, and returns the players:
+                {name: [(call, errors)]}
+    settle()    resumes everything: nothing is suspended afterwards
+    check()     checks what must hold
     close()     removes what the round has made
     """
 
     NAME = None
     LEAST = {}  # what must have happened, and how often
     HOLDS = ()  # delay points at which a thread is held
-    duet = None  # (the player that begins, the delay point at which it is held first, for how many steps)
+    duet = None  # (the player that begins, the point where it is held first, number of steps)
     slow = 0.0  # how long an I/O may take (s)
 
     def __init__(self, make_box, tally=None):

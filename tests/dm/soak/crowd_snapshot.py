@@ -241,7 +241,8 @@ class Family(Crowd):
             self.live[device] = specs[0][2] if specs else None
             if self.live[device]:
                 self.count(
-                    f"{'merge' if self.live[device] == 'snapshot-merge' else self.live[device]} live"
+                    f"{'merge' if self.live[device] == 'snapshot-merge' else self.live[device]} "
+                    "live"
                 )
 
     def works(self, device):
@@ -263,7 +264,7 @@ class Family(Crowd):
             ]
             assert (
                 not bad
-            ), f"somebody merged what another device had taken over: {len(bad)} sectors, first {bad[:6]}"
+            ), f"a merge changed what was taken over: {len(bad)} sectors, first {bad[:6]}"
             self.count("origin unchanged behind a takeover")
         on_old, on_origin, on_calm = (
             next((it for it in self.writers if it.name == name), None)
@@ -280,7 +281,8 @@ class Family(Crowd):
             if device and self.live[device] == "snapshot" and self.works(device)
         ]
         assert len(owners) + merging <= 1, (
-            f"one COW device is used by {[device.status() for device in owners]}, and by a merge: {merging}, "
+            f"one COW device is used by {[device.status() for device in owners]}, and by a "
+            f"merge: {merging}, "
             f"{self.origin.status()}; cast {self.names}"
         )
         if self.live[self.origin] == "snapshot-origin":
@@ -366,7 +368,8 @@ class Family(Crowd):
             if sector not in written and data not in (self.seen[name][sector], late.get(sector))
         ]
         assert not bad, (
-            f"snapshot {name}: {len(bad)} sectors have changed, first {bad[:6]}; cast {self.names}, merging from "
+            f"snapshot {name}: {len(bad)} sectors have changed, first {bad[:6]}; cast "
+            f"{self.names}, merging from "
             f"the start: {self.was_merging}"
         )
         for writer in self.writers:

@@ -95,7 +95,9 @@ class Driver:
 
     @classmethod
     def tours(cls, wanted=()):
-        """The strategy of plans with each event once, and the wanted ones four times, in any order."""
+        """The strategy of plans with each event once, and the wanted ones four times, in any
+        order.
+        """
         kinds = cls.events()
         names = [*kinds, *wanted, *wanted, *wanted]
 
@@ -267,7 +269,8 @@ class Soak:
         while time.monotonic() < end or not self.is_enough:
             if time.monotonic() > last:
                 return (
-                    f"soak of {self.driver.TARGET}: {self.runs} runs in {self.spent:.0f} s, which is too little: "
+                    f"soak of {self.driver.TARGET}: {self.runs} runs in {self.spent:.0f} s, "
+                    "which is too little: "
                     f"{', '.join(self.missing()) or 'nothing'} never happened"
                 )
             seed = next(seeds)
@@ -291,7 +294,8 @@ class Soak:
                 return
             self.runs += 1
             say(
-                f"run {self.runs} of {self.driver.TARGET}, seed {seed}: {spell('setup', plan.setup)}"
+                f"run {self.runs} of {self.driver.TARGET}, seed {seed}: "
+                f"{spell('setup', plan.setup)}"
             )
             failure = self.run(plan, self.tally)
             if failure:
@@ -327,7 +331,8 @@ class Soak:
         shortest = reducer.reduce(first)
         again = 0 if first.stuck else sum(self.run(shortest.plan) is not None for _ in range(3))
         text = (
-            f"{origin}: a run of {self.driver.TARGET} failed\n\nTHE SHORTEST event list found in {reducer.runs} "
+            f"{origin}: a run of {self.driver.TARGET} failed\n\nTHE SHORTEST event list found "
+            f"in {reducer.runs} "
             f"runs; it failed again in {again} runs of 3\n\n" + shortest.report()
         )
         if shortest is not first:

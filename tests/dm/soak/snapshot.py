@@ -1,4 +1,6 @@
-"""The soak driver of the snapshot target: an origin and up to three snapshots, which come and go."""
+"""The soak driver of the snapshot target: an origin and up to three snapshots, which come and
+go.
+"""
 
 import errno
 import time
@@ -88,7 +90,10 @@ class Family(Layers):
 
     def line(self, slot):
         cow_device = getattr(self.parts, f"cow{slot}")
-        return f"0 {self.sectors} snapshot {self.parts.real.dev} {cow_device.dev} {self.forms[slot].words}"
+        return (
+            f"0 {self.sectors} snapshot {self.parts.real.dev} {cow_device.dev} "
+            f"{self.forms[slot].words}"
+        )
 
     def make_front(self, content):
         device = self.box.mapped(self.origin_line())
@@ -125,7 +130,9 @@ class Family(Layers):
 
     @event(2)
     def join(self):
-        """Releases everything, waits for the I/O in flight, and learns which snapshots are invalid."""
+        """Releases everything, waits for the I/O in flight, and learns which snapshots are
+        invalid.
+        """
         idle = not self.threads
         self.run()
         self.finish_threads()
@@ -263,7 +270,9 @@ class Family(Layers):
 
     @event(4, slot=st.integers(0, SLOTS - 1))
     def recreate(self, slot):
-        """Creates a snapshot again from its COW device, without a write to the origin in between."""
+        """Creates a snapshot again from its COW device, without a write to the origin in
+        between.
+        """
         face = self.slots[slot]
         if not face or not face.form.persistent or face.lost or face.error_table:
             return IDLE

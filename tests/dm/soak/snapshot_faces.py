@@ -199,7 +199,10 @@ class Snapshot(Face):
     def words(self, inactive):
         form = self.form
         size = 0 if inactive else form.size
-        return f"{self.parts.real.dev} {getattr(self.parts, self.layer).dev} {form.kind} {size} {form.features}".strip()
+        return (
+            f"{self.parts.real.dev} {getattr(self.parts, self.layer).dev} {form.kind} {size} "
+            f"{form.features}"
+        ).strip()
 
     @property
     def crowded(self):
@@ -276,7 +279,10 @@ class Snapshot(Face):
         self.pending = True
 
     def bad_line(self, words):
-        return f"0 {self.sectors} snapshot {self.parts.real.dev} {getattr(self.parts, self.layer).dev} {words}"
+        return (
+            f"0 {self.sectors} snapshot {self.parts.real.dev} "
+            f"{getattr(self.parts, self.layer).dev} {words}"
+        )
 
     BAD_LINES = BAD_LINES
 

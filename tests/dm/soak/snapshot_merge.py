@@ -11,7 +11,9 @@ from lib import cow, snaps, wait
 
 
 class Front(snapshot.Front):
-    """The origin, or what merges into it: then I/O may need the COW device too, and fail with it."""
+    """The origin, or what merges into it: then I/O may need the COW device too, and fail with
+    it.
+    """
 
     @property
     def merging(self):

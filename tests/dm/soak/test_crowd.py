@@ -1,4 +1,6 @@
-"""Several threads at once on the same devices of each target; see crowd.py. One file per scenario."""
+"""Several threads at once on the same devices of each target; see crowd.py. One file per
+scenario.
+"""
 
 import os
 import random
