@@ -59,12 +59,14 @@ def pytest_addoption(parser):
     )
     group.addoption("--few", action="store_true", help="take only the first of a test's parameters")
     group.addoption(
-        "--compare", action="store_true", help="run on C only what ours is compared with"
+        "--compare",
+        action="store_true",
+        help="on C run only the tests with which dm-rust is compared",
     )
     group.addoption(
         "--all-n",
         action="store_true",
-        help="in series of faults try every n, however long it takes",
+        help="try every n of each series of faults, however long it takes",
     )
     group.addoption(
         "--leave", choices=("c", "rust"), help="implementation to leave loaded at the end"
@@ -72,20 +74,18 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "only(impl): the test makes sense for this implementation alone"
-    )
+    config.addinivalue_line("markers", "only(impl): the test applies to this implementation only")
     config.addinivalue_line("markers", "both: the test needs a run with both implementations")
     config.addinivalue_line(
-        "markers", "leaves: what it leaves on one implementation is for a test of the other"
+        "markers", "leaves: a test of the other implementation uses what this test leaves"
     )
     config.addinivalue_line(
         "markers",
-        "crowd: several do something at a time; make test runs it in the debug kernel too",
+        "crowd: several threads at once; make test runs it in the debug kernel too",
     )
     config.addinivalue_line(
         "markers",
-        "delays: it needs the delay points of the module, which the stock kernel's has not",
+        "delays: the test needs delay points, which the module for the stock kernel does not have",
     )
     config.addinivalue_line("markers", "phases(*names): run in these phases instead of c and rust")
     config.rust = modules.rust_file(config.getoption("--rust-module"))

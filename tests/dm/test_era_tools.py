@@ -118,7 +118,7 @@ HANDS = 100  # C and dm-rust alternately
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_c_and_ours_alternate(impl, box, rng, rust_module):
+def test_c_and_dm_rust_alternate(impl, box, rng, rust_module):
     """C and dm-rust open the same metadata a hundred times alternately, each with some work;
     nothing is forgotten.
     """

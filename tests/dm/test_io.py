@@ -351,7 +351,7 @@ def test_flush_during_a_commit_is_not_early(impl, clone_box):
 
 @pytest.mark.crowd
 def test_periodic_commit(impl, clone_box):
-    """What nobody flushes reaches the metadata within about two seconds; then there are no more
+    """Without a flush, changes reach the metadata within about two seconds; then there are no more
     requests.
     """
     trio = clone_box.trio(mib=1, cache=True)

@@ -444,12 +444,12 @@ def test_open_own_half_hydrated_image(impl, clone_box):
 
 @pytest.mark.only("rust")
 @pytest.mark.both
-def test_ours_opens_what_c_left(impl, clone_box):
+def test_dm_rust_opens_what_c_left(impl, clone_box):
     go_on_with("c", clone_box)
 
 
 @pytest.mark.phases("c-again")
 @pytest.mark.both
-def test_c_opens_what_ours_left(impl, clone_box):
+def test_c_opens_what_dm_rust_left(impl, clone_box):
     assert impl == "c"
     go_on_with("rust", clone_box)

@@ -143,20 +143,20 @@ def go_on_with(bench):
 @pytest.mark.only("rust")
 @pytest.mark.both
 @pytest.mark.parametrize("size, count", CASES)
-def test_ours_opens_what_c_left(impl, box, size, count):
+def test_dm_rust_opens_what_c_left(impl, box, size, count):
     go_on_with(Bench(box, 0, model=SHELF["c", size, count]))
 
 
 @pytest.mark.phases("c-again")
 @pytest.mark.both
 @pytest.mark.parametrize("size, count", CASES)
-def test_c_opens_what_ours_left(impl, box, size, count):
+def test_c_opens_what_dm_rust_left(impl, box, size, count):
     go_on_with(Bench(box, 0, model=SHELF["rust", size, count]))
 
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_c_and_ours_alternate(impl, box, rng, rust_module):
+def test_c_and_dm_rust_alternate(impl, box, rng, rust_module):
     """C and dm-rust open the same store twenty times alternately, each with random writes."""
     bench = Bench(box, 8, pattern("origin", 2048), bytes(4096 * 512))
     modules.unload_c()

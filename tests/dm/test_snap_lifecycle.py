@@ -494,7 +494,7 @@ def test_module_is_pinned(impl, family):
 
 @pytest.mark.both
 @pytest.mark.only("rust")
-def test_c_and_ours_in_turn(impl, box, rng, rust_module):
+def test_c_and_dm_rust_alternate(impl, box, rng, rust_module):
     """A set of COW devices goes from C to dm-rust and back, with work in between."""
     family = Family(box)
     for kind, size in (("P", 8), ("PO", 64), ("P", 1)):

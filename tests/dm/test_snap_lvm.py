@@ -437,7 +437,7 @@ def test_split_and_join(group, rng):
 
 @pytest.mark.both
 @pytest.mark.phases("c-again")
-def test_c_and_ours_alternate(group, rng, rust_module):
+def test_c_and_dm_rust_alternate(group, rng, rust_module):
     """The same volumes activated on C and on dm-rust alternately, written on each."""
     group.create("base", 4)
     group.snapshot("snap", "6m")

@@ -21,16 +21,16 @@ def blocks(at, count):
 class Era(faults.Scenario):
     """What must hold:
 
-    - A step of live metadata is tried again, so no single fault of it is seen by anybody: not by
-      writes, not by messages, not in the status. Only a table that goes live reports it (`EIO`,
-      `ENOMEM`), and does so the next time it is asked.
-    - While the metadata is dead, writes to blocks that are not marked fail, and so do messages and
-      tables. When it is well again the next step works, and nobody has to do anything else about
-      it.
+    - Live metadata operations are retried, so a single fault shows neither in writes nor in
+      messages nor in the status. Only a resume reports it (`EIO`, `ENOMEM`), and succeeds the next
+      time.
+    - While the metadata device is dead, writes to blocks that are not marked fail, and so do
+      messages and resumes. When it works again the next operation succeeds, without further
+      measures.
     - The era never goes back. A write that was acknowledged is listed with the era that was the
       present one when it began, or a later one; and so is a write that failed, if the origin holds
       it. What was never written is not listed.
-    - The metadata of a device that was removed with no fault is in order, with its last era
+    - The metadata of a device that was removed without a fault is in order, with its last era
       archived.
     """
 

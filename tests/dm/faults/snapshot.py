@@ -20,14 +20,13 @@ ACTIVE = 1 << 5
 class Snapshot(faults.Scenario):
     """What must hold:
 
-    - Memory that is short is waited for, so nobody sees it but who loads a table or resumes a
-      device (`ENOMEM`): that works the next time it is asked for. No snapshot is lost for it.
-    - A snapshot is lost if a write to its COW device failed, or a read of the origin for it. Then
-      it says so, on its device and on disk; only if the header cannot be written either it does not
-      on disk, and that is logged.
-    - The origin knows nothing of faults of COW devices, and a snapshot nothing of those of another
-      one's.
-    - What was acknowledged is there, and nothing else; in memory, on disk and after the store is
+    - I/O waits for memory, so only a load or a resume reports that memory is short (`ENOMEM`), and
+      succeeds the next time. No snapshot becomes invalid for lack of memory.
+    - A snapshot becomes invalid if a write to its COW device failed, or a read of the origin for
+      it. Then its status and its header say so; if the header cannot be written either, that is
+      logged.
+    - Faults of a COW device affect neither the origin nor other snapshots.
+    - What was acknowledged is there, and nothing else: in memory, on disk and after the store is
       opened again.
     """
 

@@ -10,13 +10,13 @@ from snapshot import SECTORS, SIZE, Snapshot
 
 
 class Merge(Snapshot):
-    """What must hold, beside what must for snapshots:
+    """What must hold, in addition to what must for snapshots:
 
-    - A merge fails only if a device did, and says so. Resumed when all work it ends, with what the
-      snapshot showed and what was written since.
-    - Other snapshots lose nothing by it, unless the origin could not be read for them.
+    - A merge fails only if a device did, and says so. Resumed when all devices work it ends, with
+      what the snapshot showed and what was written since.
+    - Other snapshots lose nothing, unless the origin could not be read for them.
 
-    Parts: "open", from the store on disk alone, and "adopt", from a live snapshot.
+    Parts: "open" merges the store on disk, "adopt" takes over a live snapshot.
     """
 
     target = "snapshot-merge"

@@ -10,11 +10,10 @@ from snapshot import ACTIVE, SECTORS, Snapshot
 
 
 class Origin(Snapshot):
-    """What must hold, beside what must for snapshots:
+    """What must hold, in addition to what must for snapshots:
 
-    - A write to the origin fails only if the disk failed it, whatever becomes of the copies; so
-      does a read.
-    - A snapshot is lost if what the origin held could not be read for it, and only then.
+    - A read or a write of the origin fails only if the disk failed it, whatever becomes of copies.
+    - A snapshot becomes invalid if the origin could not be read for it, and only then.
     """
 
     target = "snapshot-origin"

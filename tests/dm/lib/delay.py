@@ -73,7 +73,7 @@ class _Point:
 
     def wait(self):
         """Waits until a thread is held."""
-        wait.until(self.is_taken, f"somebody comes to the delay point {self.name!r}")
+        wait.until(self.is_taken, f"a thread is held at the delay point {self.name!r}")
 
     def release(self):
         """Releases the thread that is held; no thread is held afterwards."""

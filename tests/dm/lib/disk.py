@@ -65,7 +65,7 @@ class Block:
         self._fds.clear()
 
     def is_free(self):
-        """Whether nobody claims the device."""
+        """Whether the device is not claimed."""
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_EXCL))
             return True

@@ -250,7 +250,7 @@ class Mapped(Block):
         return self.specs(table=True, inactive=inactive)[0][3]
 
     def remove(self, deadline=wait.DEADLINE):
-        """Removes the device; waits while somebody (a udev rule, a thread that ends) uses it."""
+        """Removes the device; waits while a udev rule or a thread that ends uses it."""
         if self.gone:
             return
         self.close()

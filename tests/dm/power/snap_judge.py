@@ -6,7 +6,7 @@ from lib import cow, logwrites, modules
 from lib.box import assert_same, pattern
 from lib.logwrites import Replay, Violation
 from lib.snaps import Origin, Snapshot
-from snap_work import ABSENT, COWS, FILLING, LOADED, LOADING, LOST, SECTORS, TAKEN
+from snap_work import ABSENT, COWS, FILLING, LOADED, LOADING, INVALID, SECTORS, TAKEN
 
 
 class Image:
@@ -42,11 +42,11 @@ class Judge:
                 raise Violation(f"{what}: no header")
             return None
         if not any(image[0][4:8]):
-            if phase not in (FILLING, LOST):
-                raise Violation(f"{what}: lost for no reason")
+            if phase not in (FILLING, INVALID):
+                raise Violation(f"{what}: invalid for no reason")
             return None
-        if phase == LOST:
-            raise Violation(f"{what}: it was said to be lost, and is not")
+        if phase == INVALID:
+            raise Violation(f"{what}: its status said Invalid, and the header does not")
         try:
             store = cow.Store(Image(image))
         except cow.Damaged as damage:
@@ -54,7 +54,7 @@ class Judge:
         if store.records != cow.numbered([old for old, _ in store.records], store.size):
             raise Violation(f"{what}: records are not in the order of chunks: {store.records}")
         if store.repeated or phase in (LOADING, LOADED) and store.records:
-            raise Violation(f"{what}: records that nobody made: {store.repeated or store.records}")
+            raise Violation(f"{what}: unexpected records: {store.repeated or store.records}")
         content = list(state.dest)
         for old, new in store.taken.items():
             content[old * store.size : (old + 1) * store.size] = image[
@@ -178,12 +178,12 @@ class Survey:
             for n in present
         }
         wanted = {n: bytearray(b"".join(shown[n][1] if shown[n] else state.dest)) for n in present}
-        lost = {n for n in present if not shown[n] and any(state.images[COWS[n]][0])}
+        invalid = {n for n in present if not shown[n] and any(state.images[COWS[n]][0])}
         for n, device in opened.items():
             size = work.sizes[n]
             status = (
                 "Invalid"
-                if n in lost
+                if n in invalid
                 else (
                     shown[n][0].status()
                     if shown[n]
@@ -192,26 +192,26 @@ class Survey:
             )
             assert device.status() == status, f"{state}: snapshot {n}"
         if further:
-            self.write(disks, opened, wanted, lost, further)
+            self.write(disks, opened, wanted, invalid, further)
         for n, device in opened.items():
-            if n not in lost:
+            if n not in invalid:
                 assert_same(device.content(), bytes(wanted[n]), where=f"{state}: snapshot {n}")
             device.remove()
-            if further and n not in lost:
+            if further and n not in invalid:
                 check_store(disks, n, wanted[n], f"{state}: snapshot {n}, written to and removed")
             elif not further and any(state.images[COWS[n]][0]):
                 same = disks[COWS[n]].content() == b"".join(state.images[COWS[n]])
                 assert same, f"{state}: read, and the store has changed"
 
-    def write(self, disks, opened, wanted, lost, turns):
+    def write(self, disks, opened, wanted, invalid, turns):
         """Makes many exceptions, so that stale records after the last one would come back."""
         rng, front = self.work.rng, self.work.box.own(Origin(disks["dest"]))
         for turn in range(turns):
             first, data = rng.randrange(SECTORS - 8), pattern(f"later {turn}", rng.randrange(1, 8))
-            if self.room(opened, lost) < 10:
+            if self.room(opened, invalid) < 10:
                 break
             n = rng.choice([*opened, None])
-            if n in lost:
+            if n in invalid:
                 continue
             (front if n is None else opened[n]).write(first, data)
             if n is not None:
@@ -219,9 +219,9 @@ class Survey:
         front.remove()
 
     @staticmethod
-    def room(opened, lost):
+    def room(opened, invalid):
         """A lower bound for the number of exceptions that still fit."""
-        looks = [(it.look(), it.size) for n, it in opened.items() if n not in lost]
+        looks = [(it.look(), it.size) for n, it in opened.items() if n not in invalid]
         return min(((look.total - look.allocated) // size for look, size in looks), default=100)
 
     def __str__(self):

@@ -14,13 +14,13 @@ SECTORS = 2048  # of the origin
 SLOTS = 16  # writes that are in flight together go to different ones
 COWS = "meta", "other"  # the slices of the COW devices
 # What is known of a snapshot.
-ABSENT, LOADING, LOADED, TAKEN, FILLING, LOST = (
+ABSENT, LOADING, LOADED, TAKEN, FILLING, INVALID = (
     "absent",
     "loading",
     "loaded",
     "taken",
     "filling",
-    "lost",
+    "invalid",
 )
 
 

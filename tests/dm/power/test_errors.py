@@ -305,9 +305,9 @@ class MergeSurvey(test_power_merge.MergeSurvey):
 
     def check(self, state):
         """The other snapshot may become invalid if its device or the origin fails."""
-        lost = not any(state.images[snap_work.COWS[1]][0][4:8])
+        invalid = not any(state.images[snap_work.COWS[1]][0][4:8])
         compare = self.judge._compare
-        if lost and self.role in ("other", "dest"):
+        if invalid and self.role in ("other", "dest"):
             self.judge._compare = (
                 lambda state, number, *more: number == test_power_merge.OTHER
                 or compare(state, number, *more)

@@ -116,7 +116,7 @@ class MergeSurvey(Survey):
         work = self.work
         store = cow.Store(Image(state.images[COWS[0]]))
         if store.records != work.records[: len(store.records)]:
-            raise Violation(f"{state}: records that nobody made: {store.records}")
+            raise Violation(f"{state}: unexpected records: {store.records}")
         self.merged.add(len(store.records))
         shown = []
         for number, name in (MERGED, COWS[0]), (OTHER, COWS[1]):

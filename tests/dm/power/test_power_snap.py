@@ -16,7 +16,7 @@ import pytest
 from lib import cow, wait
 from lib.logwrites import Replay, Violation, split
 from snap_judge import Survey
-from snap_work import FILLING, LOST, SECTORS, TAKEN, Work
+from snap_work import FILLING, INVALID, SECTORS, TAKEN, Work
 
 
 @pytest.fixture(autouse=True)
@@ -176,10 +176,10 @@ def test_full_cow(impl, box, rng, rust_module, kind, through):
         work.put_at(chunks.pop() * 8, 20, 0)
     wait.until(
         lambda: snapshot.event > before + (kind == "PO" and through),
-        "an event says that it is lost",
+        "an event of the end",
     )
     assert snapshot.status() == "Invalid"
-    work.mark(LOST, 0)
+    work.mark(INVALID, 0)
     work.put_at(chunks.pop() * 8, 20, 0)
     work.flush(0)
     survey = Survey(work, work.end()).run(share=0.2)

@@ -90,7 +90,7 @@ class Writer:
 
 
 def shown(may):
-    return " or ".join(str(data[:30]) if data else "what was there" for data in may)
+    return " or ".join(str(data[:30]) if data else "the old content" for data in may)
 
 
 class Crowd:
@@ -139,7 +139,7 @@ class Crowd:
                 is_first = False
                 while not point.is_taken() and not over.is_set():
                     time.sleep(0.001)
-                self.count(f"held at {name}" if not over.is_set() else "nobody held")
+                self.count(f"held at {name}" if not over.is_set() else "no thread held")
                 self.may_begin.set()
                 last, end, since = self.steps, self.steps + count, time.monotonic()
                 still = STILL + 3 * self.slow

@@ -41,17 +41,16 @@ SLOW_MS = (
 
 
 class Family(Crowd):
-    """Three snapshots: `old` may be merged and taken over, `new` is taken in the round, `calm` is
-    there all the time.
+    """Three snapshots: `old` may be merged and taken over, `new` is taken during the round, `calm`
+    exists all the time.
 
-    - The contents of `calm` never change, nor those of `new` from the moment on at which its resume
-      has returned.
-    - What was written to the origin is there, unless a merge puts the contents of `old` in its
-      place.
-    - What was written to `old` is in whoever has its COW device in the end: a snapshot, or a merge.
+    - The contents of `calm` never change, nor those of `new` after its resume has returned.
+    - What was written to the origin is there, unless a merge replaces it by the contents of `old`.
+    - What was written to `old` is in the device that has its COW device in the end: a snapshot, or
+      a merge.
     - A snapshot has as many exceptions in memory as its COW device.
-    - A merge comes to its end, and changes nothing that its device shows. It changes nothing at
-      all, not even the origin, when another device has taken its COW device over.
+    - A merge ends, and changes nothing that its device shows. It changes nothing at all, not even
+      the origin, after another device has taken over its COW device.
     """
 
     NAME = "snapshot"
@@ -337,7 +336,7 @@ class Family(Crowd):
         ), f"the owner of the COW device forgets: {self.names}"
         assert (
             self.disk.content(SECTORS) == disk
-        ), f"somebody merges what a snapshot has: {self.names}"
+        ), f"a merge changed what a snapshot has: {self.names}"
         self.whole(owner, "old")
         owner.remove()
         again = self.snapshot("old")

@@ -43,9 +43,9 @@ class Fault:
 
 
 class Layers(Driver):
-    """One device over `parts`, which are behind layers. What a driver adds:
+    """A device over `parts`, which are behind layers. A driver defines:
 
-    device          the mapped device, once it is made
+    device          the mapped device, once it exists
     sectors         its size
     region          the sectors that belong together
     excused(op)     whether an I/O may fail
@@ -53,7 +53,7 @@ class Layers(Driver):
     do_flush(), do_discard(start, count)
     look()          reads the status, and compares it with what is known
     resume()        an event; "failed" if it stays suspended
-    bad_line(words) a table line that is refused
+    bad_line(words) a table line that must be refused
     noted(fault)    a layer has begun to fail
     """
 

@@ -274,11 +274,11 @@ class Family(Layers):
         between.
         """
         face = self.slots[slot]
-        if not face or not face.form.persistent or face.lost or face.error_table:
+        if not face or not face.form.persistent or face.invalid or face.error_table:
             return IDLE
         self.join()
-        if face.lost:
-            return "lost"
+        if face.invalid:
+            return "invalid"
 
         def again():
             face.device.remove()
@@ -345,14 +345,14 @@ class Family(Layers):
             self.slots[slot].read_all()
 
     def finish_snapshot(self, slot, face):
-        if face.lost:
+        if face.invalid:
             for call in lambda: face.device.read(0, 1), lambda: face.device.write(0, bytes(512)):
                 try:
                     call()
                 except OSError as error:
                     assert error.errno == errno.EIO
                 else:
-                    raise AssertionError("it is lost, and can be used")
+                    raise AssertionError("it is invalid, and can be used")
             return
         face.read_all()
         if not face.overflowed:
@@ -360,7 +360,7 @@ class Family(Layers):
         face.do_flush()
         self.join()
         self.recreate(slot)
-        if not face.lost:
+        if not face.invalid:
             face.read_all()
 
 

@@ -191,7 +191,7 @@ class Snapshot(Face):
         super().__init__(family, device, form.size, content)
         self.slot, self.form, self.layer = slot, form, f"cow{slot}"
         self.tried, self.sure = set(), set()
-        self.lost = self.doubtful = self.overflowed = self.cow_failed = False
+        self.invalid = self.doubtful = self.overflowed = self.cow_failed = False
 
     def line(self):
         return self.family.line(self.slot)
@@ -211,7 +211,7 @@ class Snapshot(Face):
     @property
     def has_reason(self):
         """Whether it has a reason to be invalid."""
-        return self.lost or self.doubtful or self.crowded
+        return self.invalid or self.doubtful or self.crowded
 
     def chunks(self, op):
         return range(op.start // self.region, -(-op.end // self.region))
@@ -293,11 +293,11 @@ class Snapshot(Face):
         least = len(self.sure)
         text = self.device.status()
         if text == "Invalid":
-            assert self.has_reason, "lost for no reason"
-            self.tally["snapshot", "lost"] += not self.lost
-            self.lost = True
+            assert self.has_reason, "invalid for no reason"
+            self.tally["snapshot", "invalid"] += not self.invalid
+            self.invalid = True
             return None
-        assert not self.lost, f"it was lost, and says {text}"
+        assert not self.invalid, f"it was invalid, and says {text}"
         if text == "Overflow":
             assert self.form.kind == "PO" and self.crowded, "overflow for no reason"
             self.tally["snapshot", "overflowed"] += not self.overflowed
@@ -317,11 +317,11 @@ class Snapshot(Face):
     def calm(self):
         if self.error_table:
             return
-        if not self.lost and self.is_failing():
-            wait.until(lambda: self.device.status() == "Invalid", "it is said to be lost")
+        if not self.invalid and self.is_failing():
+            wait.until(lambda: self.device.status() == "Invalid", "the status says Invalid")
         self.look()
-        if self.lost:
-            wait.until(lambda: self.device.event > self.base, "an event says that it is lost")
+        if self.invalid:
+            wait.until(lambda: self.device.event > self.base, "an event of the end")
         elif not self.faults:
             self.doubtful = False
 
@@ -344,11 +344,11 @@ class Snapshot(Face):
         magic, valid = cow.HEADER.unpack(disk.read(0, 1)[:16])[:2]
         assert magic == cow.MAGIC
         assert (
-            not self.lost or not valid or self.cow_failed
-        ), "it was lost, and the header does not say so"
-        if self.lost:
+            not self.invalid or not valid or self.cow_failed
+        ), "it was invalid, and the header does not say so"
+        if self.invalid:
             return
-        assert valid, "it was not lost, but the header says so"
+        assert valid, "it was not invalid, but the header says so"
         store = cow.Store(SimpleNamespace(sectors=self.form.sectors, read=disk.read))
         self.tally[
             "store compared", f"of {store.area + 1} areas" if store.area < 3 else "of more"

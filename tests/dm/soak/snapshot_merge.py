@@ -129,7 +129,7 @@ class Family(snapshot.Family):
         face = faces[which % len(faces)]
         slot = face.slot
         self.quiet()
-        if face.lost or face.error_table:
+        if face.invalid or face.error_table:
             return IDLE
         for each in (face, self.front):
             if each.pending:
