@@ -1,0 +1,104 @@
+"""What all benchmarks share: the devices, fio, rounds, and tables of results."""
+
+import contextlib
+import json
+import statistics
+import subprocess
+
+from lib import box as boxes
+from lib import dm, modules
+
+MIB = 200
+SECTORS = MIB * 2048
+PATTERNS = [
+    (f"{size} {kind} {way}", size, ("" if kind == "sequential" else "rand") + way)
+    for size in ("4k", "1m")
+    for kind in ("sequential", "random")
+    for way in ("read", "write")
+]
+GIB = 1 << 21  # in sectors
+
+
+class Base:
+    def __init__(self, options):
+        self.options = options
+        self.rust = modules.rust_file()
+        assert self.rust, "dm_rust.ko was not found: build it with 'make'"
+        modules.run("modprobe", "-a", "dm-mod", "configfs", "loop")
+        modules.run("modprobe", "brd", "rd_nr=0")
+        modules.run("modprobe", "null_blk", "nr_devices=0")
+        self.box = boxes.Box()
+        self.source, self.dest = self.box.ram(MIB), self.box.ram(MIB)
+        self.meta = self.box.ram(16)
+
+    def fio(self, device, size, way, seconds=None):
+        """Throughput in MiB/s."""
+        result = self.job(
+            device,
+            f"--bs={size}",
+            f"--rw={way}",
+            f"--size={MIB}m",
+            "--iodepth=8",
+            "--time_based",
+            "--norandommap",
+            f"--runtime={seconds or self.options.seconds}",
+        )
+        return (result["read"]["bw_bytes"] + result["write"]["bw_bytes"]) / (1 << 20)
+
+    def job(self, device, *words):
+        """What fio says of a job."""
+        return self.jobs(device, *words, "--name=bench")[0]
+
+    def jobs(self, device, *words):
+        """What fio says of jobs; words before the first name are for all of them."""
+        command = [
+            "fio",
+            f"--filename={device.path}",
+            "--direct=1",
+            "--ioengine=libaio",
+            "--randrepeat=1",
+            "--verify_state_save=0",
+            "--output-format=json",
+            *words,
+        ]
+        return json.loads(
+            subprocess.run(command, check=True, capture_output=True, cwd="/tmp").stdout
+        )["jobs"]
+
+    @contextlib.contextmanager
+    def linear(self):
+        device = dm.Mapped(f"0 {SECTORS} linear {self.dest.dev} 0")
+        try:
+            yield device
+        finally:
+            device.remove()
+
+    def rounds(self, rows, measures):
+        """Runs each measure of each implementation once per round; measures: {row: call(impl)}."""
+        found = {}
+        for _ in range(self.options.rounds):
+            for impl in ("c", "rust"):
+                modules.use(impl, self.rust)
+                for row in rows:
+                    found.setdefault((row, impl), []).append(measures(row, impl))
+        return {key: statistics.median(values) for key, values in found.items()}
+
+
+def ratio(a, b):
+    return f"{a / b:.2f}" if b else "-"
+
+
+def row(*cells):
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def heading(*cells):
+    row(*cells)
+    row(*["---"] * len(cells))
+
+
+def compare(cases, found, name, unit):
+    heading("what", f"C {unit}", f"ours {unit}", "ours/C")
+    for case in cases:
+        c, ours = found[case, "c"], found[case, "rust"]
+        row(name(case), f"{c:.1f}", f"{ours:.1f}", ratio(ours, c))

@@ -1,0 +1,139 @@
+"""Benchmarks of the clone target."""
+
+import contextlib
+import statistics
+import time
+
+from lib import dm, modules
+
+from .base import GIB, MIB, PATTERNS, SECTORS, Base, compare, heading, ratio, row
+
+
+class Clone(Base):
+    @contextlib.contextmanager
+    def clone(self, region, extra="1 no_hydration", fresh=True, full=False):
+        if fresh:
+            self.meta.write(0, bytes(4096))
+        device = dm.Clone(self.meta, self.dest, self.source, region, extra, length=SECTORS)
+        try:
+            if full:
+                device.hydrate(threshold=1024, batch=256)
+                device.wait_full(600)
+            yield device
+        finally:
+            device.remove()
+
+    def hydrated(self):
+        """A fully hydrated clone against linear, regions of 4 and 64 KiB."""
+        results, base = {}, {}
+        for _ in range(self.options.rounds):
+            with self.linear() as device:
+                for name, size, way in PATTERNS:
+                    base.setdefault(name, []).append(self.fio(device, size, way))
+            for impl in ("c", "rust"):
+                modules.use(impl, self.rust)
+                for region in (8, 128):
+                    with self.clone(region, full=True) as device:
+                        for name, size, way in PATTERNS:
+                            results.setdefault((name, region, impl), []).append(
+                                self.fio(device, size, way)
+                            )
+        print("\nHydrated clone, MiB/s and ratio to linear")
+        heading("pattern", "region", "linear", "C", "ours", "C/linear", "ours/linear", "ours/C")
+        for region in (8, 128):
+            for name, _, _ in PATTERNS:
+                line, c, ours = (
+                    statistics.median(v)
+                    for v in (base[name], results[name, region, "c"], results[name, region, "rust"])
+                )
+                row(
+                    name,
+                    f"{region // 2} KiB",
+                    f"{line:.0f}",
+                    f"{c:.0f}",
+                    f"{ours:.0f}",
+                    ratio(c, line),
+                    ratio(ours, line),
+                    ratio(ours, c),
+                )
+
+    def unhydrated(self):
+        """Reads that go to the source, and first writes: of whole regions (no copy) and of parts
+        (copy first).
+        """
+        cases = [
+            ("read 4k random", "4k", "randread", 8),
+            ("read 1m random", "1m", "randread", 8),
+            ("first write, whole 4 KiB regions", "4k", "randwrite", 8),
+            ("first write, 1m over 4 KiB regions", "1m", "write", 8),
+            ("first write, 4k in 64 KiB regions", "4k", "randwrite", 128),
+        ]
+
+        def measure(case, impl):
+            name, size, way, region = case
+            with self.clone(region) as device:
+                return self.fio(device, size, way)
+
+        found = self.rounds(cases, measure)
+        print("\nUnhydrated clone without background hydration, MiB/s")
+        compare(cases, found, lambda case: case[0], "MiB/s")
+
+    def hydration(self):
+        """Background hydration from nothing to everything, no other I/O."""
+        cases = [(8, 1, 1), (8, 256, 64), (128, 1, 1), (128, 64, 16)]
+
+        def measure(case, impl):
+            region, threshold, batch = case
+            with self.clone(region) as device:
+                device.message("hydration_threshold", str(threshold))
+                device.message("hydration_batch_size", str(batch))
+                start = time.monotonic()
+                device.message("enable_hydration")
+                device.wait_full(600)
+                return MIB / (time.monotonic() - start)
+
+        found = self.rounds(cases, measure)
+        print("\nHydration throughput, MiB/s")
+        compare(
+            cases,
+            found,
+            lambda c: f"{c[0] // 2} KiB regions, threshold {c[1]}, batch {c[2]}",
+            "MiB/s",
+        )
+
+    def opening(self):
+        """Opening the metadata of 1 TiB in regions of 4 KiB, once blank and once formatted; status
+        of it.
+        """
+        size = self.options.gib * GIB
+        big = [dm.Mapped(f"0 {size} zero"), dm.Mapped(f"0 {size} zero")]
+        meta = self.box.ram(128)
+        times = {}
+        try:
+            for impl in ("c", "rust"):
+                modules.use(impl, self.rust)
+                meta.write(0, bytes(4096))
+                device = dm.Mapped()
+                for what in ("format", "open"):
+                    start = time.monotonic()
+                    device.load(
+                        f"0 {size} clone {meta.dev} {big[0].dev} {big[1].dev} 8 1 no_hydration"
+                    )
+                    times[what, impl] = time.monotonic() - start
+                    device.resume()
+                    if what == "open":
+                        start = time.monotonic()
+                        for _ in range(20):
+                            device.status()
+                        times["status", impl] = (time.monotonic() - start) / 20
+                    device.remove()
+                    device = dm.Mapped()
+                device.remove()
+        finally:
+            for device in big:
+                device.remove()
+        print(f"\n{self.options.gib} GiB in regions of 4 KiB ({size >> 3} regions), seconds")
+        heading("what", "C", "ours", "C/ours")
+        for what in ("format", "open", "status"):
+            c, ours = times[what, "c"], times[what, "rust"]
+            row(what, f"{c:.4f}", f"{ours:.4f}", ratio(c, ours))

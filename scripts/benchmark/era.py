@@ -1,0 +1,194 @@
+"""Benchmarks of the era target."""
+
+import contextlib
+import os
+import statistics
+import time
+
+from lib import dm, eras, modules, wait
+
+from .base import GIB, MIB, PATTERNS, Base, compare, heading, ratio, row
+
+
+class Era(Base):
+    @contextlib.contextmanager
+    def era(self, size, meta=None, origin=None):
+        meta = meta or self.meta
+        meta.write(0, bytes(4096))
+        meta.close()
+        device = eras.Era(meta, origin or self.dest, size)
+        try:
+            yield device
+        finally:
+            device.remove()
+
+    def era_marked(self):
+        """An era all of whose blocks were written in this era, blocks of 4 and 64 KiB, against
+        linear.
+        """
+        results, base = {}, {}
+        for _ in range(self.options.rounds):
+            with self.linear() as device:
+                for name, size, way in PATTERNS:
+                    base.setdefault(name, []).append(self.fio(device, size, way))
+            for impl in ("c", "rust"):
+                modules.use(impl, self.rust)
+                for block in (8, 128):
+                    with self.era(block) as device:
+                        device.fill(bytes(MIB << 20))
+                        for name, size, way in PATTERNS:
+                            results.setdefault((name, block, impl), []).append(
+                                self.fio(device, size, way)
+                            )
+        print("\nEra, all blocks marked, MiB/s and ratio to linear")
+        heading("pattern", "block", "linear", "C", "ours", "C/linear", "ours/linear", "ours/C")
+        for block in (8, 128):
+            for name, _, _ in PATTERNS:
+                line, c, ours = (
+                    statistics.median(v)
+                    for v in (base[name], results[name, block, "c"], results[name, block, "rust"])
+                )
+                row(
+                    name,
+                    f"{block // 2} KiB",
+                    f"{line:.0f}",
+                    f"{c:.0f}",
+                    f"{ours:.0f}",
+                    ratio(c, line),
+                    ratio(ours, line),
+                    ratio(ours, c),
+                )
+
+    def era_first(self):
+        """First writes: each block once."""
+        cases = [
+            ("4k random, depth 1, blocks of 4 KiB", "4k", "randwrite", 1, 8, 8),
+            ("4k random, depth 32, blocks of 4 KiB", "4k", "randwrite", 32, 32, 8),
+            ("4k sequential, depth 32, blocks of 4 KiB", "4k", "write", 32, 32, 8),
+            ("4k random, depth 32, blocks of 64 KiB", "4k", "randwrite", 32, 8, 128),
+            ("1m sequential, depth 8, blocks of 4 KiB", "1m", "write", 8, MIB, 8),
+        ]
+
+        def measure(case, impl):
+            _, size, way, depth, mib, block = case
+            with self.era(block) as device:
+                return self.job(
+                    device,
+                    f"--bs={size}",
+                    f"--rw={way}",
+                    f"--size={MIB}m",
+                    f"--io_size={mib}m",
+                    f"--iodepth={depth}",
+                )["write"]["bw_bytes"] / (1 << 20)
+
+        found = self.rounds(cases, measure)
+        print("\nEra, first writes, MiB/s")
+        compare(cases, found, lambda case: case[0], "MiB/s")
+
+    @contextlib.contextmanager
+    def large_era(self):
+        """Blocks of 64 KiB on a device that is not there."""
+        meta, zero = self.box.ram(640), dm.Mapped(f"0 {self.options.gib * GIB} zero")
+        try:
+            with self.era(128, meta, zero) as device:
+                yield device
+        finally:
+            zero.remove()
+
+    def era_checkpoint(self):
+        """How long a checkpoint takes, alone and with writes beside it, and how long first writes
+        take meanwhile.
+        """
+        found = {}
+        for impl in ("c", "rust"):
+            modules.use(impl, self.rust)
+            start = time.monotonic()
+            with self.large_era() as device:
+                found["activation", impl] = time.monotonic() - start
+                times = []
+                for _ in range(10):
+                    start = time.monotonic()
+                    device.message("checkpoint")
+                    times.append(time.monotonic() - start)
+                found["checkpoint, idle", impl] = statistics.median(times)
+                work = wait.Background(
+                    self.job,
+                    device,
+                    "--bs=4k",
+                    "--rw=randwrite",
+                    "--iodepth=1",
+                    "--time_based",
+                    "--runtime=4",
+                    f"--size={self.options.gib}g",
+                    "--norandommap",
+                )
+                times = []
+                while not work.done:
+                    start = time.monotonic()
+                    device.message("checkpoint")
+                    times.append(time.monotonic() - start)
+                    time.sleep(0.1)
+                found["checkpoint, first writes beside it", impl] = statistics.median(times)
+                latency = work.result()["write"]["clat_ns"]
+                found["first write, median", impl] = latency["percentile"]["50.000000"] / 1e9
+                found["first write, 99th of a hundred", impl] = (
+                    latency["percentile"]["99.000000"] / 1e9
+                )
+                found["first write, longest", impl] = latency["max"] / 1e9
+        print(f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, seconds")
+        heading("what", "C", "ours", "C/ours")
+        for what in dict.fromkeys(what for what, _ in found):
+            c, ours = found[what, "c"], found[what, "rust"]
+            row(what, f"{c:.5f}", f"{ours:.5f}", ratio(c, ours))
+
+    def era_digestion(self):
+        """CPU time until the machine is idle again after eras have ended: empty ones, and one with
+        marks.
+        """
+        found = {}
+        for impl in ("c", "rust"):
+            modules.use(impl, self.rust)
+            with self.large_era() as device:
+                quiet()
+                for what, writes in (
+                    ("three empty eras", 0),
+                    ("an era with 4096 marks, and two empty ones", 4096),
+                ):
+                    if writes:
+                        self.job(
+                            device,
+                            "--bs=4k",
+                            "--rw=randwrite",
+                            "--iodepth=32",
+                            f"--size={self.options.gib}g",
+                            "--norandommap",
+                            f"--io_size={writes * 4}k",
+                        )
+                        quiet()
+                    before = busy()
+                    for _ in range(3):
+                        device.message("checkpoint")
+                    quiet()
+                    found[what, impl] = busy() - before
+        print(
+            f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, CPU seconds of the kernel until all is digested"
+        )
+        heading("what", "C", "ours", "C/ours")
+        for what in dict.fromkeys(what for what, _ in found):
+            c, ours = found[what, "c"], found[what, "rust"]
+            row(what, f"{c:.2f}", f"{ours:.2f}", ratio(c, ours))
+
+
+def busy():
+    """CPU seconds that the kernel has used so far."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[3]) / os.sysconf("SC_CLK_TCK")
+
+
+def quiet():
+    """Waits until the kernel does next to nothing any more."""
+    while True:
+        before = busy()
+        time.sleep(1)
+        if busy() - before < 0.05:
+            return
