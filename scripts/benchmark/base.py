@@ -46,11 +46,11 @@ class Base:
         return (result["read"]["bw_bytes"] + result["write"]["bw_bytes"]) / (1 << 20)
 
     def job(self, device, *words):
-        """What fio says of a job."""
+        """The result of an fio job."""
         return self.jobs(device, *words, "--name=bench")[0]
 
     def jobs(self, device, *words):
-        """What fio says of jobs; words before the first name are for all of them."""
+        """The results of fio jobs; options before the first name apply to all of them."""
         command = [
             "fio",
             f"--filename={device.path}",
@@ -74,7 +74,7 @@ class Base:
             device.remove()
 
     def rounds(self, rows, measures):
-        """Runs each measure of each implementation once per round; measures: {row: call(impl)}."""
+        """Measures each row on each implementation once per round; returns the medians."""
         found = {}
         for _ in range(self.options.rounds):
             for impl in ("c", "rust"):
@@ -98,7 +98,7 @@ def heading(*cells):
 
 
 def compare(cases, found, name, unit):
-    heading("what", f"C {unit}", f"ours {unit}", "ours/C")
+    heading("what", f"C {unit}", f"Rust {unit}", "Rust/C")
     for case in cases:
-        c, ours = found[case, "c"], found[case, "rust"]
-        row(name(case), f"{c:.1f}", f"{ours:.1f}", ratio(ours, c))
+        c, rust = found[case, "c"], found[case, "rust"]
+        row(name(case), f"{c:.1f}", f"{rust:.1f}", ratio(rust, c))

@@ -39,10 +39,10 @@ class Clone(Base):
                                 self.fio(device, size, way)
                             )
         print("\nHydrated clone, MiB/s and ratio to linear")
-        heading("pattern", "region", "linear", "C", "ours", "C/linear", "ours/linear", "ours/C")
+        heading("pattern", "region", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
         for region in (8, 128):
             for name, _, _ in PATTERNS:
-                line, c, ours = (
+                line, c, rust = (
                     statistics.median(v)
                     for v in (base[name], results[name, region, "c"], results[name, region, "rust"])
                 )
@@ -51,15 +51,15 @@ class Clone(Base):
                     f"{region // 2} KiB",
                     f"{line:.0f}",
                     f"{c:.0f}",
-                    f"{ours:.0f}",
+                    f"{rust:.0f}",
                     ratio(c, line),
-                    ratio(ours, line),
-                    ratio(ours, c),
+                    ratio(rust, line),
+                    ratio(rust, c),
                 )
 
     def unhydrated(self):
-        """Reads that go to the source, and first writes: of whole regions (no copy) and of parts
-        (copy first).
+        """Reads from the source, and first writes: to whole regions (without a copy) and to parts
+        (with a copy).
         """
         cases = [
             ("read 4k random", "4k", "randread", 8),
@@ -79,7 +79,7 @@ class Clone(Base):
         compare(cases, found, lambda case: case[0], "MiB/s")
 
     def hydration(self):
-        """Background hydration from nothing to everything, no other I/O."""
+        """Background hydration of the whole device, without other I/O."""
         cases = [(8, 1, 1), (8, 256, 64), (128, 1, 1), (128, 64, 16)]
 
         def measure(case, impl):
@@ -102,9 +102,7 @@ class Clone(Base):
         )
 
     def opening(self):
-        """Opening the metadata of 1 TiB in regions of 4 KiB, once blank and once formatted; status
-        of it.
-        """
+        """Opening metadata of 1 TiB in regions of 4 KiB, blank and formatted, and its status."""
         size = self.options.gib * GIB
         big = [dm.Mapped(f"0 {size} zero"), dm.Mapped(f"0 {size} zero")]
         meta = self.box.ram(128)
@@ -133,7 +131,7 @@ class Clone(Base):
             for device in big:
                 device.remove()
         print(f"\n{self.options.gib} GiB in regions of 4 KiB ({size >> 3} regions), seconds")
-        heading("what", "C", "ours", "C/ours")
+        heading("what", "C", "Rust", "C/Rust")
         for what in ("format", "open", "status"):
-            c, ours = times[what, "c"], times[what, "rust"]
-            row(what, f"{c:.4f}", f"{ours:.4f}", ratio(c, ours))
+            c, rust = times[what, "c"], times[what, "rust"]
+            row(what, f"{c:.4f}", f"{rust:.4f}", ratio(c, rust))

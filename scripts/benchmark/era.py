@@ -23,9 +23,7 @@ class Era(Base):
             device.remove()
 
     def era_marked(self):
-        """An era all of whose blocks were written in this era, blocks of 4 and 64 KiB, against
-        linear.
-        """
+        """An era whose blocks are all marked, blocks of 4 and 64 KiB, against linear."""
         results, base = {}, {}
         for _ in range(self.options.rounds):
             with self.linear() as device:
@@ -41,10 +39,10 @@ class Era(Base):
                                 self.fio(device, size, way)
                             )
         print("\nEra, all blocks marked, MiB/s and ratio to linear")
-        heading("pattern", "block", "linear", "C", "ours", "C/linear", "ours/linear", "ours/C")
+        heading("pattern", "block", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
         for block in (8, 128):
             for name, _, _ in PATTERNS:
-                line, c, ours = (
+                line, c, rust = (
                     statistics.median(v)
                     for v in (base[name], results[name, block, "c"], results[name, block, "rust"])
                 )
@@ -53,10 +51,10 @@ class Era(Base):
                     f"{block // 2} KiB",
                     f"{line:.0f}",
                     f"{c:.0f}",
-                    f"{ours:.0f}",
+                    f"{rust:.0f}",
                     ratio(c, line),
-                    ratio(ours, line),
-                    ratio(ours, c),
+                    ratio(rust, line),
+                    ratio(rust, c),
                 )
 
     def era_first(self):
@@ -87,7 +85,7 @@ class Era(Base):
 
     @contextlib.contextmanager
     def large_era(self):
-        """Blocks of 64 KiB on a device that is not there."""
+        """Blocks of 64 KiB on a device of zeros."""
         meta, zero = self.box.ram(640), dm.Mapped(f"0 {self.options.gib * GIB} zero")
         try:
             with self.era(128, meta, zero) as device:
@@ -96,9 +94,7 @@ class Era(Base):
             zero.remove()
 
     def era_checkpoint(self):
-        """How long a checkpoint takes, alone and with writes beside it, and how long first writes
-        take meanwhile.
-        """
+        """The duration of a checkpoint, alone and during first writes, and of these writes."""
         found = {}
         for impl in ("c", "rust"):
             modules.use(impl, self.rust)
@@ -128,21 +124,21 @@ class Era(Base):
                     device.message("checkpoint")
                     times.append(time.monotonic() - start)
                     time.sleep(0.1)
-                found["checkpoint, first writes beside it", impl] = statistics.median(times)
+                found["checkpoint, during first writes", impl] = statistics.median(times)
                 latency = work.result()["write"]["clat_ns"]
                 found["first write, median", impl] = latency["percentile"]["50.000000"] / 1e9
-                found["first write, 99th of a hundred", impl] = (
+                found["first write, 99th percentile", impl] = (
                     latency["percentile"]["99.000000"] / 1e9
                 )
                 found["first write, longest", impl] = latency["max"] / 1e9
         print(f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, seconds")
-        heading("what", "C", "ours", "C/ours")
+        heading("what", "C", "Rust", "C/Rust")
         for what in dict.fromkeys(what for what, _ in found):
-            c, ours = found[what, "c"], found[what, "rust"]
-            row(what, f"{c:.5f}", f"{ours:.5f}", ratio(c, ours))
+            c, rust = found[what, "c"], found[what, "rust"]
+            row(what, f"{c:.5f}", f"{rust:.5f}", ratio(c, rust))
 
     def era_digestion(self):
-        """CPU time until the machine is idle again after eras have ended: empty ones, and one with
+        """CPU time until the machine is idle again after the end of eras, empty ones and one with
         marks.
         """
         found = {}
@@ -171,12 +167,13 @@ class Era(Base):
                     quiet()
                     found[what, impl] = busy() - before
         print(
-            f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, CPU seconds of the kernel until all is digested"
+            f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, "
+            "CPU seconds of the kernel until all is digested"
         )
-        heading("what", "C", "ours", "C/ours")
+        heading("what", "C", "Rust", "C/Rust")
         for what in dict.fromkeys(what for what, _ in found):
-            c, ours = found[what, "c"], found[what, "rust"]
-            row(what, f"{c:.2f}", f"{ours:.2f}", ratio(c, ours))
+            c, rust = found[what, "c"], found[what, "rust"]
+            row(what, f"{c:.2f}", f"{rust:.2f}", ratio(c, rust))
 
 
 def busy():
@@ -186,7 +183,7 @@ def busy():
 
 
 def quiet():
-    """Waits until the kernel does next to nothing any more."""
+    """Waits until the kernel is almost idle."""
     while True:
         before = busy()
         time.sleep(1)

@@ -15,7 +15,7 @@ from .base import MIB, SECTORS, Base, heading, ratio, row
 class Snapshot(Base):
     @functools.cached_property
     def cows(self):
-        """COW devices. What is read of them and of the origin has been written before."""
+        """COW devices. Everything that is read from them and from the origin was written before."""
         self.dest.fill(bytes(MIB << 20))
         self.dest.close()
         disks = [self.box.ram(MIB * 5 // 4) for _ in range(8)]
@@ -24,7 +24,7 @@ class Snapshot(Base):
 
     @contextlib.contextmanager
     def origin(self, number=1, size=8, image=None):
-        """An origin with so many snapshots in chunks of `size` sectors; their COW devices are
+        """An origin with `number` snapshots in chunks of `size` sectors; their COW devices are
         blank, or have an image.
         """
         with contextlib.ExitStack() as stack:
@@ -45,9 +45,9 @@ class Snapshot(Base):
             yield origin.snapshots[0]
 
     def beside_linear(self, cases):
-        """Runs the jobs of each case on linear, on C and on ours once per round, for a third of the
-        time, since there are many; no block is accessed twice by a job. cases: [(call that makes
-        the device, {row: job})].
+        """Runs the jobs of each case on linear, on C and on dm-rust once per round, for a third of
+        the time, since there are many; no job accesses a block twice. cases: [(call that makes the
+        device, {row: job})].
         """
         found = {}
 
@@ -61,7 +61,7 @@ class Snapshot(Base):
                 for result in results
             ]
 
-        _ = self.cows  # made before anything is measured
+        _ = self.cows  # created before the measurements
         for _ in range(self.options.rounds):
             jobs = list(dict.fromkeys(job for _, rows in cases for job in rows.values()))
             with self.linear() as device:
@@ -73,19 +73,19 @@ class Snapshot(Base):
                         for name, speed in zip(rows, run(device, rows.values())):
                             found.setdefault((name, impl), []).append(speed)
                             found.setdefault((name, "linear"), []).append(base[rows[name]])
-        heading("what", "linear", "C", "ours", "C/linear", "ours/linear", "ours/C")
+        heading("what", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
         for name in dict.fromkeys(name for name, _ in found):
-            line, c, ours = (
+            line, c, rust = (
                 statistics.median(found[name, impl]) for impl in ("linear", "c", "rust")
             )
             row(
                 name,
                 f"{line:.1f}",
                 f"{c:.1f}",
-                f"{ours:.1f}",
+                f"{rust:.1f}",
                 ratio(c, line),
-                ratio(ours, line),
-                ratio(ours, c),
+                ratio(rust, line),
+                ratio(rust, c),
             )
 
     def snapshot_first(self):
@@ -96,8 +96,13 @@ class Snapshot(Base):
                 (
                     functools.partial(self.origin, number),
                     {
-                        f"snapshots: {number}, depth 1": f"--bs=4k --rw=randwrite --iodepth=1 --size={MIB // 4}m",
-                        f"snapshots: {number}, depth 32": f"--bs=4k --rw=randwrite --iodepth=32 --offset={MIB // 4}m --size={MIB * 3 // 4}m",
+                        f"snapshots: {number}, depth 1": (
+                            f"--bs=4k --rw=randwrite --iodepth=1 --size={MIB // 4}m"
+                        ),
+                        f"snapshots: {number}, depth 32": (
+                            "--bs=4k --rw=randwrite --iodepth=32 "
+                            f"--offset={MIB // 4}m --size={MIB * 3 // 4}m"
+                        ),
                     },
                 )
                 for number in (0, 1, 2, 4, 8)
@@ -105,7 +110,7 @@ class Snapshot(Base):
         )
 
     def snapshot_again(self):
-        """Writes to an origin all of whose chunks have been copied."""
+        """Writes to an origin whose chunks have all been copied."""
         image = cow.metadata(8, cow.numbered(range(SECTORS // 8), 8))
         print("\nOrigin, all copied, chunks of 4 KiB, MiB/s")
         self.beside_linear(
@@ -113,9 +118,15 @@ class Snapshot(Base):
                 (
                     functools.partial(self.origin, number, image=image),
                     {
-                        f"snapshots: {number}, 4k random write, depth 1": "--bs=4k --rw=randwrite --iodepth=1",
-                        f"snapshots: {number}, 4k random write, depth 32": "--bs=4k --rw=randwrite --iodepth=32",
-                        f"snapshots: {number}, 1m sequential write": "--bs=1m --rw=write --iodepth=8",
+                        f"snapshots: {number}, 4k random write, depth 1": (
+                            "--bs=4k --rw=randwrite --iodepth=1"
+                        ),
+                        f"snapshots: {number}, 4k random write, depth 32": (
+                            "--bs=4k --rw=randwrite --iodepth=32"
+                        ),
+                        f"snapshots: {number}, 1m sequential write": (
+                            "--bs=1m --rw=write --iodepth=8"
+                        ),
                     },
                 )
                 for number in (1, 8)
@@ -123,8 +134,8 @@ class Snapshot(Base):
         )
 
     def snapshot_copied(self):
-        """A snapshot all of whose chunks have been copied, in rising order or not, or every other
-        one.
+        """A snapshot whose chunks have been copied, all in ascending or random order, or every
+        other one.
         """
         cases = []
         for size in (8, 128):
@@ -141,7 +152,9 @@ class Snapshot(Base):
                             self.snapshot, size, cow.metadata(size, cow.numbered(olds, size))
                         ),
                         {
-                            f"{words}, {size // 2} KiB: {bs} random {way}": f"--bs={bs} --rw=rand{way} --iodepth=8"
+                            f"{words}, {size // 2} KiB: {bs} random {way}": (
+                                f"--bs={bs} --rw=rand{way} --iodepth=8"
+                            )
                             for bs in ("4k", "1m")
                             for way in ("read", "write")
                         },
@@ -151,7 +164,7 @@ class Snapshot(Base):
         self.beside_linear(cases)
 
     def snapshot_metadata(self):
-        """What exceptions cost beside the data: bytes of metadata, and reads of the origin."""
+        """The cost of exceptions besides their data: bytes of metadata, and reads of the origin."""
         cases = [
             (size, depth, number)
             for size in (8, 128)
@@ -178,24 +191,25 @@ class Snapshot(Base):
                     written / exceptions - size
                 ) * 512, read / exceptions / size
         print(
-            "\nOrigin, first writes, 4k random: metadata on each COW device, and how often a chunk is read, per exception"
+            "\nOrigin, first writes, 4k random: metadata on each COW device, "
+            "and how often a chunk is read, per exception"
         )
-        heading("what", "C, bytes", "ours, bytes", "C/ours", "C, reads", "ours, reads")
+        heading("what", "C, bytes", "Rust, bytes", "C/Rust", "C, reads", "Rust, reads")
         for size, depth, number in cases:
-            (c, c_reads), (ours, reads) = (
+            (c, c_reads), (rust, reads) = (
                 found[size, depth, number, impl] for impl in ("c", "rust")
             )
             row(
                 f"chunks of {size // 2} KiB, depth {depth}, snapshots: {number}",
                 f"{c:.0f}",
-                f"{ours:.0f}",
-                ratio(c, ours),
+                f"{rust:.0f}",
+                ratio(c, rust),
                 f"{c_reads:.2f}",
                 f"{reads:.2f}",
             )
 
     def snapshot_opening(self):
-        """Loading a million exceptions, and the memory for them."""
+        """Loading a million exceptions, and the memory that they take."""
         count, chunks, found = 1 << 20, self.options.gib << 18, {}
         most = cow.per_area(8)
         store = self.box.ram((cow.needed(count, 8) >> 8) + 1, discard=False)
@@ -230,14 +244,14 @@ class Snapshot(Base):
         finally:
             origin.remove()
         print(f"\nLoading {count} exceptions, chunks of 4 KiB")
-        heading("what", "C", "ours", "C/ours")
+        heading("what", "C", "Rust", "C/Rust")
         for what in dict.fromkeys(what for what, _ in found):
-            c, ours = (statistics.median(found[what, impl]) for impl in ("c", "rust"))
-            row(what, f"{c:.2f}", f"{ours:.2f}", ratio(c, ours))
+            c, rust = (statistics.median(found[what, impl]) for impl in ("c", "rust"))
+            row(what, f"{c:.2f}", f"{rust:.2f}", ratio(c, rust))
 
     def snapshot_merge(self):
-        """Merging, and how long a write to what is merged takes at the most meanwhile; at last on
-        disks that flush slowly.
+        """Merging, and the longest write to chunks that are merged; finally on disks with slow
+        flushes.
         """
         found, cases = {}, [
             (size, words) for size in (8, 128) for words in ("in order", "at random")
@@ -267,30 +281,30 @@ class Snapshot(Base):
         for device in slow:
             device.remove()
         print("\nMerging")
-        heading("what", "C", "ours", "ours/C")
+        heading("what", "C", "Rust", "Rust/C")
         for size, words in cases:
             for what in "MiB/s", "longest write, ms":
-                c, ours = (
+                c, rust = (
                     statistics.median(found[size, words, what, impl]) for impl in ("c", "rust")
                 )
                 row(
                     f"chunks of {size // 2} KiB, {words}: {what}",
                     f"{c:.1f}",
-                    f"{ours:.1f}",
-                    ratio(ours, c),
+                    f"{rust:.1f}",
+                    ratio(rust, c),
                 )
-        c, ours = (statistics.median(found["slow", impl]) for impl in ("c", "rust"))
+        c, rust = (statistics.median(found["slow", impl]) for impl in ("c", "rust"))
         row(
             "chunks of 4 KiB, at random, flushes of 4 ms: chunks/s",
             f"{c:.0f}",
-            f"{ours:.0f}",
-            ratio(ours, c),
+            f"{rust:.0f}",
+            ratio(rust, c),
         )
 
     @staticmethod
     def merge(origin, disk, size, words, count, writes=False):
-        """Merges so many chunks from a COW device, while there are writes to some of them, or not;
-        gives the seconds, and those that the longest write took.
+        """Merges `count` chunks from a COW device, with or without writes to some of them; returns
+        the seconds of the merge and of the longest write.
         """
         olds = (
             list(range(count))
@@ -318,7 +332,7 @@ class Snapshot(Base):
 
 
 def kernel_memory():
-    """Bytes that the kernel has for itself, in slabs and mapped pages."""
+    """Bytes of kernel memory in slabs and mapped pages."""
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":") for line in file)
     return sum(int(lines[name].split()[0]) << 10 for name in ("SUnreclaim", "VmallocUsed"))
