@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-# Everything is built and run in a build root of its own (see scripts/root), so that nothing must be installed by hand.
-# KDIR=TREE builds with the host's tools for a tree that is prepared for Rust modules instead.
+# Everything is built and run in a build root (see scripts/root), so nothing must be installed by
+# hand. KDIR=TREE builds with the host's tools instead, for a tree prepared for Rust modules.
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak bench debug-kernel check fmt demo shell \
-	lvm-test campaign deb test-install clean clean-modules distclean help
+.PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak \
+	bench debug-kernel check fmt demo shell lvm-test campaign deb test-install clean clean-modules \
+	distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 
@@ -30,9 +31,10 @@ test-host test-guest test-debug test-vm test-kernels:
 quick faults power:
 	@scripts/test $@
 
-# SECONDS is a variable of the shell too, hence the other name.
+# The shell has a variable SECONDS too, hence the other name.
 soak:
-	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' scripts/test soak $(if $(SEED),--seed=$(SEED))
+	@SECONDS_TO_RUN='$(or $(SECONDS),60)' KERNEL='$(or $(KERNEL),uml)' \
+		scripts/test soak $(if $(SEED),--seed=$(SEED))
 
 campaign:
 	@HOURS='$(or $(HOURS),1)' scripts/test campaign
@@ -73,22 +75,30 @@ distclean: clean
 
 help:
 	@echo 'make             build rust/dm_rust.ko for the stock Debian kernel'
-	@echo 'make KDIR=TREE   ... for the headers of Debian or a kernel tree prepared with Rust, with the tools of this machine'
+	@echo 'make KDIR=TREE   the same for the headers of Debian, or a kernel tree prepared with Rust,'
+	@echo '                 with the tools of this machine'
 	@echo 'make demo        show all targets at work in a guest, on the stock kernel'
-	@echo 'make test        everything; one part: test-host, test-guest, test-debug, test-vm, test-kernels, faults, power, soak'
-	@echo 'make quick       host tests, and the suite on ours in User Mode Linux: the inner loop'
-	@echo 'make faults      the n-th allocation and the n-th I/O fails, n rising, in User Mode Linux'
-	@echo 'make power       the power is cut at each flush, and between, in User Mode Linux'
+	@echo 'make test        all tests; parts: test-host, test-guest, test-debug, test-vm,'
+	@echo '                 test-kernels, faults, power, soak'
+	@echo 'make quick       host tests, and the suite on dm-rust in User Mode Linux: the inner loop'
+	@echo 'make faults      the n-th allocation or I/O fails, for rising n, in User Mode Linux'
+	@echo 'make power       power cuts at each flush and in between, in User Mode Linux'
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
-	@echo 'make campaign HOURS=8   soak, crowds, power cuts and all faults in turn with new seeds; every n of each series'
-	@echo 'make bench       ours, C and linear side by side, as ratios; BENCH="--help" for its options'
-	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1, IMPL=c, KERNEL=uml'
-	@echo 'make deb         the Debian packages, into .build/; test-install: install, boot from and remove them in a guest'
-	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml", twenty-five minutes'
-	@echo 'make check       rustfmt, clippy, audits, host tests; fmt: format the sources'
+	@echo 'make campaign HOURS=8   soak, crowds, power cuts and faults (every n) alternately, with'
+	@echo '                 new seeds'
+	@echo 'make bench       dm-rust, C and linear side by side, as ratios; options: BENCH="--help"'
+	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1,'
+	@echo '                 IMPL=c, KERNEL=uml'
+	@echo 'make deb         the Debian packages, into .build/; make test-install: install them in a'
+	@echo '                 guest, boot from them and remove them'
+	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml";'
+	@echo '                 takes twenty-five minutes'
+	@echo 'make check       rustfmt, clippy, audits, host tests; make fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
-	@echo 'make clean       remove what was built; distclean: and the build root and kernel tree in the cache'
+	@echo 'make clean       remove what was built; make distclean: also the build root and the kernel'
+	@echo '                 trees in the cache'
 	@echo
-	@echo 'For another kernel of Debian than the default, with any of these commands: KERNEL_SERIES=7.2 or 7.3, KERNEL_VERSION=7.2.N,'
-	@echo 'KERNEL_SUITE=sid, KERNEL_FLAVOUR=cloud or rt. Its module is .build/NAME/rust/dm_rust.ko.'
+	@echo 'Any of these commands for another kernel of Debian: KERNEL_SERIES=7.2 or 7.3,'
+	@echo 'KERNEL_VERSION=7.2.N, KERNEL_SUITE=sid, KERNEL_FLAVOUR=cloud or rt. The module is then'
+	@echo '.build/NAME/rust/dm_rust.ko.'
 	@echo 'scripts/vm --help: how to run anything else in a guest.'

@@ -1,46 +1,53 @@
 """
 Usage: scripts/vm [OPTION]... [-- COMMAND...]
 
-Boots a kernel, runs COMMAND in it as root and ends with its exit status. Its output is passed on as it comes, standard
-output and error apart; standard input is empty. Without COMMAND: an interactive shell.
+Boots a kernel, runs COMMAND in it as root and exits with its status. Standard output and error are
+passed on separately, as they come; standard input is empty. Without COMMAND: an interactive shell.
 
-In the guest this project is the working directory, read-write, at the same absolute path as outside. The root file
-system is a Debian trixie with dmsetup, LVM2, thin-provisioning-tools, fio, e2fsprogs, xfsprogs, Python and pytest; what
-is written to it is forgotten afterwards. TERM is that of the caller if standard output is a terminal, otherwise "dumb".
+In the guest this project is the working directory, read-write, at the same absolute path as
+outside. The root file system is a Debian trixie with dmsetup, LVM2, thin-provisioning-tools, fio,
+e2fsprogs, xfsprogs, Python and pytest; changes to it are discarded afterwards. TERM is that of the
+caller if standard output is a terminal, otherwise "dumb".
 
   --kernel stock      the Debian kernel, in QEMU (the default)
-  --kernel debug      an x86 kernel with KASAN, lockdep, kmemleak, debug objects and fault injection, in QEMU
-  --kernel uml        User Mode Linux with the same except lockdep: one CPU, but at the speed of the host
-                      Both are built when they are first asked for (make debug-kernel), and the module for them each time.
-                      They refuse to run COMMAND with a sanitizer off, and look for leaks after it, for five seconds
-  --arch arm64        the stock kernel of another architecture, emulated; the same as ARCH=arm64 in the environment
-  --no-leak-check     do not look for leaks, and run with kmemleak off, which is faster
-  --expect REPORT     turns the verdict round: the run succeeds if the kernel reports REPORT; may be repeated
+  --kernel debug      an x86 kernel with KASAN, lockdep, kmemleak, debug objects and fault
+                      injection, in QEMU
+  --kernel uml        User Mode Linux with the same except lockdep; one CPU, as fast as the host
+                      Both kernels are built on first use (make debug-kernel), and the module for
+                      them each time. They refuse to run COMMAND with a sanitizer off, and check for
+                      leaks after it, which takes five seconds
+  --arch arm64        the stock kernel of another architecture, emulated; the same as ARCH=arm64 in
+                      the environment
+  --no-leak-check     do not check for leaks, and run with kmemleak off, which is faster
+  --expect REPORT     invert the verdict: the run succeeds if the kernel reports REPORT; repeatable
   --cpus N            virtual CPUs (2; always 1 in User Mode Linux)
   --memory SIZE       memory (2G)
-  --timeout SECONDS   the longest the whole run may take (600)
-  --disk SIZE         a scratch disk, empty, sparse; repeatable; COMMAND finds them in $DISKS ("/dev/vda /dev/vdb").
-                      A path instead of a size: the disk in that file, which keeps what is written to it
+  --timeout SECONDS   time limit of the whole run (600)
+  --disk SIZE         a scratch disk, empty and sparse; repeatable; $DISKS has their names
+                      ("/dev/vda /dev/vdb"). A path instead of a size: the disk in that file,
+                      which keeps what is written to it
   --bind DIR          a further folder, read-write, at the same absolute path; repeatable
   --env NAME=VALUE    a variable for COMMAND; repeatable
-  --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default; for the stock
-                      kernel build it with 'make'; $DM_RUST_KO names another file)
+  --module rust       load dm-mod, dm-bufio, dm-persistent-data and rust/dm_rust.ko (the default;
+                      build it for the stock kernel with 'make'; $DM_RUST_KO names another file)
   --module c          load the C targets instead
   --module none       load only the first three
-                      With rust and none, dm-clone, dm-era and dm-snapshot are never loaded on demand; to load
-                      one on purpose: modprobe --ignore-install dm-clone
-  --udev              run systemd-udevd (LVM2's suites want it); otherwise DM_DISABLE_UDEV=1 is set
-  --interactive       connect COMMAND with the terminal
+                      With rust and none, dm-clone, dm-era and dm-snapshot are never loaded on
+                      demand; to load one on purpose: modprobe --ignore-install dm-clone
+  --udev              run systemd-udevd, for LVM2's suites; otherwise DM_DISABLE_UDEV=1 is set
+  --interactive       connect COMMAND to the terminal
 
 Exit status: that of COMMAND, unless
-  124  the time was over
-  125  the kernel reported a bug, warning, hang or leak, or the guest died, whatever COMMAND returned.
-Then the console log is shown, from that report on or its end. The log stays in .vm/, a folder for each run, for three days.
+  124  the time limit was exceeded
+  125  the kernel reported a bug, warning, hang or leak, or the guest died.
+Then the console log is shown, from that report on or its end. The log stays in .vm/, in a folder
+for each run, for three days.
 
 A foreign suite, for example LVM2's own tests, built in the root that the guest is made from:
-  export EXTRA_PACKAGES="libaio-dev libblkid-dev libudev-dev pkg-config"
-  scripts/in-root --bind ~/src/lvm2 -- sh -c "cd ~/src/lvm2 && ./configure && make"
-  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind ~/src/lvm2 -- make -C ~/src/lvm2 check_local T=snapshot-rename
+  export EXTRA_PACKAGES="libaio-dev libblkid-dev libudev-dev pkg-config" suite=~/src/lvm2
+  scripts/in-root --bind $suite -- sh -c "cd $suite && ./configure && make"
+  test="make -C $suite check_local T=snapshot-rename"
+  scripts/vm --udev --memory 4G --timeout 7200 --disk 4G --bind $suite -- $test
 """
 
 import argparse
@@ -62,8 +69,9 @@ SCRIPTS = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 PROJECT = os.path.dirname(SCRIPTS)
 TIMED_OUT, KERNEL_FAILED = 124, 125
 REPORT = re.compile(
-    r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault|kmemleak: [1-9]"
-    r"|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO|detected stall|ODEBUG:"
+    r"BUG:|WARNING:|\bOops\b|KASAN|KCSAN|KFENCE:|UBSAN:|Kernel panic|general protection fault"
+    r"|kmemleak: [1-9]|INFO: task .* blocked|INFO: possible|INFO: trying to register|rcu: INFO"
+    r"|detected stall|ODEBUG:"
     r"|[Uu]nable to handle (kernel|page)|refcount_t:|list_(add|del) corruption|dm-rust guest: "
 )
 Machine = collections.namedtuple("Machine", "program name cpu kernel")
@@ -114,7 +122,7 @@ def arguments():
 
 
 class Run:
-    """One boot: a folder .vm/NAME shared with the guest, a process that is the machine, and the
+    """One boot: a folder .vm/NAME shared with the guest, the process of the machine, and the
     verdict.
     """
 
@@ -128,7 +136,7 @@ class Run:
         self.shares = [PROJECT] + [os.path.realpath(path) for path in options.bind]
         if options.module == "rust" and not options.ko.startswith(PROJECT + "/"):
             self.shares.append(os.path.dirname(options.ko))
-        # Where each is in the guest; a debug kernel brings its modules.
+        # Their places in the guest; a debug kernel brings its modules.
         self.mounts = [(path, path) for path in self.shares]
         if options.tree:
             self.mounts.append((f"{options.tree}/modules", "/lib/modules"))
@@ -160,7 +168,8 @@ class Run:
             terminal = sys.stdout.isatty()
             size = shutil.get_terminal_size()
             print(
-                f"export TERM={shlex.quote(os.environ.get('TERM', 'linux') if terminal else 'dumb')}",
+                "export TERM="
+                + shlex.quote(os.environ.get("TERM", "linux") if terminal else "dumb"),
                 file=file,
             )
             print(f"columns={size.columns} rows={size.lines}", file=file)
@@ -181,8 +190,7 @@ class Run:
 
     def uml_command(self, stdout, stderr, console):
         options = self.options
-        # Its memory is a sparse file in /dev/shm; what it writes to the image goes to a file of its
-        # own.
+        # Its memory is a sparse file in /dev/shm; writes to the image go to a copy-on-write file.
         command = [
             f"{options.tree}/vmlinux",
             f"mem={options.memory}",
@@ -263,14 +271,15 @@ class Run:
             ]
         for number, path in enumerate(self.scratch_disks()):
             command += self.disk(f"scratch{number}", path, "cache=unsafe,discard=unmap")
-        # Nobody writes to it; User Mode Linux holds a lock that QEMU would take for a sign of it.
+        # The image is never written, but User Mode Linux holds a lock on it, which QEMU refuses.
         command += self.disk("root", f"{guest}/root.img", "snapshot=on,file.locking=off")
         for tag, path in [("run", self.dir)] + [
             (f"share{n}", path) for n, (path, _) in enumerate(self.mounts)
         ]:
             command += [
                 "-fsdev",
-                f"local,id={tag},path={path.replace(',', ',,')},security_model=passthrough,multidevs=remap",
+                f"local,id={tag},path={path.replace(',', ',,')},"
+                "security_model=passthrough,multidevs=remap",
                 "-device",
                 f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
             ]
@@ -285,7 +294,7 @@ class Run:
         ]
 
     def start(self, quiet=False):
-        """Starts the machine, which dies with us; its outputs are passed on by threads."""
+        """Starts the machine, which dies with this process; threads pass on its outputs."""
         self.prepare()
         pipes = [os.pipe() for _ in range(3)]
         writers = [writer for _, writer in pipes]
@@ -321,7 +330,7 @@ class Run:
             self.machine.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            return TIMED_OUT, f"no end after {seconds:g} s"
+            return TIMED_OUT, f"the time limit of {seconds:g} s was exceeded"
         for pump in self.pumps:
             pump.join(10)
         reports = self.reports()
@@ -368,8 +377,8 @@ class Run:
 
 
 def accelerator(options):
-    """KVM only if a guest ran under it, once per boot of this machine; the answer is kept in the
-    cache.
+    """KVM only if a trial guest ran under it, once per boot of this machine; the cache keeps the
+    result.
     """
     if options.arch != "amd64" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
