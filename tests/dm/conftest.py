@@ -175,7 +175,7 @@ def _share(items, which):
     sizes, files = collections.Counter(), [[] for _ in range(shares)]
     for item in items:
         sizes[item.path] += 1 if item.path.name in QUICK else 5
-    for path, _ in sorted(sizes.items(), key=lambda it: (-it[1], it[0])):
+    for path, _ in sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])):
         min(files, key=lambda taken: sum(sizes[path] for path in taken)).append(path)
     return [item for item in items if item.path in files[share - 1]]
 
@@ -283,9 +283,9 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture
 def box(watch):
     """Creates disks and mapped devices, and removes them after the test."""
-    it = boxes.Box()
-    yield it
-    it.close()
+    new_box = boxes.Box()
+    yield new_box
+    new_box.close()
 
 
 @pytest.fixture

@@ -243,9 +243,9 @@ def write(path, sectors, flags):
 
 @pytest.fixture
 def group():
-    it = Group()
-    yield it
-    it.remove()
+    group = Group()
+    yield group
+    group.remove()
 
 
 def _origin_and_snapshot(box):

@@ -260,8 +260,8 @@ def test_destination_flush_error(impl, clone_box, log, same):
     """C's log messages, one event, read-only mode, EIO for the flush; the metadata does not claim
     what was not flushed.
     """
-    it = Unflushable(clone_box)
-    trio, clone = it.trio, it.clone
+    case = Unflushable(clone_box)
+    trio, clone = case.trio, case.clone
     trio.write(clone, 40, pattern("lost in the cache?", 8))
     events, mark = clone.event, log.mark()
     fails(clone.flush)
@@ -304,12 +304,12 @@ def test_destination_flush_error(impl, clone_box, log, same):
 
 def test_periodic_commit_fails(impl, clone_box):
     """Without any flush, the periodic commit changes the mode, with an event."""
-    it = Unflushable(clone_box)
-    events = it.clone.event
-    waiter = clone_box.background(it.clone.wait_event, events)
-    it.trio.write(it.clone, 40, pattern("new", 8))
+    case = Unflushable(clone_box)
+    events = case.clone.event
+    waiter = clone_box.background(case.clone.wait_event, events)
+    case.trio.write(case.clone, 40, pattern("new", 8))
     assert waiter.result() == events + 1
-    assert it.clone.look().mode == "ro"
+    assert case.clone.look().mode == "ro"
 
 
 @pytest.mark.only("rust")
@@ -337,13 +337,13 @@ def test_reload_recovers_from_read_only(impl, clone_box):
 
 
 def test_suspend_and_removal_in_read_only_mode(impl, clone_box):
-    it = Unflushable(clone_box)
-    it.trio.write(it.clone, 40, pattern("new", 8))
-    fails(it.clone.flush)
-    it.clone.suspend()
-    it.clone.resume()
-    assert it.clone.look().mode == "ro"
-    it.clone.remove()
+    case = Unflushable(clone_box)
+    case.trio.write(case.clone, 40, pattern("new", 8))
+    fails(case.clone.flush)
+    case.clone.suspend()
+    case.clone.resume()
+    assert case.clone.look().mode == "ro"
+    case.clone.remove()
 
 
 # Metadata

@@ -222,7 +222,7 @@ class Asker:
     def end(self):
         """Waits for its end; returns the wait status."""
         found = wait.until(
-            lambda: (it := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and it, "it ends"
+            lambda: (result := os.waitpid(self.pid, os.WNOHANG)) != (0, 0) and result, "it ends"
         )
         return found[1]
 

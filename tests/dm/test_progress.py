@@ -40,8 +40,10 @@ class Progress:
         assert (self.result(), self.error) == (0, "")
         found = [LINE.fullmatch(line.rstrip("\n")) for line in self.lines]
         assert all(found), self.lines
-        assert {it["name"] for it in found} == {name} and {it["total"] for it in found} == {total}
-        shares = [float(it["share"]) for it in found]
+        assert {line["name"] for line in found} == {name} and {line["total"] for line in found} == {
+            total
+        }
+        shares = [float(line["share"]) for line in found]
         assert (
             shares == sorted(shares) and shares[-1] == 100 and found[-1]["done"] == total
         ), self.lines

@@ -260,7 +260,7 @@ def test_two_of_three_cow_devices_fail(short_pieces, family, log, kind):
     snapshot.
     """
     first, last, other = (family.snap(kind, 1024) for _ in range(3))
-    watches, at = [Watch(it, log) for it in (first, last)], 0 if kind == "N" else 2048
+    watches, at = [Watch(snapshot, log) for snapshot in (first, last)], 0 if kind == "N" else 2048
     first.cow.error_writes((at, at + 8))
     last.cow.error_writes((at + 1016, at + 1024))
     family.write(family.origin, 3, pattern("new", 5))

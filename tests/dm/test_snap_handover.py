@@ -117,9 +117,9 @@ def test_handover_after_another_target_refused_to_resume(family, log):
     both = family.box.mapped(*lines)
 
     def other(device):
-        it = family.box.own(Snapshot(family.real, device, start=False))
-        it.load(it.line)
-        return it
+        snapshot = family.box.own(Snapshot(family.real, device, start=False))
+        snapshot.load(snapshot.line)
+        return snapshot
 
     next_beside = other(beside)
     both.suspend()

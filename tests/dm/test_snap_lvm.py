@@ -161,9 +161,9 @@ class Group:
 @pytest.fixture
 def group(impl, box, monkeypatch):
     monkeypatch.setenv("LVM_SYSTEM_DIR", box.folder())
-    it = Group(box)
-    yield it
-    it.close()
+    new_group = Group(box)
+    yield new_group
+    new_group.close()
 
 
 def test_snapshot(group, same):

@@ -99,13 +99,13 @@ def test_fua_reaches_the_disk(recorded, device):
     recorded.wrote(target, 42, data)
     recorder = recorded.recorder
     recorded.check(*recorded.snapshots, recorded.origin)
-    for it in (*recorded.snapshots, recorded.origin):
-        it.remove()
+    for each in (*recorded.snapshots, recorded.origin):
+        each.remove()
     where, at = ("dest", 42) if device == "origin" else ("meta", 18)
     found = [
-        it
-        for it in recorder.entries()
-        if it.where == where and it.sectors[:1] == [(at, data[:512])]
+        entry
+        for entry in recorder.entries()
+        if entry.where == where and entry.sectors[:1] == [(at, data[:512])]
     ]
     assert [entry.fua for entry in found] == [True]
 

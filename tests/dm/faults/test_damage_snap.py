@@ -224,7 +224,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda it: it.__name__)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_damage(impl, box, log, rng, request, damage):
     bench, seed, opened = Bench(box, log), rng.random(), 0
     for case in range(DAMAGES[damage]):

@@ -43,7 +43,8 @@ def test_every_target_has_a_scenario(impl, rust_module):
 
 
 @pytest.mark.parametrize(
-    "target, name", [(target, name) for target, it in SCENARIOS.items() for name in it.TESTS]
+    "target, name",
+    [(target, name) for target, scenario in SCENARIOS.items() for name in scenario.TESTS],
 )
 def test_series(request, impl, box, log, rust_module, small_reserves, target, name):
     """No leak, no hang, a true status, and nothing lost that was acknowledged; afterwards the
@@ -53,9 +54,9 @@ def test_series(request, impl, box, log, rust_module, small_reserves, target, na
         not CHOSEN
         or CHOSEN[0] == "module"
         or any(
-            [it.target, *series] == CHOSEN[:3]
-            for it in SCENARIOS.values()
-            for tests in it.TESTS.values()
+            [scenario.target, *series] == CHOSEN[:3]
+            for scenario in SCENARIOS.values()
+            for tests in scenario.TESTS.values()
             for series in tests
         )
     ), "no such FAULT"

@@ -223,7 +223,7 @@ class Recorder:
                 found.append(Entry(flags, mark=data))
                 continue
             where, (base, sectors) = [
-                (name, it) for name, it in self.slices.items() if it[0] <= sector
+                (name, bounds) for name, bounds in self.slices.items() if bounds[0] <= sector
             ][-1]
             assert sector + len(data) <= base + sectors, (sector, flags)
             found.append(

@@ -221,7 +221,7 @@ class Survey:
     @staticmethod
     def room(opened, invalid):
         """A lower bound for the number of exceptions that still fit."""
-        looks = [(it.look(), it.size) for n, it in opened.items() if n not in invalid]
+        looks = [(device.look(), device.size) for n, device in opened.items() if n not in invalid]
         return min(((look.total - look.allocated) // size for look, size in looks), default=100)
 
     def __str__(self):

@@ -133,7 +133,7 @@ class Work:
     @property
     def devices(self):
         """(number, device) of all devices that exist."""
-        return [(n, it) for n, it in enumerate([self.origin, *self.snapshots]) if it]
+        return [(n, device) for n, device in enumerate([self.origin, *self.snapshots]) if device]
 
     def load(self, n):
         snapshot = self.box.own(

@@ -427,7 +427,8 @@ def numbers(log, target, role, everything):
 
 @pytest.mark.only("rust")
 @pytest.mark.parametrize(
-    "target, role", [(target, role) for target, it in TARGETS.items() for role in it.ROLES]
+    "target, role",
+    [(target, role) for target, target_class in TARGETS.items() for role in target_class.ROLES],
 )
 def test_error_and_power_cut(impl, box, request, monkeypatch, target, role):
     """Whatever fails, and whenever the power is cut afterwards: what was acknowledged before is

@@ -46,7 +46,7 @@ class MergeWork(Work):
         )
         size, other = sizes
         self.records = cow.numbered(rng.sample(range(SECTORS // size), count), size)
-        lengths = [cow.needed(SECTORS // it, it) * it for it in sizes]
+        lengths = [cow.needed(SECTORS // size, size) * size for size in sizes]
         self.rec = Recorder(box, flush_ms, **dict(zip(("meta_sectors", "other"), lengths)))
         data = split(pattern("origin", SECTORS))
         shown, image = list(data), split(pattern("chunks", lengths[0]))

@@ -225,7 +225,7 @@ def successor_last(entries):
 @pytest.mark.parametrize(
     "size, wrong",
     [(1, without_flushes), (1, without_fua), (16, header_first), (1, successor_last)],
-    ids=lambda it: getattr(it, "__name__", it),
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_wrong_order_is_found(impl, box, rng, size, wrong):
     """The judge rejects the same log in another order, and the effects of other writes."""

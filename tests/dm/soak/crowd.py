@@ -251,11 +251,11 @@ class Crowd:
 def named(name, call):
     """The call, counted under another name."""
 
-    def it():
+    def named_call():
         return call()
 
-    it.__name__ = name
-    return it
+    named_call.__name__ = name
+    return named_call
 
 
 def no_table(device):

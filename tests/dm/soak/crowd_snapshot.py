@@ -169,13 +169,13 @@ class Family(Crowd):
             return named(name, lambda: what(device()) if device() else None), REFUSED
 
         return (
-            call("suspend", lambda it: it.suspend(True)),
-            call("resume", lambda it: it.resume()),
-            call("suspend", lambda it: it.suspend()),
-            call("resume", lambda it: it.resume()),
-            call("status", lambda it: it.status()),
-            call("load", lambda it: it.load(it.line)),
-            call("clear", lambda it: it.clear()),
+            call("suspend", lambda device: device.suspend(True)),
+            call("resume", lambda device: device.resume()),
+            call("suspend", lambda device: device.suspend()),
+            call("resume", lambda device: device.resume()),
+            call("status", lambda device: device.status()),
+            call("load", lambda device: device.load(device.line)),
+            call("clear", lambda device: device.clear()),
         )
 
     # Players
@@ -266,7 +266,7 @@ class Family(Crowd):
             ), f"a merge changed what was taken over: {len(bad)} sectors, first {bad[:6]}"
             self.count("origin unchanged behind a takeover")
         on_old, on_origin, on_calm = (
-            next((it for it in self.writers if it.name == name), None)
+            next((writer for writer in self.writers if writer.name == name), None)
             for name in ("old", "origin", "calm")
         )
         self.steady("calm", self.calm)

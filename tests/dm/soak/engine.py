@@ -186,16 +186,16 @@ def perform(driver, plan, box, tally=None, log=None):
     at = -1
     error = None
     try:
-        it = driver(box, plan.setup, tally)
-        it.check()
+        subject = driver(box, plan.setup, tally)
+        subject.check()
         for at, (name, arguments) in enumerate(plan.events):
             say(spell(name, arguments))
-            outcome = getattr(it, name)(**arguments)
+            outcome = getattr(subject, name)(**arguments)
             tally[name, outcome or "done"] += 1
-            it.check()
+            subject.check()
         at = len(plan.events)
         say("end")
-        it.finish()
+        subject.finish()
     except Exception as caught:
         caught.at = max(at, 0)
         error = caught

@@ -191,9 +191,9 @@ def fails(*_, **__):
     raise OSError(errno.EIO, "no reason")
 
 
-def forgets(it):
+def forgets(driver):
     """The metadata goes back to what it was when the device was created."""
-    device, disk = it.clone, it.trio.meta_disk
+    device, disk = driver.clone, driver.trio.meta_disk
     before, remove = disk.content(), device.remove
 
     def removed():
@@ -203,8 +203,8 @@ def forgets(it):
     device.remove = removed
 
 
-def writes_to_the_source(it):
-    device, disk = it.clone, it.trio.source_disk
+def writes_to_the_source(driver):
+    device, disk = driver.clone, driver.trio.source_disk
     write = device.write
     device.write = lambda sector, data, fua=False: (
         write(sector, data, fua),
@@ -212,42 +212,42 @@ def writes_to_the_source(it):
     )
 
 
-def counts_down(it):
-    device, status = it.clone, it.clone.status
+def counts_down(driver):
+    device, status = driver.clone, driver.clone.status
     device.status = lambda *flags: status(*flags).replace(
-        f" {it.least}/512", f" {max(0, it.least - 1)}/512"
+        f" {driver.least}/512", f" {max(0, driver.least - 1)}/512"
     )
 
 
 LIES = {  # name: (what it does to the driver, events, words of the failure)
     "loses a write": (
-        lambda it: setattr(it.clone, "write", nothing),
+        lambda driver: setattr(driver.clone, "write", nothing),
         [WRITE, READ],
         "sectors are wrong|written",
     ),
     "loses a discard": (
-        lambda it: setattr(it.clone, "discard", nothing),
+        lambda driver: setattr(driver.clone, "discard", nothing),
         [WRITE, DISCARD],
         "left data behind|discard",
     ),
     "fails a read": (
-        lambda it: setattr(it.clone, "read", fails),
+        lambda driver: setattr(driver.clone, "read", fails),
         [READ],
         "read .* failed without a reason",
     ),
     "fails a flush": (
-        lambda it: setattr(it.clone, "flush", fails),
+        lambda driver: setattr(driver.clone, "flush", fails),
         [WRITE, FLUSH],
         "flush .* failed without a reason",
     ),
     "ignores a message": (
-        lambda it: setattr(it.clone, "message", nothing),
+        lambda driver: setattr(driver.clone, "message", nothing),
         [["message", {"words": "hydration_threshold 16"}]],
         "threshold",
     ),
     "forgets what it wrote": (forgets, [WRITE, RECREATE], "on disk"),
     "acknowledges a flush for nothing": (
-        lambda it: setattr(it.clone, "flush", nothing),
+        lambda driver: setattr(driver.clone, "flush", nothing),
         [WRITE, DEAD_METADATA, FLUSH, RECREATE],
         "not on disk",
     ),
