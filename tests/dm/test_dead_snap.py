@@ -35,7 +35,7 @@ class JammedGate(Gate):
         self.jam.jam(self.box)
 
 
-def nobody_waits_for(family, devices, *others):
+def others_continue(family, devices, *others):
     """While a device under `devices` hangs, these end: their status and table, all work on other
     devices, the creation and removal of another snapshot of this origin, and writes of whole chunks
     to other snapshots that have them.
@@ -83,7 +83,7 @@ def test_hung_cow(family, jams, others):
         family.writer(snapshot, 163, pattern("part", 3)).result()
     third = family.writer(family.origin, 240, pattern("third", 8)) if not rest else first
     wait.until(lambda: in_flight(cow) >= 2, "the second is in flight")
-    nobody_waits_for(family, [target], *rest)
+    others_continue(family, [target], *rest)
     assert not any(writer.done for writer in (first, second, third)) and cow.jam.is_jammed == jams
     cow.release()
     for writer in first, second, third:
@@ -106,7 +106,7 @@ def test_hung_origin(impl, box, jams):
     stops(real, jams)
     first.cow.release()
     wait.until(lambda: in_flight(real) == 1, "the write is in flight")
-    nobody_waits_for(family, [first, second, family.origin], first, second)
+    others_continue(family, [first, second, family.origin], first, second)
     assert not writer.done and real.jam.is_jammed == jams
     real.release()
     writer.result()
@@ -125,7 +125,7 @@ def test_hung_cow_of_a_merge(family, jams):
     merge = family.merge(merged, before=lambda: stops(cow, jams))
     wait.until(lambda: in_flight(cow) >= 1, "the merge reads")
     family.writer(other, 163, pattern("part", 3)).result()
-    nobody_waits_for(family, [merge], other)
+    others_continue(family, [merge], other)
     assert not merge.merged and cow.jam.is_jammed == jams
     cow.release()
     family.merged()

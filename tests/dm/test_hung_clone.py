@@ -30,7 +30,7 @@ def queries(clone):
     assert "commits" in clone.ask("statistics")
 
 
-def on_their_way(clone, *jobs):
+def start_blocked(clone, *jobs):
     """Starts I/O that must wait; returns when all of it is in flight."""
     jobs = [clone_job() for clone_job in jobs]
     wait.until(lambda: in_flight(clone) == len(jobs), "all are in flight")
@@ -45,7 +45,7 @@ def test_hung_source(neighbours, clone_box):
     trio.write(clone, 0, pattern("hydrated", 64))
     trio.source.hold()
     start = clone_box.background
-    jobs = on_their_way(
+    jobs = start_blocked(
         clone,
         lambda: start(clone.write, 803, pattern("part", 2)),
         lambda: start(clone.read, 1600, 8),
@@ -124,7 +124,7 @@ def test_hung_destination(neighbours, clone_box):
     clone.flush()
     trio.dest.hold()
     start = clone_box.background
-    jobs = on_their_way(
+    jobs = start_blocked(
         clone,
         lambda: start(clone.write, 803, pattern("part", 2)),
         lambda: start(clone.write, 1600, pattern("whole", 16)),
@@ -166,7 +166,7 @@ def test_hung_metadata(neighbours, clone_box):
     trio.meta.hold()
     trio.write(clone, 640, pattern("dirty", 8))
     start = clone_box.background
-    jobs = on_their_way(
+    jobs = start_blocked(
         clone,
         lambda: start(clone.flush),
         lambda: start(clone.write, 0, pattern("fua", 8), fua=True),
@@ -202,7 +202,7 @@ def test_hung_metadata(neighbours, clone_box):
 # A status that commits waits, as with C, but can be killed.
 
 
-class Asker:
+class StatusProcess:
     """A process that reads a status, with a commit before it."""
 
     def __init__(self, clone):
@@ -239,15 +239,15 @@ def dirty(impl, clone_box):
     flushes = trio.dest.stats().flushes
     trio.meta.hold()
     trio.write(clone, 0, pattern("new", 8))
-    asker = Asker(clone)
+    process = StatusProcess(clone)
     wait.until(lambda: trio.dest.stats().flushes > flushes, "a commit has begun")
-    wait.until(asker.is_waiting, "the status waits for it")
-    return trio, clone, asker
+    wait.until(process.is_waiting, "the status waits for it")
+    return trio, clone, process
 
 
 def test_status_commits_and_can_be_killed(dirty, clone_box):
     trio, clone, killed = dirty
-    other = Asker(clone)
+    other = StatusProcess(clone)
     wait.until(other.is_waiting, "another waits")
     assert clone_box.background(clone.look).result().hydrated == 1
     killed.kill()
@@ -262,9 +262,9 @@ def test_status_commits_and_can_be_killed(dirty, clone_box):
 
 def test_a_killed_status_does_not_keep_the_clone(dirty, clone_box):
     """A suspend waits for the commit, not for the killed process; then everything continues."""
-    trio, clone, asker = dirty
-    asker.kill()
-    asker.end()
+    trio, clone, process = dirty
+    process.kill()
+    process.end()
     suspend = clone_box.background(clone.suspend)
     trio.meta.release()
     suspend.result()

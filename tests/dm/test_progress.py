@@ -88,7 +88,7 @@ def test_failed_merge(family):
         and not progress.lines
     )
     family.real.heal()
-    family.again()
+    family.recreate_merge()
     family.merged()
 
 

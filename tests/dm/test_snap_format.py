@@ -9,7 +9,7 @@ import pytest
 
 from lib import cow, modules
 from lib.box import assert_same, pattern
-from lib.stores import BLANK, Bench, soil
+from lib.stores import BLANK, Bench, dirty_image
 
 # What is written
 
@@ -41,7 +41,7 @@ def test_same_writes_same_image(impl, box, rng, same, size, sectors):
     """Writes of all sizes to snapshot and origin, one at a time: both implementations leave the
     same bytes.
     """
-    image = soil(cow.needed(-(-sectors // size), size) * size)
+    image = dirty_image(cow.needed(-(-sectors // size), size) * size)
     bench = Bench(box, size, pattern("origin", sectors), image).start(front=True)
     for turn in range(60):
         sector = rng.randrange(sectors)
@@ -106,7 +106,7 @@ def fill(bench, chunks):
 
 @pytest.mark.parametrize("size, count", CASES)
 def test_leave_a_store_for_the_other(impl, box, same, size, count):
-    image = soil(cow.needed(count + 40, size) * size)
+    image = dirty_image(cow.needed(count + 40, size) * size)
     bench = Bench(box, size, pattern("origin", (count + 20) * size), image).start()
     fill(bench, chunks_for(size, count))
     assert bench.snap.status() == bench.model.status()

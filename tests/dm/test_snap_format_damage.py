@@ -10,7 +10,7 @@ import pytest
 
 from lib import cow
 from lib.box import pattern
-from lib.stores import Bench, refused, soil
+from lib.stores import Bench, dirty_image, refused
 
 # header fields: errno, what is logged before; C leaves the COW device as it is
 HEADERS = {
@@ -190,7 +190,7 @@ def check_damaged(box, log, records, fine=None):
     """Loads a store with these records: it is refused, or read as the format says, used, and read
     again.
     """
-    bench = Bench(box, 1, image=soil(400))
+    bench = Bench(box, 1, image=dirty_image(400))
     cow.put(bench.store, 1, cow.metadata(1, records))
     image = bench.store.content()
     try:
@@ -246,7 +246,7 @@ def test_unreadable_area(impl, box, log, area):
     """Areas are read ahead: an unreadable one matters only if the list continues there, here up to
     area 4.
     """
-    bench = Bench(box, 1, image=soil(400))
+    bench = Bench(box, 1, image=dirty_image(400))
     cow.put(bench.store, 1, cow.metadata(1, cow.numbered([3 * n for n in range(140)], 1)))
     bench.model = cow.Model(bench.model.origin, bench.store.content())
     bench.store = box.layered(bench.store)

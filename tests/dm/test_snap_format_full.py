@@ -8,7 +8,7 @@ import pytest
 
 from lib import cow, wait
 from lib.box import pattern
-from lib.stores import Bench, soil
+from lib.stores import Bench, dirty_image
 
 
 def fill_up(bench, room):
@@ -82,7 +82,7 @@ def exact(size, areas, more, odd=0):
 def test_store_is_filled_to_the_last_chunk(impl, box, log, same, kind, size, areas, more, odd):
     """A store that ends just before or after an area, filled by writes to the snapshot."""
     sectors = exact(size, areas, more, odd)
-    bench = Bench(box, size, pattern("origin", sectors + 4 * size), soil(sectors), kind)
+    bench = Bench(box, size, pattern("origin", sectors + 4 * size), dirty_image(sectors), kind)
     check_full(bench, cow.capacity(sectors // size, size), same, log)
 
 
@@ -95,7 +95,7 @@ def test_chunk_before_a_missing_area_stays_free(impl, box, log, same, kind, size
     invalid even with overflow support.
     """
     sectors = exact(size, areas, 0, odd)
-    bench = Bench(box, size, pattern("origin", sectors + 4 * size), soil(sectors), kind)
+    bench = Bench(box, size, pattern("origin", sectors + 4 * size), dirty_image(sectors), kind)
     room = cow.capacity(sectors // size, size)
     assert room == areas * cow.per_area(size) - 1
     check_full(bench, room, lambda _: None, log)
@@ -116,7 +116,7 @@ def test_c_opens_a_full_store(impl, box, size, areas, odd):
 @pytest.mark.parametrize("size, before, after", [(1, 20, 80), (1, 33, 35), (8, 100, 300)])
 def test_growing_device_gives_room(impl, box, log, same, size, before, after):
     """The COW device grows under a live snapshot: the total grows at once, and with it the room."""
-    bench = Bench(box, size, pattern("origin", (after + 9) * size), soil(after * size), "PO")
+    bench = Bench(box, size, pattern("origin", (after + 9) * size), dirty_image(after * size), "PO")
     lower = bench.store
     grown = f"0 {after * size} linear {lower.dev} 0"
     bench.store = box.mapped(f"0 {before * size} linear {lower.dev} 0")

@@ -115,7 +115,7 @@ def fail_and_cure(impl, box, rng, said, what, when, cure):
         front.flush()
     assert front.status() == "Merge failed" and front.event == events
     if cure == "again":
-        family.again()
+        family.recreate_merge()
     elif cure == "resume":
         front.suspend()
         assert front.status() == "Merge failed"
@@ -164,7 +164,7 @@ def test_error_raises_an_event(impl, box, rng, what):
     if impl == "rust":
         wait.until(lambda: failing.family.origin.event == 1, "an event")
     failing.heal()
-    failing.family.again()
+    failing.family.recreate_merge()
     failing.family.merged()
 
 

@@ -45,7 +45,7 @@ def test_resume_fails_until_the_source_is_suspended(family, said):
     snapshot.suspend()
     fails(snapshot.resume, code=errno.EINVAL)
     assert said.count("Unable to resume snapshot source until handover completes.") == 1
-    family.merge_begins(front, snapshot)
+    family.begin_merge_of(front, snapshot)
     front.resume()
     assert snapshot.status() == "Invalid"
     snapshot.resume()
@@ -91,7 +91,7 @@ def test_source_removed_before_the_handover(impl, family, said, kind, how):
         front.resume()
         assert front.status() == "Invalid"
         return
-    family.merge_begins(front, snapshot)
+    family.begin_merge_of(front, snapshot)
     front.resume()
     assert front.table() == f"{family.real.dev} {snapshot.cow.dev} {kind} 8"
     family.check(front, other)
@@ -111,7 +111,7 @@ def test_resume_fails_while_the_store_cannot_be_read(family):
         front.resume()
     assert front.suspended
     snapshot.cow.heal()
-    family.merge_begins(front, snapshot)
+    family.begin_merge_of(front, snapshot)
     front.resume()
     family.check(front)
     family.merged()

@@ -12,7 +12,7 @@ from lib import cow, snaps, wait
 from lib.box import pattern
 from lib.chance import take_steps
 from lib.disk import in_flight
-from lib.merges import Parts, soon
+from lib.merges import Parts, must_complete
 from lib.expect import fails
 from lib.snaps import Family, Valve
 
@@ -48,8 +48,8 @@ class Chaos(snaps.Chaos):
         device.suspend(noflush=self.rng.random() < 0.5, lockfs=self.rng.random() < 0.2)
         device.resume()
 
-    def again(self):
-        self.family.again()
+    def recreate_merge(self):
+        self.family.recreate_merge()
 
     def reload(self):
         """Reloads another snapshot, if there is one. C loses copies unless the merge is
@@ -71,7 +71,7 @@ class Chaos(snaps.Chaos):
             self.flush: 1,
             self.zero: 1,
             self.suspend: 2,
-            self.again: 1,
+            self.recreate_merge: 1,
             self.reload: 1,
         }
         take_steps(self.rng, weights, self.turns)
@@ -153,8 +153,8 @@ def test_flush_reaches_origin_and_cow(impl, box):
 def discards(family, size):
     snapshot = family.store(size, cow.numbered([1, 3], size), extra="1 discard_zeroes_cow")
     front = family.merge(snapshot, direct=True, before=snapshot.cow.hold)
-    soon(family, front.discard, 0, 4 * size)
-    soon(family, front.discard, size, size)
+    must_complete(family, front.discard, 0, 4 * size)
+    must_complete(family, front.discard, size, size)
     snapshot.cow.release()
     front.discard(0, 4 * size)
     family.merged()
@@ -210,7 +210,7 @@ def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
     }
     writers = []
     if what not in ("record read", "origin write"):
-        soon(
+        must_complete(
             family, family.write, front, 8, pattern("elsewhere", 20)
         )  # no exception: goes to the origin
     if what != "record read":
@@ -218,12 +218,12 @@ def test_writes_wait_for_the_step_and_reads_go_on(parts, what, others):
         # The last one is split, and each piece waits by itself.
         wait.until(lambda: in_flight(front) >= 3, "the writes are in flight")
     if what == "COW read":
-        soon(family, family.read, front, 0, 800)
+        must_complete(family, family.read, front, 0, 800)
     else:
         for _ in range(5):
-            soon(family, family.check, front)
+            must_complete(family, family.check, front)
     for other in family.snapshots:
-        soon(family, family.check, other)
+        must_complete(family, family.check, other)
     assert not any(writer.done for writer in writers)
     assert not front.merged
     held.release()
@@ -250,8 +250,8 @@ def test_merge_waits_for_writes(impl, box):
     wait.until(lambda: in_flight(chunk), "the write is at the COW")
     real.release()
     wait.until(lambda: front.look().allocated < start, "the first step has been made")
-    soon(family, family.write, front, 8, pattern("elsewhere", 8))
-    soon(family, family.read, front, 808, 3000)
+    must_complete(family, family.write, front, 8, pattern("elsewhere", 8))
+    must_complete(family, family.read, front, 808, 3000)
     assert not writer.done and not front.merged
     chunk.release()
     writer.result()
@@ -287,8 +287,10 @@ def test_large_run_is_merged_in_steps(impl, box):
     front = family.merge(snapshot, direct=True, before=lambda: valve.hold("writes"))
     wait.until(lambda: in_flight(valve), "the first step is at the origin")
     late = family.box.background(front.write, size * chunks - 8, pattern("late", 8))
-    soon(family, family.write, front, 0, pattern("early", 8))  # 48 MiB before what is merged first
-    soon(family, family.write, front, size * 8 + 3, pattern("early", 800))
+    must_complete(
+        family, family.write, front, 0, pattern("early", 8)
+    )  # 48 MiB before what is merged first
+    must_complete(family, family.write, front, size * 8 + 3, pattern("early", 800))
     assert not late.done
     valve.release()
     late.result()

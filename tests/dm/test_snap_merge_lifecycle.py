@@ -10,7 +10,7 @@ import pytest
 from lib import cow, dm, wait
 from lib.box import pattern
 from lib.disk import in_flight
-from lib.merges import back_to_snapshot, scatter, soon
+from lib.merges import back_to_snapshot, must_complete, scatter
 from lib.expect import fails
 from lib.snaps import Family, Gate, Snapshot, Valve
 
@@ -42,7 +42,7 @@ def test_suspend_waits_for_one_step_only(parts, rng):
     front = family.merge(snapshot, direct=True, before=lambda: parts.real.hold("writes"))
     wait.until(lambda: in_flight(parts.real), "the first step is at the origin")
     suspend = family.box.background(front.suspend, True)
-    soon(family, family.real.read, 0, 100)
+    must_complete(family, family.real.read, 0, 100)
     assert not suspend.done
     parts.real.release()
     suspend.result()
@@ -120,7 +120,7 @@ def test_merge_of_a_snapshot_with_pending_copies(family):
     wait.until(lambda: family.merging, "the merge is about to begin")
     writer = family.box.background(front.write, 840, pattern("late", 8))
     for _ in range(20):
-        soon(family, family.real.read, 0, 8)
+        must_complete(family, family.real.read, 0, 8)
     assert not merge.done and not writer.done
     other.cow.release()
     merge.result()
@@ -186,7 +186,7 @@ def test_merge_continues_after_a_removal(family, rng, others):
     family.merge(snapshot, direct=True)
     for turn in range(15):
         family.write(family.origin, rng.randrange(4000), pattern(f"w{turn}", rng.randrange(1, 90)))
-        family.again()
+        family.recreate_merge()
         family.read(family.origin, 0, 4096)
     family.merged()
 
@@ -204,7 +204,7 @@ def test_removal_waits_for_the_step_in_flight(family, rng):
     family.real.release()
     removal.result()
     assert cow.Store(snapshot.cow).records
-    family.again()
+    family.recreate_merge()
     family.merged()
 
 
@@ -216,7 +216,7 @@ def test_merge_continues_after_an_error_table(family, rng):
     front.suspend(noflush=True)
     front.resume()
     fails(front.read, 0, 8)
-    family.again()
+    family.recreate_merge()
     family.merged()
 
 

@@ -4,7 +4,7 @@ from . import cow
 from .snaps import Family, Gate, Snapshot, Valve
 
 
-def soon(family, call, *args):
+def must_complete(family, call, *args):
     """Asserts that a call ends while a merge is held. It runs in a thread of its own, so that the
     test can end if it does not.
     """

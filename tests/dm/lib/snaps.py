@@ -312,14 +312,14 @@ class Family:
         """
         if direct:
             snapshot.remove()
-            self.merge_begins(Merge(snapshot, start=False), snapshot)
+            self.begin_merge_of(Merge(snapshot, start=False), snapshot)
             self.origin.load(self.origin.line)
         else:
             self.origin.load(merge_line(snapshot))
             snapshot.load(f"0 {snapshot.length} error")
             snapshot.suspend()
             self.origin.suspend()
-            self.merge_begins(self.origin, snapshot)
+            self.begin_merge_of(self.origin, snapshot)
         before()
         self.origin.resume()
         if not direct:
@@ -327,7 +327,7 @@ class Family:
             snapshot.remove()
         return self.origin
 
-    def merge_begins(self, front, snapshot):
+    def begin_merge_of(self, front, snapshot):
         """From here on the origin has the contents of the snapshot. Other snapshots get the
         overwritten chunks sooner or later.
         """
@@ -343,7 +343,7 @@ class Family:
                 first, end = chunk * snapshot.size, min((chunk + 1) * snapshot.size, other.length)
                 other.copied.update(range(first // other.size, -(-end // other.size)))
 
-    def again(self, before=lambda: None):
+    def recreate_merge(self, before=lambda: None):
         """Removes the merging device and creates it again."""
         self.merging.expected = self.origin.expected
         return self.merge(self.merging, direct=True, before=before)

@@ -9,7 +9,7 @@ NOT_READ = "Failed to read snapshot metadata"
 BLANK = bytes(1 << 20)
 
 
-def soil(sectors):
+def dirty_image(sectors):
     """What a COW device holds before it is one: the first 4096 bytes are zeroed, as LVM2 does."""
     return bytes(4096) + pattern("soil", sectors)[4096:]
 

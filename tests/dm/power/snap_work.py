@@ -75,7 +75,7 @@ class Model(logwrites.Model):
         return self.allowed[device * SECTORS : (device + 1) * SECTORS]
 
 
-def soil(sectors, clean):
+def dirty_image(sectors, clean):
     """What a COW device holds before it is one: the first 4096 bytes are zeroed, as LVM2 does, or
     all.
     """
@@ -104,7 +104,7 @@ class Work:
         lengths = [(room or cow.needed(SECTORS // size, size)) * size for size in sizes]
         self.rec = Recorder(box, flush_ms, **dict(zip(("meta_sectors", "other"), lengths)))
         # C would take garbage in the first area for records.
-        cows = {name: soil(length, impl == "c") for name, length in zip(COWS, lengths)}
+        cows = {name: dirty_image(length, impl == "c") for name, length in zip(COWS, lengths)}
         data = split(pattern("origin", SECTORS))
         self.start({"dest": data, **cows}, Model([data] * (1 + len(sizes)), ABSENT))
 
