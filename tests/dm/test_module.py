@@ -61,7 +61,7 @@ def serves():
     return Path("/sys/module/dm_rust/parameters/serves").read_text().strip().split(",")
 
 
-# By module, the targets that it has.
+# module: its targets
 C_TARGETS = {
     module: [target for target, other in modules.C_MODULES.items() if other == module]
     for module in modules.C_MODULES.values()
@@ -70,7 +70,7 @@ C_TARGETS = {
 
 @pytest.mark.parametrize("module", C_TARGETS)
 def test_name_is_taken(impl, unloaded, load, log, module):
-    """C holds names: dm_rust says which, and serves the others. The snapshot targets go together."""
+    """C has names: dm-rust logs them, and serves the others. The snapshot targets go together."""
     taken = C_TARGETS[module]
     modules.insmod(modules.c_file(taken[0]))
     mark = log.mark()
@@ -79,7 +79,7 @@ def test_name_is_taken(impl, unloaded, load, log, module):
     for target in taken:
         text = f"target `{target}' is registered already: is module `{module}' loaded?"
         assert any(text in line for line in log.lines(mark)), log.lines(mark)
-    # C goes on working, and can be unloaded and loaded again.
+    # C continues to work, and can be unloaded and loaded again.
     modules.unload_c()
     modules.insmod(modules.c_file(taken[0]))
     modules.unload_c()
@@ -90,7 +90,7 @@ def test_name_is_taken(impl, unloaded, load, log, module):
 
 @pytest.mark.parametrize("module", C_TARGETS)
 def test_chosen_name_is_taken(impl, unloaded, load, log, module):
-    """A target that is asked for by name is served, or the load fails and leaves nothing."""
+    """A target chosen by name is served, or the load fails and leaves nothing behind."""
     taken = C_TARGETS[module]
     modules.insmod(modules.c_file(taken[0]))
     before = traces()
@@ -100,7 +100,7 @@ def test_chosen_name_is_taken(impl, unloaded, load, log, module):
         assert traces() == before
     text = f"target `{taken[0]}' is registered already: is module `{module}' loaded?"
     assert any(text in line for line in log.lines(mark)), log.lines(mark)
-    # The others can be chosen.
+    # The other targets can be chosen.
     others = sorted(set(modules.C_MODULES) - set(taken))
     load("targets=" + ",".join(others))
     assert sorted(serves()) == others
@@ -117,7 +117,7 @@ def test_all_names_are_taken(impl, unloaded, load, log):
 
 
 def test_snapshot_targets_go_together(impl, unloaded, load, log):
-    """A snapshot of one module and an origin of the other would not know of each other."""
+    """A snapshot of one module and an origin of the other module would not know each other."""
     before = traces()
     for value in ("snapshot", "snapshot-origin,snapshot-merge", "era,snapshot,snapshot-merge"):
         mark = log.mark()
@@ -162,13 +162,13 @@ def test_throttle_at_load(impl, unloaded, load):
 
 
 def test_information(impl, rust_module):
-    """What modinfo and /sys say: license, parameters with descriptions."""
+    """What modinfo and /sys show: license, parameters with descriptions."""
     fields = {}
     for line in modules.run("modinfo", rust_module).stdout.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key, []).append(value.strip())
     assert fields["license"] == ["GPL"]
-    # A name of a C module as an alias would do nothing where that module is installed.
+    # A name of a C module as an alias would have no effect where that module is installed.
     assert "alias" not in fields
     described = dict(parm.split(":", 1) for parm in fields["parm"])
     assert {"targets", "serves", "clone_hydration_throttle"} <= set(described)
