@@ -50,7 +50,8 @@ impl Sorter {
         let differing = if runs.is_empty() { 0 } else { any ^ all };
         let low = differing.trailing_zeros();
         let high = u64::BITS.wrapping_sub(differing.leading_zeros());
-        let bits = high.wrapping_sub(low);
+        // Keys that are all the same have no differing bits: then `low` is above `high`.
+        let bits = high.saturating_sub(low);
         let passes = bits.div_ceil(MAX_DIGIT_BITS);
         if passes == 0 {
             return Ok(runs);
