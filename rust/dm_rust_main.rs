@@ -12,19 +12,10 @@
 #[allow(unsafe_code)]
 mod bindings;
 #[allow(unsafe_code)]
-#[allow(
-    dead_code,
-    reason = "wrappers are complete for all targets; each target uses a part"
-)]
 mod dm;
 mod env;
-#[allow(dead_code, reason = "the host tests use more of it")]
 mod logic;
 #[allow(unsafe_code)]
-#[allow(
-    dead_code,
-    reason = "wrappers are complete for all targets; each target uses a part"
-)]
 mod sys;
 mod targets;
 

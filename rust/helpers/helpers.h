@@ -57,7 +57,6 @@ unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
 bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key);
-void dmr_rwsem_assert_held(struct rw_semaphore *sem);
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
 void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
@@ -69,7 +68,6 @@ void dmr_wake_up_all(wait_queue_head_t *head);
 unsigned int dmr_noio_save(void);
 void dmr_noio_restore(unsigned int flags);
 mempool_t *dmr_mempool_create(int reserve, size_t size);
-void *dmr_mempool_alloc_noio(mempool_t *pool);
 void *dmr_mempool_alloc_nowait(mempool_t *pool);
 bool dmr_log_allowed(void);
 void dmr_warn_miscounted(void);

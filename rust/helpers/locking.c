@@ -32,11 +32,6 @@ void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_clas
 	__init_rwsem(sem, name, key);
 }
 
-void dmr_rwsem_assert_held(struct rw_semaphore *sem)
-{
-	lockdep_assert_held(sem);
-}
-
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key)
 {
 	__init_waitqueue_head(head, name, key);

@@ -22,11 +22,6 @@ mempool_t *dmr_mempool_create(int reserve, size_t size)
 	return mempool_create_kmalloc_pool(reserve, size);
 }
 
-void *dmr_mempool_alloc_noio(mempool_t *pool)
-{
-	return mempool_alloc(pool, GFP_NOIO);
-}
-
 void *dmr_mempool_alloc_nowait(mempool_t *pool)
 {
 	return mempool_alloc(pool, GFP_NOWAIT);

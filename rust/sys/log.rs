@@ -1,54 +1,69 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Messages in device-mapper's form: `device-mapper: <subject>: <text>`.
+//! Log messages in device-mapper's form: `device-mapper: <subject>: <text>`.
+//!
+//! `pr_err!` and its siblings put the module's own name first, so they cannot print the texts that
+//! administrators know from the C targets. The macros here call `_printk` with `%pA`, which the
+//! kernel provides for the formatted arguments of Rust.
+//!
+//! C counterpart: `DMERR`, `DMWARN`, `DMINFO` of
+//! [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
 
 use crate::{
     bindings,
     sys::string::bytes, //
 };
+use kernel::fmt;
+#[cfg(CONFIG_PRINTK)]
 use kernel::{
-    fmt,
-    prelude::fmt,
-    print, //
+    bindings as kb,
+    ffi::c_void,
+    str::CStrExt as _, //
 };
 
-/// How loud a message is.
+/// The level of a log message.
 #[derive(Clone, Copy)]
 pub(crate) enum Level {
-    /// Something failed.
+    /// Something failed (`KERN_ERR`).
     Error,
-    /// Something is odd, but works.
+    /// Something is unusual, but works (`KERN_WARNING`).
     Warning,
-    /// Worth knowing.
+    /// An event of normal operation (`KERN_INFO`).
     Info,
 }
 
-/// Prints one line; the end of the line is added here. `prefix` ends in a nul byte; use the macros
-/// [`err!`], [`warn!`] and [`info!`]. Any context.
-pub(crate) fn write(level: Level, prefix: &'static core::ffi::CStr, args: fmt::Arguments<'_>) {
-    let format = match level {
-        Level::Error => &print::format_strings::ERR,
-        Level::Warning => &print::format_strings::WARNING,
-        Level::Info => &print::format_strings::INFO,
-    };
-    // SAFETY: The format is one of the fixed ones, and the prefix is nul-terminated.
-    unsafe { print::call_printk(format, prefix.to_bytes_with_nul(), fmt!("{}\n", args)) }
+/// Prints one message. Use the macros [`err!`], [`warning!`] and [`info!`]. Any context.
+#[cfg_attr(not(CONFIG_PRINTK), expect(unused_variables))]
+pub(crate) fn write(level: Level, subject: &'static core::ffi::CStr, args: fmt::Arguments<'_>) {
+    #[cfg(CONFIG_PRINTK)]
+    {
+        let format = match level {
+            Level::Error => c"\x013device-mapper: %s: %pA\n",
+            Level::Warning => c"\x014device-mapper: %s: %pA\n",
+            Level::Info => c"\x016device-mapper: %s: %pA\n",
+        };
+        let args = core::ptr::from_ref(&args).cast::<c_void>();
+        // SAFETY: Each format takes a nul-terminated string and a pointer to `fmt::Arguments`. Both
+        // live until the call returns.
+        unsafe { kb::_printk(format.as_char_ptr(), subject.as_char_ptr(), args) };
+    }
 }
 
-/// Whether a rate-limited message may be printed now; if not, it is counted. Any context.
-pub(crate) fn allowed() -> bool {
-    // SAFETY: No preconditions.
+/// Returns whether a rate-limited message may be printed now. The kernel counts those that may not.
+/// Any context.
+pub(crate) fn may_print() -> bool {
+    // SAFETY: The function has no preconditions.
     unsafe { bindings::dmr_log_allowed() }
 }
 
-/// Warns of a counter that would have fallen below zero, once. Any context.
+/// Warns once of a counter that would have fallen below zero. Any context.
 #[cold]
 pub(crate) fn miscounted() {
-    // SAFETY: No preconditions.
+    // SAFETY: The function has no preconditions.
     unsafe { bindings::dmr_warn_miscounted() }
 }
 
-/// A C string as text in messages; what is not UTF-8 is shown as a question mark.
+/// Displays a C string in a message; a string that is not UTF-8 is shown as a question mark.
 pub(crate) struct CStrDisplay<'a>(pub(crate) &'a core::ffi::CStr);
 
 impl fmt::Display for CStrDisplay<'_> {
@@ -57,36 +72,53 @@ impl fmt::Display for CStrDisplay<'_> {
     }
 }
 
-/// Prints an error: `err!("clone", "text {}", value)`.
+/// Prints an error message.
+///
+/// # Examples
+///
+/// ```ignore
+/// err!("clone", "{}: hydration failed", name);
+/// ```
 macro_rules! err {
     ($subject:literal, $($args:tt)*) => {
         $crate::sys::log::write(
             $crate::sys::log::Level::Error,
-            $crate::c_name!("device-mapper: ", $subject),
+            $crate::c_name!($subject),
             kernel::prelude::fmt!($($args)*),
         )
     };
 }
 pub(crate) use err;
 
+/// Prints an error message, unless too many were printed of late. All messages of the module share
+/// one limit. C counterpart: `DMERR_LIMIT`.
+macro_rules! err_limit {
+    ($subject:literal, $($args:tt)*) => {
+        if $crate::sys::log::may_print() {
+            $crate::sys::log::err!($subject, $($args)*);
+        }
+    };
+}
+pub(crate) use err_limit;
+
 /// Prints a warning.
 macro_rules! warning {
     ($subject:literal, $($args:tt)*) => {
         $crate::sys::log::write(
             $crate::sys::log::Level::Warning,
-            $crate::c_name!("device-mapper: ", $subject),
+            $crate::c_name!($subject),
             kernel::prelude::fmt!($($args)*),
         )
     };
 }
 pub(crate) use warning;
 
-/// Prints an information.
+/// Prints an informational message.
 macro_rules! info {
     ($subject:literal, $($args:tt)*) => {
         $crate::sys::log::write(
             $crate::sys::log::Level::Info,
-            $crate::c_name!("device-mapper: ", $subject),
+            $crate::c_name!($subject),
             kernel::prelude::fmt!($($args)*),
         )
     };

@@ -52,22 +52,6 @@ impl<T> Pool<T> {
         Ok(Arc::new(pool, GFP_KERNEL)?)
     }
 
-    /// Allocates for `value`; waits for an element to be returned if need be, without starting I/O.
-    ///
-    /// Process context, may sleep. The caller must not hold elements that only its own progress
-    /// would return.
-    pub(crate) fn boxed(self: &Arc<Self>, value: T) -> PoolBox<T> {
-        loop {
-            // SAFETY: The pool is live.
-            let raw = unsafe { bindings::dmr_mempool_alloc_noio(self.raw.as_ptr()) };
-            // With flags that allow sleeping a mempool never returns null; if it did, asking again
-            // is right too.
-            if let Some(slot) = NonNull::new(raw.cast()) {
-                return PoolBox::init(self, slot, value);
-            }
-        }
-    }
-
     /// Allocates for `value` without waiting, or gives it back. Any context.
     pub(crate) fn try_boxed(self: &Arc<Self>, value: T) -> Result<PoolBox<T>, T> {
         // SAFETY: The pool is live.

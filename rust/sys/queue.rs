@@ -10,7 +10,7 @@ use crate::{
             ServiceOwner,
             ServiceRef, //
         },
-        time::Millis, //
+        time, //
     }, //
 };
 use core::ptr::NonNull;
@@ -19,6 +19,7 @@ use kernel::{
     container_of,
     prelude::*,
     sync::Arc,
+    time::Delta,
     workqueue::{
         HasDelayedWork,
         HasWork,
@@ -136,7 +137,7 @@ where
 /// Any context.
 ///
 /// When the last target that has the queue is past its destructor, the item is dropped instead.
-pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Millis)
+pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Delta)
 where
     T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
@@ -145,13 +146,13 @@ where
     // anybody has that, it has the queue that it lends here.
     let queue = item.queue().clone();
     if !queue.is_closing() {
-        let delay = delay.to_jiffies();
+        let delay = time::to_jiffies(delay);
         let _ = queue.as_queue().enqueue_delayed::<Arc<T>, ID>(item, delay);
     }
 }
 
 /// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
-pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Millis)
+pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Delta)
 where
     T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {

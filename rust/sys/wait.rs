@@ -4,7 +4,7 @@
 
 use crate::{
     bindings,
-    sys::time::Millis, //
+    sys::time, //
 };
 use core::pin::Pin;
 use kernel::{
@@ -16,6 +16,7 @@ use kernel::{
     },
     prelude::*,
     sync::LockClassKey,
+    time::Delta,
     types::Opaque, //
 };
 
@@ -61,10 +62,10 @@ impl WaitQueue {
     }
 
     /// The same, but for so long at most.
-    pub(crate) fn wait_timeout<F: Fn() -> bool>(&self, time: Millis, condition: F) {
+    pub(crate) fn wait_timeout<F: Fn() -> bool>(&self, timeout: Delta, condition: F) {
         let context = core::ptr::from_ref(&condition).cast_mut().cast::<c_void>();
         // CAST: An hour at most.
-        let jiffies = time.to_jiffies() as c_long;
+        let jiffies = time::to_jiffies(timeout) as c_long;
         let head = self.head.get();
         // SAFETY: As above.
         unsafe { bindings::dmr_wait_until_timeout(head, Some(call::<F>), context, jiffies) }

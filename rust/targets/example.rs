@@ -16,10 +16,10 @@ use crate::logic::units::{Sector, Sectors};
 use crate::sys::log::CStrDisplay;
 use crate::sys::queue::{enqueue_delayed, HasQueue, QueueKind, WorkQueue};
 use crate::sys::string::bytes;
-use crate::sys::time::Millis;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Relaxed};
 use kernel::sync::{Arc, ArcBorrow};
+use kernel::time::Delta;
 use kernel::workqueue::{impl_has_delayed_work, new_delayed_work, DelayedWork, WorkItem};
 
 /// One line of a table.
@@ -51,7 +51,7 @@ impl WorkItem<1> for Example {
 
     fn run(this: Arc<Example>) {
         this.ticks.fetch_add(1, Relaxed);
-        enqueue_delayed::<Example, 1>(this, Millis(10));
+        enqueue_delayed::<Example, 1>(this, Delta::from_millis(10));
     }
 }
 
@@ -127,7 +127,7 @@ impl Target for Example {
     ) -> Result {
         let (name, number) = (args.next().ok_or(EINVAL)?, args.next());
         if bytes(name) == b"tick" {
-            enqueue_delayed::<Example, 1>(this.into(), Millis(1));
+            enqueue_delayed::<Example, 1>(this.into(), Delta::from_millis(1));
             return Ok(());
         }
         let number = number.and_then(|word| parse_decimal_u64(bytes(word)));

@@ -37,8 +37,8 @@ use crate::{
         Sectors, //
     },
     sys::log::{
-        allowed,
-        err, //
+        err,
+        err_limit, //
     }, //
 };
 use core::{
@@ -290,7 +290,7 @@ impl<D: PerBio> Bio<D> {
 
 impl<D: PerBio> Drop for Bio<D> {
     fn drop(&mut self) {
-        kernel::pr_err!("a bio was dropped without an answer, it ends with an error\n");
+        err!("dm_rust", "BUG: bio dropped without completion, failing it");
         // SAFETY: The bio is live, owned, and not used after this.
         unsafe { bindings::dmr_bio_end(self.raw.as_ptr(), BlkStatus::IO_ERROR.0) }
     }
@@ -299,12 +299,10 @@ impl<D: PerBio> Drop for Bio<D> {
 /// Says that a target has sent a bio to a device of another one.
 #[cold]
 fn report_foreign_device() {
-    if allowed() {
-        err!(
-            "dm_rust",
-            "a bio was sent to a device of another target, it ends with an error"
-        );
-    }
+    err_limit!(
+        "dm_rust",
+        "a bio was sent to a device of another target, it ends with an error"
+    );
 }
 
 /// Plain data that a target keeps with each bio that it maps.

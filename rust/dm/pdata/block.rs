@@ -6,10 +6,7 @@ use crate::{
     bindings,
     sys::{
         bdev::BlockDevice,
-        log::{
-            allowed,
-            err, //
-        }, //
+        log::err_limit, //
     }, //
 };
 use core::{
@@ -217,13 +214,11 @@ impl BlockManager {
     /// over the blocks of the commit before, which is the one that a power cut leaves.
     pub(crate) fn new(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         device.flush().inspect_err(|error| {
-            if allowed() {
-                err!(
-                    "block manager",
-                    "the metadata device cannot be flushed: error {}",
-                    error.to_errno()
-                );
-            }
+            err_limit!(
+                "block manager",
+                "the metadata device cannot be flushed: error {}",
+                error.to_errno()
+            );
         })?;
         Self::create(device, max_held)
     }

@@ -159,12 +159,6 @@ impl TargetBuilder<'_> {
         unsafe { (*self.ti.as_ptr()).num_write_zeroes_bios = 1 };
     }
 
-    /// Lets device-mapper split reads and writes so that none crosses a multiple of `sectors`.
-    pub(crate) fn split_at(&mut self, sectors: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
-        unsafe { (*self.ti.as_ptr()).max_io_len = sectors };
-    }
-
     /// Asks for flushes, one per request, whether or not the devices below need them.
     pub(crate) fn want_flushes(&mut self) {
         // SAFETY: By the invariant the target is live and lent to us.

@@ -127,6 +127,16 @@ impl<T: Target> Registration<T> {
     }
 
     fn table(module: &'static ThisModule) -> bindings::target_type {
+        /// A null pointer for a hook that the target does not implement.
+        macro_rules! optional {
+            ($is_implemented:ident, $hook:ident) => {
+                if T::$is_implemented {
+                    Some(Self::$hook)
+                } else {
+                    None
+                }
+            };
+        }
         bindings::target_type {
             features: if T::NOWAIT {
                 bindings::DM_TARGET_NOWAIT.into()
@@ -139,48 +149,16 @@ impl<T: Target> Registration<T> {
             ctr: Some(Self::ctr),
             dtr: Some(Self::dtr),
             map: Some(Self::map),
-            end_io: if T::HAS_END_IO {
-                Some(Self::end_io)
-            } else {
-                None
-            },
-            presuspend: if T::HAS_PRESUSPEND {
-                Some(Self::presuspend)
-            } else {
-                None
-            },
-            presuspend_undo: if T::HAS_PRESUSPEND_UNDO {
-                Some(Self::presuspend_undo)
-            } else {
-                None
-            },
-            postsuspend: if T::HAS_POSTSUSPEND {
-                Some(Self::postsuspend)
-            } else {
-                None
-            },
-            preresume: if T::HAS_PRERESUME {
-                Some(Self::preresume)
-            } else {
-                None
-            },
-            resume: if T::HAS_RESUME {
-                Some(Self::resume)
-            } else {
-                None
-            },
+            end_io: optional!(HAS_END_IO, end_io),
+            presuspend: optional!(HAS_PRESUSPEND, presuspend),
+            presuspend_undo: optional!(HAS_PRESUSPEND_UNDO, presuspend_undo),
+            postsuspend: optional!(HAS_POSTSUSPEND, postsuspend),
+            preresume: optional!(HAS_PRERESUME, preresume),
+            resume: optional!(HAS_RESUME, resume),
             status: Some(Self::status),
-            message: if T::HAS_MESSAGE {
-                Some(Self::message)
-            } else {
-                None
-            },
+            message: optional!(HAS_MESSAGE, message),
             iterate_devices: Some(Self::iterate_devices),
-            io_hints: if T::HAS_IO_HINTS {
-                Some(Self::io_hints)
-            } else {
-                None
-            },
+            io_hints: optional!(HAS_IO_HINTS, io_hints),
             ..Default::default()
         }
     }

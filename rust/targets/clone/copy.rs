@@ -50,17 +50,14 @@ use crate::{
     sys::{
         irq_lock::IrqLock,
         log::{
-            self,
-            err, //
+            err,
+            err_limit, //
         },
         noio::NoIo,
         plug::plugged,
         pool::PoolBox,
         queue::enqueue_delayed,
-        time::{
-            self,
-            Millis, //
-        }, //
+        time::now_ms, //
     }, //
 };
 use kernel::{
@@ -70,6 +67,7 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
+    time::Delta,
     workqueue::WorkItem, //
 };
 
@@ -255,9 +253,7 @@ impl Clone {
         }
         if whose != For::Write {
             let wanted = whose == For::Wish;
-            self.sweep
-                .lock()
-                .finished(time::now().0, range, outcome, wanted);
+            self.sweep.lock().finished(now_ms(), range, outcome, wanted);
             self.wake_sweep();
         }
     }
@@ -265,9 +261,7 @@ impl Clone {
     /// Says that a copy failed; it may be the last one of the background hydration that is allowed
     /// to. Process context, sleeps.
     fn copy_failed(&self, whose: For) {
-        if log::allowed() {
-            err!("clone", "{}: hydration failed", self.handle);
-        }
+        err_limit!("clone", "{}: hydration failed", self.handle);
         if whose == For::Write {
             return;
         }
@@ -322,7 +316,7 @@ impl Clone {
 }
 
 /// After so long the reader looks for memory again.
-const READ_AGAIN: Millis = Millis(100);
+const READ_AGAIN: Delta = Delta::from_millis(100);
 
 /// Asks the source for pieces. It may have to wait for the source, so nobody waits for it.
 pub(super) struct Reader;

@@ -23,10 +23,7 @@ use crate::{
         noio::NoIo,
         params,
         queue::rearm,
-        time::{
-            self,
-            Millis, //
-        }, //
+        time::now_ms, //
     }, //
 };
 use kernel::{
@@ -38,6 +35,7 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
+    time::Delta,
     workqueue::WorkItem, //
 };
 
@@ -88,7 +86,8 @@ impl Clone {
             self.wake_reader();
         }
         if let Step::Wait(ms) = step {
-            rearm::<Clone, { SweepTimer::ID }>(self.into(), Millis(ms));
+            let delay = Delta::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
+            rearm::<Clone, { SweepTimer::ID }>(self.into(), delay);
         }
     }
 
@@ -119,7 +118,7 @@ impl Clone {
             // With full order, so that a bio that did not see the copy's slot is seen here.
             user_busy: self.user_ios.fetch_add(0, Full) > 0,
         };
-        let now = time::now().0;
+        let now = now_ms();
         let mut state = self.metadata.state().lock();
         if self.is_suspended() {
             // Seen under the lock, so that no copy begins behind the back of `give_up_copies`.

@@ -111,7 +111,6 @@ use crate::{
             WorkQueue, //
         },
         string::bytes,
-        time::Millis,
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -149,6 +148,7 @@ use kernel::{
         ArcBorrow,
         Mutex, //
     },
+    time::Delta,
     workqueue::{
         impl_has_delayed_work,
         impl_has_work,
@@ -189,10 +189,10 @@ const COPY_MEMORY: Sectors = Sectors(64 << 11);
 const ZEROS: u32 = 128;
 
 /// So long suspending waits for copies to end as they should; then the source is taken for dead.
-const SOURCE_GRACE: Millis = Millis::SECOND;
+const SOURCE_GRACE: Delta = Delta::from_secs(1);
 
 /// A periodic commit follows so long after the first change.
-const COMMIT_DELAY: Millis = Millis::SECOND;
+const COMMIT_DELAY: Delta = Delta::from_secs(1);
 
 /// A clone: one line of a table.
 ///

@@ -13,10 +13,7 @@ use super::{
 use crate::sys::{
     log::err,
     noio::NoIo,
-    time::{
-        now,
-        Millis, //
-    }, //
+    time::now_ms, //
 };
 use kernel::{
     prelude::*,
@@ -32,7 +29,7 @@ use kernel::{
 };
 
 /// So long a slice takes: first writes may have to wait for it.
-const SLICE: Millis = Millis(2);
+const SLICE_MS: u64 = 2;
 /// So many words of a bitset are looked at between two looks at the clock.
 const WORDS: u32 = 8;
 
@@ -82,11 +79,11 @@ impl Era {
 
     /// Digests for a while, or until writes wait.
     pub(super) fn digest_slice(self: &Arc<Self>, core: &mut Core) -> Result<Digested> {
-        let (end, mut words) = (Millis(now().0.saturating_add(SLICE.0)), 0u32);
+        let (end, mut words) = (now_ms().saturating_add(SLICE_MS), 0u32);
         self.attempt(core, Weight::Light, |disk| {
             disk.digest(|| {
                 words = words.wrapping_add(1);
-                words % WORDS == 0 && (self.has_deferred() || now() >= end)
+                words % WORDS == 0 && (self.has_deferred() || now_ms() >= end)
             })
         })
     }

@@ -52,8 +52,8 @@ use crate::{
     sys::{
         bdev::BlockDevice,
         log::{
-            allowed,
             err,
+            err_limit,
             info,
             warning, //
         }, //
@@ -109,9 +109,7 @@ pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
 /// Logs what could not be done, and passes the error on.
 pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
     move |error| {
-        if allowed() {
-            err!("era", "{}: error {}", what, error.to_errno());
-        }
+        err_limit!("era", "{}: error {}", what, error.to_errno());
         error
     }
 }

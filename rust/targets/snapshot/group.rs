@@ -101,8 +101,7 @@ use crate::{
         rw_sem::{
             new_rw_sem,
             RwSem, //
-        },
-        time::Millis, //
+        }, //
     }, //
 };
 use kernel::{
@@ -117,6 +116,7 @@ use kernel::{
         Mutex,
         MutexGuard, //
     },
+    time::Delta,
     workqueue::{
         impl_has_delayed_work,
         impl_has_work,
@@ -135,7 +135,7 @@ const COPY: Sectors = Sectors(2048);
 const COPIES: u16 = 16;
 
 /// After so long the worker looks for memory again.
-const AGAIN: Millis = Millis(20);
+const AGAIN: Delta = Delta::from_millis(20);
 
 /// What all snapshots share.
 #[pin_data]

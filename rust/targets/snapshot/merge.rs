@@ -88,10 +88,7 @@ use crate::{
         log::err,
         noio::NoIo,
         queue::flush,
-        time::{
-            now,
-            Millis, //
-        },
+        time::now_ms,
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -135,7 +132,7 @@ struct Progress {
 struct Own {
     batch_size: BatchSize,
     /// When the batch was begun.
-    since: Millis,
+    since_ms: u64,
     tail: Tail,
     /// What the parts of the table have to be drained of.
     barriers: [Option<u64>; STRIPES],
@@ -296,7 +293,7 @@ impl MergeTarget {
         };
         let own = Own {
             batch_size: BatchSize::new(),
-            since: Millis(0),
+            since_ms: 0,
             tail: Tail { from: 0, to: 0 },
             barriers: [None; STRIPES],
             spares: SpareNodes::new(),
@@ -436,7 +433,7 @@ impl MergeTarget {
     /// Reads the batch.
     fn read(&self, own: &mut Own) {
         let (table, store) = (&self.table, self.table.store());
-        own.since = now();
+        own.since_ms = now_ms();
         let most = own.batch_size.chunks(store.chunk_size().bytes());
         let mut runs = core::mem::take(&mut self.progress.lock().runs);
         runs.clear();
@@ -607,7 +604,7 @@ impl MergeTarget {
                 }
                 number = number.saturating_add(1);
             }
-            own.batch_size.adjust(now().0.saturating_sub(own.since.0));
+            own.batch_size.adjust(now_ms().saturating_sub(own.since_ms));
         }
         let mut progress = self.progress.lock();
         progress.in_doubt = fate == BatchResult::InDoubt;
