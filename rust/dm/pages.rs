@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    logic::units::Sectors,
+    logic::{
+        count,
+        units::Sectors, //
+    },
     sys::irq_lock::{
         new_irq_lock,
         IrqLock, //
@@ -53,7 +56,7 @@ unsafe impl Send for PageNode {}
 #[derive(Default)]
 struct PageStack {
     top: Option<KBox<PageNode>>,
-    count: usize,
+    count: u64,
 }
 
 impl PageStack {
@@ -71,7 +74,7 @@ impl PageStack {
         let mut node = self.top.take()?;
         self.top = node.rest.take();
         node.link.next = core::ptr::null_mut();
-        self.count = self.count.saturating_sub(1);
+        self.count = count::subtract(self.count, 1);
         Some(node)
     }
 }
@@ -86,16 +89,16 @@ impl Drop for PageStack {
 /// The pages that nobody has, and how many others have.
 struct FreePages {
     reserve: PageStack,
-    taken: usize,
+    taken: u64,
 }
 
 /// A reserve of pages, shared by those who took some.
 #[pin_data]
 pub(crate) struct PagePool {
     /// Of the reserve.
-    size: usize,
+    size: u64,
     /// What may be taken in all.
-    most: usize,
+    most: u64,
     #[pin]
     free: IrqLock<FreePages>,
 }
@@ -120,12 +123,13 @@ impl PagePool {
         )
     }
 
-    fn pages(sectors: Sectors) -> Result<usize> {
+    fn pages(sectors: Sectors) -> Result<u64> {
         let bytes = sectors
             .get()
             .checked_mul(1 << kernel::block::SECTOR_SHIFT)
             .ok_or(EOVERFLOW)?;
-        Ok(usize::try_from(bytes)?.div_ceil(PAGE_SIZE))
+        // CAST: usize has at most 64 bits.
+        Ok(bytes.div_ceil(PAGE_SIZE as u64))
     }
 
     /// Takes pages for so much data: all, or none if there is no memory just now, or too much has
@@ -169,7 +173,7 @@ impl PagePool {
 pub(crate) struct Pages {
     stack: PageStack,
     /// Their number, when all are there.
-    wanted: usize,
+    wanted: u64,
     sectors: Sectors,
     pool: Arc<PagePool>,
 }
@@ -192,7 +196,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         let mut free = self.pool.free.lock();
-        free.taken = free.taken.saturating_sub(self.wanted);
+        free.taken = count::subtract(free.taken, self.wanted);
         while free.reserve.count < self.pool.size {
             let Some(node) = self.stack.pop() else { return };
             free.reserve.push(node);

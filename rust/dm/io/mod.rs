@@ -25,9 +25,12 @@ use crate::{
         },
         pages::Pages, //
     },
-    logic::units::{
-        Sector,
-        Sectors, //
+    logic::{
+        count,
+        units::{
+            Sector,
+            Sectors, //
+        }, //
     },
     sys::pool::PoolBox, //
 };
@@ -197,7 +200,7 @@ impl IoClient {
             }
             self.transfer_part(Transfer::Write, device, at, zeros, 0..piece)?;
             at = at.checked_add(Sectors(piece.into())).ok_or(EINVAL)?;
-            left = left.saturating_sub(piece.into());
+            left = count::subtract(left, piece.into());
         }
         Ok(())
     }

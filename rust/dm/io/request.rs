@@ -47,11 +47,6 @@ pub(crate) struct RequestList<C> {
 }
 
 impl<C> RequestList<C> {
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.top.is_none()
-    }
-
     /// Adds a request.
     pub(crate) fn push(&mut self, mut request: PoolBox<Request<C>>) {
         request.next = self.top.take();

@@ -410,14 +410,6 @@ impl<'a> BlockCursor<'a> {
     }
 }
 
-impl BlockCursor<'_> {
-    /// Goes so many blocks on. `ENODATA` if there are not as many.
-    fn skip(&mut self, count: u32) -> Result {
-        // SAFETY: By the invariant.
-        to_result(unsafe { bindings::dm_btree_cursor_skip(&mut self.raw, count) })
-    }
-}
-
 impl Drop for BlockCursor<'_> {
     fn drop(&mut self) {
         // SAFETY: By the invariant; it ends once.
