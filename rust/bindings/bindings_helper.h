@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What bindgen reads: the headers that the kernel crate's bindings do not cover, our own helpers, and constants that
- * bindgen cannot evaluate (macros with casts), under the prefix DMR_CONST_ that the build removes again.
+ * The input of bindgen: headers that the kernel crate does not bind, the C helpers, and constants
+ * that bindgen cannot evaluate because they are macros with casts. The build removes the prefix
+ * DMR_CONST_ of the latter.
  */
 #ifndef DM_RUST_BINDINGS_HELPER_H
 #define DM_RUST_BINDINGS_HELPER_H
@@ -38,7 +39,7 @@ const blk_opf_t DMR_CONST_REQ_NOWAIT = REQ_NOWAIT;
 const blk_mode_t DMR_CONST_BLK_OPEN_READ = BLK_OPEN_READ;
 const blk_mode_t DMR_CONST_BLK_OPEN_WRITE = BLK_OPEN_WRITE;
 
-/* Bit 0 of the status flags; its name is in a private header of device-mapper. */
+/* Bit 0 of the status flags. Its name is in a private header of device-mapper. */
 const unsigned int DMR_CONST_DMR_STATUS_NOFLUSH = 1;
 
 const gfp_t DMR_CONST_DMR_GFP_NOIO = GFP_NOIO;

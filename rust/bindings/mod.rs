@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Raw bindings: what `bindgen` made of `bindings_helper.h`.
+//! Raw bindings, which `bindgen` generates from `bindings_helper.h`.
 //!
-//! Types that the kernel crate binds too are the kernel crate's own. Only `sys` and `dm` may use
+//! Types that the kernel crate binds are those of the kernel crate. Only `sys` and `dm` may use
 //! this module.
 
 #![allow(

@@ -7,7 +7,7 @@
 
 #include "helpers/helpers.h"
 
-/* The target reads these fields of a bio itself; say here, where C's own layout is known, that bindgen saw the same. */
+/* Rust reads these fields of a bio. C asserts here that bindgen has seen them as they are. */
 static_assert(sizeof_field(struct bio, bi_opf) == 4);
 static_assert(sizeof_field(struct bio, bi_status) == 1);
 static_assert(sizeof(struct bvec_iter) == 20 || sizeof(struct bvec_iter) == 24);
@@ -17,7 +17,7 @@ void dmr_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-/* For a target that accounts_remapped_io: the cgroup is that of the bio which the mapped device got. */
+/* For targets with accounts_remapped_io. The I/O is charged to the sender of the original bio. */
 void dmr_bio_submit(struct bio *bio, struct block_device *bdev)
 {
 	bio_set_dev(bio, bdev);
@@ -51,8 +51,9 @@ const struct queue_limits *dmr_bdev_limits(struct block_device *bdev)
 }
 
 /*
- * Opens a device for a target under construction; the file is a reference of the caller's. The dm_dev is not given away: it
- * lives until another line of the table wants the device in another mode.
+ * Opens a device for a target under construction. Returns a counted reference to its file. The
+ * dm_dev is not returned, because device-mapper replaces it when another line of the table opens
+ * the device in another mode.
  */
 struct file *dmr_device_open(struct dm_target *ti, const char *path, blk_mode_t mode)
 {
@@ -63,8 +64,8 @@ struct file *dmr_device_open(struct dm_target *ti, const char *path, blk_mode_t 
 }
 
 /*
- * Another reference to what the target's table has open under a number. No mode asks for nothing that the device is not opened
- * for, so the device is found, and neither opened nor opened again.
+ * Returns another reference to the device that the target's table has open under a number. Mode 0
+ * is a part of any mode, so dm_get_device() finds the device, and does not open it again.
  */
 static struct dm_dev *find_device(struct dm_target *ti, dev_t number)
 {
@@ -75,25 +76,25 @@ static struct dm_dev *find_device(struct dm_target *ti, dev_t number)
 	return WARN_ON_ONCE(dm_get_device(ti, name, 0, &dev)) ? NULL : dev;
 }
 
-/* In the target's destructor: closes what dmr_device_open() has opened, and opened once. */
+/* Closes a device that dmr_device_open() has opened. Called from the target's destructor. */
 void dmr_device_close(struct dm_target *ti, struct file *file)
 {
 	dev_t number = file_bdev(file)->bd_dev;
 	struct dm_dev *dev;
 
-	/* Before device-mapper's, which may be the same file and has its own ways to close it. */
+	/* Before device-mapper closes its reference, which may be to the same file. */
 	__fput_sync(file);
 	dev = find_device(ti, number);
 	if (!dev)
 		return;
-	/* One for the look-up, one for the opening. */
+	/* Drops the reference of the look-up, and that of dmr_device_open(). */
 	dm_put_device(ti, dev);
 	dm_put_device(ti, dev);
 }
 
-/* In the iterate_devices hook of a target that has opened the device. */
-int dmr_device_visit(struct dm_target *ti, struct block_device *bdev, iterate_devices_callout_fn call,
-		     sector_t start, sector_t len, void *data)
+/* Called from the iterate_devices hook of a target that has opened the device. */
+int dmr_device_visit(struct dm_target *ti, struct block_device *bdev,
+		     iterate_devices_callout_fn call, sector_t start, sector_t len, void *data)
 {
 	struct dm_dev *dev = find_device(ti, bdev->bd_dev);
 	int r;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Delay points, which make races likely: whoever comes to one sleeps, at random or until a test lets it go on.
- * Only kernels with CONFIG_RUST_DEBUG_ASSERTIONS have them.
+ * Delay points, which widen races: a thread that passes one sleeps, at random or until a test
+ * releases it. Only kernels with CONFIG_RUST_DEBUG_ASSERTIONS have them.
  */
 #include <linux/delay.h>
 #include <linux/jiffies.h>
@@ -15,27 +15,27 @@
 
 #define NAME_SIZE 48
 #define MAX_POINTS 64
-/* Shorter than what the detector of hung tasks allows. */
+/* Shorter than the timeout of the hung task detector. */
 #define MAX_HOLD (60 * HZ)
 
 static unsigned int delay_chance;
 module_param(delay_chance, uint, 0644);
-MODULE_PARM_DESC(delay_chance, "How many in a thousand sleep at a delay point (0: none)");
+MODULE_PARM_DESC(delay_chance, "Threads in a thousand that sleep at a delay point (0: none)");
 
 static unsigned int delay_us = 5000;
 module_param(delay_us, uint, 0644);
-MODULE_PARM_DESC(delay_us, "How many microseconds one sleeps at most at a delay point");
+MODULE_PARM_DESC(delay_us, "Longest sleep at a delay point, in microseconds");
 
 static DEFINE_SPINLOCK(lock);
 
-/* What has been passed since the module was loaded, while either of the two was in use. */
+/* How often each point was passed while delay_chance or delay_hold was in use. */
 static struct {
 	const char *name;
 	unsigned int passed;
 	unsigned int slept;
 } points[MAX_POINTS];
 
-/* The point at which the first that comes is held, until the parameter is written again. */
+/* The point that holds the first thread that passes it, until the parameter is written again. */
 static char hold_name[NAME_SIZE];
 static unsigned int hold_number;
 static bool hold_taken;
@@ -66,7 +66,8 @@ static int get_hold(char *buffer, const struct kernel_param *param)
 
 static const struct kernel_param_ops hold_ops = { .set = set_hold, .get = get_hold };
 module_param_cb(delay_hold, &hold_ops, NULL, 0644);
-MODULE_PARM_DESC(delay_hold, "The delay point at which the first that comes is held until this is written again");
+MODULE_PARM_DESC(delay_hold,
+		 "The delay point that holds the first thread until this is written again");
 
 static int get_points(char *buffer, const struct kernel_param *param)
 {
@@ -82,9 +83,10 @@ static int get_points(char *buffer, const struct kernel_param *param)
 
 static const struct kernel_param_ops points_ops = { .get = get_points };
 module_param_cb(delay_points, &points_ops, NULL, 0444);
-MODULE_PARM_DESC(delay_points, "How often each delay point was passed, and how often somebody slept there");
+MODULE_PARM_DESC(delay_points,
+		 "How often each delay point was passed, and how often a thread slept there");
 
-/* Process context, without locks that forbid to sleep; this is checked even when nobody is delayed. */
+/* May sleep. This is checked even if no thread is delayed. */
 void dmr_delay_point(const char *name)
 {
 	unsigned int chance = READ_ONCE(delay_chance), number, us = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Counts of what is in flight, by epoch and CPU: see rust/sys/epochs.rs. */
+/* Counters of what is in flight, by epoch and CPU. rust/sys/epochs.rs describes them. */
 #include <linux/percpu.h>
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
@@ -38,7 +38,7 @@ void dmr_epochs_destroy(struct dmr_epochs *epochs)
 	kfree(epochs);
 }
 
-/* Reading the epoch and counting in it is one step for synchronize_rcu(), as preemption is off. */
+/* Preemption is off: after synchronize_rcu(), a thread that read the old epoch has counted. */
 unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 {
 	unsigned int epoch;
@@ -50,7 +50,7 @@ unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 	return epoch;
 }
 
-/* The same for counting down and looking whether somebody waits for that. */
+/* Preemption is off, so that counting down and reading `draining` is one step for the drain too. */
 void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch)
 {
 	bool draining;
@@ -59,7 +59,7 @@ void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch)
 	this_cpu_dec(epochs->counts->in_flight[epoch]);
 	draining = READ_ONCE(epochs->draining);
 	preempt_enable();
-	/* The lock of a wait queue may sleep with PREEMPT_RT. */
+	/* With PREEMPT_RT, the lock of a wait queue may sleep. */
 	if (unlikely(draining))
 		wake_up_all(&epochs->drained);
 }
@@ -71,7 +71,7 @@ unsigned int dmr_epochs_current(struct dmr_epochs *epochs)
 
 void dmr_epochs_set(struct dmr_epochs *epochs, unsigned int epoch)
 {
-	/* With what was written to the new epoch's data before. */
+	/* Release: a thread that sees the epoch sees the data that was prepared for it. */
 	smp_store_release(&epochs->current_epoch, epoch);
 }
 
@@ -80,7 +80,7 @@ static bool dmr_epochs_is_empty(struct dmr_epochs *epochs, unsigned int epoch)
 	long sum = 0;
 	int cpu;
 
-	/* What enters on one CPU may leave on another: only the sum says something. */
+	/* An operation may enter on one CPU and leave on another: only the sum is meaningful. */
 	for_each_possible_cpu(cpu)
 		sum += READ_ONCE(per_cpu_ptr(epochs->counts, cpu)->in_flight[epoch]);
 	return !sum;
@@ -91,7 +91,10 @@ int dmr_epochs_drain(struct dmr_epochs *epochs, unsigned int epoch)
 	int result;
 
 	WRITE_ONCE(epochs->draining, true);
-	/* Everybody who read the old epoch has counted itself; everybody who leaves from now on sees `draining`. */
+	/*
+	 * Afterwards, each thread that read the old epoch has counted, and each that leaves sees
+	 * `draining`.
+	 */
 	synchronize_rcu();
 	result = wait_event_killable(epochs->drained, dmr_epochs_is_empty(epochs, epoch));
 	WRITE_ONCE(epochs->draining, false);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * C helpers for what Rust cannot call: macros and inline functions of the kernel. One prefix (dmr_), prototypes read by
- * bindgen and checked by the C compiler against the definitions beside this file.
+ * C helpers for macros and inline functions of the kernel, which Rust cannot call. bindgen reads
+ * the prototypes, and the C compiler checks the definitions in this directory against them.
  */
 #ifndef DM_RUST_HELPERS_H
 #define DM_RUST_HELPERS_H
@@ -32,8 +32,8 @@ unsigned int dmr_bdev_max_discard_sectors(struct block_device *bdev);
 const struct queue_limits *dmr_bdev_limits(struct block_device *bdev);
 struct file *dmr_device_open(struct dm_target *ti, const char *path, blk_mode_t mode);
 void dmr_device_close(struct dm_target *ti, struct file *file);
-int dmr_device_visit(struct dm_target *ti, struct block_device *bdev, iterate_devices_callout_fn call,
-		     sector_t start, sector_t len, void *data);
+int dmr_device_visit(struct dm_target *ti, struct block_device *bdev,
+		     iterate_devices_callout_fn call, sector_t start, sector_t len, void *data);
 void dmr_bdev_name(struct block_device *bdev, char *buffer, size_t size);
 void dmr_plugged(void (*body)(void *context), void *context);
 
@@ -59,8 +59,8 @@ void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key);
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
-void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
-			    long jiffies);
+void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context),
+			    void *context, long jiffies);
 int dmr_wait_killable(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
 void dmr_wake_up_all(wait_queue_head_t *head);
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Locks and waits that the kernel crate does not have: irq-safe spinlocks, rw semaphores, wait queues. */
-#include <linux/lockdep.h>
-
+/* Locks and waits that the kernel crate lacks. */
 #include "helpers/helpers.h"
 
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock)
@@ -42,8 +40,8 @@ void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), v
 	wait_event(*head, condition(context));
 }
 
-void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context), void *context,
-			    long jiffies)
+void dmr_wait_until_timeout(wait_queue_head_t *head, bool (*condition)(void *context),
+			    void *context, long jiffies)
 {
 	wait_event_timeout(*head, condition(context), jiffies);
 }

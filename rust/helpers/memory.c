@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Memory with guaranteed forward progress: the no-I/O scope and mempools. And the rate limit of log messages, and warnings. */
+/* The no-I/O scope, mempools, the rate limit of log messages, and warnings. */
 #include <linux/bug.h>
 #include <linux/mempool.h>
 #include <linux/ratelimit.h>
@@ -27,7 +27,7 @@ void *dmr_mempool_alloc_nowait(mempool_t *pool)
 	return mempool_alloc(pool, GFP_NOWAIT);
 }
 
-/* One budget for all rate-limited messages of the module. */
+/* All rate-limited messages of the module share one limit. */
 bool dmr_log_allowed(void)
 {
 	static DEFINE_RATELIMIT_STATE(state, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);

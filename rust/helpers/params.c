@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Module parameters that the kernel crate cannot express: strings, and integers that are writable at run time. */
+/* Module parameters that the kernel crate lacks: strings, and integers writable at run time. */
 #include <linux/dm-kcopyd.h>
 #include <linux/module.h>
 
 #include "helpers/helpers.h"
 
-/* The name that the C target uses, so that existing scripts find it under /sys/module/dm_rust/parameters. */
+/* The name of the C target's parameter, so that scripts find it in the parameters of dm_rust. */
 static unsigned int clone_hydration_throttle = 100;
 module_param(clone_hydration_throttle, uint, 0644);
-MODULE_PARM_DESC(clone_hydration_throttle, "Percentage of time that the hydration of each clone target may use (1 to 100)");
+MODULE_PARM_DESC(clone_hydration_throttle,
+		 "Percentage of time that the hydration of each clone target may use (1 to 100)");
 
 unsigned int dmr_param_clone_throttle(void)
 {
@@ -25,7 +26,8 @@ struct dm_kcopyd_throttle *dmr_param_snapshot_throttle(void)
 
 static unsigned int snapshot_cow_threshold = 2048;
 module_param(snapshot_cow_threshold, uint, 0644);
-MODULE_PARM_DESC(snapshot_cow_threshold, "Number of chunks that a snapshot may be copying before writers have to wait");
+MODULE_PARM_DESC(snapshot_cow_threshold,
+		 "Number of chunks that a snapshot may be copying before writers have to wait");
 
 unsigned int dmr_param_snapshot_threshold(void)
 {
@@ -34,7 +36,8 @@ unsigned int dmr_param_snapshot_threshold(void)
 
 static char *targets = "";
 module_param(targets, charp, 0444);
-MODULE_PARM_DESC(targets, "Comma-separated names of the targets to register (default: all)");
+MODULE_PARM_DESC(targets,
+		 "Comma-separated names of the targets to register (default: all)");
 
 const char *dmr_param_targets(void)
 {
@@ -43,11 +46,12 @@ const char *dmr_param_targets(void)
 
 static char serves[80];
 module_param_string(serves, serves, sizeof(serves), 0444);
-MODULE_PARM_DESC(serves, "Comma-separated names of the targets that are registered (set by the module)");
+MODULE_PARM_DESC(serves,
+		 "Comma-separated names of the targets that are registered (set by the module)");
 
 void dmr_param_add_served(const char *target)
 {
-	static size_t used;	/* what a user has set is overwritten */
+	static size_t used;	/* overwrites what a user has set */
 
 	used += scnprintf(serves + used, sizeof(serves) - used, "%s%s", used ? "," : "", target);
 }

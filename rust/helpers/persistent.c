@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Space maps of dm-persistent-data: inline wrappers of a table of functions. */
+/* Space maps of dm-persistent-data, whose functions are inline. */
 #include "helpers/helpers.h"
 
 void dmr_warn_held(void)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Workqueues: their constructors are variadic macros. */
+/* Workqueues, whose constructors are variadic macros. */
 #include <linux/workqueue.h>
 
 #include "helpers/helpers.h"
