@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A block device held open independently of any table.
+//! A block device that stays open independently of any table.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use core::ptr::NonNull;
 use kernel::{
@@ -12,48 +14,62 @@ use kernel::{
     prelude::*, //
 };
 
-/// An open block device, without an exclusive claim: device-mapper's own claim stays in force
-/// beside it.
+/// An open block device, without an exclusive claim.
+///
+/// Device-mapper's own claim on the device stays in force.
+///
+/// # Invariants
+///
+/// The pointer is to the file of a block device, opened by [`open`](Self::open) and not closed yet.
 pub(crate) struct BlockDevice(NonNull<kb::file>);
 
-// SAFETY: An open block device file may be used and closed from any thread.
+// SAFETY: The file of a block device may be used and closed by any thread.
 unsafe impl Send for BlockDevice {}
-// SAFETY: As above.
+// SAFETY: All methods of `&self` call functions that any number of threads may call at a time.
 unsafe impl Sync for BlockDevice {}
 
 impl BlockDevice {
-    /// Opens a device by its number for reading and writing. Sleeps.
+    /// Opens a device, named by its number, for reading and writing. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` or `ENODEV` if there is no such device, or the error of its driver.
     pub(crate) fn open(number: u32) -> Result<Self> {
         let mode = crate::bindings::BLK_OPEN_READ | crate::bindings::BLK_OPEN_WRITE;
-        // SAFETY: Any number may be asked for; there is no holder, hence no holder operations.
+        // SAFETY: The function takes any number. Without a holder, there are no holder operations.
         let file = from_err_ptr(unsafe {
             kb::bdev_file_open_by_dev(number, mode, core::ptr::null_mut(), core::ptr::null())
         })?;
+        // INVARIANT: The file was opened above.
         Ok(BlockDevice(NonNull::new(file).ok_or(ENODEV)?))
     }
 
-    /// The block device, valid while `self` lives.
+    /// Returns the block device, which is valid as long as `self` lives. Any context.
     pub(crate) fn as_ptr(&self) -> *mut kb::block_device {
-        // SAFETY: The file is that of a block device, and open.
+        // SAFETY: By the invariant, this is the file of an open block device.
         unsafe { kb::file_bdev(self.0.as_ptr()) }
     }
 
-    /// Makes everything that the device acknowledged so far durable. Sleeps for I/O.
+    /// Makes all writes that the device has acknowledged durable. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the flush.
     pub(crate) fn flush(&self) -> Result {
-        // SAFETY: The device is open.
+        // SAFETY: By the invariant, the block device is open.
         to_result(unsafe { kb::blkdev_issue_flush(self.as_ptr()) })
     }
 
-    /// Present size in sectors. Any context.
+    /// Returns the present size in sectors. Any context.
     pub(crate) fn sectors(&self) -> u64 {
-        // SAFETY: The device is open.
+        // SAFETY: By the invariant, the block device is open.
         unsafe { crate::bindings::dmr_bdev_sectors(self.as_ptr()) }
     }
 }
 
 impl Drop for BlockDevice {
     fn drop(&mut self) {
-        // SAFETY: Opened by `open`, closed once. Sleeps.
+        // SAFETY: By the invariant, the file is open; nothing uses it after this.
         unsafe { kb::bdev_fput(self.0.as_ptr()) }
     }
 }

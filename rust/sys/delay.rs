@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Delay points: see `Documentation/testing.md`.
+//! Delay points, at which tests widen races. `Documentation/testing.md` describes them.
 
 #[cfg(CONFIG_RUST_DEBUG_ASSERTIONS)]
 use crate::bindings;
 #[cfg(CONFIG_RUST_DEBUG_ASSERTIONS)]
 use kernel::prelude::*;
 
-/// What [`delay_point`] calls.
+/// Implements [`delay_point!`]. May sleep.
 #[cfg(CONFIG_RUST_DEBUG_ASSERTIONS)]
 pub(crate) fn pass(name: &'static CStr) {
-    // SAFETY: A string that is never freed; the context is one that may sleep, which the other side
-    // checks.
+    // SAFETY: The string is nul-terminated and never freed. The helper warns if the caller may not
+    // sleep.
     unsafe { bindings::dmr_delay_point(name.as_char_ptr()) };
 }
 
-/// Marks a place where a lock has been let go and a decision that was made under it is used later.
+/// Marks a place between a decision made under a lock and its use after the lock is released.
 ///
-/// In a kernel with `CONFIG_RUST_DEBUG_ASSERTIONS` whoever passes it can be made to sleep there, at
-/// random or until a test lets it go on (the module's parameters `delay_*`). Elsewhere it is no
-/// code. Process context, no lock held that forbids to sleep.
+/// In a kernel with `CONFIG_RUST_DEBUG_ASSERTIONS`, the module's parameters `delay_*` make threads
+/// sleep there, at random or until a test releases them. In other kernels the macro is no code. May
+/// sleep.
+///
+/// # Examples
 ///
 /// ```ignore
 /// delay_point!(c"snapshot: merge paused, not yet active");

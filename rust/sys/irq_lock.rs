@@ -2,7 +2,10 @@
 
 //! A spinlock that disables interrupts while it is held.
 //!
-//! Needed for everything that a bio's completion touches: completions run in interrupt context.
+//! Data that the completion of a bio touches needs it, because completions run in interrupt
+//! context. The kernel crate has no such lock yet: `SpinLockIrq` has been proposed for it.
+//!
+//! C header: [`include/linux/spinlock.h`](srctree/include/linux/spinlock.h)
 
 use crate::bindings;
 use core::mem::MaybeUninit;
@@ -16,40 +19,40 @@ use kernel::{
     }, //
 };
 
-/// The backend of [`IrqLock`]; never used by itself.
+/// The backend of [`IrqLock`]. It is never used by itself.
 pub(crate) struct IrqSave;
 
 /// Data behind a spinlock that can be taken in any context, hard interrupts included.
 ///
-/// While a guard lives, interrupts are off on this CPU: hold it shortly, never sleep, allocate or
-/// free `KVVec`s. Guards restore the interrupt state by value, so nested guards must drop in the
-/// reverse order of taking.
+/// While a guard lives, interrupts are off on this CPU: hold it for a short time, and never sleep,
+/// allocate or free a `KVVec`. A guard restores the interrupt state that it found, so nested guards
+/// must be dropped in the reverse order of taking.
 pub(crate) type IrqLock<T> = Lock<T, IrqSave>;
 
 /// A held [`IrqLock`].
 pub(crate) type IrqGuard<'a, T> = Guard<'a, T, IrqSave>;
 
-// SAFETY: `spin_lock_irqsave` gives exclusive ownership until `spin_unlock_irqrestore`, and the
-// default `relock` locks with the same function again and stores the new flags.
+// SAFETY: `spin_lock_irqsave` gives exclusive ownership until `spin_unlock_irqrestore`. The default
+// `relock` locks with the same function again and stores the new flags.
 unsafe impl Backend for IrqSave {
     type State = kb::spinlock_t;
     type GuardState = kernel::ffi::c_ulong;
 
     unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut kb::lock_class_key) {
-        // SAFETY: By this function's contract `ptr` can be written, and `name` and `key` live for
+        // SAFETY: By this function's contract, `ptr` can be written, and `name` and `key` live for
         // ever.
         unsafe { kb::__spin_lock_init(ptr, name, key) }
     }
 
     #[inline]
     unsafe fn lock(ptr: *mut Self::State) -> Self::GuardState {
-        // SAFETY: By this function's contract the lock is initialised.
+        // SAFETY: By this function's contract, the lock is initialised.
         unsafe { bindings::dmr_spin_lock_irqsave(ptr) }
     }
 
     unsafe fn try_lock(ptr: *mut Self::State) -> Option<Self::GuardState> {
         let mut flags = MaybeUninit::uninit();
-        // SAFETY: By this function's contract the lock is initialised; `flags` can be written.
+        // SAFETY: By this function's contract, the lock is initialised; `flags` can be written.
         if unsafe { bindings::dmr_spin_trylock_irqsave(ptr, flags.as_mut_ptr()) } {
             // SAFETY: The helper writes the flags whenever it returns true.
             Some(unsafe { flags.assume_init() })
@@ -60,18 +63,24 @@ unsafe impl Backend for IrqSave {
 
     #[inline]
     unsafe fn unlock(ptr: *mut Self::State, guard_state: &Self::GuardState) {
-        // SAFETY: By this function's contract the caller owns the lock, and the state is what
+        // SAFETY: By this function's contract, the caller owns the lock, and the state is what
         // `lock` returned.
         unsafe { bindings::dmr_spin_unlock_irqrestore(ptr, *guard_state) }
     }
 
     unsafe fn assert_is_held(ptr: *mut Self::State) {
-        // SAFETY: By this function's contract the lock is initialised.
+        // SAFETY: By this function's contract, the lock is initialised.
         unsafe { kb::spin_assert_is_held(ptr) }
     }
 }
 
-/// Makes an [`IrqLock`] initialiser with a lock class of its own.
+/// Creates an [`IrqLock`] initialiser with a lock class of its own.
+///
+/// # Examples
+///
+/// ```ignore
+/// lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
+/// ```
 macro_rules! new_irq_lock {
     ($value:expr, $name:literal) => {
         $crate::sys::irq_lock::IrqLock::new(

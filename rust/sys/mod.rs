@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Generic kernel pieces that the kernel crate of 7.2 lacks.
+//! Safe wrappers of generic kernel facilities that the kernel crate lacks.
 //!
-//! Everything here is a safe wrapper. Nothing knows about device-mapper.
+//! Nothing here depends on device-mapper.
 
 pub(crate) mod bdev;
 pub(crate) mod delay;

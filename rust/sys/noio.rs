@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The no-I/O scope: allocations inside it never wait for I/O.
+//! A scope in which allocations do not wait for I/O.
+//!
+//! C header: [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h),
+//! `memalloc_noio_save()`
 
 use crate::bindings;
 use kernel::types::NotThreadSafe;
 
-/// While it lives, every allocation of this thread, in C callees too, acts as if made with
+/// A scope in which every allocation of this thread, in C callees too, acts as if made with
 /// `GFP_NOIO`.
 ///
-/// Code that a bio waits for must allocate only inside such a scope (or from a pool): otherwise
-/// memory reclaim may write to the very device that waits. Scopes nest; they must end in the
-/// reverse order.
+/// Code that a bio waits for allocates only within such a scope, or from a pool. Otherwise memory
+/// reclaim may write to the very device that waits. Scopes nest, and end in the reverse order.
 #[must_use = "the scope ends when the value is dropped"]
 pub(crate) struct NoIo {
     saved: kernel::ffi::c_uint,
@@ -18,10 +20,10 @@ pub(crate) struct NoIo {
 }
 
 impl NoIo {
-    /// Enters the scope. Any context that may allocate.
+    /// Enters the scope. Process context.
     pub(crate) fn enter() -> Self {
         NoIo {
-            // SAFETY: Only changes flags of the current task.
+            // SAFETY: The function has no preconditions; it changes flags of the current task.
             saved: unsafe { bindings::dmr_noio_save() },
             _not_send: NotThreadSafe,
         }
@@ -30,8 +32,8 @@ impl NoIo {
 
 impl Drop for NoIo {
     fn drop(&mut self) {
-        // SAFETY: `saved` came from the matching save on this task: the value cannot leave its
-        // thread.
+        // SAFETY: `saved` is the result of the matching save, which this task made: the value
+        // cannot leave its thread.
         unsafe { bindings::dmr_noio_restore(self.saved) }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's parameters.
+//! The parameters of the module.
 
 use crate::{
     bindings,
@@ -14,41 +14,42 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The names in the parameter `targets`; none if the user named none.
-fn names() -> impl Iterator<Item = &'static [u8]> {
-    // SAFETY: The helper returns the parameter's string, never null, that lives as long as the
-    // module and is read-only.
+/// Returns the names in the parameter `targets`; no name if the parameter is not set.
+fn target_names() -> impl Iterator<Item = &'static [u8]> {
+    // SAFETY: The helper returns the parameter's string, which is never null, lives as long as the
+    // module, and is not changed: the parameter cannot be written.
     let list = unsafe { c_string(bindings::dmr_param_targets()) };
     bytes(list)
         .split(|&c| c == b',')
         .filter(|name| !name.is_empty())
 }
 
-/// Whether the user chose targets by the parameter `targets`. Any context.
+/// Returns whether the parameter `targets` is set. Any context.
 pub(crate) fn are_targets_chosen() -> bool {
-    names().next().is_some()
+    target_names().next().is_some()
 }
 
-/// Whether a target is to be registered: it is named, or nothing is. Any context.
+/// Returns whether a target is to be registered: the parameter `targets` names it, or is not set.
+/// Any context.
 pub(crate) fn is_target_enabled(target: &CStr) -> bool {
-    !are_targets_chosen() || names().any(|name| name == bytes(target))
+    !are_targets_chosen() || target_names().any(|name| name == bytes(target))
 }
 
-/// Adds a registered target to the parameter `serves`, which users read. Called by the module's
-/// `init` only.
+/// Adds a registered target to the parameter `serves`, which users read. Called by the `init` of
+/// the module only.
 pub(crate) fn add_served(target: &CStr) {
-    // SAFETY: The string is nul-terminated, and copied; `init` has one caller, so no two calls run
-    // at the same time.
+    // SAFETY: The string is nul-terminated, and the helper copies it. No two calls run at a time,
+    // because `init` runs once.
     unsafe { bindings::dmr_param_add_served(target.as_char_ptr()) }
 }
 
-/// Refuses names that do not exist.
+/// Checks that each name in the parameter `targets` is that of a target. Process context.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with a message, for the first of them.
+/// `EINVAL`, with a log message, if a name is unknown.
 pub(crate) fn check_target_names(exists: impl Fn(&[u8]) -> bool) -> Result {
-    for name in names() {
+    for name in target_names() {
         if !exists(name) {
             let text = core::str::from_utf8(name).unwrap_or("?");
             err!(
@@ -62,16 +63,16 @@ pub(crate) fn check_target_names(exists: impl Fn(&[u8]) -> bool) -> Result {
     Ok(())
 }
 
-/// The share of the time, in percent, that the hydration of a clone may use; more than 100 means
-/// the same as 100.
+/// Returns the percentage of time that the hydration of a clone may use. A value above 100 means
+/// 100. Any context.
 pub(crate) fn hydration_throttle() -> u32 {
-    // SAFETY: No preconditions.
+    // SAFETY: The function has no preconditions.
     unsafe { bindings::dmr_param_clone_throttle() }
 }
 
-/// How many chunks a snapshot may be copying before writers have to wait: the parameter
-/// `snapshot_cow_threshold`. Any context.
+/// Returns the number of chunks that a snapshot may be copying before writers have to wait. Any
+/// context.
 pub(crate) fn snapshot_threshold() -> u32 {
-    // SAFETY: No preconditions.
+    // SAFETY: The function has no preconditions.
     unsafe { bindings::dmr_param_snapshot_threshold() }
 }

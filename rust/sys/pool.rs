@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory pools: allocation that always succeeds in the end, on the I/O path too.
+//! Memory pools, whose reserve lets allocation on the I/O path make progress when memory is short.
+//!
+//! C header: [`include/linux/mempool.h`](srctree/include/linux/mempool.h)
 
 use crate::bindings;
 use core::{
@@ -19,32 +21,41 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A `mempool_t` of values of type `T`, with a reserve of elements that is kept for hard times.
+/// A `mempool_t` for values of type `T`.
 ///
-/// Shared by reference count, because each [`PoolBox`] must be able to return its memory.
+/// The pool is reference-counted, because each [`PoolBox`] returns its memory to it.
+///
+/// # Invariants
+///
+/// The pointer is to a live mempool of elements as large as an `Element<T>`.
 pub(crate) struct Pool<T> {
     raw: NonNull<kb::mempool_t>,
     _marker: PhantomData<fn() -> T>,
 }
 
-/// What lies in an element: the value, and the pool that the element goes back to.
+/// The content of an element: a value, and the pool to which the element returns.
 struct Element<T> {
     pool: Arc<Pool<T>>,
     value: T,
 }
 
-// SAFETY: A mempool may be used from any thread; it holds memory, not values of `T`.
+// SAFETY: A mempool is not tied to a thread. It holds free memory, no values of `T`.
 unsafe impl<T> Send for Pool<T> {}
-// SAFETY: As above: all operations of a mempool are thread-safe.
+// SAFETY: Any number of threads may call the functions of a mempool at a time.
 unsafe impl<T> Sync for Pool<T> {}
 
 impl<T> Pool<T> {
-    /// Makes a pool with room for `reserve` values. May sleep.
+    /// Creates a pool with a reserve for `reserve` values. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(reserve: u16) -> Result<Arc<Self>> {
         // The elements come from kmalloc, which aligns any size to at least 8 bytes.
         const { assert!(align_of::<Element<T>>() <= 8) };
-        // SAFETY: No preconditions.
+        // SAFETY: The function has no preconditions.
         let raw = unsafe { bindings::dmr_mempool_create(reserve.into(), size_of::<Element<T>>()) };
+        // INVARIANT: The mempool was created above, for elements of this size.
         let pool = Pool {
             raw: NonNull::new(raw).ok_or(ENOMEM)?,
             _marker: PhantomData,
@@ -52,9 +63,13 @@ impl<T> Pool<T> {
         Ok(Arc::new(pool, GFP_KERNEL)?)
     }
 
-    /// Allocates for `value` without waiting, or gives it back. Any context.
+    /// Moves `value` into memory of the pool, without waiting. Any context.
+    ///
+    /// # Errors
+    ///
+    /// Returns `value` if there is no memory.
     pub(crate) fn try_boxed(self: &Arc<Self>, value: T) -> Result<PoolBox<T>, T> {
-        // SAFETY: The pool is live.
+        // SAFETY: By the invariant, the pool is live.
         let raw = unsafe { bindings::dmr_mempool_alloc_nowait(self.raw.as_ptr()) };
         match NonNull::new(raw.cast()) {
             Some(slot) => Ok(PoolBox::init(self, slot, value)),
@@ -65,7 +80,7 @@ impl<T> Pool<T> {
 
 impl<T> Drop for Pool<T> {
     fn drop(&mut self) {
-        // SAFETY: Every element in use holds a reference to the pool, so all have been returned.
+        // SAFETY: Each element in use holds a reference to the pool, so all were returned.
         unsafe { kb::mempool_destroy(self.raw.as_ptr()) }
     }
 }
@@ -74,52 +89,54 @@ impl<T> Drop for Pool<T> {
 ///
 /// # Invariants
 ///
-/// The pointer is to an initialised element of the pool it names, owned by this box.
+/// The pointer is to an initialised element, owned by this box, of the pool that the element names.
 pub(crate) struct PoolBox<T>(NonNull<Element<T>>);
 
-// SAFETY: The box owns its value, so it moves between threads as the value does; the pool is
-// thread-safe.
+// SAFETY: The box owns its value, for which `T: Send`. The pool may be used by any thread.
 unsafe impl<T: Send> Send for PoolBox<T> {}
 
 impl<T> PoolBox<T> {
     fn init(pool: &Arc<Pool<T>>, slot: NonNull<Element<T>>, value: T) -> Self {
-        // SAFETY: The element is large and aligned enough (see `Pool::new`), and ours alone.
+        // SAFETY: The pool has just allocated the element for this box. It is as large as an
+        // `Element<T>`, and aligned for it, as `Pool::new` asserts.
         unsafe {
             slot.as_ptr().write(Element {
                 pool: pool.clone(),
                 value,
             })
         };
-        // INVARIANT: Just initialised.
+        // INVARIANT: The element was initialised above.
         PoolBox(slot)
     }
 
-    /// Moves the value out and returns the memory to the pool. Any context.
+    /// Moves the value out, and returns the memory to the pool. Any context.
     pub(crate) fn into_inner(self) -> T {
         let slot = ManuallyDrop::new(self).0;
-        // SAFETY: By the invariant the element is initialised; nothing uses it after this.
+        // SAFETY: By the invariant, the element is initialised. It is read once: `self` is
+        // forgotten.
         let Element { pool, value } = unsafe { slot.as_ptr().read() };
-        // SAFETY: The element came from this pool and has been moved out of.
+        // SAFETY: The element is one of this pool, and its content was moved out above.
         unsafe { kb::mempool_free(slot.as_ptr().cast(), pool.raw.as_ptr()) };
         value
     }
 
-    /// Gives the box up as a pointer for a C callback's context; [`from_raw`](Self::from_raw) takes
-    /// it back.
+    /// Turns the box into a pointer, for the context of a C callback.
+    ///
+    /// [`from_raw`](Self::from_raw) turns it back into a box. Any context.
     pub(crate) fn into_raw(self) -> *mut c_void {
         ManuallyDrop::new(self).0.as_ptr().cast()
     }
 
-    /// Takes a box back from a C callback's context.
+    /// Turns the context of a C callback back into a box. Any context.
     ///
     /// # Safety
     ///
-    /// - `raw` comes from [`into_raw`](Self::into_raw) of the same `T`.
-    /// - It is taken back once only.
+    /// - `raw` is the result of [`into_raw`](Self::into_raw) of the same `T`.
+    /// - Each result of `into_raw` is passed at most once.
     pub(crate) unsafe fn from_raw(raw: *mut c_void) -> Self {
-        // SAFETY: By the contract the pointer is that of a box, which is never null.
-        // INVARIANT: By the contract the element is initialised and ownership comes with the
-        // pointer.
+        // SAFETY: By this function's contract, the pointer is that of a box, which is never null.
+        // INVARIANT: By this function's contract, the element is initialised, and the new box is
+        // its only owner.
         PoolBox(unsafe { NonNull::new_unchecked(raw.cast()) })
     }
 }
@@ -128,22 +145,23 @@ impl<T> Deref for PoolBox<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: By the invariant.
+        // SAFETY: By the invariant, the element is initialised and owned by `self`.
         unsafe { &self.0.as_ref().value }
     }
 }
 
 impl<T> DerefMut for PoolBox<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: By the invariant, and `self` is borrowed mutably.
+        // SAFETY: By the invariant, the element is initialised and owned by `self`, which is
+        // borrowed mutably.
         unsafe { &mut self.0.as_mut().value }
     }
 }
 
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
-        // SAFETY: A second box of the same element, of which only one is ever dropped with effect:
-        // `self` ends here and has no other fields to drop.
+        // SAFETY: This makes a second box of the same element. Only that one frees the element:
+        // `self` ends here, and has no fields that would be dropped.
         drop(unsafe { core::ptr::read(self) }.into_inner());
     }
 }

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Workqueues, and the work items on them.
+//! Workqueues, and work items on them.
+//!
+//! The kernel crate's `Queue` cannot be created by a module, and its work items cannot be
+//! cancelled.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use crate::{
     bindings,
@@ -29,52 +34,62 @@ use kernel::{
     }, //
 };
 
-/// A workqueue of our own with `WQ_MEM_RECLAIM`: its work makes progress even when memory is short.
+/// A workqueue with `WQ_MEM_RECLAIM`, so that its items make progress when memory is short.
+///
+/// # Invariants
+///
+/// The pointer is to a workqueue that [`Service::destroy`] has not destroyed yet.
 pub(crate) struct OwnedWorkqueue {
     wq: NonNull<kb::workqueue_struct>,
 }
 
-// SAFETY: Workqueues may be used from any thread.
+// SAFETY: A workqueue is not tied to a thread.
 unsafe impl Send for OwnedWorkqueue {}
-// SAFETY: As above; all operations are thread-safe.
+// SAFETY: Any number of threads may call the functions of a workqueue at a time.
 unsafe impl Sync for OwnedWorkqueue {}
 
 impl Service for OwnedWorkqueue {
     unsafe fn destroy(&self) {
-        // SAFETY: The queue is ours, and nobody uses it any more. What is pending runs first.
+        // SAFETY: By the invariant, the workqueue exists; by this function's contract, nothing uses
+        // it now or later. Pending items run before it is destroyed.
         unsafe { kb::destroy_workqueue(self.wq.as_ptr()) }
     }
 }
 
-/// On which CPU the items of a queue run.
+/// The CPU on which the items of a queue run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueueKind {
-    /// On that which enqueued them.
+    /// The CPU that enqueued the item (`WQ_PERCPU`).
     PerCpu,
-    /// On whichever is idle.
+    /// Any CPU, preferably an idle one (`WQ_UNBOUND`).
     Unbound,
 }
 
-/// A use of a workqueue. A target gets it from its constructor (`New::queue`), may clone and drop
-/// it anywhere, and forgets nothing by that: its destructor waits until all uses are gone, then for
-/// the items that are pending, and destroys the queue.
+/// A reference to a workqueue.
 ///
-/// An item that waits for a delay keeps its queue, since its container has a use of it: see
-/// [`HasQueue`].
+/// A target creates it by [`TargetBuilder::queue`](crate::dm::target::TargetBuilder::queue), and
+/// may clone and drop it anywhere. The target's destructor waits until no reference is left and no
+/// item is pending, and then destroys the queue. An item that waits for a delay keeps its queue,
+/// because its container has a reference to it: see [`HasQueue`].
 pub(crate) type WorkQueue = ServiceRef<OwnedWorkqueue>;
 
-/// A container of work items that has the queue of those which wait for a delay.
+/// A container of delayed work items, with a reference to their queue.
 pub(crate) trait HasQueue {
-    /// The queue.
+    /// Returns the queue. Any context.
     fn queue(&self) -> &WorkQueue;
 }
 
 impl WorkQueue {
-    /// Makes a queue that runs several items at once. Sleeps.
+    /// Creates a queue that runs several items at a time. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// As [`ServiceRef::new`].
+    /// The owner is dropped before the module is unloaded, in process context, and not by an item
+    /// of the queue.
     pub(crate) unsafe fn make(
         name: &CStr,
         kind: QueueKind,
@@ -85,24 +100,24 @@ impl WorkQueue {
         };
         let flags = bindings::DMR_WQ_MEM_RECLAIM | kind;
         let make = || {
-            // SAFETY: `name` is nul-terminated; the kernel copies it.
+            // SAFETY: `name` is nul-terminated, and the kernel copies it.
             let wq = unsafe { bindings::dmr_alloc_workqueue(name.as_char_ptr(), flags, 0) };
             let wq = NonNull::new(wq).ok_or(ENOMEM)?;
             Ok(OwnedWorkqueue { wq })
         };
-        // SAFETY: By the contract.
+        // SAFETY: This function has the contract of `ServiceRef::new`.
         unsafe { ServiceRef::new(make) }
     }
 
     fn as_queue(&self) -> &Queue {
-        // SAFETY: The queue lives as long as `self`.
+        // SAFETY: By the invariant, the workqueue exists as long as `self`.
         unsafe { Queue::from_raw(self.wq.as_ptr()) }
     }
 
-    /// Makes an item run soon. Does nothing if it is pending already, or just being cancelled. Any
-    /// context.
+    /// Enqueues an item.
     ///
-    /// When the last target that has the queue is past its destructor, the item is dropped instead.
+    /// Nothing happens if the item is pending or being cancelled. If the queue is closing, because
+    /// the last target that owns it is being destroyed, the item is dropped instead. Any context.
     pub(crate) fn enqueue<T, const ID: u64>(&self, item: Arc<T>)
     where
         T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
@@ -110,40 +125,40 @@ impl WorkQueue {
         if self.is_closing() {
             return;
         }
-        // An error gives the reference back because the item is pending: it will run, which is what
-        // was asked for.
+        // An error returns the reference, because the item is pending: it will run.
         let _ = self.as_queue().enqueue::<Arc<T>, ID>(item);
     }
 }
 
-/// Makes an item run soon, on a queue of the kernel without a rescuer, for what may take long and
-/// nobody waits for. Does nothing if it is pending already, or just being cancelled. Any context.
+/// Enqueues an item on a queue of the kernel that has no rescuer.
+///
+/// Nothing happens if the item is pending or being cancelled. For items that may take long and that
+/// no I/O waits for. Any context.
 ///
 /// # Safety
 ///
-/// Before the module can go, the item has run, or is cancelled.
+/// The item has run, or is cancelled, before the module is unloaded.
 pub(crate) unsafe fn enqueue_on_system<T, const ID: u64>(item: Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID> + Send + Sync + 'static,
 {
-    // Not by the kernel crate's functions: of the queues that those give, the kernel says that they
-    // are deprecated.
-    // SAFETY: The kernel makes the queue when it starts, and keeps it.
+    // The kernel crate's functions for this return queues that the kernel has deprecated.
+    // SAFETY: The kernel creates the queue when it boots, and never destroys it.
     let queue = unsafe { Queue::from_raw(kb::system_dfl_wq) };
     let _ = queue.enqueue::<Arc<T>, ID>(item);
 }
 
-/// Makes an item run after `delay`. Does nothing if it is pending already, or just being cancelled.
-/// Any context.
+/// Enqueues an item after a delay. C counterpart: `queue_delayed_work()`.
 ///
-/// When the last target that has the queue is past its destructor, the item is dropped instead.
+/// Nothing happens if the item is pending or being cancelled. If the queue is closing, because the
+/// last target that owns it is being destroyed, the item is dropped instead. Any context.
 pub(crate) fn enqueue_delayed<T, const ID: u64>(item: Arc<T>, delay: Delta)
 where
     T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
-    // A queue is not destroyed while it has users, but its destruction does not wait for timers. So
-    // whoever waits for one must be a user. It is: the item keeps its container, and for as long as
-    // anybody has that, it has the queue that it lends here.
+    // `destroy_workqueue` does not wait for timers, so an item that waits for its delay must have a
+    // reference to the queue. It has: the pending item keeps its container, and the container keeps
+    // the reference that it lends here.
     let queue = item.queue().clone();
     if !queue.is_closing() {
         let delay = time::to_jiffies(delay);
@@ -151,76 +166,76 @@ where
     }
 }
 
-/// Makes an item run after `delay`, counted from now even if it is pending already. Any context.
+/// Enqueues an item after a delay, which begins anew if the item is pending. Any context.
 pub(crate) fn rearm<T, const ID: u64>(item: Arc<T>, delay: Delta)
 where
     T: HasQueue + WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
 {
-    // Not `mod_delayed_work`: if the item is just being cancelled, that takes it off, or does not
-    // queue it, and says neither.
+    // `mod_delayed_work` does not tell whether it queued an item that is being cancelled, and so
+    // not whether the reference belongs to the queue.
     let container = Arc::as_ptr(&item);
-    // SAFETY: The item was initialised with its container, which `item` keeps alive.
+    // SAFETY: The item was initialised with its container, which `item` keeps.
     if unsafe { kb::cancel_delayed_work(delayed_work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
-        // ours to take back.
+        // SAFETY: The item was pending and no longer is. The reference that enqueueing turned into
+        // a pointer is therefore not used by the queue any more.
         drop(unsafe { Arc::from_raw(container) });
     }
     enqueue_delayed::<T, ID>(item, delay);
 }
 
-/// The work of a live container.
+/// Returns the work of a live container.
 fn work<T: HasWork<T, ID>, const ID: u64>(container: *const T) -> *mut kb::work_struct {
-    // SAFETY: The callers pass live containers.
+    // SAFETY: All callers of this private function pass live containers.
     let work = unsafe { T::raw_get_work(container.cast_mut()) };
-    // SAFETY: The field of a live container.
+    // SAFETY: `raw_get_work` returned a pointer to the field of a live container.
     unsafe { Work::raw_get(work) }
 }
 
-/// The delayed work of a live container.
+/// Returns the delayed work of a live container.
 fn delayed_work<T: HasDelayedWork<T, ID>, const ID: u64>(
     container: *const T,
 ) -> *mut kb::delayed_work {
     let work = work::<T, ID>(container);
-    // SAFETY: `HasDelayedWork` promises that the work is the field of a `delayed_work`.
+    // SAFETY: `HasDelayedWork` guarantees that the work is a field of a `delayed_work`.
     unsafe { container_of!(work, kb::delayed_work, work) }
 }
 
-/// Waits until an item that is queued or running now has ended. Sleeps.
+/// Waits until an item that is queued or running has ended. C counterpart: `flush_work()`. May
+/// sleep.
 pub(crate) fn flush<T, const ID: u64>(item: &Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID>,
 {
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps
-    // alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps.
     unsafe { kb::flush_work(work::<T, ID>(Arc::as_ptr(item))) };
 }
 
-/// Takes an item off its queue, or waits until its running instance has ended. Sleeps.
+/// Removes an item from its queue, and waits until it has ended if it is running. C counterpart:
+/// `cancel_work_sync()`. May sleep.
 pub(crate) fn cancel<T, const ID: u64>(item: &Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasWork<T, ID>,
 {
     let container = Arc::as_ptr(item);
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps
-    // alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps.
     if unsafe { kb::cancel_work_sync(work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
-        // ours to take back.
+        // SAFETY: The item was pending and no longer is. The reference that enqueueing turned into
+        // a pointer is therefore not used by the queue any more.
         drop(unsafe { Arc::from_raw(container) });
     }
 }
 
-/// The same as [`cancel`], for an item that may wait for its delay.
+/// Cancels an item as [`cancel`] does, also while it waits for its delay. C counterpart:
+/// `cancel_delayed_work_sync()`. May sleep.
 pub(crate) fn cancel_delayed<T, const ID: u64>(item: &Arc<T>)
 where
     T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID>,
 {
     let container = Arc::as_ptr(item);
-    // SAFETY: The item was initialised with its container, which the caller's reference keeps
-    // alive.
+    // SAFETY: The item was initialised with its container, which the caller's reference keeps.
     if unsafe { kb::cancel_delayed_work_sync(delayed_work::<T, ID>(container)) } {
-        // SAFETY: The item was pending and now is not, so the reference that enqueueing leaked is
-        // ours to take back.
+        // SAFETY: The item was pending and no longer is. The reference that enqueueing turned into
+        // a pointer is therefore not used by the queue any more.
         drop(unsafe { Arc::from_raw(container) });
     }
 }

@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A sleeping reader-writer lock.
+//!
+//! Its user is `OriginGroup::active`, the list of the active snapshots of an origin. `map` reads
+//! the list for each write to the origin, on several CPUs at a time; the list changes when a table
+//! becomes active or ceases to be. With a `Mutex`, writes to the origin would wait for each other.
+//! The kernel crate has no reader-writer lock.
+//!
+//! C counterpart: `_origins_lock`, which `do_origin()` takes for reading.
+//!
+//! C header: [`include/linux/rwsem.h`](srctree/include/linux/rwsem.h)
 
 use crate::bindings;
 use core::{
@@ -22,7 +31,7 @@ use kernel::{
 };
 use pin_init::Wrapper as _;
 
-/// Data behind a `struct rw_semaphore`: many readers or one writer. Taking it may sleep.
+/// Data behind a `struct rw_semaphore`: many readers, or one writer.
 #[pin_data]
 pub(crate) struct RwSem<T> {
     #[pin]
@@ -33,11 +42,12 @@ pub(crate) struct RwSem<T> {
 
 // SAFETY: The data moves to another thread with the lock, so it must be `Send`.
 unsafe impl<T: Send> Send for RwSem<T> {}
-// SAFETY: Writers get `&mut T` on any thread (`Send`), readers share `&T` among threads (`Sync`).
+// SAFETY: A writer on any thread gets `&mut T`, for which `T: Send`; readers on several threads
+// share `&T`, for which `T: Sync`.
 unsafe impl<T: Send + Sync> Sync for RwSem<T> {}
 
 impl<T> RwSem<T> {
-    /// Makes an initialiser; use [`new_rw_sem!`].
+    /// Creates an initialiser. Use [`new_rw_sem!`]. Any context.
     pub(crate) fn new(
         value: T,
         name: &'static CStr,
@@ -45,16 +55,16 @@ impl<T> RwSem<T> {
     ) -> impl PinInit<Self> {
         pin_init!(Self {
             sem <- Opaque::ffi_init(|slot| {
-                // SAFETY: `slot` can be written; `name` and `key` live for ever.
+                // SAFETY: The slot can be written; `name` and `key` live for ever.
                 unsafe { bindings::dmr_init_rwsem(slot, name.as_char_ptr(), key.as_ptr()) }
             }),
             data <- UnsafeCell::pin_init(value),
         })
     }
 
-    /// Takes the lock for reading. Sleeps.
+    /// Takes the lock for reading. May sleep.
     pub(crate) fn read(&self) -> ReadGuard<'_, T> {
-        // SAFETY: The semaphore was initialised by `new` and is pinned.
+        // SAFETY: `new` initialised the semaphore, which is pinned.
         unsafe { kb::down_read(self.sem.get()) };
         ReadGuard {
             lock: self,
@@ -62,9 +72,9 @@ impl<T> RwSem<T> {
         }
     }
 
-    /// Takes the lock for writing. Sleeps.
+    /// Takes the lock for writing. May sleep.
     pub(crate) fn write(&self) -> WriteGuard<'_, T> {
-        // SAFETY: The semaphore was initialised by `new` and is pinned.
+        // SAFETY: `new` initialised the semaphore, which is pinned.
         unsafe { kb::down_write(self.sem.get()) };
         WriteGuard {
             lock: self,
@@ -91,7 +101,7 @@ impl<T> Deref for ReadGuard<'_, T> {
 
 impl<T> Drop for ReadGuard<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The guard's existence means that this thread holds the semaphore for reading.
+        // SAFETY: This thread has held the semaphore for reading since the guard was created.
         unsafe { kb::up_read(self.lock.sem.get()) }
     }
 }
@@ -122,12 +132,12 @@ impl<T> DerefMut for WriteGuard<'_, T> {
 
 impl<T> Drop for WriteGuard<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The guard's existence means that this thread holds the semaphore for writing.
+        // SAFETY: This thread has held the semaphore for writing since the guard was created.
         unsafe { kb::up_write(self.lock.sem.get()) }
     }
 }
 
-/// Makes an [`RwSem`] initialiser with a lock class of its own.
+/// Creates an [`RwSem`] initialiser with a lock class of its own.
 macro_rules! new_rw_sem {
     ($value:expr, $name:literal) => {
         $crate::sys::rw_sem::RwSem::new(

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Services of the kernel that run code of the module: workqueues, clients of kcopyd.
+//! Services of the kernel that run code of the module: workqueues and clients of kcopyd.
 //!
-//! Such a service must be destroyed before the module can go, and not by code that it runs itself:
-//! that would wait for its own end. With counted references alone, whoever drops the last one
-//! decides when and where. So a service has two kinds of owners. A [`ServiceRef`] uses it, may be cloned
-//! and dropped anywhere, and destroys nothing. A [`ServiceOwner`] is held by what has a destructor in
-//! process context; the last one waits there until no user is left, then destroys the service.
+//! Such a service must be destroyed before the module is unloaded, and not by code that it runs
+//! itself, which would wait for its own end. A plain reference count cannot ensure either, because
+//! the service would be destroyed wherever the last reference happens to be dropped. A service
+//! therefore has two kinds of references:
+//!
+//! - a [`ServiceRef`] uses the service. It can be cloned and dropped anywhere, and destroys
+//!   nothing.
+//! - a [`ServiceOwner`] belongs to something that is destroyed in process context. When the last
+//!   owner is dropped, it waits until no `ServiceRef` is left, and then destroys the service.
 
 use crate::sys::wait::{
     new_wait_queue,
@@ -26,14 +30,14 @@ use kernel::{
     }, //
 };
 
-/// What can be kept.
+/// A service of the kernel that runs code of the module.
 pub(crate) trait Service: Send + Sync + 'static {
-    /// Waits until none of its callbacks runs any more, and destroys it. Sleeps.
+    /// Waits until none of the service's callbacks runs, and destroys it. May sleep.
     ///
     /// # Safety
     ///
-    /// Called once, not from one of its own callbacks; nobody uses the service at the same time, or
-    /// after it.
+    /// - This is called once, and not from one of the service's own callbacks.
+    /// - Nothing uses the service at the same time, or afterwards.
     unsafe fn destroy(&self);
 }
 
@@ -42,31 +46,35 @@ struct Inner<S> {
     service: S,
     owners: Atomic<i32>,
     users: Atomic<i32>,
-    /// The last keeper waits for the users.
+    /// The last owner is being dropped.
     closing: Atomic<bool>,
     #[pin]
     unused: WaitQueue,
 }
 
-/// A use of a service, which lives at least as long.
+/// A reference to a service, which exists for as long as the reference does.
 pub(crate) struct ServiceRef<S: Service>(Arc<Inner<S>>);
 
-/// An owner of a service. The service is destroyed by the last one, which waits for the users.
+/// An owner of a service. The last one to be dropped waits for the users and destroys the service.
 pub(crate) struct ServiceOwner<S: Service> {
     inner: Arc<Inner<S>>,
-    /// Not counted out yet.
+    /// This owner is included in `Inner::owners`.
     counted: bool,
-    /// The last one to be counted out.
+    /// No owner was left in `Inner::owners` after this one.
     last: bool,
 }
 
 impl<S: Service> ServiceRef<S> {
-    /// Makes a service, its first use and its first keeper. Sleeps.
+    /// Creates a service, the first reference to it, and its first owner. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or the error of `make`.
     ///
     /// # Safety
     ///
-    /// The keeper is dropped before the module can go, in process context, and not by a callback of
-    /// the service.
+    /// The owner is dropped before the module is unloaded, in process context, and not by a
+    /// callback of the service.
     pub(crate) unsafe fn new(make: impl FnOnce() -> Result<S>) -> Result<(Self, ServiceOwner<S>)> {
         let inner = Arc::pin_init(
             try_pin_init!(Inner {
@@ -74,7 +82,7 @@ impl<S: Service> ServiceRef<S> {
                 owners: Atomic::new(1),
                 users: Atomic::new(1),
                 closing: Atomic::new(false),
-                unused <- new_wait_queue!("dm_rust_kept"),
+                unused <- new_wait_queue!("dm_rust_service"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -82,11 +90,16 @@ impl<S: Service> ServiceRef<S> {
         Ok((ServiceRef(inner), owner))
     }
 
-    /// Another keeper. `EBUSY` if the last one is waiting for the users already.
+    /// Creates another owner. Any context.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if the last owner is being dropped.
     ///
     /// # Safety
     ///
-    /// As [`new`](Self::new).
+    /// The owner is dropped before the module is unloaded, in process context, and not by a
+    /// callback of the service.
     pub(crate) unsafe fn owner(&self) -> Result<ServiceOwner<S>> {
         let owners = &self.0.owners;
         let mut known = owners.load(Relaxed);
@@ -99,7 +112,8 @@ impl<S: Service> ServiceRef<S> {
         Err(EBUSY)
     }
 
-    /// Whether the last keeper waits for the users: nothing new is to be begun. Any context.
+    /// Returns whether the last owner is being dropped. If so, callers start nothing new. Any
+    /// context.
     pub(crate) fn is_closing(&self) -> bool {
         self.0.closing.load(Relaxed)
     }
@@ -129,7 +143,7 @@ impl<S: Service> Drop for ServiceRef<S> {
 }
 
 impl<S: Service> ServiceOwner<S> {
-    /// One that has been counted.
+    /// Wraps an owner that is included in `Inner::owners`.
     fn new(inner: Arc<Inner<S>>) -> Self {
         ServiceOwner {
             inner,
@@ -139,10 +153,12 @@ impl<S: Service> ServiceOwner<S> {
     }
 }
 
-/// A [`ServiceOwner`] of any service.
+/// A [`ServiceOwner`] of any type of service.
 pub(crate) trait AnyServiceOwner: Send {
-    /// Counts the keeper out. If it was the last one, nothing new begins, so that users which go on
-    /// by themselves come to an end. Dropping it does so too, and then waits for them.
+    /// Gives up the ownership, without waiting.
+    ///
+    /// If this was the last owner, the service starts nothing new, so that users which restart
+    /// themselves come to an end. Dropping the owner then waits for them. Any context.
     fn resign(&mut self);
 }
 
@@ -165,8 +181,9 @@ impl<S: Service> Drop for ServiceOwner<S> {
         }
         let users = &self.inner.users;
         self.inner.unused.wait_until(|| users.load(Acquire) == 0);
-        // SAFETY: By the contract of whoever made it, not in a callback. No use is left, hence none
-        // is made either; and there is but one last keeper.
+        // SAFETY: Only one owner was the last one. By the contract of the function that made this
+        // owner, no callback of the service is running here. No reference is left from which
+        // another one could be made, so nothing uses the service.
         unsafe { self.inner.service.destroy() }
     }
 }
