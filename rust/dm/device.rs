@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that a target uses, and the target's own handle.
+//! The devices that a target uses, and the target's handle to its own mapped device.
 //!
-//! Both point into structures of device-mapper that die when the target's destructor returns. A
-//! shared [`TargetResources`] counts them, and the destructor waits for the count to drop to zero: a handle
-//! can never outlive what it points to.
+//! Both point into structures of device-mapper that are freed when the target's destructor returns.
+//! [`TargetResources`] counts these pointers, and the destructor waits until none is left.
+//!
+//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h), `struct
+//! dm_target`, `struct dm_dev`
 
 use crate::{
     bindings,
@@ -59,17 +61,22 @@ use kernel::{
     }, //
 };
 
-/// What keeps a `struct dm_target` in place while safe code has pointers into it, and closes its
-/// devices at the end.
+/// What a target owns until its destructor: open devices, services, and its event work.
 ///
-/// Device-mapper's list of a table's devices has no lock: it counts on constructors and
-/// destructors, which it runs one at a time. So devices are opened only in the constructor
-/// ([`TargetBuilder`](super::target::New) cannot leave it), and closed only by [`close`](Self::close), in the
-/// destructor, whichever thread drops a [`Device`].
+/// It also keeps the `struct dm_target` in place while safe code has pointers into it.
 ///
-/// Of a device the file is kept, never its `dm_dev`: if another line of the table wants more of the
-/// device than reading, device-mapper opens the device again and frees the `dm_dev` that all lines
-/// have. Whoever needs one gets it anew.
+/// Device-mapper's list of a table's devices has no lock. It relies on constructors and
+/// destructors, of which device-mapper runs one at a time. Devices are therefore opened in the
+/// constructor only ([`TargetBuilder`](super::target::TargetBuilder) cannot leave it), and closed
+/// in the destructor only, by [`close`](Self::close), whichever thread drops the [`Device`].
+///
+/// A reference to the file of a device is kept, and never one to its `dm_dev`: when another line of
+/// the table opens the device in another mode, device-mapper replaces the `dm_dev` of all lines.
+/// Code that needs the `dm_dev` looks it up.
+///
+/// # Invariants
+///
+/// `ti` points to a target whose destructor has not returned, as long as `close` has not returned.
 #[pin_data]
 pub(super) struct TargetResources {
     ti: NonNull<bindings::dm_target>,
@@ -78,7 +85,7 @@ pub(super) struct TargetResources {
     unused: WaitQueue,
     #[pin]
     opened: Mutex<Option<KBox<OpenedDevice>>>,
-    /// What runs code of the target: workqueues, clients of kcopyd.
+    /// The services that run code of the target: workqueues and clients of kcopyd.
     #[pin]
     services: Mutex<Option<KBox<OwnedService>>>,
     #[pin]
@@ -92,40 +99,44 @@ impl_has_work! {
 impl WorkItem for TargetResources {
     type Pointer = Arc<TargetResources>;
 
-    /// Raises an event.
+    /// Raises a dm event, from process context.
     fn run(this: Arc<TargetResources>) {
-        // SAFETY: The item is cancelled by `close`, while the target is there; its table lives as
-        // long, and does not change.
+        // SAFETY: `close` waits for this item, so the target exists. The target's table exists as
+        // long, and is always the same.
         unsafe { bindings::dm_table_event((*this.ti.as_ptr()).table) }
     }
 }
 
-/// A device to be closed, in the list of all of a target.
+/// A device to be closed, in the list of all devices of a target.
 struct OpenedDevice {
-    /// A reference of our own: the block device stays open for as long as we have it.
+    /// A counted reference, which keeps the block device open.
     file: NonNull<kb::file>,
     next: Option<KBox<OpenedDevice>>,
 }
 
-/// The keeper of a service, in the list of all of a target.
+/// The owner of a service, in the list of all services of a target.
 struct OwnedService {
     owner: KBox<dyn AnyServiceOwner>,
     next: Option<KBox<OwnedService>>,
 }
 
-// SAFETY: Pointers that are used as `TargetResources` says; the counters and lists have their own
-// synchronisation.
+// SAFETY: The target and the files are not tied to a thread. `close` uses them in process context.
 unsafe impl Send for TargetResources {}
-// SAFETY: As above.
+// SAFETY: The counter is atomic and the lists are behind locks. Of the target, safe code reads
+// constant fields only.
 unsafe impl Sync for TargetResources {}
 
 impl TargetResources {
-    /// Makes the resources of a target under construction. May sleep.
+    /// Creates the resources of a target under construction, none so far. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `ti` is the target of a running constructor; before it goes away, [`close`](Self::close) is
-    /// called.
+    /// `ti` is the target of the running constructor. [`close`](Self::close) is called before that
+    /// constructor fails or the target's destructor returns.
     pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Result<Arc<Self>> {
         let new = pin_init!(TargetResources {
             ti,
@@ -138,13 +149,18 @@ impl TargetResources {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
+    /// Counts another reference to the target. Any context.
     pub(super) fn reference(self: &Arc<Self>) -> TargetRef {
         self.users.fetch_add(1, Relaxed);
         TargetRef(self.clone())
     }
 
-    /// Makes a service, or another owner of one, and owns it until [`close`](Self::close), which
-    /// drops the keeper. Sleeps.
+    /// Creates a service, or another owner of one, and keeps the owner until
+    /// [`close`](Self::close). May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or the error of `make`.
     pub(super) fn own_service<R, S: Service>(
         &self,
         make: impl FnOnce() -> Result<(R, ServiceOwner<S>)>,
@@ -159,13 +175,11 @@ impl TargetResources {
         Ok(made)
     }
 
-    /// Waits until nothing points into the target any more, and nothing runs that it has started;
-    /// then closes its devices. Sleeps.
-    ///
-    /// For the constructor that fails, or the destructor.
+    /// Waits until no reference is left and no code of the target runs, and then closes its
+    /// devices. Called from the destructor, or from a constructor that fails. May sleep.
     pub(super) fn close(self: &Arc<Self>) {
         let mut services = self.services.lock().take();
-        // What goes on by itself would be a user for ever.
+        // First stop all services: work that enqueues itself would keep its reference for ever.
         let mut next = services.as_mut();
         while let Some(owned) = next {
             owned.owner.resign();
@@ -177,26 +191,27 @@ impl TargetResources {
             drop(owner);
             services = next;
         }
-        // Nobody has a handle any more, so none comes after it. An event that is pending is still
-        // raised: the mapped device may have another table by now, and users wait for it.
+        // No handle is left, so no event can be raised after this. A pending one is raised, not
+        // cancelled: the mapped device may have another table by now, and users wait for the event.
         queue::flush::<TargetResources, 0>(self);
         let mut next = self.opened.lock().take();
         while let Some(opened) = next {
             let OpenedDevice { file, next: rest } = KBox::into_inner(opened);
-            // SAFETY: Opened for this target by `Device::open`, not closed yet, and nobody uses it
-            // any more.
+            // SAFETY: `Device::open` opened the file for this target. It was removed from the list,
+            // so it is closed once, and no `Device` is left that uses it. By the invariant, the
+            // target exists.
             unsafe { bindings::dmr_device_close(self.ti.as_ptr(), file.as_ptr()) };
             next = rest;
         }
     }
 }
 
-/// One counted pointer into the target: while it lives, the target stays, and its devices stay
-/// open.
+/// A counted reference to a target, which keeps the target in place and its devices open.
 pub(super) struct TargetRef(Arc<TargetResources>);
 
 impl TargetRef {
-    /// Whether a device belongs to the same target, and so stays open as long as this lives.
+    /// Returns whether a device belongs to the same target, and so stays open as long as this
+    /// reference lives. Any context.
     pub(super) fn keeps(&self, device: &Device) -> bool {
         Arc::ptr_eq(&self.0, &device.target_ref.0)
     }
@@ -214,84 +229,89 @@ impl Drop for TargetRef {
     }
 }
 
-/// A live target's handle to its table and mapped device.
+/// A target's handle to its table and its mapped device.
 pub(crate) struct TargetHandle(TargetRef);
 
 impl TargetHandle {
+    /// Creates the handle of a target. Any context.
     pub(super) fn new(resources: &Arc<TargetResources>) -> Self {
         TargetHandle(resources.reference())
     }
 
     fn table(&self) -> *mut bindings::dm_table {
-        // SAFETY: The reference keeps the target in place; its table does not change.
+        // SAFETY: The reference keeps the target in place. Its table is always the same.
         unsafe { (*self.0.ti()).table }
     }
 
-    /// Wakes those who wait for an event of the mapped device (`dmsetup wait`, dmeventd). Any
-    /// context.
+    /// Raises a dm event, which wakes `dmsetup wait` and dmeventd. C counterpart:
+    /// `dm_table_event()`.
     ///
-    /// By a work item, for raising one takes a lock of all mapped devices, under which others
-    /// allocate memory. Not on a queue with a rescuer: that one may have to write back what the
-    /// allocation waits for.
+    /// A work item raises it, because `dm_table_event()` takes a lock of all mapped devices, under
+    /// which other threads allocate memory. The item is not on a queue with a rescuer, on which the
+    /// writes may depend that such an allocation waits for. Any context.
     pub(crate) fn raise_event(&self) {
-        // SAFETY: `close` cancels it, before the target goes, and with it the last pin of the
-        // module.
+        // SAFETY: `close` waits for the item before the target is freed, and each target keeps the
+        // module loaded.
         unsafe { queue::enqueue_on_system::<TargetResources, 0>(self.0 .0.clone()) }
     }
 
-    /// The identity of the mapped device: equal for all tables of one device. Any context.
+    /// Returns the identity of the mapped device, which all tables of one device share. Any
+    /// context.
     pub(crate) fn mapped_device(&self) -> MappedDevice {
-        // SAFETY: The table lives as long as the target; it belongs to one mapped device from its
-        // making on.
+        // SAFETY: The table exists as long as the target. It has belonged to the same mapped device
+        // since it was created.
         MappedDevice(unsafe { bindings::dm_table_get_md(self.table()) } as usize)
     }
 
-    /// The identity of the table that the target belongs to. Any context.
+    /// Returns the identity of the table that the target belongs to. Any context.
     pub(crate) fn table_id(&self) -> TableId {
         TableId(self.table() as usize)
     }
 
-    /// Whether the mapped device is suspended. Any context.
+    /// Returns whether the mapped device is suspended. Any context.
     pub(crate) fn is_suspended(&self) -> bool {
-        // SAFETY: The target is live.
+        // SAFETY: The reference keeps the target in place.
         unsafe { bindings::dm_suspended(self.0.ti()) != 0 }
     }
 
-    /// Whether the present suspension does not flush: bios may be handed back. Any context.
+    /// Returns whether the device is being suspended without flushing, so that bios may be
+    /// requeued. Any context.
     pub(crate) fn is_noflush_suspending(&self) -> bool {
-        // SAFETY: The target is live.
+        // SAFETY: The reference keeps the target in place.
         unsafe { bindings::dm_noflush_suspending(self.0.ti()) != 0 }
     }
 }
 
-/// `major:minor` of the mapped device, as device-mapper's own messages name it.
+/// Displays `major:minor` of the mapped device, as device-mapper's own messages do.
 impl fmt::Display for TargetHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: The table lives as long as the target, the mapped device as long as its table.
+        // SAFETY: The table exists as long as the target, and the mapped device as long as its
+        // table.
         let name = unsafe { bindings::dm_device_name(bindings::dm_table_get_md(self.table())) };
-        // SAFETY: The name is a nul-terminated string in the mapped device, set once.
+        // SAFETY: The name is a nul-terminated string within the mapped device, which never
+        // changes.
         write_bytes(f, bytes(unsafe { c_string(name) }))
     }
 }
 
-/// Identity of a mapped device; only to be compared.
+/// The identity of a mapped device, for comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MappedDevice(usize);
 
-/// Identity of a table, live or inactive; only to be compared.
+/// The identity of a table, live or inactive, for comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TableId(usize);
 
-/// The parts of a device's number.
+/// The minor part of a device number (`MINORBITS`).
 const MINOR_BITS: u32 = 20;
 const MINOR_MASK: u32 = (1 << MINOR_BITS) - 1;
 
-/// How a device is opened.
+/// The mode in which a device is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Only read.
+    /// For reading.
     Read,
-    /// Read and written.
+    /// For reading and writing.
     ReadWrite,
 }
 
@@ -299,19 +319,24 @@ pub(crate) enum Access {
 ///
 /// # Invariants
 ///
-/// The block device is that of a file in the list of the target's of opened devices.
+/// `bdev` is the block device of a file in the list of the target's open devices.
 pub(crate) struct Device {
     bdev: NonNull<kb::block_device>,
     target_ref: TargetRef,
 }
 
-// SAFETY: The device is open until it is dropped; block devices may be used from any thread.
+// SAFETY: A block device is not tied to a thread.
 unsafe impl Send for Device {}
-// SAFETY: As above.
+// SAFETY: Any number of threads may use a block device at a time.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Opens the device that a table line names, by path or `major:minor`. Sleeps.
+    /// Opens the device that a table line names, by path or by `major:minor`. C counterpart:
+    /// `dm_get_device()`. Called from the constructor. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of `dm_get_device()`.
     pub(super) fn open(
         resources: &Arc<TargetResources>,
         path: &CStr,
@@ -323,98 +348,107 @@ impl Device {
         };
         let entry = KBox::new_uninit(GFP_KERNEL)?;
         let ti = resources.ti.as_ptr();
-        // SAFETY: The target is under construction, and the path nul-terminated.
+        // SAFETY: The constructor of the target is running, and the path is nul-terminated.
         let file = unsafe { bindings::dmr_device_open(ti, path.as_char_ptr(), mode) };
         let file = NonNull::new(from_err_ptr(file)?).ok_or(ENODEV)?;
-        // SAFETY: The file is that of a block device.
+        // SAFETY: The helper returned the file of a block device.
         let bdev = unsafe { kb::file_bdev(file.as_ptr()) };
         let mut opened = resources.opened.lock();
         let next = opened.take();
         *opened = Some(KBox::write(entry, OpenedDevice { file, next }));
-        // INVARIANT: The file is in the list.
+        // INVARIANT: The file was added to the list above.
         Ok(Device {
             bdev: NonNull::new(bdev).ok_or(ENODEV)?,
             target_ref: resources.reference(),
         })
     }
 
-    /// The same device once more, for another owner within the target.
+    /// Returns another reference to the device. Any context.
     pub(crate) fn shared(&self) -> Self {
-        // INVARIANT: The list is the same.
+        // INVARIANT: This is the same block device, of the same target.
         Device {
             bdev: self.bdev,
             target_ref: self.target_ref.0.reference(),
         }
     }
 
-    /// The block device below, open as long as `self` lives: the target closes no file earlier.
+    /// Returns the block device. It is open as long as `self` lives, because the target closes no
+    /// file earlier. Any context.
     #[inline]
     pub(super) fn raw_bdev(&self) -> *mut kb::block_device {
         self.bdev.as_ptr()
     }
 
-    /// The target that the device was opened for.
+    /// Returns the target that the device was opened for. Any context.
     #[inline]
     pub(super) fn target(&self) -> NonNull<bindings::dm_target> {
         self.target_ref.0.ti
     }
 
-    /// Another counted pointer to the device's target. Any context.
+    /// Returns another reference to the target that the device was opened for. Any context.
     pub(super) fn target_ref(&self) -> TargetRef {
         self.target_ref.0.reference()
     }
 
-    /// Present size. Any context.
+    /// Returns the present size. Any context.
     pub(crate) fn sectors(&self) -> Sectors {
         // SAFETY: The block device is open.
         Sectors(unsafe { bindings::dmr_bdev_sectors(self.raw_bdev()) })
     }
 
-    /// Logical block size in bytes.
+    /// Returns the logical block size in bytes. Any context.
     pub(crate) fn logical_block_size(&self) -> u32 {
         // SAFETY: The block device is open.
         unsafe { bindings::dmr_bdev_logical_block_size(self.raw_bdev()) }
     }
 
-    /// The largest discard the device takes; zero if it takes none.
+    /// Returns the length of the largest discard, or zero if the device has none. Any context.
     pub(crate) fn max_discard(&self) -> Sectors {
         // SAFETY: The block device is open.
         Sectors(unsafe { bindings::dmr_bdev_max_discard_sectors(self.raw_bdev()) }.into())
     }
 
-    /// The device's own limits.
+    /// Returns the queue limits of the device. Any context.
     pub(crate) fn limits(&self) -> DeviceLimits<'_> {
-        // SAFETY: The block device is open; its limits are read field by field, as C code does too.
+        // SAFETY: The block device is open as long as `self` is borrowed.
         unsafe { DeviceLimits::new(bindings::dmr_bdev_limits(self.raw_bdev())) }
     }
 
-    /// Identity of the block device, equal for all who have it open.
+    /// Returns the number of the block device (`dev_t`), which identifies it. Any context.
     pub(crate) fn number(&self) -> u32 {
-        // SAFETY: The block device is open; its number never changes.
+        // SAFETY: The block device is open, and its number never changes.
         unsafe { (*self.raw_bdev()).bd_dev }
     }
 
-    /// Makes everything that the device acknowledged so far durable. Sleeps for I/O.
+    /// Makes all writes that the device has acknowledged durable. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the flush.
     pub(crate) fn flush(&self) -> Result {
         // SAFETY: The block device is open.
         to_result(unsafe { kb::blkdev_issue_flush(self.raw_bdev()) })
     }
 
-    /// Makes a range read as zeros, as the device does it best. Not durable by itself. Sleeps for
-    /// I/O.
+    /// Makes a range read as zeros, in the way that the device does it best. The zeros are not
+    /// durable before a flush. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the write.
     pub(crate) fn zero(&self, start: Sector, len: Sectors) -> Result {
         let flags = bindings::DMR_GFP_NOIO;
         // SAFETY: The block device is open.
         to_result(unsafe { kb::blkdev_issue_zeroout(self.raw_bdev(), start.0, len.0, flags, 0) })
     }
 
-    /// The block device's name as `%pg` prints it (`vda`, `dm-3`).
+    /// Returns the name of the block device, as `%pg` prints it (`vda`, `dm-3`). Any context.
     pub(crate) fn disk_name(&self) -> DiskName<'_> {
         DiskName(self)
     }
 }
 
-/// `major:minor`, as table lines show devices.
+/// Displays `major:minor`, as in table lines.
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = self.number();
@@ -422,13 +456,13 @@ impl fmt::Display for Device {
     }
 }
 
-/// See [`Device::disk_name`].
+/// The name of a block device, from [`Device::disk_name`].
 pub(crate) struct DiskName<'a>(&'a Device);
 
 impl fmt::Display for DiskName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut buffer = [0u8; 48];
-        // SAFETY: The block device is open; the buffer has the size that is given.
+        // SAFETY: The block device is open, and the buffer has the length that is passed.
         unsafe { bindings::dmr_bdev_name(self.0.raw_bdev(), buffer.as_mut_ptr(), buffer.len()) };
         let end = buffer.iter().position(|&c| c == 0).unwrap_or(buffer.len());
         write_bytes(f, buffer.get(..end).unwrap_or_default())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copying between devices, and writing zeros, by kcopyd.
+//! Copying between devices, and writing zeros, by kcopyd. C counterpart: `struct dm_kcopyd_client`.
 //!
 //! C header: [`include/linux/dm-kcopyd.h`](srctree/include/linux/dm-kcopyd.h)
 
@@ -39,54 +39,53 @@ use kernel::{
     sync::Arc, //
 };
 
-/// As many destinations a copy may have.
+/// The maximum number of destinations of one copy.
 pub(crate) const MAX_DESTINATIONS: usize = bindings::DM_KCOPYD_MAX_REGIONS as usize;
 
-/// What is to be copied. It owns what keeps its devices open.
+/// The description of a copy. It keeps its devices open.
 pub(crate) trait CopyJob: Send + Sized + 'static {
-    /// From where; `None` if zeros are to be written.
+    /// Returns the source; `None` if zeros are to be written. Any context.
     fn source(&self) -> Option<(&Device, Sector)>;
 
-    /// How much.
+    /// Returns the length. Any context.
     fn sectors(&self) -> Sectors;
 
-    /// Where to, by a number below [`MAX_DESTINATIONS`]; `None` ends the list.
+    /// Returns a destination, by a number below [`MAX_DESTINATIONS`]; `None` after the last one.
+    /// Any context.
     fn destination(&self, number: usize) -> Option<(&Device, Sector)>;
 
-    /// Called once, in the thread of kcopyd, which must not be held up.
+    /// Completes the copy. Called once, from the thread of kcopyd, which must not be delayed.
     fn done(this: PoolBox<Request<Self>>, result: KcopydResult);
 }
 
-/// Result of a copy.
+/// The result of a copy.
 #[derive(Clone, Copy)]
 pub(crate) struct KcopydResult {
     read_failed: bool,
-    /// One bit for each destination.
+    /// One bit per destination.
     writes_failed: c_ulong,
 }
 
-/// Result of a copy for one of its destinations.
+/// The result of a copy for one destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DestinationResult {
-    /// All data was written.
+    /// All data was written to it.
     Written,
-    /// The source or this destination failed.
+    /// Reading the source, or writing to this destination, failed.
     Failed,
-    /// Another destination failed, and that ended the copy: perhaps only a part was written.
+    /// Another destination failed, which ended the copy: a part may be missing.
     Unknown,
 }
 
 impl KcopydResult {
-    /// # Arguments
-    ///
-    /// `writes_failed` is what kcopyd tells about so many destinations.
+    /// Interprets the arguments of a `dm_kcopyd_notify_fn`.
     fn new(read_failed: bool, writes_failed: c_ulong, destinations: usize) -> Self {
         let all = (0..destinations).fold(0, |all, number| all | Self::bit(number));
         let known = writes_failed & all;
         KcopydResult {
             read_failed,
-            // An error without a destination is one of all of them, so a copy with an unknown end
-            // has a failed one too.
+            // An error without a destination counts for all of them, so that a copy that failed
+            // always has a failed destination.
             writes_failed: if writes_failed != 0 && known == 0 {
                 all
             } else {
@@ -100,12 +99,12 @@ impl KcopydResult {
         c_ulong::checked_shl(1, number).unwrap_or(0)
     }
 
-    /// Whether the data could be read.
+    /// Returns whether the source was read. Any context.
     pub(crate) fn is_read(self) -> bool {
         !self.read_failed
     }
 
-    /// What the result means for a destination.
+    /// Returns the result for one destination. Any context.
     pub(crate) fn at(self, number: usize) -> DestinationResult {
         if self.read_failed || self.writes_failed & Self::bit(number) != 0 {
             DestinationResult::Failed
@@ -116,41 +115,51 @@ impl KcopydResult {
         }
     }
 
-    /// Whether all data was written to a destination.
+    /// Returns whether all data was written to a destination. Any context.
     pub(crate) fn is_written(self, number: usize) -> bool {
         self.at(number) == DestinationResult::Written
     }
 }
 
-/// A client of kcopyd, with a reserve of memory so that one copy can always go on.
+/// A client of kcopyd. Its reserve of memory lets one copy proceed when memory is short.
+///
+/// # Invariants
+///
+/// The pointer is to a client that [`Service::destroy`] has not destroyed yet.
 pub(crate) struct RawClient {
     raw: NonNull<bindings::dm_kcopyd_client>,
     in_flight: Arc<InflightCount>,
 }
 
-// SAFETY: Clients may be used from any thread.
+// SAFETY: A client is not tied to a thread.
 unsafe impl Send for RawClient {}
-// SAFETY: As above; a client has locks of its own.
+// SAFETY: Any number of threads may start copies at a time: the client has locks of its own.
 unsafe impl Sync for RawClient {}
 
 impl Service for RawClient {
     unsafe fn destroy(&self) {
         self.in_flight.drain();
-        // SAFETY: The client is ours, nobody uses it any more, and none of its jobs is in flight.
+        // SAFETY: By the invariant, the client exists; by this function's contract, nothing uses it
+        // now or later. None of its copies is in flight.
         unsafe { bindings::dm_kcopyd_client_destroy(self.raw.as_ptr()) }
     }
 }
 
-/// A use of a client. Copies that have not ended keep the client, but not its uses.
+/// A reference to a client of kcopyd. The client is not destroyed before all copies have ended.
 pub(crate) type KcopydClient = ServiceRef<RawClient>;
 
 impl KcopydClient {
-    /// Makes a client that keeps to the parameter `snapshot_copy_throttle`, together with all
-    /// others. Sleeps.
+    /// Creates a client. All clients together observe the parameter `snapshot_copy_throttle`. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// As [`ServiceRef::new`].
+    /// The owner is dropped before the module is unloaded, in process context, and not by a
+    /// callback of kcopyd.
     pub(super) unsafe fn make() -> Result<(Self, ServiceOwner<RawClient>)> {
         let make = || {
             let in_flight = InflightCount::new()?;
@@ -165,17 +174,19 @@ impl KcopydClient {
         unsafe { ServiceRef::new(make) }
     }
 
-    /// Starts a copy. Process context, sleeps at most for memory of the client's reserve.
+    /// Starts a copy. C counterpart: `dm_kcopyd_copy()`, `dm_kcopyd_zero()`.
+    ///
+    /// Waits at most for memory of the client's reserve. May sleep.
     pub(crate) fn copy<J: CopyJob>(&self, mut job: PoolBox<Request<J>>) {
         /// # Safety
         ///
-        /// For kcopyd only, as the callback of a job whose context is a `PoolBox<Request<J>>`.
+        /// Called by kcopyd only, for a copy whose context is a `PoolBox<Request<J>>`.
         unsafe extern "C" fn notify<J: CopyJob>(
             read_failed: c_int,
             writes_failed: c_ulong,
             context: *mut c_void,
         ) {
-            // SAFETY: kcopyd calls back once per job with its context, made by `into_raw` below.
+            // SAFETY: kcopyd calls this once per copy, with the context that `into_raw` made below.
             let mut job = unsafe { PoolBox::<Request<J>>::from_raw(context) };
             let client = job.client.take();
             let destinations = (0..MAX_DESTINATIONS)
@@ -207,14 +218,15 @@ impl KcopydClient {
             *to = region(destination, len);
             count = count.saturating_add(1);
         }
-        // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would go on for the other
-        // destinations, but after an error of the source too: then it writes pages that nobody has
-        // filled.
+        // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would serve the other
+        // destinations, but it also continues after an error of the source, and then writes pages
+        // that were not filled.
         let flags = 0;
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
         let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
-        // SAFETY: The client is live. The devices are open until the callback: the job owns what
-        // keeps them so, and nobody else has it. kcopyd copies the regions.
+        // SAFETY: By the invariant, the client exists. The devices are open until the callback is
+        // called, because the job keeps them open, and nothing else owns the job. kcopyd copies the
+        // regions.
         unsafe {
             match from {
                 Some(mut from) => bindings::dm_kcopyd_copy(
@@ -231,7 +243,7 @@ impl KcopydClient {
         }
     }
 
-    /// Waits until all callbacks have returned. Sleeps.
+    /// Waits until all copies have ended and their callbacks have returned. May sleep.
     pub(crate) fn drain(&self) {
         self.in_flight.drain();
     }

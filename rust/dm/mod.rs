@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe wrappers of device-mapper and its libraries.
+//! Safe wrappers of device-mapper, `dm-io`, `dm-kcopyd` and `dm-persistent-data`.
 //!
 //! C headers: `include/linux/device-mapper.h`, `dm-io.h`, `drivers/md/persistent-data/*.h`.
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages for I/O, from a reserve that makes sure that at least one transfer can always go on.
+//! Pages for I/O, from a reserve that lets at least one transfer proceed when memory is short.
 //!
 //! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h), `struct page_list`
 
@@ -25,9 +25,9 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A page, and its link in the form that dm-io reads.
+/// A page, with a link in the form that dm-io reads.
 struct PageNode {
-    /// `next` points to the `link` of `rest`.
+    /// Its `next` points to the `link` of `rest`.
     link: bindings::page_list,
     _page: Page,
     rest: Option<KBox<PageNode>>,
@@ -49,10 +49,10 @@ impl PageNode {
     }
 }
 
-// SAFETY: A node owns its page and the nodes behind it; its pointers are into these.
+// SAFETY: A node owns its page and the nodes after it, and has pointers to these only.
 unsafe impl Send for PageNode {}
 
-/// A list of pages: a stack that can be walked without recursion.
+/// A list of pages. It is a stack.
 #[derive(Default)]
 struct PageStack {
     top: Option<KBox<PageNode>>,
@@ -81,31 +81,35 @@ impl PageStack {
 
 impl Drop for PageStack {
     fn drop(&mut self) {
-        // One by one: a list that drops itself would recurse.
+        // One by one: a node that drops the next one would recurse.
         while self.pop().is_some() {}
     }
 }
 
-/// The pages that nobody has, and how many others have.
+/// The reserve that was not taken, and the number of pages that were taken.
 struct FreePages {
     reserve: PageStack,
     taken: u64,
 }
 
-/// A reserve of pages, shared by those who took some.
+/// A pool of pages, with a reserve.
 #[pin_data]
 pub(crate) struct PagePool {
-    /// Of the reserve.
+    /// Number of pages in the full reserve.
     size: u64,
-    /// What may be taken in all.
+    /// Number of pages that may be taken at a time, at most.
     most: u64,
     #[pin]
     free: IrqLock<FreePages>,
 }
 
 impl PagePool {
-    /// Makes a pool that always has room for `reserve` of data in all, and for up to `most` if
-    /// there is memory. Sleeps.
+    /// Creates a pool with pages for `reserve` sectors, and for up to `most` if there is memory.
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EOVERFLOW` for more sectors than memory can have.
     pub(crate) fn new(reserve: Sectors, most: Sectors) -> Result<Arc<Self>> {
         let size = Self::pages(reserve)?;
         let most = Self::pages(most)?.max(size);
@@ -132,11 +136,11 @@ impl PagePool {
         Ok(bytes.div_ceil(PAGE_SIZE as u64))
     }
 
-    /// Takes pages for so much data: all, or none if there is no memory just now, or too much has
-    /// been taken.
+    /// Takes pages for some sectors, without waiting.
     ///
-    /// If nobody else has any, it succeeds for as much as the reserve is for. Any context; never
-    /// waits.
+    /// Returns `None` if there is no memory for all of them, or if too many pages were taken. When
+    /// no page is taken, this succeeds for up to as many sectors as the reserve is for. Any
+    /// context.
     pub(crate) fn take(self: &Arc<Self>, sectors: Sectors) -> Option<Pages> {
         let wanted = Self::pages(sectors).ok()?;
         let mut stack = PageStack::default();
@@ -169,22 +173,23 @@ impl PagePool {
     }
 }
 
-/// Pages for some data. They go back to their pool when dropped; any context.
+/// Pages for some sectors. They return to their pool when dropped, in any context.
 pub(crate) struct Pages {
     stack: PageStack,
-    /// Their number, when all are there.
+    /// Number of pages, once all are taken.
     wanted: u64,
     sectors: Sectors,
     pool: Arc<PagePool>,
 }
 
 impl Pages {
-    /// How much data was asked for.
+    /// Returns the number of sectors that the pages were taken for. Any context.
     pub(crate) fn sectors(&self) -> Sectors {
         self.sectors
     }
 
-    /// The pages as dm-io reads them, valid as long as `self` is neither dropped nor changed.
+    /// Returns the list as dm-io reads it, which is valid until `self` is dropped or changed. Any
+    /// context.
     pub(super) fn raw(&mut self) -> *mut bindings::page_list {
         match &mut self.stack.top {
             Some(node) => &mut node.link,
@@ -201,6 +206,6 @@ impl Drop for Pages {
             let Some(node) = self.stack.pop() else { return };
             free.reserve.push(node);
         }
-        // What is more is freed with `stack`, after the lock.
+        // Pages beyond the reserve are freed with `stack`, after the lock is released.
     }
 }

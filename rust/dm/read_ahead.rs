@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading pieces of a device, one after the other, with many of them under way at once.
+//! Reading blocks of a device in order, with read-ahead.
 
 use crate::{
     dm::{
@@ -17,104 +17,121 @@ use crate::{
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// As many pieces are read at once at most, but not more sectors than that.
-const MOST: u32 = 64;
-const MEMORY: u32 = 1 << 12;
+/// The maximum number of blocks that are read at a time.
+const MAX_BLOCKS: u32 = 64;
 
-/// Pieces from number `first` on, each in its place of the buffer.
+/// The maximum number of sectors that are read at a time.
+const MAX_SECTORS: u32 = 1 << 12;
+
+/// Blocks with consecutive numbers from `first` on, in a buffer.
 #[derive(Default)]
 struct Batch {
     buffer: Buffer,
     first: u64,
-    pieces: u32,
+    blocks: u32,
 }
 
 impl Batch {
-    /// The number of the piece behind the last.
+    /// Returns the number after the last block.
     fn end(&self) -> u64 {
-        self.first.saturating_add(self.pieces.into())
+        self.first.saturating_add(self.blocks.into())
     }
 }
 
-/// Reads pieces of a device, which may lie anywhere, in their order; `place` says where the n-th
-/// is, `None` behind the last.
+/// Reads blocks of a device in order.
 ///
-/// While the pieces of one batch are looked at, the next batch is read, which has twice as many. A
-/// piece that cannot be read is an error only when it is its turn.
+/// The function `locate` returns the location of a block by its number, and `None` after the last
+/// one. While the caller works on a batch of blocks, the next batch is read, which is twice as
+/// large. A block that cannot be read is an error when the caller comes to it, and not before.
 pub(crate) struct ReadAhead<'a, F> {
-    // Dropped first: it waits for what is being read.
+    // Dropped first: this waits until nothing is being read.
     io: IoClient,
     device: &'a Device,
-    place: F,
-    /// Sectors of a piece.
+    locate: F,
+    /// Sectors per block.
     len: u32,
-    /// The next piece.
+    /// The number of the next block.
     next: u64,
-    now: Batch,
-    /// Some piece of `now` could not be read.
+    current: Batch,
+    /// A block of `current` could not be read.
     failed: bool,
-    /// Is being read; nobody touches its buffer until `io` is drained.
-    coming: Batch,
+    /// The batch that is being read. Nothing uses its buffer until `io` is drained.
+    pending: Batch,
 }
 
 impl<'a, F: Fn(u64) -> Option<Sector>> ReadAhead<'a, F> {
-    /// Begins with the first of pieces of so many sectors. Sleeps.
-    pub(crate) fn new(device: &'a Device, len: u32, place: F) -> Result<Self> {
+    /// Starts to read, with blocks of `len` sectors. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EINVAL` if a block is too large.
+    pub(crate) fn new(device: &'a Device, len: u32, locate: F) -> Result<Self> {
         let mut reader = ReadAhead {
             io: IoClient::new(device.target_ref())?,
             device,
-            place,
+            locate,
             len,
             next: 0,
-            now: Batch::default(),
+            current: Batch::default(),
             failed: false,
-            coming: Batch::default(),
+            pending: Batch::default(),
         };
         reader.start(0, 1)?;
         Ok(reader)
     }
 
-    /// The next piece, `None` behind the last. Sleeps for I/O.
+    /// Returns the next block, or `None` after the last one. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the block cannot be read; `ENOMEM`.
     pub(crate) fn next(&mut self) -> Result<Option<&[u8]>> {
-        if self.next >= self.now.end() {
-            self.turn()?;
-            if self.now.pieces == 0 {
+        if self.next >= self.current.end() {
+            self.advance()?;
+            if self.current.blocks == 0 {
                 return Ok(None);
             }
         }
-        let index = u32::try_from(self.next.saturating_sub(self.now.first))?;
+        let index = u32::try_from(self.next.saturating_sub(self.current.first))?;
         let part = self.part(index);
         if self.failed {
-            // Perhaps it was another one.
-            let start = (self.place)(self.next).ok_or(EINVAL)?;
-            let buffer = &mut self.now.buffer;
+            // Another block of the batch may have failed, so read this one again.
+            let start = (self.locate)(self.next).ok_or(EINVAL)?;
+            let buffer = &mut self.current.buffer;
             self.io
                 .transfer_part(Transfer::Read, self.device, start, buffer, part.clone())?;
         }
         self.next = self.next.saturating_add(1);
-        Ok(Some(self.now.buffer.part(part)?))
+        Ok(Some(self.current.buffer.part(part)?))
     }
 
-    /// The sectors of a buffer that are those of a piece.
+    /// Returns the sectors of a block within its buffer.
     fn part(&self, index: u32) -> Range<u32> {
         let from = index.saturating_mul(self.len);
         from..from.saturating_add(self.len)
     }
 
-    /// Goes on to the next batch, and starts to read the one behind it.
-    fn turn(&mut self) -> Result {
+    /// Makes the pending batch the current one, and starts to read the next one.
+    fn advance(&mut self) -> Result {
         self.failed = self.io.drain_reads().is_err();
-        core::mem::swap(&mut self.now, &mut self.coming);
-        let most = MEMORY.checked_div(self.len).unwrap_or(0).clamp(1, MOST);
-        self.start(self.now.end(), self.now.pieces.saturating_mul(2).min(most))
+        core::mem::swap(&mut self.current, &mut self.pending);
+        let most = MAX_SECTORS
+            .checked_div(self.len)
+            .unwrap_or(0)
+            .clamp(1, MAX_BLOCKS);
+        self.start(
+            self.current.end(),
+            self.current.blocks.saturating_mul(2).min(most),
+        )
     }
 
-    /// Starts to read up to so many pieces from `first` on, into `coming`. Nothing is being read.
+    /// Starts to read up to `most` blocks from number `first` on, into `pending`. Nothing is being
+    /// read when this is called.
     fn start(&mut self, first: u64, most: u32) -> Result {
         let mut batch = Batch {
-            buffer: core::mem::take(&mut self.coming.buffer),
+            buffer: core::mem::take(&mut self.pending.buffer),
             first,
-            pieces: 0,
+            blocks: 0,
         };
         let sectors = most.saturating_mul(self.len);
         if batch.buffer.part(0..sectors).is_err() {
@@ -123,18 +140,18 @@ impl<'a, F: Fn(u64) -> Option<Sector>> ReadAhead<'a, F> {
         let mut result = Ok(());
         plugged(|| {
             let numbers = first..first.saturating_add(most.into());
-            for start in numbers.map_while(&self.place) {
-                let part = self.part(batch.pieces);
-                // SAFETY: The buffer stays in `coming` until the client is drained, by `turn` or
-                // when it is dropped.
+            for start in numbers.map_while(&self.locate) {
+                let part = self.part(batch.blocks);
+                // SAFETY: The buffer remains in `pending`, unused, until the client is drained: by
+                // `advance`, or when it is dropped, which is before the buffer.
                 result = unsafe { self.io.read(self.device, start, &mut batch.buffer, part) };
                 if result.is_err() {
                     break;
                 }
-                batch.pieces = batch.pieces.saturating_add(1);
+                batch.blocks = batch.blocks.saturating_add(1);
             }
         });
-        self.coming = batch;
+        self.pending = batch;
         result
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A queue of bios that never allocates.
+//! Queues of bios.
 
 use super::{
     Bio,
@@ -14,18 +14,24 @@ use core::{
 };
 use kernel::bindings as kb;
 
-/// A first-in-first-out queue of bios, linked through the bios themselves: it never allocates.
+/// A first-in-first-out queue of bios. C counterpart: `struct bio_list`.
+///
+/// The bios are linked by their own `bi_next`, so a queue never allocates.
+///
+/// # Invariants
+///
+/// The queue owns its bios. Each of them is a result of [`Bio::into_raw`].
 pub(crate) struct BioQueue<D: PerBio> {
     head: Option<NonNull<kb::bio>>,
     tail: Option<NonNull<kb::bio>>,
     _data: PhantomData<D>,
 }
 
-// SAFETY: The queue owns its bios, which are `Send`.
+// SAFETY: By the invariant, the queue owns its bios, and `Bio<D>: Send`.
 unsafe impl<D: PerBio> Send for BioQueue<D> {}
 
 impl<D: PerBio> BioQueue<D> {
-    /// An empty queue.
+    /// Creates an empty queue. Any context.
     pub(crate) const fn new() -> Self {
         BioQueue {
             head: None,
@@ -34,50 +40,51 @@ impl<D: PerBio> BioQueue<D> {
         }
     }
 
-    /// Whether nothing is queued.
+    /// Returns whether the queue is empty. Any context.
     pub(crate) fn is_empty(&self) -> bool {
         self.head.is_none()
     }
 
-    /// Queues a bio behind all others.
+    /// Adds a bio at the end. Any context.
     pub(crate) fn push(&mut self, bio: Bio<D>) {
         let raw = bio.into_raw();
-        // SAFETY: The bio is live and ours alone; queues may use its link.
+        // SAFETY: The bio is live, and its owner may use its link.
         unsafe { (*raw.as_ptr()).bi_next = core::ptr::null_mut() };
         match self.tail.replace(raw) {
-            // SAFETY: The tail is a live bio that this queue owns.
+            // SAFETY: By the invariant, the tail is a live bio that this queue owns.
             Some(tail) => unsafe { (*tail.as_ptr()).bi_next = raw.as_ptr() },
             None => self.head = Some(raw),
         }
     }
 
-    /// Takes the first bio.
+    /// Removes the first bio. Any context.
     pub(crate) fn pop(&mut self) -> Option<Bio<D>> {
         let raw = self.head?;
-        // SAFETY: The head is a live bio that this queue owns.
+        // SAFETY: By the invariant, the head is a live bio that this queue owns.
         let next =
             unsafe { core::mem::replace(&mut (*raw.as_ptr()).bi_next, core::ptr::null_mut()) };
         self.head = NonNull::new(next);
         if self.head.is_none() {
             self.tail = None;
         }
-        // SAFETY: The queue owned the bio and has just unlinked it.
+        // SAFETY: By the invariant, the bio is a result of `into_raw`. The queue owned it until it
+        // was unlinked above.
         Some(unsafe { Bio::from_raw(raw) })
     }
 
-    /// Moves all bios of `other` behind ours.
+    /// Moves all bios of another queue to the end of this one. Any context.
     pub(crate) fn append(&mut self, other: &mut Self) {
         let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) else {
             return;
         };
         match self.tail.replace(tail) {
-            // SAFETY: The tail is a live bio that this queue owns.
+            // SAFETY: By the invariant, the tail is a live bio that this queue owns.
             Some(old) => unsafe { (*old.as_ptr()).bi_next = head.as_ptr() },
             None => self.head = Some(head),
         }
     }
 
-    /// Takes out the bios of the target that a device belongs to.
+    /// Removes the bios of the target that a device belongs to. Any context.
     pub(crate) fn take_for(&mut self, device: &Device) -> Self {
         let (mut own, mut others) = (BioQueue::new(), BioQueue::new());
         while let Some(bio) = self.pop() {
@@ -91,12 +98,12 @@ impl<D: PerBio> BioQueue<D> {
         own
     }
 
-    /// Takes all bios out.
+    /// Removes all bios. Any context.
     pub(crate) fn take(&mut self) -> Self {
         core::mem::take(self)
     }
 
-    /// Ends all bios with one status. Any context.
+    /// Ends all bios with a status. Any context.
     pub(crate) fn end_all(&mut self, status: BlkStatus) {
         while let Some(bio) = self.pop() {
             bio.end(status);

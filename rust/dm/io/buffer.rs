@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory for synchronous I/O.
+//! Memory for synchronous transfers.
 
 use core::ops::Range;
 use kernel::{
@@ -8,25 +8,33 @@ use kernel::{
     prelude::*, //
 };
 
-/// Memory for I/O: whole sectors, virtually contiguous.
+/// A buffer of whole sectors, virtually contiguous.
 #[derive(Default)]
 pub(crate) struct Buffer(pub(super) VVec<u8>);
 
 impl Buffer {
-    /// Allocates zeroed memory. Sleeps.
+    /// Allocates zeroed memory. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EOVERFLOW` for more sectors than memory can have.
     pub(crate) fn new(sectors: u32) -> Result<Self> {
         let bytes = usize::try_from(sectors.checked_mul(SECTOR_SIZE).ok_or(EOVERFLOW)?)?;
         Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
     }
 
-    /// Copies another buffer, as far as both go.
+    /// Copies the content of another buffer, up to the length of the shorter one. Any context.
     pub(crate) fn copy_from(&mut self, other: &Buffer) {
         for (to, from) in self.0.iter_mut().zip(other.0.iter()) {
             *to = *from;
         }
     }
 
-    /// Some sectors. Refuses what the buffer does not have.
+    /// Returns some sectors. Any context.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the buffer does not have these sectors.
     pub(in crate::dm) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
         let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
         self.0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading and writing a device from kernel memory.
+//! I/O of the targets themselves, from kernel memory. C counterpart: `struct dm_io_client`.
 //!
 //! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h)
 
@@ -55,18 +55,18 @@ use kernel::{
     }, //
 };
 
-/// What to do with a [`Buffer`].
+/// The operation of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transfer {
-    /// Fill it from the device.
+    /// Read from the device.
     Read,
-    /// Write it to the device.
+    /// Write to the device.
     Write,
-    /// Write it to the device; nobody waits for it.
+    /// Write to the device in the background, without `REQ_SYNC`.
     WriteBehind,
-    /// Make it read as zeros, by requests for just that.
+    /// Write zeros, with `REQ_OP_WRITE_ZEROES`.
     WriteZeroes,
-    /// Make everything written before durable, then write it, durably.
+    /// Make earlier writes durable, and then write durably.
     WriteFlushFua,
 }
 
@@ -87,17 +87,17 @@ impl Transfer {
     }
 }
 
-/// The owned context of a transfer that nobody waits for: it has the memory, and goes on when the
-/// transfer has ended.
+/// The owned context of an asynchronous transfer. It has the memory, and completes the transfer.
 pub(crate) trait IoContext: Send + Sized + 'static {
-    /// The memory of the transfer.
+    /// Returns the memory of the transfer. Any context.
     fn pages(&mut self) -> &mut Pages;
 
-    /// Called once, in the context of the bio's completion: hard interrupts included.
+    /// Completes the transfer. Called once, from the completion of the bio, which may be a hard
+    /// interrupt.
     fn done(this: PoolBox<Request<Self>>, result: Result);
 }
 
-/// Bytes as dm-io sees them, and their length.
+/// Describes bytes to dm-io, and returns their length.
 fn memory(bytes: &mut [u8]) -> (bindings::dm_io_memory, Sectors) {
     let memory = bindings::dm_io_memory {
         type_: bindings::dm_io_mem_type_DM_IO_VMA,
@@ -111,25 +111,35 @@ fn memory(bytes: &mut [u8]) -> (bindings::dm_io_memory, Sectors) {
     (memory, len)
 }
 
-/// A dm-io client: bios and memory of its own, so that its I/O always makes progress.
+/// A client of dm-io. It has a reserve of bios, so that its I/O makes progress when memory is
+/// short.
 ///
-/// It serves devices of one target, which stay open until the client and all its requests are gone.
+/// A client serves the devices of one target. They stay open until the client is dropped, which
+/// waits for all its requests.
+///
+/// # Invariants
+///
+/// The pointer is to a client that is destroyed with this value.
 pub(crate) struct IoClient {
     raw: NonNull<bindings::dm_io_client>,
     in_flight: Arc<InflightCount>,
-    // Dropped last: see above.
+    // Dropped last: it keeps the devices open.
     target: TargetRef,
 }
 
-// SAFETY: dm-io clients may be used from any thread.
+// SAFETY: A client is not tied to a thread.
 unsafe impl Send for IoClient {}
-// SAFETY: As above; they only hold memory pools.
+// SAFETY: Any number of threads may use a client at a time: it consists of memory pools.
 unsafe impl Sync for IoClient {}
 
 impl IoClient {
-    /// Makes a client. Sleeps.
+    /// Creates a client for the devices of a target. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(super) fn new(target: TargetRef) -> Result<Self> {
-        // SAFETY: No preconditions.
+        // SAFETY: The function has no preconditions.
         let raw = from_err_ptr(unsafe { bindings::dm_io_client_create() })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
         match InflightCount::new() {
@@ -139,14 +149,18 @@ impl IoClient {
                 target,
             }),
             Err(error) => {
-                // SAFETY: Just made, and not used.
+                // SAFETY: The client was created above, and nothing uses it.
                 unsafe { bindings::dm_io_client_destroy(raw.as_ptr()) };
                 Err(error)
             }
         }
     }
 
-    /// Transfers a whole buffer and waits for it. Sleeps for I/O.
+    /// Transfers a whole buffer, and waits for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the I/O failed; `EINVAL` if the device is of another target.
     pub(crate) fn transfer(
         &self,
         what: Transfer,
@@ -157,8 +171,12 @@ impl IoClient {
         self.transfer_bytes(what, device, start, &mut buffer.0)
     }
 
-    /// Transfers some sectors of a buffer and waits for it. Sleeps for I/O. Refuses what the buffer
-    /// does not have.
+    /// Transfers some sectors of a buffer, and waits for them. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the I/O failed; `EINVAL` if the buffer does not have these sectors, or the device
+    /// is of another target.
     pub(crate) fn transfer_part(
         &self,
         what: Transfer,
@@ -170,8 +188,14 @@ impl IoClient {
         self.transfer_bytes(what, device, start, buffer.part(part)?)
     }
 
-    /// Makes a range read as zeros, as the device does it best; `zeros` is what to write if it
-    /// cannot by itself. Not durable. Sleeps for I/O, and needs no memory but the client's reserve.
+    /// Makes a range read as zeros, in the way that the device does it best.
+    ///
+    /// `zeros` is written if the device cannot write zeros by itself. The zeros are not durable
+    /// before a flush. This allocates from the client's reserve only. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the I/O failed; `EINVAL` if the device is of another target.
     pub(crate) fn zero(
         &self,
         device: &Device,
@@ -186,7 +210,7 @@ impl IoClient {
                 addr: core::ptr::null_mut(),
             },
         };
-        // SAFETY: Requests that write zeros have no data.
+        // SAFETY: A request that writes zeros has no data.
         let done = unsafe { self.wait(Transfer::WriteZeroes, device, (start, len), nothing) };
         if done.is_ok() {
             return Ok(());
@@ -205,7 +229,7 @@ impl IoClient {
         Ok(())
     }
 
-    /// Transfers bytes of a buffer, whole sectors.
+    /// Transfers whole sectors, and waits for them.
     fn transfer_bytes(
         &self,
         what: Transfer,
@@ -214,16 +238,16 @@ impl IoClient {
         bytes: &mut [u8],
     ) -> Result {
         let (memory, len) = memory(bytes);
-        // SAFETY: The bytes are borrowed, and the extent has their length.
+        // SAFETY: The bytes are borrowed until this returns, and the extent has their length.
         unsafe { self.wait(what, device, (start, len), memory) }
     }
 
-    /// Starts a transfer and waits for it.
+    /// Starts a transfer, and waits for it.
     ///
     /// # Safety
     ///
-    /// The memory is at least as large as the extent, unless the request has no data, and stays
-    /// until this returns.
+    /// The memory is at least as large as the extent, unless the request has no data. It remains
+    /// valid until this returns.
     unsafe fn wait(
         &self,
         what: Transfer,
@@ -236,7 +260,8 @@ impl IoClient {
             context: core::ptr::null_mut(),
         };
         let mut failed = 0;
-        // SAFETY: By the contract. Without a callback dm-io waits for the I/O.
+        // SAFETY: By this function's contract, the memory is large enough and remains valid.
+        // Without a callback, dm-io returns after the I/O has ended.
         unsafe { self.start(what, device, extent, memory, nobody, &mut failed) }?;
         if failed == 0 {
             Ok(())
@@ -245,14 +270,19 @@ impl IoClient {
         }
     }
 
-    /// Starts to read some sectors of a buffer; [`drain_reads`](Self::drain_reads) tells how it
-    /// went. Process context, sleeps at most for memory of the client's reserve. Refuses what the
-    /// buffer does not have.
+    /// Starts to read some sectors of a buffer. [`drain_reads`](Self::drain_reads) returns the
+    /// result.
+    ///
+    /// Waits at most for memory of the client's reserve. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the buffer does not have these sectors, or the device is of another target.
     ///
     /// # Safety
     ///
-    /// The memory of the buffer stays, and nobody uses these sectors, until the client is drained
-    /// or dropped.
+    /// The memory of the buffer remains valid, and nothing else uses these sectors, until the
+    /// client is drained or dropped.
     pub(super) unsafe fn read(
         &self,
         device: &Device,
@@ -262,9 +292,10 @@ impl IoClient {
     ) -> Result {
         /// # Safety
         ///
-        /// For dm-io only, as the callback of a request whose context is an `Arc<InflightCount>`.
+        /// Called by dm-io only, for a request whose context is an `Arc<InflightCount>`.
         unsafe extern "C" fn notify(error: c_ulong, unsupported: c_ulong, context: *mut c_void) {
-            // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
+            // SAFETY: dm-io calls this once per request, with the context that `into_raw` made
+            // below.
             let in_flight = unsafe { Arc::from_raw(context.cast::<InflightCount>()) };
             if error | unsupported != 0 {
                 in_flight.failed.store(true, Relaxed);
@@ -278,18 +309,22 @@ impl IoClient {
             fn_: Some(notify),
             context: context.cast_mut().cast(),
         };
-        // SAFETY: By the contract; the client drains before it goes.
+        // SAFETY: By this function's contract, the memory remains valid until the client is
+        // drained, which waits for the callback.
         let result =
             unsafe { self.start(Transfer::Read, device, (start, len), memory, notify, &mut 0) };
         result.inspect_err(|_| {
-            // SAFETY: dm-io refused the request, so the callback will not come.
+            // SAFETY: dm-io refused the request, so it does not call back.
             drop(unsafe { Arc::from_raw(context) });
             self.in_flight.end();
         })
     }
 
-    /// Waits until all requests have ended, and tells whether all that were made by
-    /// [`read`](Self::read) went well since it was called last. Sleeps.
+    /// Waits until all requests have ended. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if a [`read`](Self::read) failed since this was called last.
     pub(super) fn drain_reads(&self) -> Result {
         self.in_flight.drain();
         if self.in_flight.failed.xchg(false, Relaxed) {
@@ -298,10 +333,10 @@ impl IoClient {
         Ok(())
     }
 
-    /// Starts to transfer the context's pages. Process context, sleeps at most for memory of the
-    /// client's reserve.
+    /// Starts to transfer the pages of a context. [`IoContext::done`] gets the result.
     ///
-    /// Devices of another target than the client's are refused, with an error.
+    /// If the device is of another target than the client, the transfer fails. Waits at most for
+    /// memory of the client's reserve. May sleep.
     pub(crate) fn submit<C: IoContext>(
         &self,
         what: Transfer,
@@ -311,15 +346,16 @@ impl IoClient {
     ) {
         /// # Safety
         ///
-        /// For dm-io only, as the callback of a request whose context is a `PoolBox<Request<C>>`.
+        /// Called by dm-io only, for a request whose context is a `PoolBox<Request<C>>`.
         unsafe extern "C" fn notify<C: IoContext>(
             error: c_ulong,
             unsupported: c_ulong,
             context: *mut c_void,
         ) {
-            // SAFETY: dm-io calls back once per request with its context, made by `into_raw` below.
+            // SAFETY: dm-io calls this once per request, with the context that `into_raw` made
+            // below.
             let request = unsafe { PoolBox::<Request<C>>::from_raw(context) };
-            // What the device cannot do, or finds invalid, is told apart, and is not done either.
+            // dm-io reports what the device does not support separately from errors.
             let failed = error | unsupported != 0;
             end(request, if failed { Err(EIO) } else { Ok(()) })
         }
@@ -344,23 +380,26 @@ impl IoClient {
             fn_: Some(notify::<C>),
             context: raw,
         };
-        // SAFETY: The pages belong to the request, which nobody touches until the callback.
+        // SAFETY: The pages belong to the request, which nothing uses until the callback.
         let result = unsafe { self.start(what, device, (start, len), memory, notify, &mut 0) };
         if let Err(error) = result {
-            // SAFETY: dm-io refused the request, so the callback will not come.
+            // SAFETY: dm-io refused the request, so it does not call back.
             end(unsafe { PoolBox::<Request<C>>::from_raw(raw) }, Err(error));
         }
     }
 
-    /// Waits until all requests have ended, and their contexts have been told. Sleeps.
+    /// Waits until all requests have ended and their contexts have completed them. May sleep.
     pub(crate) fn drain(&self) {
         self.in_flight.drain();
     }
 
+    /// Passes a request to dm-io.
+    ///
     /// # Safety
     ///
-    /// The memory is at least as large as the extent. It stays, and nobody else uses it, until the
-    /// I/O has ended: when this returns if there is no callback, else when the callback is called.
+    /// The memory is at least as large as the extent, unless the request has no data. It remains
+    /// valid, and nothing else uses it, until the I/O has ended: with a callback, until that is
+    /// called; without, until this returns.
     unsafe fn start(
         &self,
         what: Transfer,
@@ -385,7 +424,8 @@ impl IoClient {
             client: self.raw.as_ptr(),
         };
         let unsupported = core::ptr::null_mut();
-        // SAFETY: The client is live, the device open, request and region are copied; the memory is
+        // SAFETY: By the invariant, the client exists. The device is open, because the client's
+        // reference to the target keeps it so. dm-io copies request and region. The memory is valid
         // by this function's contract.
         to_result(unsafe { bindings::dm_io(&mut request, 1, &mut region, failed, unsupported, 0) })
     }
@@ -394,7 +434,8 @@ impl IoClient {
 impl Drop for IoClient {
     fn drop(&mut self) {
         self.drain();
-        // SAFETY: The client is ours, and none of its requests is in flight.
+        // SAFETY: By the invariant, the client is destroyed here only. None of its requests is in
+        // flight.
         unsafe { bindings::dm_io_client_destroy(self.raw.as_ptr()) }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that nobody waits for: an owned context, and the count that its client waits for.
+//! Asynchronous requests, and the count of those in flight.
 
 use crate::sys::{
     pool::PoolBox,
@@ -22,16 +22,17 @@ use kernel::{
     }, //
 };
 
-/// A context, and what its client waits for before it goes.
+/// An asynchronous request: a context, and the count that its client waits for.
 pub(crate) struct Request<C> {
-    /// The context.
+    /// The context, which describes and completes the request.
     pub(crate) context: C,
     pub(in crate::dm) client: Option<Arc<InflightCount>>,
     next: Option<PoolBox<Request<C>>>,
 }
 
 impl<C> Request<C> {
-    /// A request for [`IoClient::submit`](super::IoClient::submit) or [`KcopydClient::copy`](crate::dm::kcopyd::KcopydClient::copy).
+    /// Creates a request for [`IoClient::submit`](super::IoClient::submit) or
+    /// [`KcopydClient::copy`](crate::dm::kcopyd::KcopydClient::copy). Any context.
     pub(crate) fn new(context: C) -> Self {
         Request {
             context,
@@ -41,31 +42,32 @@ impl<C> Request<C> {
     }
 }
 
-/// Requests that have ended, linked through themselves: it never allocates.
+/// A list of requests that have ended. They are linked by a field of their own, so it never
+/// allocates.
 pub(crate) struct RequestList<C> {
     top: Option<PoolBox<Request<C>>>,
 }
 
 impl<C> RequestList<C> {
-    /// Adds a request.
+    /// Adds a request. Any context.
     pub(crate) fn push(&mut self, mut request: PoolBox<Request<C>>) {
         request.next = self.top.take();
         self.top = Some(request);
     }
 
-    /// Takes the request that was added last.
+    /// Removes the request that was added last. Any context.
     pub(crate) fn pop(&mut self) -> Option<PoolBox<Request<C>>> {
         let mut request = self.top.take()?;
         self.top = request.next.take();
         Some(request)
     }
 
-    /// Takes all requests out.
+    /// Removes all requests. Any context.
     pub(crate) fn take(&mut self) -> Self {
         core::mem::take(self)
     }
 
-    /// Turns the list around: what was added first is popped first.
+    /// Reverses the list, so that the request added first is removed first. Any context.
     pub(crate) fn reversed(mut self) -> Self {
         let mut reversed = RequestList::default();
         while let Some(request) = self.pop() {
@@ -83,23 +85,28 @@ impl<C> Default for RequestList<C> {
 
 impl<C> Drop for RequestList<C> {
     fn drop(&mut self) {
-        // One by one: a list that drops itself would recurse.
+        // One by one: a request that drops the next one would recurse.
         while self.pop().is_some() {}
     }
 }
 
-/// The requests of a client that have not ended.
+/// The number of requests of a client in flight.
 #[pin_data]
 pub(in crate::dm) struct InflightCount {
     count: Atomic<i32>,
-    /// Some read failed.
+    /// A read has failed since [`IoClient::drain_reads`](super::IoClient::drain_reads) was called
+    /// last.
     pub(super) failed: Atomic<bool>,
     #[pin]
     none: WaitQueue,
 }
 
 impl InflightCount {
-    /// None.
+    /// Creates a count of zero. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(in crate::dm) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(InflightCount {
             count: Atomic::new(0),
@@ -109,19 +116,19 @@ impl InflightCount {
         Arc::pin_init(new, GFP_KERNEL)
     }
 
-    /// One more.
+    /// Counts a request that begins. Any context.
     pub(in crate::dm) fn begin(&self) {
         self.count.fetch_add(1, Relaxed);
     }
 
-    /// One less.
+    /// Counts a request that has ended. Any context.
     pub(in crate::dm) fn end(&self) {
         if self.count.fetch_sub(1, Release) == 1 {
             self.none.wake_all();
         }
     }
 
-    /// Waits until there is none. Sleeps.
+    /// Waits until no request is in flight. May sleep.
     pub(in crate::dm) fn drain(&self) {
         self.none.wait_until(|| self.count.load(Acquire) == 0);
     }

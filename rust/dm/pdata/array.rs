@@ -2,8 +2,10 @@
 
 //! Arrays of numbers on disk.
 //!
-//! `dm-bitset` keeps its bits in an array of 64-bit words, bit `i` in word `i / 64`: a
-//! [`WordArray`] is the bitset, read and written by words.
+//! `dm-bitset` stores bit `i` in word `i / 64` of an array of 64-bit words. A [`WordArray`] is such
+//! a bitset, which is read and written by words.
+//!
+//! C header: `drivers/md/persistent-data/dm-array.h`
 
 use crate::{
     bindings,
@@ -21,18 +23,18 @@ use kernel::{
     prelude::*, //
 };
 
-/// What tells the checksums of array blocks from those of others.
+/// The constant in the checksums of array blocks.
 const CHECKSUM_XOR: u32 = 595_846_735;
 
-/// A number as it is kept in an array, little-endian.
+/// A number in an array, which is little-endian on disk.
 pub(crate) trait Entry: Copy + Default + PartialEq + Send + Sync {
-    /// Entries in a block of the array, behind its header of 24 bytes.
+    /// The number of entries in a block, after its header of 24 bytes.
     const PER_BLOCK: u32;
 
-    /// The number in the disk's byte order.
+    /// Converts to the byte order of the disk. Any context.
     fn as_written(self) -> Self;
 
-    /// The number of what is on disk.
+    /// Converts from the byte order of the disk. Any context.
     fn as_read(self) -> Self;
 }
 
@@ -60,40 +62,46 @@ impl Entry for u32 {
     }
 }
 
-/// Words in a block of a [`WordArray`].
+/// The number of words in a block of a [`WordArray`].
 pub(crate) const WORDS_PER_BLOCK: u64 = 509;
 
-/// An array of 64-bit words: a bitset.
+/// An array of 64-bit words, which is a bitset.
 pub(crate) type WordArray = Array<u64>;
 
-/// Describes arrays of numbers to the library. Belongs to one [`TransactionManager`], which each call
-/// names again: a description used with another one is refused.
+/// A description of arrays of numbers for the library. C counterpart: `struct dm_array_info`.
+///
+/// It belongs to one [`TransactionManager`], which is passed to each call. A call with another one
+/// is refused.
 pub(crate) struct Array<V> {
-    // The library stores the structure's own address in it.
+    // Pinned, because the library stores the address of the structure in the structure.
     info: Pin<KBox<bindings::dm_array_info>>,
     _entry: PhantomData<V>,
 }
 
-// SAFETY: Plain data and a pointer to the transaction manager, which is used only with that manager
-// at hand.
+// SAFETY: This is plain data, and a pointer to the transaction manager. The pointer is used while
+// the caller lends that manager only.
 unsafe impl<V> Send for Array<V> {}
-// SAFETY: As above; shared use only reads.
+// SAFETY: The library reads the description only. Changes of the manager need `&mut` of it.
 unsafe impl<V> Sync for Array<V> {}
 
 impl<V: Entry> Array<V> {
-    /// Describes arrays within `tm`.
+    /// Creates a description of arrays within a transaction manager. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(tm: &TransactionManager) -> Result<Self> {
         let mut info = KBox::pin(bindings::dm_array_info::default(), GFP_KERNEL)?;
         let mut value = bindings::dm_btree_value_type {
             context: core::ptr::null_mut(),
-            // CAST: 4 or 8.
+            // CAST: The size is 4 or 8.
             size: size_of::<V>() as u32,
             inc: None,
             dec: None,
             equal: None,
         };
-        // SAFETY: The structure stays where it is (pinned), the manager is live, and the value type
-        // is copied.
+        // SAFETY: The structure is pinned and can be written, and the manager exists. The library
+        // copies the value type.
         unsafe { bindings::dm_array_info_init(&mut *info.as_mut(), tm.as_ptr(), &mut value) };
         Ok(Array {
             info,
@@ -101,12 +109,12 @@ impl<V: Entry> Array<V> {
         })
     }
 
-    /// The library's description, for deleting arrays that a tree owns.
+    /// Returns the description, for deleting arrays that a tree owns. Any context.
     pub(super) fn raw(&self) -> &bindings::dm_array_info {
         &self.info
     }
 
-    /// The description for a call that only reads, if it belongs to `tm`.
+    /// Returns the description, if it belongs to the transaction manager.
     fn info(&self, tm: &TransactionManager) -> Result<*mut bindings::dm_array_info> {
         if self.info.btree_info.tm != tm.as_ptr() {
             return Err(EINVAL);
@@ -114,24 +122,38 @@ impl<V: Entry> Array<V> {
         Ok(core::ptr::from_ref(&*self.info).cast_mut())
     }
 
-    /// Makes an empty array and returns its root.
+    /// Creates an empty array. Returns its root. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`, or an error of the metadata device.
     pub(crate) fn empty(&self, tm: &mut TransactionManager) -> Result<Block> {
         let info = self.info(tm)?;
         let mut root = 0;
-        // SAFETY: The description is initialised, its manager live and ours alone; `root` can be
-        // written.
+        // SAFETY: The description is initialised. Its manager exists, and is borrowed mutably.
+        // `root` can be written.
         to_result(unsafe { bindings::dm_array_empty(info, &mut root) })?;
         Ok(Block(root))
     }
 
-    /// Makes an array of `entries` zeros and returns its root.
+    /// Creates an array of `entries` zeros. Returns its root. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`, or an error of the metadata device.
     pub(crate) fn create(&self, tm: &mut TransactionManager, entries: u32) -> Result<Block> {
         let root = self.empty(tm)?;
         self.resize(tm, root, 0, entries, V::default())
     }
 
-    /// Makes an array of `entries` zeros in which all full blocks are one and the same: that takes
-    /// little space and time, until they are written to.
+    /// Creates an array of `entries` zeros, in which all full blocks are the same block. Returns
+    /// its root.
+    ///
+    /// This takes little space and time, until the entries are written. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`, or an error of the metadata device.
     pub(crate) fn create_sparse(&self, tm: &mut TransactionManager, entries: u32) -> Result<Block> {
         let full = entries / V::PER_BLOCK;
         if full < 3 {
@@ -145,8 +167,9 @@ impl<V: Entry> Array<V> {
         for index in 1..u64::from(full) {
             tm.inc_block(block)?;
             let (mut key, mut new) = (index, 0);
-            // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte
-            // values. The reference that it takes over has just been counted. `new` can be written.
+            // SAFETY: The description is initialised. It contains that of the tree of blocks, which
+            // has 8-byte values. The tree takes over the reference that was counted above. `new`
+            // can be written.
             to_result(unsafe {
                 let tree = &mut (*info).btree_info;
                 bindings::dm_btree_insert(tree, root.0, &mut key, value, &mut new)
@@ -160,10 +183,15 @@ impl<V: Entry> Array<V> {
         self.resize(tm, root, whole, entries, V::default())
     }
 
-    /// Changes the number of entries; new ones get `value`. Returns the new root.
+    /// Changes the number of entries. New entries get `value`. Returns the new root. C counterpart:
+    /// `dm_array_resize()`.
     ///
-    /// `old` must be the true number, or the library stops the machine: see
-    /// [`has_len`](Self::has_len).
+    /// `old` must be the present number of entries, otherwise the library runs into a `BUG_ON`:
+    /// [`has_len`](Self::has_len) checks it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC`, or an error of the metadata device.
     pub(crate) fn resize(
         &self,
         tm: &mut TransactionManager,
@@ -176,18 +204,25 @@ impl<V: Entry> Array<V> {
         let value = value.as_written();
         let value = core::ptr::from_ref(&value).cast::<c_void>();
         let mut result = root.0;
-        // SAFETY: The description is initialised, its manager live and ours alone; the value has
-        // the description's size.
+        // SAFETY: The description is initialised. Its manager exists, and is borrowed mutably. The
+        // value has the size that is described.
         to_result(unsafe {
             bindings::dm_array_resize(info, root.0, old, new, value, &mut result)
         })?;
         Ok(Block(result))
     }
 
-    /// Whether an array has `len` entries: its last block, and the block that would be the last one
-    /// of `other` entries, are as full as that; and so are the blocks that come to be the last one
-    /// if it is cut down by `step` blocks at a time. Only for an array of which the library has not
-    /// read or written a block yet.
+    /// Returns whether an array has `len` entries.
+    ///
+    /// Checks how full its last block is, the block that would be the last one of `other` entries,
+    /// and each block that would become the last one when the array is cut by `step` blocks at a
+    /// time.
+    ///
+    /// For an array of which the library has not read or written a block yet. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// An error of the metadata device.
     pub(crate) fn has_len(
         &self,
         tm: &TransactionManager,
@@ -230,24 +265,36 @@ impl<V: Entry> Array<V> {
         }
     }
 
-    /// Lets an array go.
+    /// Deletes an array. C counterpart: `dm_array_del()`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// An error of the metadata device.
     pub(crate) fn delete(&self, tm: &mut TransactionManager, root: Block) -> Result {
         let info = self.info(tm)?;
-        // SAFETY: The description is initialised, its manager live and ours alone.
+        // SAFETY: The description is initialised. Its manager exists, and is borrowed mutably.
         to_result(unsafe { bindings::dm_array_del(info, root.0) })
     }
 
-    /// Reads an entry. `ENODATA` if there is none.
+    /// Returns an entry. C counterpart: `dm_array_get_value()`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODATA` if there is no such entry, or an error of the metadata device.
     pub(crate) fn get(&self, tm: &TransactionManager, root: Block, index: u32) -> Result<V> {
         let mut entry = V::default();
         let value = core::ptr::from_mut(&mut entry).cast::<c_void>();
-        // SAFETY: The description is initialised and its manager live; the value has the size of
-        // the description.
+        // SAFETY: The description is initialised, and its manager exists. The value has the size
+        // that is described.
         to_result(unsafe { bindings::dm_array_get_value(self.info(tm)?, root.0, index, value) })?;
         Ok(entry.as_read())
     }
 
-    /// Writes an entry within the running transaction and returns the new root.
+    /// Sets an entry. Returns the new root. C counterpart: `dm_array_set_value()`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODATA` if there is no such entry; `ENOSPC`, or an error of the metadata device.
     pub(crate) fn set(
         &self,
         tm: &mut TransactionManager,
@@ -259,14 +306,18 @@ impl<V: Entry> Array<V> {
         let entry = entry.as_written();
         let value = core::ptr::from_ref(&entry).cast::<c_void>();
         let mut new = root.0;
-        // SAFETY: The description is initialised, its manager live and ours alone; the value has
-        // the right size.
+        // SAFETY: The description is initialised. Its manager exists, and is borrowed mutably. The
+        // value has the size that is described.
         to_result(unsafe { bindings::dm_array_set_value(info, root.0, index, value, &mut new) })?;
         Ok(Block(new))
     }
 
-    /// Where the block with an entry is: two entries may have the same block, see
-    /// [`create_sparse`](Self::create_sparse).
+    /// Returns the block that contains an entry. After [`create_sparse`](Self::create_sparse),
+    /// several parts of an array have the same block. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODATA` if there is no such block, or an error of the metadata device.
     pub(crate) fn block_of(
         &self,
         tm: &TransactionManager,
@@ -276,8 +327,8 @@ impl<V: Entry> Array<V> {
         let info = self.info(tm)?;
         let (mut key, mut block) = (u64::from(index / V::PER_BLOCK), 0u64);
         let value = core::ptr::from_mut(&mut block).cast::<c_void>();
-        // SAFETY: The tree of the array's blocks is part of the description; it has 8-byte values.
-        // `value` can be written.
+        // SAFETY: The description is initialised. It contains that of the tree of blocks, which has
+        // 8-byte values. `value` can be written.
         to_result(unsafe {
             bindings::dm_btree_lookup(&mut (*info).btree_info, root.0, &mut key, value)
         })?;
@@ -286,11 +337,15 @@ impl<V: Entry> Array<V> {
 }
 
 impl WordArray {
-    /// Reads the first `count` words in order, with read-ahead, and passes each on with its index.
+    /// Calls `visit` with the index and the value of each of the first `count` words.
     ///
-    /// An array that is shorter is an error. Reads whole blocks, for speed: the library has no way
-    /// to get at more than a word at a time. Only for an array of which the library has not read or
-    /// written a block yet.
+    /// Reads whole blocks, with read-ahead, because the library returns one word at a time only.
+    ///
+    /// For an array of which the library has not read or written a block yet. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the array is shorter; the error of `visit`; an error of the metadata device.
     pub(crate) fn for_each(
         &self,
         tm: &TransactionManager,
@@ -304,8 +359,8 @@ impl WordArray {
             loop {
                 let (key, location) = blocks.get()?;
                 let wanted = count.saturating_sub(index).min(WORDS_PER_BLOCK);
-                // Without a validator: it would be another one than the library's, which refuses
-                // such blocks.
+                // Without a validator, because the library refuses a block that was read with
+                // another validator than its own.
                 let block = tm.blocks().read(location, None)?;
                 let found = words(&block, location, wanted);
                 let Some(found) = found.filter(|_| key == index / WORDS_PER_BLOCK) else {
@@ -324,13 +379,13 @@ impl WordArray {
         if count == 0 || walk()? {
             return Ok(());
         }
-        // Something is wrong with a block. Let the library find out what, and log it.
+        // A block is invalid. The library reads it again, and logs what is wrong with it.
         self.get(tm, root, u32::try_from(index)?)?;
         Err(EINVAL)
     }
 }
 
-/// Checks an array block; returns how many entries it has, and what is behind its header.
+/// Checks an array block. Returns the number of its entries, and the bytes after its header.
 fn array_block<V: Entry>(block: &[u8], location: Block) -> Option<(u32, &[u8])> {
     let (sum, rest) = block.split_first_chunk()?;
     let valid = u32::from_le_bytes(*sum) == checksum(rest, CHECKSUM_XOR);
@@ -347,12 +402,13 @@ fn array_block<V: Entry>(block: &[u8], location: Block) -> Option<(u32, &[u8])> 
     valid.then_some((entries, values))
 }
 
-/// How many entries a valid array block has.
+/// Returns the number of entries of an array block, or `None` if the block is invalid.
 fn entries<V: Entry>(block: &[u8], location: Block) -> Option<u32> {
     array_block::<V>(block, location).map(|(entries, _)| entries)
 }
 
-/// The words of an array block, if it is one with as many as wanted.
+/// Returns the first `wanted` words of an array block, or `None` if the block is invalid or has
+/// fewer.
 fn words(block: &[u8], location: Block, wanted: u64) -> Option<impl Iterator<Item = u64> + '_> {
     let (entries, values) = array_block::<u64>(block, location)?;
     let values = values
@@ -361,11 +417,11 @@ fn words(block: &[u8], location: Block, wanted: u64) -> Option<impl Iterator<Ite
     (u64::from(entries) >= wanted).then(|| values.take(usize::try_from(wanted).unwrap_or(0)))
 }
 
-/// Goes through the blocks of an array, in order; the library reads ahead.
+/// A cursor over the blocks of an array, in order. C counterpart: `struct dm_btree_cursor`.
 ///
 /// # Invariants
 ///
-/// The cursor is one of zeros, or was begun with a manager that lives.
+/// The cursor is zeroed, or was begun with a manager that exists.
 struct BlockCursor<'a> {
     raw: bindings::dm_btree_cursor,
     _tm: PhantomData<&'a TransactionManager>,
@@ -379,14 +435,14 @@ impl<'a> BlockCursor<'a> {
         read_ahead: bool,
     ) -> Result<Self> {
         let info = array.info(tm)?;
-        // INVARIANT: A cursor of zeros holds nothing, as if it had come to its end.
+        // INVARIANT: A zeroed cursor holds no block, like one at the end.
         let mut cursor = BlockCursor {
             raw: bindings::dm_btree_cursor::default(),
             _tm: PhantomData,
         };
-        // SAFETY: The description is initialised: within it is that of the tree of blocks, whose
-        // values are 8 bytes. Its manager is live, and the cursor can be written. If it fails, what
-        // it holds is let go with the cursor.
+        // SAFETY: The description is initialised. It contains that of the tree of blocks, which has
+        // 8-byte values. Its manager exists, and the cursor can be written. If this fails, dropping
+        // the cursor releases what it holds.
         to_result(unsafe {
             let tree = &mut (*info).btree_info;
             bindings::dm_btree_cursor_begin(tree, root.0, read_ahead, &mut cursor.raw)
@@ -394,25 +450,25 @@ impl<'a> BlockCursor<'a> {
         Ok(cursor)
     }
 
-    /// The number of the present block within the array, and where it is.
+    /// Returns the number of the current block within the array, and its location.
     fn get(&mut self) -> Result<(u64, Block)> {
         let (mut key, mut value) = (0, [0u8; 8]);
         let buffer = value.as_mut_ptr().cast::<c_void>();
-        // SAFETY: By the invariant; a value has 8 bytes.
+        // SAFETY: By the invariant, the library accepts the cursor. A value has 8 bytes.
         to_result(unsafe { bindings::dm_btree_cursor_get_value(&mut self.raw, &mut key, buffer) })?;
         Ok((key, Block(u64::from_le_bytes(value))))
     }
 
-    /// Goes to the next block. `ENODATA` if there is none.
+    /// Moves to the next block; `ENODATA` if there is none.
     fn next(&mut self) -> Result {
-        // SAFETY: By the invariant.
+        // SAFETY: By the invariant, the library accepts the cursor.
         to_result(unsafe { bindings::dm_btree_cursor_next(&mut self.raw) })
     }
 }
 
 impl Drop for BlockCursor<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the invariant; it ends once.
+        // SAFETY: By the invariant, the library accepts the cursor, which is not used after this.
         unsafe { bindings::dm_btree_cursor_end(&mut self.raw) }
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Cached metadata blocks with locks and validators.
+//! Cached metadata blocks, with locks and validators.
+//!
+//! C header: `drivers/md/persistent-data/dm-block-manager.h`
 
 use crate::{
     bindings,
@@ -33,68 +35,73 @@ use kernel::{
     }, //
 };
 
-/// Size of a metadata block in bytes. All targets use the same.
+/// The size of a metadata block in bytes, which is the same for all targets.
 pub(crate) const BLOCK_SIZE: usize = 4096;
 
-/// Number of a block on the metadata device.
+/// The number of a block on the metadata device. C counterpart: `dm_block_t`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Block(pub(crate) u64);
 
-/// Checks a kind of block after reading, and completes it before writing.
+/// A kind of block, which is checked after reading and completed before writing.
 pub(crate) trait Validate {
-    /// Name in messages of the block manager.
+    /// The name in messages of the block manager.
     const NAME: &'static CStr;
 
-    /// Refuses a block that is not what it should be. `location` is its number.
+    /// Checks a block, whose number is `location`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error with which reading the block fails.
     fn check(data: &[u8], location: u64) -> Result;
 
-    /// Fills in what depends on the rest of the block: its own number and the checksum.
+    /// Writes the block's own number and its checksum into the block. May sleep.
     fn seal(data: &mut [u8], location: u64);
 }
 
-/// The block manager's view of a [`Validate`] type. Make one `static` of each: the manager compares
-/// addresses.
+/// A [`Validate`] type for the block manager. C counterpart: `struct dm_block_validator`.
+///
+/// There must be one `static` of each type, because the manager compares addresses.
 #[repr(transparent)]
 pub(crate) struct Validator(bindings::dm_block_validator);
 
-// SAFETY: A table of functions and a static name, never changed.
+// SAFETY: This is a table of functions and a static name, which nothing changes.
 unsafe impl Sync for Validator {}
 
 impl Validator {
-    /// The validator of `V`.
+    /// Creates the validator of `V`. Any context.
     pub(crate) const fn new<V: Validate>() -> Self {
         /// # Safety
         ///
-        /// For the block manager only, as a callback of a validator.
+        /// Called by the block manager only, as a callback of a validator.
         unsafe extern "C" fn check<V: Validate>(
             _: *const bindings::dm_block_validator,
             block: *mut bindings::dm_block,
             size: usize,
         ) -> c_int {
             from_result(|| {
-                // SAFETY: The block manager passes a block of `size` bytes that nobody changes
+                // SAFETY: The block manager passes a block of `size` bytes, which nothing changes
                 // meanwhile.
                 let data = unsafe {
                     core::slice::from_raw_parts(bindings::dm_block_data(block).cast(), size)
                 };
-                // SAFETY: As above.
+                // SAFETY: The block manager passes a block that exists.
                 V::check(data, unsafe { bindings::dm_block_location(block) }).map(|()| 0)
             })
         }
         /// # Safety
         ///
-        /// For the block manager only, as a callback of a validator.
+        /// Called by the block manager only, as a callback of a validator.
         unsafe extern "C" fn seal<V: Validate>(
             _: *const bindings::dm_block_validator,
             block: *mut bindings::dm_block,
             size: usize,
         ) {
-            // SAFETY: The block manager passes a block of `size` bytes that it is about to write,
-            // with nobody else using it.
+            // SAFETY: The block manager passes a block of `size` bytes that it is about to write.
+            // Nothing else uses the block meanwhile.
             let data = unsafe {
                 core::slice::from_raw_parts_mut(bindings::dm_block_data(block).cast(), size)
             };
-            // SAFETY: As above.
+            // SAFETY: The block manager passes a block that exists.
             V::seal(data, unsafe { bindings::dm_block_location(block) })
         }
         Validator(bindings::dm_block_validator {
@@ -106,27 +113,34 @@ impl Validator {
 }
 
 impl Validator {
+    /// Returns the validator for the library. Any context.
     pub(super) fn as_ptr(&'static self) -> *const bindings::dm_block_validator {
         &self.0
     }
 }
 
 /// A block that is locked for reading.
+///
+/// # Invariants
+///
+/// The pointer is to a block that this value has locked.
 pub(crate) struct ReadBlock<'a> {
     raw: NonNull<bindings::dm_block>,
     held: Held<'a>,
 }
 
-/// One of the blocks that the users of a manager hold, counted.
+/// A held block, counted in its manager.
 struct Held<'a>(&'a BlockManager);
 
 impl<'a> Held<'a> {
-    /// Counts one more. More than were announced wait for each other's memory when there is little,
-    /// so that is a bug.
+    /// Counts a block.
+    ///
+    /// To hold more blocks than the manager was created for is a bug: threads may then wait for
+    /// each other's memory when memory is short.
     fn new(manager: &'a BlockManager) -> Self {
         let held = manager.held.fetch_add(1, Relaxed).wrapping_add(1);
         if held > manager.max_held {
-            // SAFETY: No preconditions.
+            // SAFETY: The function has no preconditions.
             unsafe { bindings::dmr_warn_held() };
         }
         Held(manager)
@@ -143,7 +157,8 @@ impl Deref for ReadBlock<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: The block is locked: its data stays and has the manager's block size.
+        // SAFETY: By the invariant, the block is locked, so its data remains valid and unchanged.
+        // It has the manager's block size.
         unsafe {
             core::slice::from_raw_parts(
                 bindings::dm_block_data(self.raw.as_ptr()).cast(),
@@ -155,7 +170,7 @@ impl Deref for ReadBlock<'_> {
 
 impl Drop for ReadBlock<'_> {
     fn drop(&mut self) {
-        // SAFETY: Locked by this value.
+        // SAFETY: By the invariant, this value has locked the block. Nothing uses it after this.
         unsafe { bindings::dm_bm_unlock(self.raw.as_ptr()) }
     }
 }
@@ -164,7 +179,7 @@ impl Drop for ReadBlock<'_> {
 pub(crate) struct WriteBlock<'a>(ReadBlock<'a>);
 
 impl WriteBlock<'_> {
-    /// Gives the lock up, for a commit that releases it.
+    /// Gives up the lock, for a commit that releases it. Any context.
     pub(super) fn into_raw(self) -> *mut bindings::dm_block {
         let block = core::mem::ManuallyDrop::new(self);
         block.0.held.0.held.fetch_sub(1, Relaxed);
@@ -183,35 +198,45 @@ impl Deref for WriteBlock<'_> {
 impl DerefMut for WriteBlock<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
         let data = self.0.raw.as_ptr();
-        // SAFETY: The block is locked for writing: its data is ours alone.
+        // SAFETY: The block is locked for writing, so nothing else uses its data, which has the
+        // manager's block size.
         unsafe { core::slice::from_raw_parts_mut(bindings::dm_block_data(data).cast(), BLOCK_SIZE) }
     }
 }
 
-/// The cache of a metadata device's blocks.
+/// The cache of the blocks of a metadata device. C counterpart: `struct dm_block_manager`.
+///
+/// # Invariants
+///
+/// The pointer is to a manager that is destroyed with this value.
 pub(crate) struct BlockManager {
     raw: NonNull<bindings::dm_block_manager>,
     max_held: u32,
-    /// Blocks that safe code holds. All are locked under one lock of the target, so by one thread
-    /// at a time.
+    /// The number of blocks that safe code holds. The target has a lock for its metadata, so one
+    /// thread holds all of them.
     held: Atomic<u32>,
-    // Dropped last: the manager uses it.
+    // Dropped last, because the manager uses it.
     _device: Arc<BlockDevice>,
 }
 
-// SAFETY: The manager may be used from any thread.
+// SAFETY: A manager is not tied to a thread.
 unsafe impl Send for BlockManager {}
-// SAFETY: As above; blocks are changed by those who have `&mut` of the manager, or of the
-// transactions that own it.
+// SAFETY: Any number of threads may lock blocks at a time: each block has a lock. Changes need
+// `&mut` of the manager, or of the transaction manager that owns it.
 unsafe impl Sync for BlockManager {}
 
 impl BlockManager {
-    /// Makes the cache of a device that will be written. A thread may hold `max_held` blocks.
-    /// Sleeps for I/O.
+    /// Creates the cache of a device that will be written. A thread may hold up to `max_held`
+    /// blocks.
     ///
-    /// The device is flushed first: whatever is read is durable. After a failed commit the device
-    /// may have the new superblock in its volatile cache only. A transaction upon that would write
-    /// over the blocks of the commit before, which is the one that a power cut leaves.
+    /// The device is flushed first, so that all that is read is durable. After a commit that
+    /// failed, the new superblock may be in the volatile cache of the device only. A transaction
+    /// that builds on it would overwrite blocks of the previous commit, which is the one that
+    /// remains after a power cut. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the flush; `ENOMEM`.
     pub(crate) fn new(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         device.flush().inspect_err(|error| {
             err_limit!(
@@ -223,17 +248,24 @@ impl BlockManager {
         Self::create(device, max_held)
     }
 
-    /// Makes the cache of a device that is only read. What is read may not be durable, but nothing
-    /// is built upon it: there are no writes.
+    /// Creates the cache of a device that is read only. A thread may hold up to `max_held` blocks.
+    ///
+    /// What is read may not be durable, which does not matter because nothing is written. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn read_only(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
         let manager = Self::create(device, max_held)?;
-        // SAFETY: The manager is live.
+        // SAFETY: By the invariant, the manager exists.
         unsafe { bindings::dm_bm_set_read_only(manager.as_ptr()) };
         Ok(manager)
     }
 
     fn create(device: Arc<BlockDevice>, max_held: u32) -> Result<Self> {
-        // SAFETY: The device is open, and stays so with the manager. CAST: A constant.
+        // SAFETY: The device is open, and remains so as long as the manager exists.
+        // CAST: The size of a block fits into 32 bits.
         let raw = from_err_ptr(unsafe {
             bindings::dm_block_manager_create(device.as_ptr(), BLOCK_SIZE as u32, max_held)
         })?;
@@ -245,12 +277,19 @@ impl BlockManager {
         })
     }
 
+    /// Returns the manager for the library. Any context.
     pub(super) fn as_ptr(&self) -> *mut bindings::dm_block_manager {
         self.raw.as_ptr()
     }
 
-    /// Locks a block for reading; it is checked when it comes from the device. Without a validator
-    /// nothing is checked.
+    /// Locks a block for reading. C counterpart: `dm_bm_read_lock()`.
+    ///
+    /// The validator checks the block when it is read from the device. Without one, the block is
+    /// not checked. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the read or of the validator.
     pub(crate) fn read(
         &self,
         block: Block,
@@ -259,7 +298,8 @@ impl BlockManager {
         let validator = validator.map_or(core::ptr::null(), |v| core::ptr::from_ref(&v.0));
         let held = Held::new(self);
         let mut raw = core::ptr::null_mut();
-        // SAFETY: The manager is live, the validator static, `raw` can be written.
+        // SAFETY: By the invariant, the manager exists. The validator is static, and `raw` can be
+        // written.
         to_result(unsafe {
             bindings::dm_bm_read_lock(self.as_ptr(), block.0, validator, &mut raw)
         })?;
@@ -269,7 +309,12 @@ impl BlockManager {
         })
     }
 
-    /// Locks a block for writing, with zeros for data, whatever is on the device.
+    /// Locks a block for writing, and fills it with zeros without reading it. C counterpart:
+    /// `dm_bm_write_lock_zero()`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EPERM` if the manager is read-only.
     pub(crate) fn write_zeroed(
         &mut self,
         block: Block,
@@ -277,7 +322,8 @@ impl BlockManager {
     ) -> Result<WriteBlock<'_>> {
         let held = Held::new(self);
         let mut raw = core::ptr::null_mut();
-        // SAFETY: The manager is live, the validator static, `raw` can be written.
+        // SAFETY: By the invariant, the manager exists. The validator is static, and `raw` can be
+        // written.
         to_result(unsafe {
             bindings::dm_bm_write_lock_zero(self.as_ptr(), block.0, &validator.0, &mut raw)
         })?;
@@ -290,7 +336,8 @@ impl BlockManager {
 
 impl Drop for BlockManager {
     fn drop(&mut self) {
-        // SAFETY: The manager is ours; blocks borrow it, so none is locked.
+        // SAFETY: By the invariant, the manager is destroyed here only. No block is locked, because
+        // blocks borrow the manager.
         unsafe { bindings::dm_block_manager_destroy(self.as_ptr()) }
     }
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Persistent data structures of the kernel (`dm-persistent-data`): transactions that survive a
-//! power cut.
+//! Persistent data structures: the kernel's `dm-persistent-data` library.
 //!
-//! All functions sleep for metadata I/O. Callers hold a sleeping lock of their own around anything
-//! that changes.
+//! A transaction of the library survives a power cut as a whole, or not at all. Most functions wait
+//! for metadata I/O. Callers serialise changes with a sleeping lock of their own.
 //!
 //! C headers: `drivers/md/persistent-data/*.h`
 
@@ -14,15 +13,15 @@ pub(crate) mod tm;
 pub(crate) mod tree;
 pub(crate) mod verify;
 
-/// Checksum of a metadata block: CRC-32C of the bytes, combined with a constant that tells kinds of
-/// blocks apart.
+/// Returns the checksum of a metadata block: CRC-32C of the bytes, combined with a constant that
+/// identifies the kind of block. C counterpart: `dm_bm_checksum()`. Any context.
 pub(crate) fn checksum(data: &[u8], xor: u32) -> u32 {
-    // SAFETY: The pointer and the length are those of a slice.
+    // SAFETY: Pointer and length are those of a slice.
     unsafe { crate::bindings::dm_bm_checksum(data.as_ptr().cast(), data.len(), xor) }
 }
 
-/// Whether an error says that there is no such entry.
+/// Returns whether an error means that there is no such entry.
 fn is_no_data(error: kernel::error::Error) -> bool {
-    // CAST: An error number.
+    // CAST: An error number fits into 31 bits.
     error.to_errno() == -(kernel::bindings::ENODATA as i32)
 }

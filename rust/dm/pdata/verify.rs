@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Looks at metadata before the library does.
+//! Verification of metadata, before the library uses it.
 //!
-//! The library trusts what has a right checksum: it follows loops for ever, takes numbers of blocks
-//! outside the device for indexes, and stops the machine where a count is missing. So everything
-//! that it goes through is looked at first: shape and order of all nodes, the range of all numbers
-//! of blocks, and the counts of the space map. Array blocks themselves the library checks well
-//! enough.
+//! The library trusts metadata with a valid checksum. It follows loops for ever, uses block numbers
+//! beyond the end of the device as indexes, and runs into a `BUG_ON` where a reference count is
+//! missing. This module therefore checks what the library walks through: the shape and order of all
+//! nodes, the range of all block numbers, and the counts of the space map. Array blocks are left to
+//! the library, which checks them well enough.
 //!
-//! For metadata of which the library has not read a block yet. Reads every node and bitmap: about
-//! one block in a hundred.
+//! For metadata of which the library has not read a block yet. Every node and bitmap is read, which
+//! is about one block in a hundred.
 
 use crate::{
     dm::pdata::block::{
@@ -31,21 +31,21 @@ use crate::{
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// All keys there can be.
+/// The range of all keys.
 const ALL: Range<u64> = 0..u64::MAX;
 
-/// A node on the way from the root to where the walk is.
+/// A node on the path from the root to the current node.
 #[derive(Default)]
 struct PathNode {
     at: u64,
-    /// The keys that it may have. Those of no two children overlap and each node has one, so none
-    /// is met twice.
+    /// The keys that the node may have. The ranges of the children of a node do not overlap, and a
+    /// node has at least one key, so the walk meets no node twice.
     range: Range<u64>,
-    /// The next entry.
+    /// The number of the next entry.
     next: usize,
 }
 
-/// The nodes from the root to where the walk is.
+/// The path from the root to the current node.
 #[derive(Default)]
 struct NodePath {
     steps: [PathNode; MAX_DEPTH as usize],
@@ -57,7 +57,7 @@ impl NodePath {
         self.steps.get_mut(self.depth.checked_sub(1)?)
     }
 
-    /// Goes down to a child. Refuses what is deeper than the library goes.
+    /// Descends to a child. `EINVAL` if that is deeper than the library goes.
     fn descend(&mut self, at: u64, range: Range<u64>) -> Result {
         let step = self.steps.get_mut(self.depth).ok_or(EINVAL)?;
         *step = PathNode { at, range, next: 0 };
@@ -70,19 +70,19 @@ impl NodePath {
     }
 }
 
-/// The largest value of a tree, in bytes.
-const LARGEST: usize = 12;
+/// The size of the largest value of a tree.
+const MAX_VALUE_SIZE: usize = 12;
 
-/// Some entries of a leaf, copied, so that its block need not be held while they are looked at.
+/// Copies of some entries of a leaf, so that its block is not held while they are visited.
 struct LeafEntries {
-    entries: [(u64, [u8; LARGEST]); 16],
+    entries: [(u64, [u8; MAX_VALUE_SIZE]); 16],
     len: usize,
     value_size: usize,
 }
 
 impl LeafEntries {
-    /// Copies entries from the one numbered `next` on, and counts that up. Says whether there are
-    /// more.
+    /// Copies entries from number `next` on, and advances `next`. Returns whether more entries
+    /// follow.
     fn read(node: &Node<'_>, next: &mut usize) -> Result<(Self, bool)> {
         let mut leaf = LeafEntries {
             entries: Default::default(),
@@ -102,8 +102,8 @@ impl LeafEntries {
             *next = next.saturating_add(1);
         }
         let more = *next < node.len();
-        // A value that cannot be read, or does not fit.
-        if (leaf.len == 0 && more) || leaf.value_size > LARGEST {
+        // A value is not within the node, or is too large.
+        if (leaf.len == 0 && more) || leaf.value_size > MAX_VALUE_SIZE {
             return Err(EINVAL);
         }
         Ok((leaf, more))
@@ -115,7 +115,7 @@ impl LeafEntries {
     }
 }
 
-/// A space map that has been looked at, and with its help the trees.
+/// A verified space map, with which trees are verified.
 pub(crate) struct Verifier<'a> {
     blocks: &'a BlockManager,
     index: ReadBlock<'a>,
@@ -123,7 +123,11 @@ pub(crate) struct Verifier<'a> {
 }
 
 impl<'a> Verifier<'a> {
-    /// Looks at the space map with a root, on a device of so many blocks. Sleeps for I/O.
+    /// Verifies a space map, on a device of `device` blocks. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the space map is invalid, or an error of the metadata device.
     pub(crate) fn new(blocks: &'a BlockManager, root: &[u8], device: u64) -> Result<Self> {
         let root = SpaceMapRoot::parse(root, device).ok_or(EINVAL)?;
         let index = blocks.read(Block(root.bitmap_root()), None)?;
@@ -142,7 +146,7 @@ impl<'a> Verifier<'a> {
             let found = space_map::big_counts(&blocks.read(Block(at), None)?, at);
             many = many.saturating_add(found.ok_or(EINVAL)?);
         }
-        // Each "more than two" must have its number in the tree.
+        // Each block with more than two references must have its count in the tree.
         verifier.tree(Block(root.ref_count_root()), 4, &mut |key, _| {
             if key < verifier.total && verifier.count(key)? == space_map::BIG_COUNT {
                 many = many.checked_sub(1).ok_or(EINVAL)?;
@@ -170,7 +174,7 @@ impl<'a> Verifier<'a> {
         space_map::ref_count(&bitmap, block).ok_or(EINVAL)
     }
 
-    /// Whether a block is one that something may refer to.
+    /// Checks that a block is within the device, and has a reference.
     fn used(&self, block: u64) -> Result {
         self.inside(block)?;
         if self.count(block)? == 0 {
@@ -179,7 +183,11 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// Looks at a tree, and passes on each entry.
+    /// Verifies a tree, and calls `visit` for each of its entries. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the tree is invalid; the error of `visit`; an error of the metadata device.
     pub(crate) fn tree(
         &self,
         root: Block,
@@ -189,9 +197,9 @@ impl<'a> Verifier<'a> {
         let mut path = NodePath::default();
         self.used(root.0)?;
         path.descend(root.0, ALL)?;
-        // A block is held only while it is looked at, not while what is below it is: it is locked
-        // again for each child. So two blocks at most are held here, with the index, however deep
-        // trees are and whatever is visited from within.
+        // A node is not held while the nodes below it are visited, and locked again for each child.
+        // With the index, this holds two blocks at most, however deep the tree is and whatever
+        // `visit` does.
         while let Some(step) = path.last() {
             let block = self.blocks.read(Block(step.at), None)?;
             let node = Node::parse(&block, step.at, value_size, &step.range).ok_or(EINVAL)?;
@@ -222,7 +230,11 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// Looks at an array: the tree of its blocks, not the blocks.
+    /// Verifies the tree of blocks of an array, without the blocks. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the tree is invalid, or an error of the metadata device.
     pub(crate) fn array(&self, root: Block) -> Result {
         self.tree(root, 8, &mut |_, value| {
             let block = value.try_into().map_err(|_| EINVAL)?;
@@ -230,12 +242,16 @@ impl<'a> Verifier<'a> {
         })
     }
 
-    /// Looks at a tree of bitsets, and at the bitsets.
+    /// Verifies a tree of bitsets, and the bitsets. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if one of them is invalid, or an error of the metadata device.
     pub(crate) fn bitset_tree(&self, root: Block) -> Result {
         self.tree(root, 12, &mut |_, value| {
             let (_, root) = value.split_first_chunk::<4>().ok_or(EINVAL)?;
             match u64::from_le_bytes(root.try_into().map_err(|_| EINVAL)?) {
-                // An early C target could leave a record without a bitset.
+                // An early C target could leave an entry without a bitset.
                 0 => Ok(()),
                 root => self.array(Block(root)),
             }

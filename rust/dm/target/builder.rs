@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A target under construction, and why its constructor fails.
+//! A target under construction, and the error with which its constructor fails.
 
 use crate::{
     bindings,
@@ -38,32 +38,42 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Why a constructor failed: the text for the user, and the error code.
+/// The error of a constructor: a message for the user, and a code. C counterpart:
+/// `dm_target::error`.
 pub(crate) struct CtrError {
-    pub(super) text: Option<&'static CStr>,
+    pub(super) message: Option<&'static CStr>,
     pub(super) code: Error,
 }
 
 impl CtrError {
-    /// An error with a text, which device-mapper logs.
-    pub(crate) fn new(text: &'static CStr, code: Error) -> Self {
+    /// Creates an error with a message, which device-mapper logs. Any context.
+    pub(crate) fn new(message: &'static CStr, code: Error) -> Self {
         CtrError {
-            text: Some(text),
+            message: Some(message),
             code,
         }
     }
 }
 
-/// An error without a text: device-mapper logs "Unknown error".
+/// An error without a message, for which device-mapper logs "Unknown error".
 impl From<Error> for CtrError {
     fn from(code: Error) -> Self {
-        CtrError { text: None, code }
+        CtrError {
+            message: None,
+            code,
+        }
     }
 }
 
-/// Attaches a text to an error: `open()?` becomes `open().or_message(c"Error opening device")?`.
+/// Adds a message for the user to an error.
+///
+/// # Examples
+///
+/// ```ignore
+/// let device = builder.open(path, Access::Read).or_message(c"Error opening device")?;
+/// ```
 pub(crate) trait OrMessage<T> {
-    /// The same result with a text for the user.
+    /// Adds a message for the user, if this is an error. Any context.
     fn or_message(self, message: &'static CStr) -> Result<T, CtrError>;
 }
 
@@ -77,8 +87,7 @@ impl<T, E: Into<Error>> OrMessage<T> for Result<T, E> {
 ///
 /// # Invariants
 ///
-/// The constructor of the target is running, in this thread: device-mapper lends the target to
-/// nobody else.
+/// The constructor of the target is running, in this thread, and nothing else uses the target.
 pub(crate) struct TargetBuilder<'a> {
     pub(super) ti: NonNull<bindings::dm_target>,
     pub(super) resources: Arc<TargetResources>,
@@ -86,21 +95,21 @@ pub(crate) struct TargetBuilder<'a> {
 }
 
 impl TargetBuilder<'_> {
-    /// Length of the target.
+    /// Returns the length of the target. Process context.
     pub(crate) fn len(&self) -> Sectors {
-        // SAFETY: By the invariant the target is live.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         Sectors(unsafe { (*self.ti.as_ptr()).len })
     }
 
-    /// Where the target begins on the mapped device.
+    /// Returns the start of the target on the mapped device. Process context.
     pub(crate) fn begin(&self) -> Sector {
-        // SAFETY: By the invariant the target is live.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         Sector(unsafe { (*self.ti.as_ptr()).begin })
     }
 
-    /// How the table may use its devices.
+    /// Returns the mode of the table. C counterpart: `dm_table_get_mode()`. Process context.
     pub(crate) fn access(&self) -> Access {
-        // SAFETY: By the invariant the target is live, and its table with it.
+        // SAFETY: By the invariant, the target exists, and so does its table.
         let mode = unsafe { bindings::dm_table_get_mode((*self.ti.as_ptr()).table) };
         if mode & bindings::BLK_OPEN_WRITE != 0 {
             Access::ReadWrite
@@ -109,88 +118,119 @@ impl TargetBuilder<'_> {
         }
     }
 
-    /// Opens a device that the table line names. It is closed when the target is destroyed. Sleeps.
+    /// Opens a device that the table line names. It is closed when the target is destroyed. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of `dm_get_device()`.
     pub(crate) fn open(&self, path: &CStr, access: Access) -> Result<Device> {
         Device::open(&self.resources, path, access)
     }
 
-    /// Makes a dm-io client for the target's devices. Sleeps.
+    /// Creates a client of dm-io for the devices of the target. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn io_client(&self) -> Result<IoClient> {
         IoClient::new(self.resources.reference())
     }
 
-    /// Makes a workqueue. Its items cannot outlive the target: after the destructor device-mapper
-    /// waits for them. Sleeps.
+    /// Creates a workqueue. After the target's destructor, no item can be enqueued, and
+    /// device-mapper waits for those that are pending. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
-        // SAFETY: The resources drop the owner in the destructor, or when the constructor has
-        // failed: in a system call or a work item of device-mapper, and the module stays loaded as
-        // long as it has targets.
+        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+        // Device-mapper calls both in process context, and never from an item of this queue. The
+        // module stays loaded as long as it has targets.
         self.resources
             .own_service(|| unsafe { WorkQueue::make(name, kind) })
     }
 
-    /// Makes a client of kcopyd, in the same way. Sleeps.
+    /// Creates a client of kcopyd. After its destructor, device-mapper waits for its copies. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
-        // SAFETY: The resources drop the owner in process context, in the destructor or after a
-        // failed constructor, never from a callback of kcopyd; the module stays while it has
-        // targets.
+        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+        // Device-mapper calls both in process context, and never from a callback of kcopyd. The
+        // module stays loaded as long as it has targets.
         self.resources
             .own_service(|| unsafe { KcopydClient::make() })
     }
 
-    /// Makes the target one of those that a workqueue, or a client of kcopyd, belongs to. It is
-    /// destroyed with the last of them. Each target that has a use of one must be one of them: else
-    /// the last one waits for it in its destructor.
+    /// Makes the target another owner of a workqueue or a client of kcopyd.
+    ///
+    /// The service is destroyed with the last target that owns it. A target that keeps a reference
+    /// to the service must be an owner too, because the destructor of the last owner waits for the
+    /// reference. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EBUSY` if the last owner is being destroyed.
     pub(crate) fn share<S: Service>(&self, service: &ServiceRef<S>) -> Result {
-        // SAFETY: These resources drop their owner like that of a service of its own: in process
-        // context, not from a callback of the service, and while the module cannot go.
+        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+        // Device-mapper calls both in process context, and never from a callback of the service.
+        // The module stays loaded as long as it has targets.
         self.resources
             .own_service(|| Ok(((), unsafe { service.owner() }?)))
     }
 
-    /// The handle that the target keeps for its later life.
+    /// Creates the handle that the target keeps for later. Process context.
     pub(crate) fn handle(&self) -> TargetHandle {
         TargetHandle::new(&self.resources)
     }
 
-    /// Asks for requests that write zeros, if all devices below support them.
+    /// Requests write-zeroes bios, if all devices below support them. C counterpart:
+    /// `num_write_zeroes_bios`. Process context.
     pub(crate) fn want_write_zeroes(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         unsafe { (*self.ti.as_ptr()).num_write_zeroes_bios = 1 };
     }
 
-    /// Asks for flushes, one per request, whether or not the devices below need them.
+    /// Requests flushes, one bio for each, also if the devices below do not need them. C
+    /// counterpart: `num_flush_bios`, `flush_supported`. Process context.
     pub(crate) fn want_flushes(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         let ti = unsafe { self.ti.as_mut() };
         ti.num_flush_bios = 1;
         ti.set_flush_supported(true);
     }
 
-    /// Asks for flushes, `copies` per request, if the devices below need them.
+    /// Requests flushes, `copies` bios for each, if the devices below need them. C counterpart:
+    /// `num_flush_bios`. Process context.
     pub(crate) fn pass_flushes(&mut self, copies: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         unsafe { (*self.ti.as_ptr()).num_flush_bios = copies };
     }
 
-    /// Asks for discards, one per request, if the devices below support them.
+    /// Requests discards, one bio for each, if the devices below support them. C counterpart:
+    /// `num_discard_bios`. Process context.
     pub(crate) fn pass_discards(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         unsafe { (*self.ti.as_ptr()).num_discard_bios = 1 };
     }
 
-    /// Asks for discards, `copies` per request, none crossing a multiple of the largest discard of
-    /// `io_hints`, if the devices below support them.
+    /// Requests discards, `copies` bios for each, if the devices below support them. No bio crosses
+    /// a multiple of the largest discard that `io_hints` sets. C counterpart: `num_discard_bios`,
+    /// `max_discard_granularity`. Process context.
     pub(crate) fn split_discards(&mut self, copies: u32) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         let ti = unsafe { self.ti.as_mut() };
         ti.num_discard_bios = copies;
         ti.set_max_discard_granularity(true);
     }
 
-    /// Asks for discards, one per request, whether or not the devices below support them.
+    /// Requests discards, one bio for each, also if the devices below do not support them. C
+    /// counterpart: `num_discard_bios`, `discards_supported`. Process context.
     pub(crate) fn want_discards(&mut self) {
-        // SAFETY: By the invariant the target is live and lent to us.
+        // SAFETY: By the invariant, the target exists, and only this thread uses it.
         let ti = unsafe { self.ti.as_mut() };
         ti.num_discard_bios = 1;
         ti.set_discards_supported(true);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Targets: the hooks of device-mapper as a Rust trait, and their registration.
+//! Target types: the hooks of device-mapper as a Rust trait, and their registration.
 //!
-//! A target has two lives. While its constructor runs it is a [`TargetBuilder`]: exclusive, in process
-//! context, free to sleep and to fail. What the constructor returns is shared: every hook gets
-//! `&self` and may run at any time, on any CPU, together with the others.
+//! While its constructor runs, a target is a [`TargetBuilder`]: exclusive, in process context, and
+//! free to sleep and to fail. The value that the constructor returns is shared: the hooks may run
+//! at any time, on any CPU, and concurrently.
 //!
 //! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h), `struct
 //! target_type`
@@ -58,10 +58,10 @@ use kernel::{
     }, //
 };
 
-/// Stops [`Target::iterate_devices`] early with device-mapper's code.
+/// The code of device-mapper that stops [`Target::iterate_devices`] early.
 pub(crate) struct Stop(c_int);
 
-/// Visits the devices of a target.
+/// Visits the devices of a target. C counterpart: `iterate_devices_callout_fn`.
 pub(crate) struct DeviceVisitor<'a> {
     ti: *mut bindings::dm_target,
     call: bindings::iterate_devices_callout_fn,
@@ -70,7 +70,11 @@ pub(crate) struct DeviceVisitor<'a> {
 }
 
 impl DeviceVisitor<'_> {
-    /// Reports a part of a device that the target uses.
+    /// Visits the part of a device that the target uses. Process context.
+    ///
+    /// # Errors
+    ///
+    /// The code with which the hook must return; `EINVAL` if the device is of another target.
     pub(crate) fn visit(
         &mut self,
         device: &Device,
@@ -82,7 +86,8 @@ impl DeviceVisitor<'_> {
             return Err(Stop(EINVAL.to_errno()));
         }
         let (ti, bdev) = (self.ti, device.raw_bdev());
-        // SAFETY: The arguments of the running hook; the device is one that this target has opened.
+        // SAFETY: Target, callback and data are arguments of the running hook. The target has
+        // opened the device.
         match unsafe { bindings::dmr_device_visit(ti, bdev, self.call, start.0, len.0, self.data) }
         {
             0 => Ok(()),
@@ -91,70 +96,81 @@ impl DeviceVisitor<'_> {
     }
 }
 
-/// A device-mapper target type. `Self` is the state of one target of a live or inactive table.
+/// A target type. `Self` is one target of a live or inactive table. C counterpart: `struct
+/// target_type`.
 ///
-/// Hooks that a target does not implement are not announced to device-mapper at all.
+/// Device-mapper is not told of hooks that a target does not implement.
 #[vtable]
 pub(crate) trait Target: Send + Sync + Sized + 'static {
-    /// Name in table lines.
+    /// The name in table lines.
     const NAME: &'static CStr;
-    /// Version as `dmsetup targets` shows it.
+    /// The version that `dmsetup targets` shows.
     const VERSION: [u32; 3];
-    /// The C module that has a target of this name.
+    /// The module with the C target of the same name.
     const C_MODULE: &'static str;
-    /// Whether `map` never waits, so that bios which ask not to wait may come.
+    /// `map` handles `REQ_NOWAIT`, and so may get bios with it (`DM_TARGET_NOWAIT`).
     const NOWAIT: bool;
-    /// Data kept with each bio.
+    /// The per-bio data.
     type PerBio: PerBio;
-    /// What all targets of this type share, perhaps with those of other types.
+    /// Data that all targets of this type share, and those of other types may share.
     type Shared: Send + Sync + 'static;
 
-    /// Makes a target of a table line. Process context, sleeps; the device may be live with another
-    /// table meanwhile.
+    /// Creates a target from a table line, while the mapped device may be live with another table.
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error and the message for the user.
     fn ctr(
         builder: &mut TargetBuilder<'_>,
         shared: &Self::Shared,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError>;
 
-    /// The target is about to go: stop what runs on its own (work items, copies). Sleeps.
+    /// Stops the target's own activity, such as work items and copies, before it is destroyed.
     ///
-    /// After it nothing can be enqueued any more, and device-mapper waits for what is pending, and
-    /// for whoever has a device, the handle or a queue of the target. So what is forgotten here
-    /// makes the destructor slow, and nothing worse.
+    /// After this, no item can be enqueued. Device-mapper waits for pending items, and until the
+    /// target's devices, handles and queues are no longer used. Activity that is not stopped here
+    /// delays the destruction, and does nothing worse. May sleep.
     fn dtr(_this: &Arc<Self>) {}
 
-    /// Decides on a bio. Process context, may sleep if that is certain to end without this target's
-    /// help.
+    /// Maps a bio. May sleep, but not for anything that this target itself has to do.
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Self::PerBio>) -> Mapped<'a>;
 
-    /// A mapped or submitted bio has ended. Any context, hard interrupts included.
+    /// Handles a mapped or submitted bio that has ended. Any context, hard interrupts included.
     fn end_io<'a>(_this: ArcBorrow<'_, Self>, bio: EndBio<'a, Self::PerBio>) -> Ended<'a> {
         bio.done()
     }
 
-    /// Suspending begins: new I/O still comes. Sleeps.
+    /// Prepares to suspend, while `map` may still get bios. May sleep.
     fn presuspend(_this: ArcBorrow<'_, Self>) {}
 
-    /// Suspending was given up.
+    /// Reverts `presuspend`, when suspending has failed. May sleep.
     fn presuspend_undo(_this: ArcBorrow<'_, Self>) {}
 
-    /// No bio is in flight any more, and none will come before `resume`. Sleeps.
+    /// Suspends. No bio is in flight, and `map` gets none before `resume`. May sleep.
     fn postsuspend(_this: ArcBorrow<'_, Self>) {}
 
-    /// About to go live; an error refuses it. Sleeps.
+    /// Prepares to resume. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error with which resuming fails.
     fn preresume(_this: ArcBorrow<'_, Self>) -> Result {
         Ok(())
     }
 
-    /// I/O starts. Sleeps.
+    /// Resumes. `map` may get bios from now on. May sleep.
     fn resume(_this: ArcBorrow<'_, Self>) {}
 
-    /// Writes a status line. Process context, sleeps. `noflush`: user space asked to leave things
-    /// alone.
+    /// Writes the status or the table line. With `noflush`, user space asks for no I/O. May sleep.
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>);
 
-    /// Executes a message; what is written to `out` is its answer. Process context, sleeps.
+    /// Executes a message, whose reply is written to `out`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the message.
     fn message(
         _this: ArcBorrow<'_, Self>,
         _args: Arguments<'_>,
@@ -163,12 +179,16 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
         Err(EINVAL)
     }
 
-    /// Names the devices below. Process context.
+    /// Visits the devices of the target. Process context.
+    ///
+    /// # Errors
+    ///
+    /// The code of the visitor, which stops the hook.
     fn iterate_devices(
         this: ArcBorrow<'_, Self>,
         visitor: &mut DeviceVisitor<'_>,
     ) -> Result<(), Stop>;
 
-    /// Adjusts the limits of the mapped device. Process context.
+    /// Sets limits of the mapped device. Process context.
     fn io_hints(_this: ArcBorrow<'_, Self>, _limits: &mut Limits<'_>) {}
 }
