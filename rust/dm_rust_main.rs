@@ -2,9 +2,9 @@
 
 //! Device-mapper targets in Rust, in place of the C ones.
 //!
-//! Layers, from below: `bindings` (raw), `sys` and `dm` (safe wrappers, all unsafe code), `logic`
-//! (pure decisions and formats, also compiled and tested on the host), `targets` (what connects
-//! them). See `Documentation/design.md`.
+//! The layers, from the bottom: `bindings` has raw bindings, `sys` and `dm` have safe wrappers and
+//! all unsafe code, `logic` has decisions and formats, which are also compiled and tested on the
+//! host, and `targets` connects them. `Documentation/design.md` describes them.
 
 #![crate_name = "dm_rust"]
 #![deny(unsafe_code)]
@@ -41,7 +41,7 @@ use targets::{
     }, //
 };
 
-/// A C string literal made of several literals.
+/// Creates a C string from several string literals.
 macro_rules! c_name {
     ($($part:literal),+) => {
         const {
@@ -62,18 +62,18 @@ module! {
     license: "GPL",
 }
 
-/// A target type, unless the user chose others or another module has its name.
-type Slot<T> = Option<Pin<KBox<Registration<T>>>>;
+/// A target type, which is registered unless the user chose others or another module has its name.
+type MaybeRegistered<T> = Option<Pin<KBox<Registration<T>>>>;
 
-/// The module: dropping it unregisters the targets.
+/// The module. Dropping it unregisters the target types.
 struct DmRust {
-    _clone: Slot<CloneTarget>,
-    _era: Slot<EraTarget>,
+    _clone: MaybeRegistered<CloneTarget>,
+    _era: MaybeRegistered<EraTarget>,
     _snapshots: SnapshotTargets,
     #[cfg(dm_rust_example)]
-    _example: Slot<targets::example::Example>,
+    _example: MaybeRegistered<targets::example::Example>,
     #[cfg(dm_rust_example)]
-    _stray: Slot<targets::stray::Stray>,
+    _stray: MaybeRegistered<targets::stray::Stray>,
 }
 
 impl kernel::Module for DmRust {
@@ -106,64 +106,72 @@ impl kernel::Module for DmRust {
     }
 }
 
-/// The targets that find each other by the origin. With a part of them in another module, writes to
-/// the origin would not reach the snapshots, and data would be lost in silence.
+/// The snapshot targets, which find each other by their origin.
+///
+/// One module must have all of them. Otherwise writes to an origin would not reach the snapshots
+/// that another module has, and data would be lost silently.
 struct SnapshotTargets {
-    snapshot: Slot<SnapshotTarget>,
-    origin: Slot<OriginTarget>,
-    merge: Slot<MergeTarget>,
+    snapshot: MaybeRegistered<SnapshotTarget>,
+    origin: MaybeRegistered<OriginTarget>,
+    merge: MaybeRegistered<MergeTarget>,
 }
 
 impl SnapshotTargets {
-    /// Registers all three targets or none.
+    /// Registers all three target types, or none.
     fn register(module: &'static ThisModule) -> Result<Self> {
         let origins = Origins::new()?;
-        let this = SnapshotTargets {
+        let targets = SnapshotTargets {
             snapshot: register(module, origins.clone())?,
             origin: register(module, origins.clone())?,
             merge: register(module, origins)?,
         };
-        if !this.is_complete() {
-            // Kept, though withdrawn: a table may have found one already.
-            this.snapshot.iter().for_each(|it| it.withdraw());
-            this.origin.iter().for_each(|it| it.withdraw());
-            this.merge.iter().for_each(|it| it.withdraw());
+        if !targets.is_complete() {
+            // They are withdrawn, but not dropped: a table may have found one already.
+            targets.snapshot.iter().for_each(|it| it.withdraw());
+            targets.origin.iter().for_each(|it| it.withdraw());
+            targets.merge.iter().for_each(|it| it.withdraw());
         }
-        Ok(this)
+        Ok(targets)
     }
 
     fn is_complete(&self) -> bool {
         self.snapshot.is_some() && self.origin.is_some() && self.merge.is_some()
     }
 
+    /// Adds the types to the parameter `serves`. Returns whether they are registered.
     fn show(&self) -> bool {
         self.is_complete() && show(&self.snapshot) & show(&self.origin) & show(&self.merge)
     }
 }
 
-/// Registers a target type, if the parameter `targets` does not leave it out. A name that is taken
-/// is an error if the user asked for it; otherwise it is left to the other module.
-fn register<T: Target>(module: &'static ThisModule, shared: T::Shared) -> Result<Slot<T>> {
+/// Registers a target type, unless the parameter `targets` leaves it out.
+///
+/// If another module has registered the name, that is an error only if the user named the target.
+fn register<T: Target>(
+    module: &'static ThisModule,
+    shared: T::Shared,
+) -> Result<MaybeRegistered<T>> {
     if !params::is_target_enabled(T::NAME) {
         return Ok(None);
     }
     match KBox::try_pin_init(Registration::new(module, shared), GFP_KERNEL) {
         Ok(registration) => Ok(Some(registration)),
-        // Kernels differ in the code.
+        // The error depends on the version of the kernel.
         Err(EBUSY | EEXIST) if !params::are_targets_chosen() => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Shows users that a target is served; returns whether it is.
-fn show<T: Target>(slot: &Slot<T>) -> bool {
-    if slot.is_some() {
+/// Adds a registered type to the parameter `serves`. Returns whether it is registered.
+fn show<T: Target>(target: &MaybeRegistered<T>) -> bool {
+    if target.is_some() {
         params::add_served(T::NAME);
     }
-    slot.is_some()
+    target.is_some()
 }
 
-/// Refuses names in the parameter `targets` that do not exist, and a part of the snapshot targets.
+/// Checks the parameter `targets`: each name is that of a target, and the snapshot targets are
+/// complete or absent.
 fn check_chosen_targets() -> Result {
     let snapshots = [SnapshotTarget::NAME, OriginTarget::NAME, MergeTarget::NAME];
     params::check_target_names(|name| {

@@ -2,8 +2,8 @@
 
 //! A worked example: `rust-linear <device> <offset>`, which maps a target to a part of a device.
 //!
-//! Built only on request (`make DM_RUST_EXAMPLE=1`). `Documentation/adding-a-target.md` goes
-//! through it.
+//! C counterpart: `dm-linear.c`. Built on request only, by `make DM_RUST_EXAMPLE=1`.
+//! `Documentation/adding-a-target.md` explains it.
 
 use crate::dm::arguments::Arguments;
 use crate::dm::bio::{MapBio, Mapped};
@@ -22,7 +22,7 @@ use kernel::sync::{Arc, ArcBorrow};
 use kernel::time::Delta;
 use kernel::workqueue::{impl_has_delayed_work, new_delayed_work, DelayedWork, WorkItem};
 
-/// One line of a table.
+/// One target of type `rust-linear`.
 #[pin_data]
 pub(crate) struct Example {
     device: Device,
@@ -45,7 +45,7 @@ impl HasQueue for Example {
     }
 }
 
-/// A clock that nothing stops: not even the destructor, which therefore waits for one more tick.
+/// A clock that the target does not stop. The destructor waits until it has ticked once more.
 impl WorkItem<1> for Example {
     type Pointer = Arc<Example>;
 
@@ -56,7 +56,8 @@ impl WorkItem<1> for Example {
 }
 
 impl Example {
-    /// Where a sector of the target lies on the device; `None` if there is no such sector.
+    /// Returns the sector of the device for a sector of the target, or `None` if it is out of
+    /// range.
     fn locate(&self, sector: Sector) -> Option<Sector> {
         self.offset.0.checked_add(sector.0).map(Sector)
     }
@@ -118,8 +119,8 @@ impl Target for Example {
         }
     }
 
-    /// `peek <sector>` answers with the first bytes of a sector, `tick` starts the clock, `repeat
-    /// <n> <word>` says a word.
+    /// `peek <sector>` replies with the first bytes of a sector, `tick` starts the clock, and
+    /// `repeat <n> <word>` replies with a word, `n` times.
     fn message(
         this: ArcBorrow<'_, Self>,
         mut args: Arguments<'_>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The targets: they connect the pure logic to device-mapper, without a line of unsafe code.
+//! The targets, which connect the logic to device-mapper without unsafe code.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A target that does what no target may: `rust-stray <device> <lend|map|submit|visit>` uses a
-//! device of another table.
+//! A target that uses a device of another table, which no target may do.
 //!
-//! Built with the example (`make DM_RUST_EXAMPLE=1`), for the test that this cannot go wrong: the
-//! wrappers refuse it.
+//! Its table line is `rust-stray <device> <lend|map|submit|visit>`. It is built with the example,
+//! by `make DM_RUST_EXAMPLE=1`, for a test that the wrappers refuse such a device.
 
 use crate::dm::arguments::Arguments;
 use crate::dm::bio::{MapBio, Mapped};
@@ -17,32 +16,32 @@ use kernel::new_mutex;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow, Mutex};
 
-/// Where a target leaves its device for another one.
+/// The device that one target has lent to another one.
 pub(crate) type LentDevice = Mutex<Option<Device>>;
 
-/// Makes the place.
+/// Creates the place for a lent device, which is empty.
 pub(crate) fn no_device_lent() -> Result<Arc<LentDevice>> {
     Arc::pin_init(new_mutex!(None, "dm_rust_stray"), GFP_KERNEL)
 }
 
-/// What a target does with the device that it has: its own, or one that was left.
+/// What a target does with its own device, or with a lent one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Misuse {
-    /// Maps bios to its own device, and leaves that for others.
+    /// Maps bios to its own device, and lends that device to another target.
     Lend,
     /// Maps bios to the device of another target.
     Map,
-    /// Takes bios, and submits them to the device of another target.
+    /// Takes bios out of `map`, and submits them to the device of another target.
     Submit,
-    /// Says that the device of another target is its own.
+    /// Visits the device of another target in `iterate_devices`.
     Visit,
 }
 
-/// One line of a table.
+/// One target of type `rust-stray`.
 pub(crate) struct Stray {
-    /// Its own.
+    /// The device of the table line.
     device: Device,
-    /// What it uses.
+    /// The device that it uses.
     used: Device,
     misuse: Misuse,
     len: Sectors,
