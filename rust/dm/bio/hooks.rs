@@ -250,11 +250,6 @@ impl<'a, D: PerBio> EndBio<'a, D> {
         self.status
     }
 
-    /// Returns whether the bio has `REQ_FUA`. Any context.
-    pub(crate) fn is_fua(&self) -> bool {
-        self.bio.is_fua()
-    }
-
     /// Returns whether the bio has `REQ_PREFLUSH`. The block layer removes the flag if the device
     /// has no volatile cache. Any context.
     pub(crate) fn is_flush(&self) -> bool {
@@ -281,14 +276,6 @@ impl<'a, D: PerBio> EndBio<'a, D> {
     pub(crate) fn done_with(self, status: BlkStatus) -> Ended<'a> {
         let _ = self.bio.into_raw();
         Ended::new(bindings::DM_ENDIO_DONE, status)
-    }
-
-    /// Returns the bio to device-mapper, as [`MapBio::requeue`] does (`DM_ENDIO_REQUEUE`). Any
-    /// context.
-    pub(crate) fn requeue(self) -> Ended<'a> {
-        let status = self.status;
-        let _ = self.bio.into_raw();
-        Ended::new(bindings::DM_ENDIO_REQUEUE, status)
     }
 
     /// Takes the bio out of the hook, to submit or end it later (`DM_ENDIO_INCOMPLETE`). `end_io`
