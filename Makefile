@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-vm test-kernels quick faults power soak \
+.PHONY: modules test test-host test-guest test-debug test-packages test-vm test-kernels quick faults power soak \
 	bench debug-kernel check fmt demo shell lvm-test campaign deb test-install clean clean-modules \
 	distclean help
 
@@ -25,7 +25,7 @@ endif
 test:
 	@scripts/test all
 
-test-host test-guest test-debug test-vm test-kernels:
+test-host test-guest test-debug test-packages test-vm test-kernels:
 	@scripts/test $(@:test-%=%)
 
 quick faults power:
