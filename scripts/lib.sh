@@ -7,18 +7,20 @@ scripts=$project/scripts
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/dm-rust
 [[ $cache == /* ]] || cache=$PWD/$cache
 
-# The kernel that everything is for, from the environment; no other script decides on it.
-#   KERNEL_SERIES   of the backports of trixie; the default is the newest of which image, headers and source are there
+# The kernel to build for and to run on, from the environment; no other script chooses it.
+#   KERNEL_SERIES   in the backports of trixie; the default is the newest one with image, headers
+#                   and source
 #   KERNEL_VERSION  one version (7.2.12) instead of the newest of the series
-#   KERNEL_SUITE    sid instead of trixie: its newest kernel, unless KERNEL_SERIES is given, and its compilers
-#   KERNEL_FLAVOUR  cloud, rt, or 16k (the pages of arm64)
+#   KERNEL_SUITE    sid instead of trixie: its newest kernel, unless KERNEL_SERIES is given, and its
+#                   compilers
+#   KERNEL_FLAVOUR  cloud, rt, or 16k (page size of arm64)
 #   ARCH            arm64 instead of amd64: compiled here, run in an emulated guest
 default_series=7.3
 suite=${KERNEL_SUITE:-trixie} flavour=${KERNEL_FLAVOUR:-} arch=${ARCH:-amd64}
 series=${KERNEL_SERIES:-}
 [[ $series || ! ${KERNEL_VERSION:-} ]] || series=${KERNEL_VERSION%.*}
 [[ $series || $suite == sid ]] || series=$default_series
-# What it is called in names of files: 7.3, 7.2-rt, 7.2.6, sid, sid-7.2, 7.3-arm64.
+# Its label in file names: 7.3, 7.2-rt, 7.2.6, sid, sid-7.2, 7.3-arm64.
 label=${suite#trixie}-${KERNEL_VERSION:-$series}-${arch#amd64}-$flavour
 label=$(sed 's/--*/-/g; s/^-//; s/-$//' <<<"$label")
 
@@ -28,23 +30,26 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 [[ $arch == amd64 || $arch == arm64 ]] || die "no architecture '$arch': amd64 or arm64"
 [[ $arch != amd64 ]] || unset ARCH    # Kbuild has another name for it
 
-# The start of a command line that runs the rest of it as root in a mount namespace of its own: with real root rights,
-# or with those of a user namespace. No process of its own stands between, so that signals arrive.
+# The start of a command line that runs the rest of it as root in a new mount namespace: with real
+# root rights, or with those of a user namespace. It adds no process in between, so signals arrive.
 as_root=(unshare --mount --propagation private)
 ((EUID == 0)) || as_root+=(--map-auto --map-root-user)
 
-# Says what is lacking for as_root.
+# Reports what as_root lacks.
 check_as_root() {
     if ((EUID == 0)); then
-        "${as_root[@]}" true || die "root may not make mount namespaces here: a container needs more rights (CAP_SYS_ADMIN)"
+        "${as_root[@]}" true ||
+            die "root may not make mount namespaces here: a container needs CAP_SYS_ADMIN"
         return
     fi
     command -v newuidmap >/dev/null ||
-        die "an ordinary user needs newuidmap: 'apt-get install uidmap' (as root), or run this as root"
+        die "an ordinary user needs newuidmap: 'apt-get install uidmap', or run this as root"
     grep -q "^\($(id -un)\|$EUID\):" /etc/subuid ||
-        die "no subordinate user ids: 'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)' (as root)"
+        die "no subordinate user ids; as root:" \
+            "'usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $(id -un)'"
     "${as_root[@]}" true 2>/dev/null ||
-        die "this machine lets no ordinary user make a user namespace (see kernel.unprivileged_userns_clone): run this as root"
+        die "ordinary users may not make user namespaces on this machine" \
+            "(see kernel.unprivileged_userns_clone): run this as root"
 }
 
 # hash FILE...: a short key of the contents of files and, on standard input, of anything else.
@@ -60,8 +65,8 @@ logged() {
     return 1
 }
 
-# cached NAME KEY COMMAND...: prints $cache/NAME-LABEL-KEY, first made by "COMMAND... TEMPORARY" if it is not there.
-# Made in a temporary place and renamed, so that a half-made one is never taken for a whole one.
+# cached NAME KEY COMMAND...: prints $cache/NAME-LABEL-KEY, after "COMMAND... TEMPORARY" has made it
+# if it does not exist. It is made under a temporary name and renamed, so it is never incomplete.
 cached() {
     local name=$1-$label path=$cache/$1-$label-$2 lock
     shift 2
@@ -73,7 +78,8 @@ cached() {
             local start=$SECONDS
             "${as_root[@]}" rm -rf "$path.part"
             mkdir "$path.part"
-            logged "$path.log" "$@" "$path.part" || die "making '$name' failed; the whole log is $path.log"
+            logged "$path.log" "$@" "$path.part" ||
+                die "making '$name' failed; the whole log is $path.log"
             mv "$path.part" "$path"
             say "$name ready after $((SECONDS - start)) s: $path"
             forget_stale "$name" "$path"
@@ -84,11 +90,13 @@ cached() {
     printf '%s\n' "$path"
 }
 
-# Removes what was cached under the same name and label but another key, unless a run holds it or it was used within a day.
+# forget_stale NAME PATH: removes what was cached under the same name and label but another key,
+# unless a run holds it or it was used within a day.
 forget_stale() {
     local other
     for other in "$cache/$1-"*; do
-        [[ -d $other && $other != "$2" && $other =~ -[0-9a-f]{12}$ && ${other%-*} == "$cache/$1" ]] || continue
+        [[ -d $other && $other != "$2" && $other =~ -[0-9a-f]{12}$ ]] || continue
+        [[ ${other%-*} == "$cache/$1" ]] || continue
         [[ -z $(find "$other.used" -mtime -1 2>/dev/null) ]] || continue
         (
             exec 8>>"$other.used"
@@ -99,33 +107,38 @@ forget_stale() {
     done
 }
 
-# Keeps what is cached at a path from being removed, as long as this process and its children hold the descriptor.
+# hold PATH: keeps a cached path from being removed while this process or a child of it runs.
 hold() {
     local lock
     exec {lock}>>"$1.used"
     flock -s "$lock"
 }
 
-# toolchain ROOT: what a kernel tree depends on, so that another package of the root does not make it anew.
+# toolchain ROOT: what a kernel tree depends on, so other changes of the root do not rebuild it.
 toolchain() {
-    dpkg-query --admindir="$1/var/lib/dpkg" --show bindgen clang gcc 'linux-source-[0-9]*' lld llvm rustc
+    dpkg-query --admindir="$1/var/lib/dpkg" --show \
+        bindgen clang gcc 'linux-source-[0-9]*' lld llvm rustc
     cat "$1/etc/dm-rust-kernel"
 }
 
-# kernel_make NAME: the arguments of make that belong to a kernel (stock, debug, uml or arm), one a line.
-# clang would put the data of User Mode Linux into sections that its linker script does not know, where kmemleak does not look.
+# kernel_make NAME: the arguments of make for a kernel (stock, debug, uml or arm), one per line.
+# Without -mlarge-data-threshold clang puts data of User Mode Linux into sections that its linker
+# script does not know, where kmemleak does not look.
 kernel_make() {
-    [[ $arch == amd64 || $1 == stock ]] || die "the debug kernels are of amd64"
+    [[ $arch == amd64 || $1 == stock ]] || die "the debug kernels are for amd64 only"
     case $1 in
     stock) [[ $arch == amd64 ]] || printf '%s\n' "ARCH=$arch" CROSS_COMPILE=aarch64-linux-gnu- ;;
     debug) echo LLVM=1 ;;
-    uml) printf '%s\n' ARCH=um LLVM=1 'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument' ;;
+    uml)
+        printf '%s\n' ARCH=um LLVM=1 \
+            'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument'
+        ;;
     arm) printf '%s\n' ARCH=arm LLVM=1 ;;
     *) die "no kernel '$1': stock, debug, uml or arm" ;;
     esac
 }
 
-# kernel_tree NAME: the path of the tree that modules for a kernel are built against; made if need be.
+# kernel_tree NAME: the path of the tree to build modules for a kernel with; made if necessary.
 kernel_tree() {
     case $1 in
     stock) "$scripts/kernel" ;;
@@ -133,7 +146,7 @@ kernel_tree() {
     esac
 }
 
-# module_folder KERNEL [COPY]: where scripts/build puts rust/dm_rust.ko: a place for each kernel.
+# module_folder KERNEL [COPY]: the folder in which scripts/build makes rust/dm_rust.ko for a kernel.
 module_folder() {
     local name=
     [[ $label == "$default_series" ]] || name=-$label
@@ -142,23 +155,27 @@ module_folder() {
     echo "$project${name:+/.build/${name#-}}"
 }
 
-# Gives a root the host's certificates, which may hold more than Debian's. Only in a private mount namespace.
+# share_certificates ROOT: gives a root the host's certificates, which may be more than Debian's.
+# Only in a private mount namespace.
 share_certificates() {
-    local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt} target=$1/etc/ssl/certs/ca-certificates.crt
+    local bundle=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+    local target=$1/etc/ssl/certs/ca-certificates.crt
     [[ -s $bundle && -e $target ]] && mount --bind "$bundle" "$target" || true
 }
 
-# bootstrap ARGUMENT...: mmdebstrap, in a pid namespace of its own, so that it may mount /proc.
+# bootstrap ARGUMENT...: mmdebstrap in a new pid namespace, so that it may mount /proc.
 bootstrap() {
     "${as_root[@]}" --pid --fork --kill-child --mount-proc -- \
-        mmdebstrap --mode=root --format=directory --dpkgopt=force-unsafe-io --aptopt=<(host_apt_settings) "$@"
+        mmdebstrap --mode=root --format=directory --dpkgopt=force-unsafe-io \
+            --aptopt=<(host_apt_settings) "$@"
 }
 
-# The host's apt may need a proxy or certificates of its own. The lists of sid are valid for a week,
-# which a mirror that stands still does not keep to; they are signed all the same.
+# The host's apt may need a proxy or certificates of its own. The lists of sid expire after a week,
+# also on a mirror that is not updated; they are signed all the same.
 host_apt_settings() {
     [[ $suite != sid ]] || echo 'Acquire::Check-Valid-Until "false";'
-    apt-config dump 2>/dev/null | grep -iE '^Acquire::[a-z]+::(.*proxy|cainfo|capath|verify)' || true
+    apt-config dump 2>/dev/null |
+        grep -iE '^Acquire::[a-z]+::(.*proxy|cainfo|capath|verify)' || true
 }
 
 need_mmdebstrap() {
@@ -166,9 +183,10 @@ need_mmdebstrap() {
     local sudo=()
     if ((EUID != 0)); then
         sudo=(sudo -n)
-        sudo -n true 2>/dev/null || die "mmdebstrap is missing: 'apt-get install mmdebstrap' (as root)"
+        sudo -n true 2>/dev/null ||
+            die "mmdebstrap is missing: 'apt-get install mmdebstrap' (as root)"
     fi
-    command -v apt-get >/dev/null || die "mmdebstrap is missing, and without apt-get I cannot install it"
+    command -v apt-get >/dev/null || die "mmdebstrap is missing, and so is apt-get to install it"
     say "installing mmdebstrap"
     "${sudo[@]}" apt-get -q update
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
