@@ -4,9 +4,9 @@
 
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := modules
-.PHONY: modules test test-host test-guest test-debug test-packages test-vm test-kernels quick faults power soak \
-	bench debug-kernel check fmt demo shell lvm-test campaign deb test-install clean clean-modules \
-	distclean help
+.PHONY: modules test test-host test-guest test-debug test-packages test-vm test-kernels quick \
+	faults power soak bench debug-kernel check fmt demo shell lvm-test campaign deb \
+	test-install clean clean-modules distclean help
 
 kbuild = $(foreach name,V W DM_RUST_EXAMPLE,$(if $($(name)),$(name)=$($(name))))
 

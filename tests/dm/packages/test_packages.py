@@ -1,7 +1,7 @@
-"""The Debian packages on the stock kernel of the suite: who serves the targets.
+"""The Debian packages on the stock kernel: which module serves the targets.
 
-`make test-install` goes through installing, booting and going back on a machine of its own; here the
-module that DKMS would have built is put where DKMS puts it.
+`make test-install` installs the packages, boots, and removes them on a machine of its own. These
+tests put the module that DKMS would build where DKMS puts it.
 """
 
 import os
@@ -14,7 +14,7 @@ from lib import dm, modules
 
 RELEASE = os.uname().release
 MODULE = Path("/lib/modules", RELEASE, "updates/dkms/dm_rust.ko")
-# Has the guest refuse C's modules, under the name that dm-rust-ctl uses.
+# Makes the guest refuse C's modules, under the name that dm-rust-ctl uses.
 OF_THE_GUEST = Path("/etc/modprobe.d/guest.conf")
 HIDING = Path("/etc/modprobe.d/dm-rust.conf")
 ALL = sorted(modules.C_MODULES)
@@ -31,7 +31,7 @@ def unload_all():
 
 
 def put_module(content):
-    """Under emulation depmod takes half a minute."""
+    """Installs the module. depmod runs only if it must, as it takes half a minute under emulation."""
     is_known = MODULE.exists()
     MODULE.parent.mkdir(parents=True, exist_ok=True)
     MODULE.write_bytes(content)
@@ -41,7 +41,7 @@ def put_module(content):
 
 @pytest.fixture(scope="module")
 def installed(guest, request, tmp_path_factory):
-    """The packages are installed; what apt has said."""
+    """Installs the packages; gives the output of dpkg."""
     packages = sorted((modules.PROJECT / ".build").glob("dm-rust-*.deb"))
     assert len(packages) == 2, "make them: make deb"
     unload_all()
@@ -59,7 +59,7 @@ def installed(guest, request, tmp_path_factory):
 
 @pytest.fixture
 def module(installed, rust_module):
-    """Our module is installed and no module is loaded."""
+    """dm-rust is installed, and no module is loaded."""
     unload_all()
     put_module(rust_module.read_bytes())
     yield
@@ -84,14 +84,14 @@ def test_dm_rust_is_loaded_for_c_names(module, name):
 
 
 def test_device_mapper_asks_for_a_target(module, box):
-    """A table with a target that is not there has device-mapper call modprobe."""
+    """A table with a target that is not registered makes device-mapper call modprobe."""
     device = box.mapped(f"0 2048 snapshot-origin {box.ram(1).dev}")
     assert device.table() and serves() == ALL
 
 
 @pytest.mark.parametrize("module_of", ["no", "another"])
 def test_c_serves_without_the_module(module, rust_module, module_of, log):
-    """The module is not there for this kernel, or is one that the kernel rejects."""
+    """There is no module for this kernel, or one that the kernel rejects."""
     if module_of == "no":
         MODULE.unlink()
         modules.run("depmod")
@@ -108,7 +108,7 @@ def test_c_serves_without_the_module(module, rust_module, module_of, log):
 
 
 def test_c_serves_what_is_left_out(module):
-    """targets= and the lines of modprobe.d do not contradict each other."""
+    """The parameter targets= and the lines of modprobe.d agree."""
     choice = Path("/etc/modprobe.d/choice.conf")
     choice.write_text("options dm_rust targets=era\n")
     try:
@@ -146,7 +146,7 @@ def test_status_says_who_serves(module, box):
 
 @pytest.fixture
 def initramfs():
-    """Notes how the initramfs is renewed: the guest has none."""
+    """Records calls that renew the initramfs: the guest has none."""
     program, calls = Path("/usr/local/sbin/update-initramfs"), Path("/run/update-initramfs.calls")
     program.write_text(f'#!/bin/sh\necho "$*" >>{calls}\n')
     program.chmod(0o755)
