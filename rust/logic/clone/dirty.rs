@@ -36,12 +36,12 @@ use crate::logic::regions::{
 
 /// Consecutive regions in 8 bytes; a clone has at most 2^31 of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
+struct PackedRange {
     start: u32,
     end: u32,
 }
 
-impl Entry {
+impl PackedRange {
     /// Packs a range, or gives `None` if it has no region or is out of bounds.
     #[inline]
     fn new(range: RegionRange) -> Option<Self> {
@@ -73,7 +73,7 @@ impl Entry {
 #[derive(Debug)]
 #[must_use = "a log that is not given back by end_commit blocks all further commits"]
 pub(crate) struct RangeLog {
-    entries: KVVec<Entry>,
+    entries: KVVec<PackedRange>,
 }
 
 impl RangeLog {
@@ -104,7 +104,7 @@ impl RangeLog {
     }
 
     /// Adds an entry, or widens the last one if there is no gap; `None` if the log is full.
-    fn push(&mut self, entry: Entry) -> Option<()> {
+    fn push(&mut self, entry: PackedRange) -> Option<()> {
         if let Some(last) = self.entries.last_mut() {
             if let Some(joined) = last.join(entry) {
                 *last = joined;
@@ -123,7 +123,7 @@ impl RangeLog {
             heap_sort(&mut self.entries);
         }
         let mut kept = 0usize;
-        let mut run: Option<Entry> = None;
+        let mut run: Option<PackedRange> = None;
         for index in 0..self.entries.len() {
             let Some(entry) = self.entries.get(index).copied() else {
                 break;
@@ -132,14 +132,14 @@ impl RangeLog {
                 None => Some(entry),
                 Some((_, Some(joined))) => Some(joined),
                 Some((run, None)) => {
-                    put(&mut self.entries, kept, run);
+                    set_entry(&mut self.entries, kept, run);
                     kept = kept.saturating_add(1);
                     Some(entry)
                 }
             };
         }
         if let Some(run) = run {
-            put(&mut self.entries, kept, run);
+            set_entry(&mut self.entries, kept, run);
             kept = kept.saturating_add(1);
         }
         self.entries.truncate(kept);
@@ -149,7 +149,7 @@ impl RangeLog {
     ///
     /// After [`Self::normalize`] the indices ascend and each comes once.
     pub(crate) fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        Words {
+        BitmapWords {
             entries: &self.entries,
             done: 0,
         }
@@ -157,14 +157,14 @@ impl RangeLog {
 }
 
 /// The iterator behind [`RangeLog::words`].
-struct Words<'a> {
+struct BitmapWords<'a> {
     /// The entries that are not used up.
-    entries: &'a [Entry],
+    entries: &'a [PackedRange],
     /// Regions below this one have been given out.
     done: u32,
 }
 
-impl Iterator for Words<'_> {
+impl Iterator for BitmapWords<'_> {
     type Item = (u64, u64);
 
     fn next(&mut self) -> Option<(u64, u64)> {
@@ -195,14 +195,14 @@ impl Iterator for Words<'_> {
 
 /// Writes `entry` to position `index`, which exists.
 #[inline]
-fn put(entries: &mut [Entry], index: usize, entry: Entry) {
+fn set_entry(entries: &mut [PackedRange], index: usize, entry: PackedRange) {
     if let Some(slot) = entries.get_mut(index) {
         *slot = entry;
     }
 }
 
 /// Sorts by start, in place: `core`'s sorts may panic, and the kernel must not.
-fn heap_sort(entries: &mut [Entry]) {
+fn heap_sort(entries: &mut [PackedRange]) {
     let len = entries.len();
     for root in (0..len / 2).rev() {
         if let Some(entry) = entries.get(root).copied() {
@@ -216,7 +216,7 @@ fn heap_sort(entries: &mut [Entry]) {
         let (Some(largest), Some(last)) = (head.first().copied(), head.last().copied()) else {
             return;
         };
-        put(head, end, largest);
+        set_entry(head, end, largest);
         if let Some(heap) = head.get_mut(..end) {
             sift_down(heap, 0, last);
         }
@@ -224,7 +224,7 @@ fn heap_sort(entries: &mut [Entry]) {
 }
 
 /// Lets `entry` sink from position `hole` of a heap until nothing below it is larger.
-fn sift_down(heap: &mut [Entry], mut hole: usize, entry: Entry) {
+fn sift_down(heap: &mut [PackedRange], mut hole: usize, entry: PackedRange) {
     loop {
         let left = hole.saturating_mul(2).saturating_add(1);
         let right = left.saturating_add(1);
@@ -235,13 +235,13 @@ fn sift_down(heap: &mut [Entry], mut hole: usize, entry: Entry) {
         };
         match child {
             Some((index, larger)) if larger.start > entry.start => {
-                put(heap, hole, larger);
+                set_entry(heap, hole, larger);
                 hole = index;
             }
             _ => break,
         }
     }
-    put(heap, hole, entry);
+    set_entry(heap, hole, entry);
 }
 
 /// The log that records and the log of the commit under way.
@@ -316,7 +316,7 @@ impl DirtyLogs {
         if range.is_empty() {
             return true;
         }
-        Entry::new(range)
+        PackedRange::new(range)
             .and_then(|entry| self.current.push(entry))
             .is_some()
     }
@@ -333,7 +333,7 @@ impl DirtyLogs {
     }
 
     /// Tells whether it is time for a commit, because half of the room is used by records.
-    pub(crate) fn half_full(&self) -> bool {
+    pub(crate) fn is_half_full(&self) -> bool {
         self.current.len() >= self.capacity.div_ceil(2)
     }
 

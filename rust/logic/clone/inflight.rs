@@ -191,7 +191,7 @@ impl<W: Default> InFlight<W> {
     }
 
     /// Returns what waits for the range in a slot.
-    pub(crate) fn waiters(&mut self, slot: Slot) -> Option<&mut W> {
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut W> {
         let entry = self.entries.get_mut(slot.index())?;
         if entry.range.is_empty() || entry.generation != slot.generation {
             return None;

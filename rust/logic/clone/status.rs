@@ -18,7 +18,7 @@ use crate::logic::units::Sectors;
 const METADATA_BLOCK: Sectors = Sectors(8);
 
 /// The status line of a clone whose metadata cannot be asked for its size.
-pub(crate) const ERROR: &str = "Error";
+pub(crate) const STATUS_ERROR: &str = "Error";
 
 /// What the state of its metadata lets a clone do.
 ///
@@ -63,7 +63,7 @@ impl fmt::Display for Mode {
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Info {
+pub(crate) struct StatusLine {
     /// The number of metadata blocks in use.
     pub(crate) metadata_used: u64,
     /// The number of metadata blocks.
@@ -94,7 +94,7 @@ pub(crate) struct Info {
     pub(crate) mode: Mode,
 }
 
-impl fmt::Display for Info {
+impl fmt::Display for StatusLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.mode == Mode::Fail {
             return f.write_str(self.mode.as_str());
@@ -126,7 +126,7 @@ impl fmt::Display for Info {
     }
 }
 
-impl Info {
+impl StatusLine {
     /// Writes the count of features and their names, each with a space behind it.
     fn fmt_features(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = [

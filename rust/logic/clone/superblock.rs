@@ -53,13 +53,13 @@ pub(crate) const FORMAT: Format = Format {
     magic: 0x8af2_7f64,
     version: 1,
     csum_xor: 257_649_492,
-    size: core::mem::size_of::<Disk>(),
+    size: core::mem::size_of::<SuperblockDisk>(),
 };
 
 /// The superblock as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Disk {
+struct SuperblockDisk {
     head: SuperblockHeader,
     region_size: U64,
     target_size: U64,
@@ -67,11 +67,11 @@ struct Disk {
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Disk>() == 196);
-    assert!(core::mem::align_of::<Disk>() == 1);
-    assert!(core::mem::offset_of!(Disk, region_size) == 172);
-    assert!(core::mem::offset_of!(Disk, target_size) == 180);
-    assert!(core::mem::offset_of!(Disk, bitset_root) == 188);
+    assert!(core::mem::size_of::<SuperblockDisk>() == 196);
+    assert!(core::mem::align_of::<SuperblockDisk>() == 1);
+    assert!(core::mem::offset_of!(SuperblockDisk, region_size) == 172);
+    assert!(core::mem::offset_of!(SuperblockDisk, target_size) == 180);
+    assert!(core::mem::offset_of!(SuperblockDisk, bitset_root) == 188);
 };
 
 /// Why a block is no superblock this code can use; `Display` writes the line for the log.
@@ -151,7 +151,7 @@ impl Superblock {
     /// Reads a block from `location`, with all checks, and with the region size known to be legal.
     pub(crate) fn parse(block: &[u8], location: u64) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        let (disk, _) = SuperblockDisk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let region_size = disk.region_size.get();
         Ok(Self {
             region_size: RegionSize::from_sectors(region_size).ok_or(Invalid::Geometry)?,
@@ -176,8 +176,8 @@ impl Superblock {
     /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
     /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
-        *disk = Disk {
+        let (disk, rest) = SuperblockDisk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        *disk = SuperblockDisk {
             head: FORMAT.head(self.sm_root),
             region_size: U64::new(self.region_size.sectors().get()),
             target_size: U64::new(self.target_size.get()),

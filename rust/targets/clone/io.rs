@@ -20,22 +20,17 @@
 //! [`State::inflight`]: super::metadata::State
 
 use super::{
-    copy::Piece,
     hydrate::{
         MAX_COPIES,
-        SURE_COPIES, //
+        RESERVED_COPIES, //
     },
     metadata::{
-        Filling,
+        RegionHydration,
         State, //
     },
-    work::{
-        CommitTimer,
-        Committer,
-        Worker,
-        Zeroer, //
-    },
-    Clone,
+    region_copy::Segment,
+    work_id,
+    CloneTarget,
     COMMIT_DELAY, //
 };
 use crate::{
@@ -52,11 +47,11 @@ use crate::{
     dm::io::RequestList,
     logic::{
         clone::{
-            copying::For,
+            hydration::PriorityRanges, //
             inflight::Slot,
             map::Run,
+            region_copy::CopyReason,
             status::Mode,
-            sweep::Wishes, //
         },
         count::subtract,
         regions::{
@@ -82,19 +77,19 @@ use kernel::{
 /// What `end_io` must know of a bio.
 #[derive(Clone, Copy, PartialEq, Eq, zerocopy_derive::FromBytes, zerocopy_derive::IntoBytes)]
 #[repr(C)]
-pub(crate) struct IoState {
+pub(crate) struct PerBioData {
     kind: u32,
     /// Of the slot.
     generation: u32,
 }
 
-impl IoState {
+impl PerBioData {
     /// Nothing to do.
-    const PLAIN: IoState = IoState::new(0);
+    const PLAIN: PerBioData = PerBioData::new(0);
     /// A read or write that the sweep yields to.
-    const COUNTED: IoState = IoState::new(1);
+    const COUNTED: PerBioData = PerBioData::new(1);
     /// A flush that has been sent to the destination.
-    pub(super) const FLUSH: IoState = IoState::new(2);
+    pub(super) const FLUSH: PerBioData = PerBioData::new(2);
     /// From here on slots.
     const FIRST_SLOT: u32 = 3;
     /// Beside a slot: the bio is to end only after a commit. Kept here because the block layer
@@ -102,7 +97,7 @@ impl IoState {
     const FUA: u32 = 1 << 31;
 
     const fn new(kind: u32) -> Self {
-        IoState {
+        PerBioData {
             kind,
             generation: 0,
         }
@@ -112,7 +107,7 @@ impl IoState {
     fn overwrite(slot: Slot, bio: &CloneBio) -> Self {
         let fua = if bio.is_fua() { Self::FUA } else { 0 };
         let (place, generation) = slot.to_raw();
-        IoState {
+        PerBioData {
             kind: place.saturating_add(Self::FIRST_SLOT) | fua,
             generation,
         }
@@ -131,17 +126,17 @@ impl IoState {
     }
 }
 
-type CloneBio = Bio<IoState>;
-type Queue = BioQueue<IoState>;
+type CloneBio = Bio<PerBioData>;
+type Queue = BioQueue<PerBioData>;
 
 /// Bios between `map` and the device below.
 #[derive(Default)]
-pub(super) struct Lists {
+pub(super) struct DeferredLists {
     /// Their region is hydrated: to be submitted.
     pub(super) ready: Queue,
     /// To be looked at again: their copy failed with others, a discard's range became free, or
     /// there was no room.
-    pub(super) again: Queue,
+    pub(super) retry: Queue,
     /// Writes that need a copy for which there is no slot, or no room in the log.
     pub(super) stalled_copies: Queue,
     /// Overwrites for which there is no slot or no room in the log, and discards that lack the
@@ -152,61 +147,67 @@ pub(super) struct Lists {
     /// FUA overwrites whose data is written: to be ended after a commit.
     pub(super) written: Queue,
     /// Pieces of copies that have been read or written.
-    pub(super) pieces: RequestList<Piece>,
+    pub(super) segments: RequestList<Segment>,
     /// Discards that are to write zeros first.
     pub(super) zero: Queue,
     /// What is to be copied before all else.
-    pub(super) wishes: Wishes,
+    pub(super) priority: PriorityRanges,
 }
 
 /// What a claim of regions is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Claimant {
+enum FillKind {
     /// To copy them.
     Copy,
     /// To overwrite them: nothing of the source is needed.
     Overwrite,
 }
 
-impl Claimant {
+impl FillKind {
     /// What a write is that covers its regions, or does not.
     fn of(overwrite: bool) -> Self {
         if overwrite {
-            Claimant::Overwrite
+            FillKind::Overwrite
         } else {
-            Claimant::Copy
+            FillKind::Copy
         }
     }
 }
 
 /// What became of a region when a writer asked for it, under the state lock.
-enum Claim {
+enum Reservation {
     /// It is hydrated by now.
     Hydrated,
     /// It is in flight: the writer waits in this slot.
-    Busy(Slot),
+    InFlight(Slot),
     /// It is the writer's: this slot, for so many regions.
-    Mine(Slot, RegionRange),
+    Reserved(Slot, RegionRange),
     /// There is no slot or no room in the log.
     NoRoom,
 }
 
 impl State {
     /// Claims the leading regions of `range` that are neither hydrated nor in flight.
-    fn claim(&mut self, clone: &Clone, range: RegionRange, claimant: Claimant) -> Claim {
+    fn reserve_run(
+        &mut self,
+        clone: &CloneTarget,
+        range: RegionRange,
+        kind: FillKind,
+    ) -> Reservation {
         let Run::Clear(clear) = clone.metadata.map().run(range) else {
-            return Claim::Hydrated;
+            return Reservation::Hydrated;
         };
         if let Some(slot) = self.inflight.find(range.start) {
-            return Claim::Busy(slot);
+            return Reservation::InFlight(slot);
         }
         let range = range.first(clear);
         let range = range.first(self.inflight.clear_prefix(range));
-        if !self.has_slot(claimant) {
-            return Claim::NoRoom;
+        if !self.has_slot(kind) {
+            return Reservation::NoRoom;
         }
-        self.claim_free(range)
-            .map_or(Claim::NoRoom, |slot| Claim::Mine(slot, range))
+        self.reserve(range).map_or(Reservation::NoRoom, |slot| {
+            Reservation::Reserved(slot, range)
+        })
     }
 
     /// Whether a claim may have a slot.
@@ -214,23 +215,23 @@ impl State {
     /// The number of copies is limited, so that overwrites find slots while the source does not
     /// answer. A few slots are left to the sweep, which would find none for as long as there are
     /// enough writes.
-    fn has_slot(&self, claimant: Claimant) -> bool {
+    fn has_slot(&self, kind: FillKind) -> bool {
         // CAST: A small number.
-        self.inflight.free_slots() > SURE_COPIES as usize
-            && (claimant == Claimant::Overwrite || self.copies < MAX_COPIES)
+        self.inflight.free_slots() > RESERVED_COPIES as usize
+            && (kind == FillKind::Overwrite || self.copies < MAX_COPIES)
     }
 
     /// Whether a claim would find a slot and room in the log.
-    fn has_room(&mut self, claimant: Claimant) -> bool {
+    fn has_room(&mut self, kind: FillKind) -> bool {
         let room = self.logs.reserve(1);
         if room {
             self.logs.unreserve(1);
         }
-        room && self.has_slot(claimant)
+        room && self.has_slot(kind)
     }
 
     /// Takes a range out of flight.
-    fn take_out(&mut self, slot: Slot) -> Option<(RegionRange, Filling)> {
+    fn remove(&mut self, slot: Slot) -> Option<(RegionRange, RegionHydration)> {
         let (range, filling) = self.inflight.remove(slot)?;
         if filling.copy.is_some() {
             self.copies = subtract(self.copies, 1);
@@ -239,7 +240,7 @@ impl State {
     }
 
     /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
-    pub(super) fn claim_free(&mut self, range: RegionRange) -> Option<Slot> {
+    pub(super) fn reserve(&mut self, range: RegionRange) -> Option<Slot> {
         if !self.logs.reserve(1) {
             return None;
         }
@@ -250,9 +251,9 @@ impl State {
         slot
     }
 
-    /// Gives back what `claim_free` took, unused.
+    /// Gives back what `reserve` took, unused.
     fn release(&mut self, slot: Slot) {
-        if self.take_out(slot).is_some() {
+        if self.remove(slot).is_some() {
             self.logs.unreserve(1);
         }
     }
@@ -260,9 +261,9 @@ impl State {
 
 /// See [`Target::map`](crate::dm::target::Target::map).
 #[inline]
-pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+pub(super) fn map<'a>(this: ArcBorrow<'_, CloneTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let plain = !bio.is_flush() && !bio.is_fua() && bio.op() != Op::Discard;
-    if plain && this.metadata.is_whole() {
+    if plain && this.metadata.is_passthrough() {
         return bio.remap(&this.destination);
     }
     map_tracked(this, bio)
@@ -270,11 +271,14 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> M
 
 /// The same where there is something to decide.
 #[inline(never)]
-fn map_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_tracked<'a>(
+    this: ArcBorrow<'_, CloneTarget>,
+    mut bio: MapBio<'a, PerBioData>,
+) -> Mapped<'a> {
     if this.metadata.mode() == Mode::Fail {
         return bio.kill();
     }
-    bio.set_per_bio(IoState::PLAIN);
+    bio.set_per_bio(PerBioData::PLAIN);
     if bio.is_flush() {
         return map_flush(this, bio);
     }
@@ -284,8 +288,8 @@ fn map_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> 
         Op::Other => return bio.kill(),
     }
     // Also orders this bio before the sweep's look at the counter.
-    this.user_ios.fetch_add(1, Full);
-    bio.set_per_bio(IoState::COUNTED);
+    this.ios_in_flight.fetch_add(1, Full);
+    bio.set_per_bio(PerBioData::COUNTED);
     if bio.op() == Op::Read {
         map_read(this, bio)
     } else {
@@ -295,11 +299,14 @@ fn map_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> 
 
 /// See [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
 #[inline]
-pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, bio: EndBio<'a, IoState>) -> Ended<'a> {
-    if !bio.status().is_ok() && bio.is_flush() && bio.per_bio() == IoState::FLUSH {
+pub(super) fn end_io<'a>(
+    this: ArcBorrow<'_, CloneTarget>,
+    bio: EndBio<'a, PerBioData>,
+) -> Ended<'a> {
+    if !bio.status().is_ok() && bio.is_flush() && bio.per_bio() == PerBioData::FLUSH {
         this.flush_failed();
     }
-    if this.metadata.is_done() {
+    if this.metadata.is_hydration_done() {
         // Nothing is in flight, and nobody looks at the counter any more.
         return bio.done();
     }
@@ -308,18 +315,18 @@ pub(super) fn end_io<'a>(this: ArcBorrow<'_, Clone>, bio: EndBio<'a, IoState>) -
 
 /// The same where there is something to do.
 #[inline(never)]
-fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> Ended<'a> {
+fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioData>) -> Ended<'a> {
     let state = bio.per_bio();
-    if state == IoState::PLAIN || state == IoState::FLUSH {
+    if state == PerBioData::PLAIN || state == PerBioData::FLUSH {
         return bio.done();
     }
     let mut status = bio.status();
     let mut filled = false;
     if let Some(slot) = state.slot() {
         let how = if status.is_ok() {
-            Filled::Yes
+            FillResult::Filled
         } else {
-            Filled::Overwrite
+            FillResult::OverwriteFailed
         };
         filled = matches!(this.finish(slot, how), Some((_, true)));
         if status.is_ok() && !filled {
@@ -327,20 +334,20 @@ fn end_tracked<'a>(this: ArcBorrow<'_, Clone>, mut bio: EndBio<'a, IoState>) -> 
             status = BlkStatus::IO_ERROR;
         }
     }
-    this.uncount();
+    this.io_done();
     if filled && state.is_fua() {
         // Durable data, but a power cut would forget that it is there: commit first. The next
         // `end_io` ends it.
-        bio.set_per_bio(IoState::PLAIN);
+        bio.set_per_bio(PerBioData::PLAIN);
         let (bio, ended) = bio.take();
-        this.lists.lock().written.push(bio);
+        this.deferred.lock().written.push(bio);
         this.wake_committer();
         return ended;
     }
     bio.done_with(status)
 }
 
-impl Clone {
+impl CloneTarget {
     /// A flush of the destination failed that no commit asked for. What it lost may be what fills a
     /// region just now: marking it would make the loss permanent. Any context.
     #[cold]
@@ -351,9 +358,9 @@ impl Clone {
     }
 }
 
-fn map_flush<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_flush<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     if !this.metadata.is_dirty() {
-        bio.set_per_bio(IoState::FLUSH);
+        bio.set_per_bio(PerBioData::FLUSH);
         return bio.remap(&this.destination);
     }
     let (bio, mapped) = bio.take();
@@ -361,14 +368,14 @@ fn map_flush<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
     mapped
 }
 
-fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_read<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let geometry = this.metadata.geometry();
     let touched = geometry.touched(bio.sector(), bio.sectors());
     let (device, len) = match this.metadata.map().run(touched) {
         Run::Set(len) => (&this.destination, len),
         Run::Clear(len) => {
             if this.hydrate_on_read {
-                this.wish(touched.first(len));
+                this.prioritize(touched.first(len));
             }
             (&this.source, len)
         }
@@ -378,7 +385,7 @@ fn map_read<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Map
 }
 
 /// Cuts a bio behind a range of regions that it starts in.
-fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
+fn accept(bio: &mut MapBio<'_, PerBioData>, clone: &CloneTarget, range: RegionRange) {
     bio.accept_partial(
         clone
             .metadata
@@ -387,12 +394,12 @@ fn accept(bio: &mut MapBio<'_, IoState>, clone: &Clone, range: RegionRange) {
     )
 }
 
-fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
     // A request to write zeros can touch a million regions: what it fills is marked with interrupts
     // off.
-    let touched = touched.first(Clone::STEP);
+    let touched = touched.first(CloneTarget::MAX_MARKED_REGIONS);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
             accept(&mut bio, &this, touched.first(len));
@@ -413,42 +420,47 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
 
     let mut state = metadata.state().lock();
     let wanted = if overwrite { covered } else { first };
-    match state.claim(&this, wanted, Claimant::of(overwrite)) {
-        Claim::Hydrated => {
+    match state.reserve_run(&this, wanted, FillKind::of(overwrite)) {
+        Reservation::Hydrated => {
             drop(state);
             accept(&mut bio, &this, first);
             map_hydrated_write(this, bio)
         }
-        Claim::Busy(slot) => {
+        Reservation::InFlight(slot) => {
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             let rejected = state.wait(slot, bio);
             drop(state);
-            this.again(rejected);
+            this.retry(rejected);
             mapped
         }
-        Claim::Mine(slot, range) if overwrite => {
+        Reservation::Reserved(slot, range) if overwrite => {
             drop(state);
             accept(&mut bio, &this, range);
-            bio.set_per_bio(IoState::overwrite(slot, &bio));
+            bio.set_per_bio(PerBioData::overwrite(slot, &bio));
             bio.remap(&this.destination)
         }
-        Claim::Mine(slot, _) if this.hands_back() => {
+        Reservation::Reserved(slot, _) if this.must_requeue_copies() => {
             this.forgo(state, slot);
-            this.uncount();
+            this.io_done();
             bio.requeue()
         }
-        Claim::Mine(slot, _) => {
+        Reservation::Reserved(slot, _) => {
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             let rejected = state.wait(slot, bio);
-            state.begin_copy(slot, &this.lanes, metadata.geometry(), For::Write);
+            state.start_copy(
+                slot,
+                &this.ready_copies,
+                metadata.geometry(),
+                CopyReason::Write,
+            );
             drop(state);
-            this.again(rejected);
+            this.retry(rejected);
             this.wake_reader();
             mapped
         }
-        Claim::NoRoom => {
+        Reservation::NoRoom => {
             drop(state);
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
@@ -458,7 +470,10 @@ fn map_write<'a>(this: ArcBorrow<'_, Clone>, mut bio: MapBio<'a, IoState>) -> Ma
     }
 }
 
-fn map_hydrated_write<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_hydrated_write<'a>(
+    this: ArcBorrow<'_, CloneTarget>,
+    bio: MapBio<'a, PerBioData>,
+) -> Mapped<'a> {
     if bio.is_fua() && this.metadata.is_dirty() {
         let (bio, mapped) = bio.take();
         this.defer_flush(bio);
@@ -467,10 +482,10 @@ fn map_hydrated_write<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) 
     bio.remap(&this.destination)
 }
 
-fn map_discard<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+fn map_discard<'a>(this: ArcBorrow<'_, CloneTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-    if metadata.is_done() || metadata.map().all_set(touched) {
+    if metadata.is_hydration_done() || metadata.map().all_set(touched) {
         if this.discard_passdown.load(Relaxed) {
             return bio.remap(&this.destination);
         }
@@ -481,14 +496,14 @@ fn map_discard<'a>(this: ArcBorrow<'_, Clone>, bio: MapBio<'a, IoState>) -> Mapp
     }
     // Not from here: there may be many regions to look at, and submitting it may wait.
     let (bio, mapped) = bio.take();
-    this.again(Some(bio));
+    this.retry(Some(bio));
     mapped
 }
 
 impl State {
     /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
     fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
-        match self.inflight.waiters(slot) {
+        match self.inflight.get_mut(slot) {
             Some(filling) => {
                 filling.waiters.push(bio);
                 None
@@ -500,68 +515,68 @@ impl State {
 
 /// How the I/O that was to fill a slot's regions ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filled {
+pub(super) enum FillResult {
     /// The data is on the destination.
-    Yes,
+    Filled,
     /// Zeros are, for a discard.
-    Zeroes,
+    Zeroed,
     /// A copy failed.
-    Copy,
+    CopyFailed,
     /// An overwrite failed.
-    Overwrite,
+    OverwriteFailed,
     /// A copy was given up.
     GivenUp,
 }
 
-impl Clone {
+impl CloneTarget {
     /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
     ///
     /// Returns the regions and whether they are marked; nothing if the slot has ended before.
     pub(super) fn finish(
         self: ArcBorrow<'_, Self>,
         slot: Slot,
-        filled: Filled,
+        filled: FillResult,
     ) -> Option<(RegionRange, bool)> {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
-        let (range, filling) = state.take_out(slot)?;
+        let (range, filling) = state.remove(slot)?;
         let mut waiters = filling.waiters;
-        let marked =
-            matches!(filled, Filled::Yes | Filled::Zeroes) && metadata.mode() == Mode::ReadWrite;
+        let marked = matches!(filled, FillResult::Filled | FillResult::Zeroed)
+            && metadata.mode() == Mode::ReadWrite;
         let done = &mut state.statistics;
         let (counter, count) = match filled {
-            Filled::Copy => (&mut done.failures, 1),
+            FillResult::CopyFailed => (&mut done.failures, 1),
             _ if !marked => (&mut done.copied, 0),
-            Filled::Zeroes => (&mut done.discarded, range.len()),
+            FillResult::Zeroed => (&mut done.discarded, range.len()),
             _ if filling.copy.is_some() => (&mut done.copied, range.len()),
             _ => (&mut done.overwritten, range.len()),
         };
         *counter = counter.saturating_add(count);
         let was_dirty = metadata.is_dirty();
         if marked {
-            metadata.mark(&mut state, range);
+            metadata.mark_hydrated(&mut state, range);
         } else {
             state.logs.unreserve(1);
         }
-        let half_full = state.logs.half_full();
+        let is_half_full = state.logs.is_half_full();
         let idle = state.inflight.is_empty();
         drop(state);
 
         if marked {
             self.release(&mut waiters);
-        } else if filled == Filled::Copy && range.len() == 1 {
+        } else if filled == FillResult::CopyFailed && range.len() == 1 {
             self.fail(&mut waiters);
         } else if !waiters.is_empty() {
             // Somebody else's failure is not theirs; or the mode has changed, which the next look
             // finds.
-            self.lists.lock().again.append(&mut waiters);
+            self.deferred.lock().retry.append(&mut waiters);
             self.wake_worker();
         }
         if marked {
-            self.schedule_commit(was_dirty, half_full);
+            self.schedule_commit(was_dirty, is_half_full);
         }
         self.wake_stalled(Self::STALLED_STEP, Self::STALLED_STEP);
-        self.wake_sweep();
+        self.wake_hydration();
         if idle && self.is_suspended() {
             self.idle.wake_all();
         }
@@ -571,7 +586,7 @@ impl Clone {
     /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, and
     /// the source need not answer. Under the state lock, so that no copy begins behind the back of
     /// `give_up_copies`.
-    fn hands_back(&self) -> bool {
+    fn must_requeue_copies(&self) -> bool {
         self.is_suspended() && self.handle.is_noflush_suspending()
     }
 
@@ -586,9 +601,9 @@ impl Clone {
     }
 
     /// A read or write has ended.
-    fn uncount(self: ArcBorrow<'_, Self>) {
-        if self.user_ios.fetch_sub(1, Full) == 1 {
-            self.wake_sweep();
+    fn io_done(self: ArcBorrow<'_, Self>) {
+        if self.ios_in_flight.fetch_sub(1, Full) == 1 {
+            self.wake_hydration();
         }
     }
 
@@ -596,11 +611,11 @@ impl Clone {
     ///
     /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the
     /// first change.
-    fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, half_full: bool) {
-        if half_full || self.metadata.is_done() {
+    fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, is_half_full: bool) {
+        if is_half_full || self.metadata.is_hydration_done() {
             self.wake_committer();
         } else if !was_dirty {
-            enqueue_delayed::<Clone, { CommitTimer::ID }>(self.into(), COMMIT_DELAY);
+            enqueue_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(self.into(), COMMIT_DELAY);
         }
     }
 
@@ -608,8 +623,8 @@ impl Clone {
     /// discards, and writes to all of it.
     fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
         while let Some(bio) = waiters.pop() {
-            if bio.op() == Op::Discard || self.covers(&bio) {
-                self.again(Some(bio));
+            if bio.op() == Op::Discard || self.is_overwrite(&bio) {
+                self.retry(Some(bio));
             } else {
                 bio.end(BlkStatus::IO_ERROR);
             }
@@ -617,7 +632,7 @@ impl Clone {
     }
 
     /// Whether a bio needs no old data: it covers each region that it touches.
-    fn covers(&self, bio: &CloneBio) -> bool {
+    fn is_overwrite(&self, bio: &CloneBio) -> bool {
         let geometry = self.metadata.geometry();
         let touched = geometry.touched(bio.sector(), bio.sectors());
         geometry.covered(bio.sector(), bio.sectors()) == touched
@@ -628,16 +643,16 @@ impl Clone {
         if waiters.is_empty() {
             return;
         }
-        let mut lists = self.lists.lock();
+        let mut deferred = self.deferred.lock();
         while let Some(bio) = waiters.pop() {
             match bio.op() {
-                Op::Discard => lists.again.push(bio),
-                _ if bio.is_fua() => lists.flush.push(bio),
-                _ => lists.ready.push(bio),
+                Op::Discard => deferred.retry.push(bio),
+                _ if bio.is_fua() => deferred.flush.push(bio),
+                _ => deferred.ready.push(bio),
             }
         }
-        let flush = !lists.flush.is_empty();
-        drop(lists);
+        let flush = !deferred.flush.is_empty();
+        drop(deferred);
         self.wake_worker();
         if flush {
             self.wake_committer();
@@ -646,14 +661,14 @@ impl Clone {
 
     /// A bio that must wait for a commit.
     fn defer_flush(self: ArcBorrow<'_, Self>, bio: CloneBio) {
-        self.lists.lock().flush.push(bio);
+        self.deferred.lock().flush.push(bio);
         self.wake_committer();
     }
 
     /// A bio that the worker is to look at again.
-    fn again(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
+    fn retry(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
         if let Some(bio) = bio {
-            self.lists.lock().again.push(bio);
+            self.deferred.lock().retry.push(bio);
             self.wake_worker();
         }
     }
@@ -664,16 +679,16 @@ impl Clone {
     /// is what is full, a commit is asked for; it looks at stalled bios even if there is nothing to
     /// commit by then.
     fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
-        let needs_copy = bio.op() != Op::Discard && !self.covers(&bio);
-        let mut lists = self.lists.lock();
+        let needs_copy = bio.op() != Op::Discard && !self.is_overwrite(&bio);
+        let mut deferred = self.deferred.lock();
         if needs_copy {
-            lists.stalled_copies.push(bio);
+            deferred.stalled_copies.push(bio);
         } else {
-            lists.stalled.push(bio);
+            deferred.stalled.push(bio);
         }
-        drop(lists);
+        drop(deferred);
         let state = self.metadata.state().lock();
-        let commit = state.inflight.is_empty() || state.logs.half_full();
+        let commit = state.inflight.is_empty() || state.logs.is_half_full();
         drop(state);
         if commit {
             self.wake_committer();
@@ -691,28 +706,28 @@ impl Clone {
     /// Lets the worker look at some of those stalled bios for which there is room. Any context.
     pub(super) fn wake_stalled_with_room(self: ArcBorrow<'_, Self>) {
         let mut state = self.metadata.state().lock();
-        let mut step = |claimant| match state.has_room(claimant) {
+        let mut step = |kind| match state.has_room(kind) {
             true => Self::STALLED_STEP,
             false => 0,
         };
-        let (copies, others) = (step(Claimant::Copy), step(Claimant::Overwrite));
+        let (copies, others) = (step(FillKind::Copy), step(FillKind::Overwrite));
         drop(state);
         self.wake_stalled(copies, others);
     }
 
     fn wake_stalled(self: ArcBorrow<'_, Self>, copies: usize, others: usize) {
-        let mut guard = self.lists.lock();
-        let lists = &mut *guard;
+        let mut guard = self.deferred.lock();
+        let deferred = &mut *guard;
         let mut woken = false;
         for (stalled, most) in [
-            (&mut lists.stalled_copies, copies),
-            (&mut lists.stalled, others),
+            (&mut deferred.stalled_copies, copies),
+            (&mut deferred.stalled, others),
         ] {
             for _ in 0..most {
                 let Some(bio) = stalled.pop() else {
                     break;
                 };
-                lists.again.push(bio);
+                deferred.retry.push(bio);
                 woken = true;
             }
         }
@@ -723,22 +738,23 @@ impl Clone {
     }
 
     pub(super) fn wake_worker(self: ArcBorrow<'_, Self>) {
-        self.queue.enqueue::<Clone, { Worker::ID }>(self.into());
+        self.queue
+            .enqueue::<CloneTarget, { work_id::WORKER }>(self.into());
     }
 
     pub(super) fn wake_committer(self: ArcBorrow<'_, Self>) {
         self.commit_queue
-            .enqueue::<Clone, { Committer::ID }>(self.into());
+            .enqueue::<CloneTarget, { work_id::COMMITTER }>(self.into());
     }
 
     /// Decides again on a write to one region, outside of `map`. Process context.
     pub(super) fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-        let overwrite = self.covers(&bio);
+        let overwrite = self.is_overwrite(&bio);
         let mut state = metadata.state().lock();
-        match state.claim(&self, touched, Claimant::of(overwrite)) {
-            Claim::Hydrated => {
+        match state.reserve_run(&self, touched, FillKind::of(overwrite)) {
+            Reservation::Hydrated => {
                 drop(state);
                 if bio.is_fua() && metadata.is_dirty() {
                     self.defer_flush(bio);
@@ -746,36 +762,41 @@ impl Clone {
                     bio.submit(&self.destination);
                 }
             }
-            Claim::Busy(slot) => {
+            Reservation::InFlight(slot) => {
                 let rejected = state.wait(slot, bio);
                 drop(state);
-                self.again(rejected);
+                self.retry(rejected);
             }
-            Claim::Mine(slot, _) if metadata.mode() != Mode::ReadWrite => {
+            Reservation::Reserved(slot, _) if metadata.mode() != Mode::ReadWrite => {
                 self.forgo(state, slot);
                 bio.end(BlkStatus::IO_ERROR);
             }
-            Claim::Mine(slot, _) if overwrite => {
+            Reservation::Reserved(slot, _) if overwrite => {
                 drop(state);
-                bio.set_per_bio(IoState::overwrite(slot, &bio));
+                bio.set_per_bio(PerBioData::overwrite(slot, &bio));
                 bio.submit(&self.destination);
             }
-            Claim::Mine(slot, _) if self.hands_back() => {
+            Reservation::Reserved(slot, _) if self.must_requeue_copies() => {
                 self.forgo(state, slot);
                 bio.end(BlkStatus::REQUEUE);
             }
-            Claim::Mine(slot, _) => {
+            Reservation::Reserved(slot, _) => {
                 let rejected = state.wait(slot, bio);
-                state.begin_copy(slot, &self.lanes, metadata.geometry(), For::Write);
+                state.start_copy(
+                    slot,
+                    &self.ready_copies,
+                    metadata.geometry(),
+                    CopyReason::Write,
+                );
                 drop(state);
-                self.again(rejected);
+                self.retry(rejected);
                 self.wake_reader();
             }
-            Claim::NoRoom if metadata.mode() != Mode::ReadWrite => {
+            Reservation::NoRoom if metadata.mode() != Mode::ReadWrite => {
                 drop(state);
                 bio.end(BlkStatus::IO_ERROR);
             }
-            Claim::NoRoom => {
+            Reservation::NoRoom => {
                 drop(state);
                 self.stall(bio);
             }
@@ -794,8 +815,9 @@ impl Clone {
             return bio.end(BlkStatus::OK);
         }
         if self.zero_discards {
-            self.lists.lock().zero.push(bio);
-            self.queue.enqueue::<Clone, { Zeroer::ID }>(self.into());
+            self.deferred.lock().zero.push(bio);
+            self.queue
+                .enqueue::<CloneTarget, { work_id::ZEROER }>(self.into());
             return;
         }
         let mut next = range.start;
@@ -803,7 +825,7 @@ impl Clone {
         while next < range.end {
             let rest = RegionRange::new(next, range.end);
             let mut state = metadata.state().lock();
-            let clear = match metadata.map().run(rest.first(Self::STEP)) {
+            let clear = match metadata.map().run(rest.first(Self::MAX_MARKED_REGIONS)) {
                 Run::Set(len) => {
                     next = Region(next.get().saturating_add(len));
                     continue;
@@ -823,18 +845,18 @@ impl Clone {
                 return self.stall(bio);
             }
             let was_dirty = metadata.is_dirty();
-            metadata.mark(&mut state, clear);
+            metadata.mark_hydrated(&mut state, clear);
             let discarded = &mut state.statistics.discarded;
             *discarded = discarded.saturating_add(clear.len());
-            let half_full = state.logs.half_full();
+            let is_half_full = state.logs.is_half_full();
             drop(state);
-            self.schedule_commit(was_dirty, half_full);
+            self.schedule_commit(was_dirty, is_half_full);
             next = clear.end;
         }
         if let Some(slot) = busy {
             // The slot may have ended meanwhile: then look again at once.
             let rejected = metadata.state().lock().wait(slot, bio);
-            return self.again(rejected);
+            return self.retry(rejected);
         }
         let (start, len) = metadata.geometry().extent(range);
         if self.discard_passdown.load(Relaxed) && bio.trim(start, len) {
@@ -857,26 +879,32 @@ impl Clone {
                 continue;
             }
             let mut state = metadata.state().lock();
-            match state.claim(&self, rest.first(self.longest()), Claimant::Overwrite) {
-                Claim::Hydrated => {}
-                Claim::Busy(slot) => {
+            match state.reserve_run(
+                &self,
+                rest.first(self.max_copy_regions()),
+                FillKind::Overwrite,
+            ) {
+                Reservation::Hydrated => {}
+                Reservation::InFlight(slot) => {
                     let rejected = state.wait(slot, bio);
                     drop(state);
-                    return self.again(rejected);
+                    return self.retry(rejected);
                 }
-                Claim::NoRoom => {
+                Reservation::NoRoom => {
                     drop(state);
                     return self.stall(bio);
                 }
-                Claim::Mine(slot, range) => {
+                Reservation::Reserved(slot, range) => {
                     drop(state);
                     let (start, len) = metadata.geometry().extent(range);
-                    let mut zeros = self.zeros.lock();
-                    let result = self.writer.zero(&self.destination, start, len, &mut zeros);
-                    drop(zeros);
+                    let mut zero_buffer = self.zero_buffer.lock();
+                    let result =
+                        self.destination_io
+                            .zero(&self.destination, start, len, &mut zero_buffer);
+                    drop(zero_buffer);
                     let filled = match result {
-                        Ok(()) => Filled::Zeroes,
-                        Err(_) => Filled::Overwrite,
+                        Ok(()) => FillResult::Zeroed,
+                        Err(_) => FillResult::OverwriteFailed,
                     };
                     self.finish(slot, filled);
                     if let Err(error) = result {
@@ -890,15 +918,15 @@ impl Clone {
     }
 
     /// Asks for regions to be copied before all others. Any context.
-    pub(super) fn wish(self: ArcBorrow<'_, Self>, range: RegionRange) {
+    pub(super) fn prioritize(self: ArcBorrow<'_, Self>, range: RegionRange) {
         {
-            let mut lists = self.lists.lock();
-            lists.wishes.push(range);
-            self.wished.store(true, Relaxed);
+            let mut deferred = self.deferred.lock();
+            deferred.priority.push(range);
+            self.priority_pending.store(true, Relaxed);
         }
-        self.wake_sweep();
+        self.wake_hydration();
     }
 
     /// Regions that are marked with interrupts off at a time: 8 KiB of the map.
-    const STEP: u64 = 1 << 16;
+    const MAX_MARKED_REGIONS: u64 = 1 << 16;
 }

@@ -44,7 +44,6 @@ use crate::{
     },
     logic::{
         clone::{
-            copying::Copy,
             dirty::{
                 DirtyLogs,
                 RangeLog, //
@@ -55,6 +54,7 @@ use crate::{
                 MapWriter,
                 RegionMap, //
             },
+            region_copy::RegionCopy,
             status::{
                 Mode,
                 Statistics, //
@@ -157,11 +157,13 @@ struct Disk {
 impl Disk {
     /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for
     /// I/O.
-    fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: Format) -> Result<Self> {
+    fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: OpenMode) -> Result<Self> {
         let device_blocks = device.sectors() / METADATA_BLOCK;
         let blocks = match format {
-            Format::ReadOnly => BlockManager::read_only(device, MAX_HELD_BLOCKS),
-            Format::IfBlank | Format::Never => BlockManager::new(device, MAX_HELD_BLOCKS),
+            OpenMode::ReadOnly => BlockManager::read_only(device, MAX_HELD_BLOCKS),
+            OpenMode::FormatIfBlank | OpenMode::ReadWrite => {
+                BlockManager::new(device, MAX_HELD_BLOCKS)
+            }
         };
         let blocks = blocks.map_err(failed("Failed to create block manager"))?;
         let blank = {
@@ -171,8 +173,8 @@ impl Disk {
             is_blank(&block)
         };
         match (blank, format) {
-            (true, Format::IfBlank) => Self::format(blocks, geometry),
-            (true, Format::Never | Format::ReadOnly) => Err(EPERM),
+            (true, OpenMode::FormatIfBlank) => Self::format(blocks, geometry),
+            (true, OpenMode::ReadWrite | OpenMode::ReadOnly) => Err(EPERM),
             (false, _) => Self::load(blocks, geometry, device_blocks),
         }
     }
@@ -298,9 +300,9 @@ impl Disk {
 
 /// Whether a blank device may be formatted.
 #[derive(Clone, Copy)]
-enum Format {
-    IfBlank,
-    Never,
+enum OpenMode {
+    FormatIfBlank,
+    ReadWrite,
     /// Nor anything else be written.
     ReadOnly,
 }
@@ -321,7 +323,7 @@ pub(super) struct State {
     /// What the disk does not know yet.
     pub(super) logs: DirtyLogs,
     /// Regions that are being copied or overwritten.
-    pub(super) inflight: InFlight<Filling>,
+    pub(super) inflight: InFlight<RegionHydration>,
     /// How many of them are being copied.
     pub(super) copies: u64,
     /// What has been done.
@@ -332,16 +334,16 @@ pub(super) struct State {
 
 /// What is known of regions in flight.
 #[derive(Default)]
-pub(super) struct Filling {
+pub(super) struct RegionHydration {
     /// The bios that wait for them.
-    pub(super) waiters: BioQueue<super::io::IoState>,
+    pub(super) waiters: BioQueue<super::io::PerBioData>,
     /// How far their copy is; none for an overwrite.
-    pub(super) copy: Option<Copy>,
+    pub(super) copy: Option<RegionCopy>,
 }
 
 /// What a commit did.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Committed {
+pub(super) enum CommitOutcome {
     /// There was nothing to commit: the destination was not flushed.
     Nothing,
     /// The destination was flushed, and the metadata is durable.
@@ -358,7 +360,7 @@ pub(crate) struct Metadata {
     /// Every region is hydrated, in core. Never cleared.
     done: Atomic<bool>,
     /// It is, and the mode is not [`Mode::Fail`]. Changed under the state lock.
-    whole: Atomic<bool>,
+    passthrough: Atomic<bool>,
     /// There is something that the disk does not know.
     dirty: Atomic<bool>,
     /// A [`Mode`], as its discriminant.
@@ -366,7 +368,7 @@ pub(crate) struct Metadata {
     /// A flush of the destination failed: see [`recover`](Metadata::recover).
     flush_failed: Atomic<bool>,
     /// The mode has changed by that, and nobody has been told.
-    untold: Atomic<bool>,
+    unreported: Atomic<bool>,
     device: Arc<BlockDevice>,
     /// Held for all of a commit, and for what follows if it fails.
     #[pin]
@@ -382,7 +384,7 @@ impl ShareableMetadata for Metadata {
     fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
         let name = device.disk_name();
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
-        let disk = Disk::open(device.clone(), &geometry, Format::IfBlank)?;
+        let disk = Disk::open(device.clone(), &geometry, OpenMode::FormatIfBlank)?;
         let (mut map, mut writer) = RegionMap::new(geometry.regions())?;
         if !disk.fresh {
             disk.bits
@@ -417,12 +419,12 @@ impl ShareableMetadata for Metadata {
             pin_init!(Metadata {
                 geometry,
                 map,
-                whole: Atomic::new(done),
+                passthrough: Atomic::new(done),
                 done: Atomic::new(done),
                 dirty: Atomic::new(false),
                 mode: Atomic::new(Mode::ReadWrite as u32),
                 flush_failed: Atomic::new(false),
-                untold: Atomic::new(false),
+                unreported: Atomic::new(false),
                 device,
                 disk <- new_mutex!(Some(disk), "dm_clone_disk"),
                 state <- new_irq_lock!(state, "dm_clone_state"),
@@ -465,14 +467,14 @@ impl Metadata {
 
     /// Whether every region is hydrated: nothing is left to track. Any context.
     #[inline]
-    pub(super) fn is_done(&self) -> bool {
+    pub(super) fn is_hydration_done(&self) -> bool {
         self.done.load(Acquire)
     }
 
     /// Whether reads and writes are the destination's business alone. Any context.
     #[inline]
-    pub(super) fn is_whole(&self) -> bool {
-        self.whole.load(Acquire)
+    pub(super) fn is_passthrough(&self) -> bool {
+        self.passthrough.load(Acquire)
     }
 
     /// Whether a flush must commit first. Any context.
@@ -495,7 +497,7 @@ impl Metadata {
     /// reservation in the log.
     ///
     /// Under the state lock. The change is seen by readers of the map after the data was written.
-    pub(super) fn mark(&self, state: &mut State, range: RegionRange) {
+    pub(super) fn mark_hydrated(&self, state: &mut State, range: RegionRange) {
         // First, so that whoever sees the map's bits sees that there is something to commit.
         self.dirty.store(true, Release);
         let recorded = state.logs.record(range);
@@ -504,7 +506,7 @@ impl Metadata {
         self.map.insert(&mut state.writer, range);
         if state.writer.set() == self.geometry.regions() {
             self.done.store(true, Release);
-            self.whole.store(self.mode() != Mode::Fail, Release);
+            self.passthrough.store(self.mode() != Mode::Fail, Release);
         }
     }
 
@@ -533,16 +535,16 @@ impl Metadata {
         &self,
         name: &TargetHandle,
         flush: impl FnOnce() -> Result,
-    ) -> Result<Committed, Failure> {
+    ) -> Result<CommitOutcome, CommitError> {
         let _noio = NoIo::enter();
         let mut disk = self.disk.lock();
         let log = {
             let mut state = self.state.lock();
             if !state.logs.is_dirty() {
-                return Ok(Committed::Nothing);
+                return Ok(CommitOutcome::Nothing);
             }
             if self.mode() != Mode::ReadWrite {
-                return Err(Failure {
+                return Err(CommitError {
                     error: EPERM,
                     degraded: None,
                 });
@@ -550,7 +552,7 @@ impl Metadata {
             state.logs.begin_commit()
         };
         let Some(mut log) = log else {
-            return Ok(Committed::Nothing);
+            return Ok(CommitOutcome::Nothing);
         };
         log.normalize();
         let result = self.write(&mut disk, &log, flush);
@@ -563,14 +565,14 @@ impl Metadata {
             }
             let dirty = state.logs.is_dirty();
             self.dirty.store(dirty, Release);
-            self.is_done() && !dirty
+            self.is_hydration_done() && !dirty
         };
         match result {
-            Ok(_) if complete => Ok(Committed::Complete),
-            Ok(_) => Ok(Committed::Flushed),
+            Ok(_) if complete => Ok(CommitOutcome::Complete),
+            Ok(_) => Ok(CommitOutcome::Flushed),
             Err((step, error)) => {
                 let degraded = Some(self.abort(&mut disk, name, step, error));
-                Err(Failure { error, degraded })
+                Err(CommitError { error, degraded })
             }
         }
     }
@@ -581,14 +583,14 @@ impl Metadata {
         disk: &mut Option<Disk>,
         log: &RangeLog,
         flush: impl FnOnce() -> Result,
-    ) -> Result<Option<Usage>, (Step, Error)> {
-        flush().map_err(|error| (Step::Flush, error))?;
+    ) -> Result<Option<Usage>, (CommitStep, Error)> {
+        flush().map_err(|error| (CommitStep::Flush, error))?;
         if self.flush_failed.load(Acquire) {
             // Another flush, at the same time, may have lost what this one should have made
             // durable.
-            return Err((Step::Flush, EIO));
+            return Err((CommitStep::Flush, EIO));
         }
-        let step = |error| (Step::Commit, error);
+        let step = |error| (CommitStep::Commit, error);
         let disk = disk.as_mut().ok_or(step(EIO))?;
         disk.set(log, &self.geometry)
             .and_then(|()| disk.commit(&self.geometry))
@@ -601,19 +603,19 @@ impl Metadata {
         &self,
         disk: &mut Option<Disk>,
         name: &TargetHandle,
-        step: Step,
+        step: CommitStep,
         error: Error,
     ) -> Mode {
-        log_failure(name, step, error);
+        log_operation_failed(name, step, error);
         err!("clone", "{}: Aborting current metadata transaction", name);
-        if step == Step::Flush {
+        if step == CommitStep::Flush {
             self.flush_failed.store(true, Relaxed);
         }
         // The mode that this ends in is what users are told of.
-        self.untold.store(false, Relaxed);
+        self.unreported.store(false, Relaxed);
         // The old blocks must be gone before the device is read again.
         *disk = None;
-        let mode = match Disk::open(self.device.clone(), &self.geometry, Format::ReadOnly) {
+        let mode = match Disk::open(self.device.clone(), &self.geometry, OpenMode::ReadOnly) {
             Ok(reopened) => {
                 self.state.lock().usage = reopened.usage().ok();
                 *disk = Some(reopened);
@@ -642,20 +644,20 @@ impl Metadata {
             return false;
         }
         self.set_mode(&state, Mode::ReadOnly);
-        self.untold.store(true, Relaxed);
+        self.unreported.store(true, Relaxed);
         true
     }
 
     /// Whether the mode has changed by [`flush_failed`](Self::flush_failed) since this was last
     /// called. Any context.
     pub(super) fn take_flush_failure(&self) -> bool {
-        self.untold.xchg(false, Relaxed)
+        self.unreported.xchg(false, Relaxed)
     }
 
     fn set_mode(&self, _: &State, mode: Mode) {
         self.mode.store(mode as u32, Relaxed);
-        self.whole
-            .store(self.is_done() && mode != Mode::Fail, Release);
+        self.passthrough
+            .store(self.is_hydration_done() && mode != Mode::Fail, Release);
     }
 
     /// Tries to get out of a failed state: opens the metadata again for writing. What was not
@@ -665,11 +667,11 @@ impl Metadata {
     /// After a failed flush the destination may have dropped data that it acknowledged, and a later
     /// flush may say nothing of it. Marking those regions would make the loss permanent, so the
     /// mode stays: only a new beginning, from what is on disk, is safe.
-    pub(super) fn recover(&self, name: &TargetHandle) -> Result<Recovered> {
+    pub(super) fn recover(&self, name: &TargetHandle) -> Result<Recovery> {
         let _noio = NoIo::enter();
         let mut disk = self.disk.lock();
         if self.mode() == Mode::ReadWrite {
-            return Ok(Recovered::NotNeeded);
+            return Ok(Recovery::NotNeeded);
         }
         if self.flush_failed.load(Relaxed) {
             warning!(
@@ -677,27 +679,27 @@ impl Metadata {
                 "{}: The destination lost data: remove and create the device",
                 name
             );
-            return Ok(Recovered::No);
+            return Ok(Recovery::No);
         }
         // What there was is read-only, so it can stay until the new one is there; if that fails,
         // nothing has changed.
-        let reopened = Disk::open(self.device.clone(), &self.geometry, Format::Never)?;
+        let reopened = Disk::open(self.device.clone(), &self.geometry, OpenMode::ReadWrite)?;
         let usage = reopened.usage().ok();
         let mut state = self.state.lock();
         state.usage = usage;
         if self.flush_failed.load(Relaxed) {
-            return Ok(Recovered::No);
+            return Ok(Recovery::No);
         }
         self.set_mode(&state, Mode::ReadWrite);
         drop(state);
         *disk = Some(reopened);
-        Ok(Recovered::Yes)
+        Ok(Recovery::Yes)
     }
 }
 
 /// What became of an attempt to recover.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recovered {
+pub(super) enum Recovery {
     /// It was in read-write mode.
     NotNeeded,
     /// It is in read-write mode again.
@@ -707,10 +709,10 @@ pub(super) enum Recovered {
 }
 
 /// Logs that a step of a commit failed.
-pub(super) fn log_failure(name: &TargetHandle, step: Step, error: Error) {
+pub(super) fn log_operation_failed(name: &TargetHandle, step: CommitStep, error: Error) {
     let what = match step {
-        Step::Flush => "flush destination device",
-        Step::Commit => "dm_clone_metadata_commit",
+        CommitStep::Flush => "flush destination device",
+        CommitStep::Commit => "dm_clone_metadata_commit",
     };
     err!(
         "clone",
@@ -723,7 +725,7 @@ pub(super) fn log_failure(name: &TargetHandle, step: Step, error: Error) {
 
 /// A step of a commit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum CommitStep {
     /// The flush of the destination.
     Flush,
     /// Writing the metadata.
@@ -731,7 +733,7 @@ pub(super) enum Step {
 }
 
 /// Why there is no commit.
-pub(super) struct Failure {
+pub(super) struct CommitError {
     /// The error.
     pub(super) error: Error,
     /// The new mode, if it is this failure that changed it.

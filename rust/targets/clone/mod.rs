@@ -15,10 +15,10 @@
 //! Behaviour towards users: `Documentation/clone.md`. C counterpart:
 //! `drivers/md/dm-clone-target.c`.
 
-mod copy;
 mod hydrate;
 mod io;
 mod metadata;
+mod region_copy;
 mod work;
 
 use crate::{
@@ -62,27 +62,27 @@ use crate::{
             parse_decimal_u64, //
         },
         clone::{
-            copying::{
-                Lanes,
-                MAX_PIECE, //
-            },
             geometry::{
                 Geometry,
                 RegionSize,
                 TooManyRegions, //
             },
+            hydration::Hydration, //
             options::{
                 Options,
                 HYDRATION_BATCH_SIZE,
                 HYDRATION_THRESHOLD,
                 MAX_FAILURES, //
             },
-            status::{
-                Info,
-                Mode,
-                ERROR, //
+            region_copy::{
+                ReadyCopies,
+                MAX_SEGMENT, //
             },
-            sweep::Sweep, //
+            status::{
+                Mode,
+                StatusLine,
+                STATUS_ERROR, //
+            },
         },
         units::{
             Sector,
@@ -111,6 +111,7 @@ use crate::{
             WorkQueue, //
         },
         string::bytes,
+        time::Millis,
         wait::{
             new_wait_queue,
             WaitQueue, //
@@ -121,19 +122,9 @@ use crate::{
         SharedMetadata, //
     }, //
 };
-use copy::{
-    Copier,
-    Piece,
-    ReadTimer,
-    Reader, //
-};
-use hydrate::{
-    SweepTimer,
-    Sweeper, //
-};
 use io::{
-    IoState,
-    Lists, //
+    DeferredLists, //
+    PerBioData,
 };
 use kernel::{
     new_mutex,
@@ -148,7 +139,6 @@ use kernel::{
         ArcBorrow,
         Mutex, //
     },
-    time::Delta,
     workqueue::{
         impl_has_delayed_work,
         impl_has_work,
@@ -159,21 +149,16 @@ use kernel::{
     }, //
 };
 use metadata::{
-    log_failure,
-    Committed,
-    Failure,
+    log_operation_failed,
+    CommitError,
+    CommitOutcome,
+    CommitStep,
     Metadata,
-    Recovered,
-    Step,
+    Recovery,
     SLOTS, //
 };
-use work::{
-    CommitTimer,
-    Committer,
-    Runs,
-    Worker,
-    Zeroer, //
-};
+use region_copy::Segment;
+use work::CommitRuns;
 
 /// A metadata device above this size has blocks that the space map cannot use.
 const METADATA_WARN: Sectors = Sectors(33_554_432);
@@ -181,7 +166,7 @@ const METADATA_WARN: Sectors = Sectors(33_554_432);
 const METADATA_USABLE: Sectors = Sectors(255 * 16_320 * 8);
 
 /// Pieces of copies whose contexts can be allocated whatever the state of memory.
-const PIECE_RESERVE: u16 = 64;
+const SEGMENT_RESERVE: u16 = 64;
 /// The most data that is on its way from the source to the destination.
 const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
@@ -189,23 +174,36 @@ const COPY_MEMORY: Sectors = Sectors(64 << 11);
 const ZEROS: u32 = 128;
 
 /// So long suspending waits for copies to end as they should; then the source is taken for dead.
-const SOURCE_GRACE: Delta = Delta::from_secs(1);
+const SOURCE_GRACE: Millis = Millis::SECOND;
 
 /// A periodic commit follows so long after the first change.
-const COMMIT_DELAY: Delta = Delta::from_secs(1);
+const COMMIT_DELAY: Millis = Millis::SECOND;
+
+/// Numbers that tell the work items of a target apart.
+mod work_id {
+    pub(super) const WORKER: u64 = 1;
+    pub(super) const COMMITTER: u64 = 2;
+    pub(super) const COMMIT_TIMER: u64 = 3;
+    pub(super) const HYDRATOR: u64 = 4;
+    pub(super) const HYDRATION_TIMER: u64 = 5;
+    pub(super) const COPIER: u64 = 6;
+    pub(super) const ZEROER: u64 = 7;
+    pub(super) const SOURCE_READER: u64 = 8;
+    pub(super) const READ_RETRY_TIMER: u64 = 9;
+}
 
 /// A clone: one line of a table.
 ///
 /// Fields drop in order: what uses the devices goes before them.
 #[pin_data]
-pub(crate) struct Clone {
-    reader: IoClient,
-    writer: IoClient,
+pub(crate) struct CloneTarget {
+    source_io: IoClient,
+    destination_io: IoClient,
     pages: Arc<PagePool>,
-    pieces: Arc<Pool<Request<Piece>>>,
+    segment_pool: Arc<Pool<Request<Segment>>>,
     /// What the zeroer writes; empty without `zero_discards`.
     #[pin]
-    zeros: Mutex<Buffer>,
+    zero_buffer: Mutex<Buffer>,
     /// For what waits for the destination at most. Each queue has a rescuer of its own: when no
     /// other thread can be made, it runs one item after the other, and one that waits for a device
     /// that does not answer holds up those of its queue.
@@ -222,7 +220,7 @@ pub(crate) struct Clone {
     /// The words of the table line behind the devices, as they were given.
     args: CString,
 
-    hydration: Atomic<bool>,
+    hydration_enabled: Atomic<bool>,
     threshold: Atomic<u32>,
     batch: Atomic<u32>,
     discard_passdown: Atomic<bool>,
@@ -231,74 +229,74 @@ pub(crate) struct Clone {
     max_failures: Atomic<u32>,
     /// Copies of the background hydration that failed since it was enabled.
     failures: Atomic<u32>,
-    /// Something is to be copied whether or not hydration is on. Changed under the lock of `lists`.
-    wished: Atomic<bool>,
+    /// Something is to be copied whether or not hydration is on. Changed under the lock of `deferred`.
+    priority_pending: Atomic<bool>,
     /// Between suspend and resume: the sweep starts nothing.
     suspended: Atomic<bool>,
     /// The table has not been live yet.
-    fresh: Atomic<bool>,
+    never_resumed: Atomic<bool>,
     /// Reads and writes in flight, while something is left to hydrate.
-    user_ios: Atomic<i32>,
+    ios_in_flight: Atomic<i32>,
 
     #[pin]
-    lists: IrqLock<Lists>,
+    deferred: IrqLock<DeferredLists>,
     /// Copies that can go on.
     #[pin]
-    lanes: IrqLock<Lanes>,
+    ready_copies: IrqLock<ReadyCopies>,
     #[pin]
-    sweep: Mutex<Sweep>,
+    hydration: Mutex<Hydration>,
     /// Woken when no copy is in flight any more.
     idle: Pin<KBox<WaitQueue>>,
     /// Runs of the committer, for those who wait for one.
-    runs: Runs,
+    commit_runs: CommitRuns,
 
     #[pin]
-    worker: Work<Clone, { Worker::ID }>,
+    worker: Work<CloneTarget, { work_id::WORKER }>,
     #[pin]
-    committer: Work<Clone, { Committer::ID }>,
+    committer: Work<CloneTarget, { work_id::COMMITTER }>,
     #[pin]
-    copier: Work<Clone, { Copier::ID }>,
+    copier: Work<CloneTarget, { work_id::COPIER }>,
     #[pin]
-    zeroer: Work<Clone, { Zeroer::ID }>,
+    zeroer: Work<CloneTarget, { work_id::ZEROER }>,
     #[pin]
-    read_work: Work<Clone, { Reader::ID }>,
+    source_reader: Work<CloneTarget, { work_id::SOURCE_READER }>,
     #[pin]
-    read_timer: DelayedWork<Clone, { ReadTimer::ID }>,
+    read_retry_timer: DelayedWork<CloneTarget, { work_id::READ_RETRY_TIMER }>,
     #[pin]
-    commit_timer: DelayedWork<Clone, { CommitTimer::ID }>,
+    commit_timer: DelayedWork<CloneTarget, { work_id::COMMIT_TIMER }>,
     #[pin]
-    sweeper: Work<Clone, { Sweeper::ID }>,
+    hydrator: Work<CloneTarget, { work_id::HYDRATOR }>,
     #[pin]
-    sweep_timer: DelayedWork<Clone, { SweepTimer::ID }>,
+    hydration_timer: DelayedWork<CloneTarget, { work_id::HYDRATION_TIMER }>,
 }
 
 impl_has_work! {
-    impl HasWork<Clone, 1> for Clone { self.worker }
-    impl HasWork<Clone, 2> for Clone { self.committer }
-    impl HasWork<Clone, 4> for Clone { self.sweeper }
-    impl HasWork<Clone, 6> for Clone { self.copier }
-    impl HasWork<Clone, 7> for Clone { self.zeroer }
-    impl HasWork<Clone, 8> for Clone { self.read_work }
+    impl HasWork<CloneTarget, { work_id::WORKER }> for CloneTarget { self.worker }
+    impl HasWork<CloneTarget, { work_id::COMMITTER }> for CloneTarget { self.committer }
+    impl HasWork<CloneTarget, { work_id::HYDRATOR }> for CloneTarget { self.hydrator }
+    impl HasWork<CloneTarget, { work_id::COPIER }> for CloneTarget { self.copier }
+    impl HasWork<CloneTarget, { work_id::ZEROER }> for CloneTarget { self.zeroer }
+    impl HasWork<CloneTarget, { work_id::SOURCE_READER }> for CloneTarget { self.source_reader }
 }
 impl_has_delayed_work! {
-    impl HasDelayedWork<Clone, 3> for Clone { self.commit_timer }
-    impl HasDelayedWork<Clone, 5> for Clone { self.sweep_timer }
-    impl HasDelayedWork<Clone, 9> for Clone { self.read_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::COMMIT_TIMER }> for CloneTarget { self.commit_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::HYDRATION_TIMER }> for CloneTarget { self.hydration_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::READ_RETRY_TIMER }> for CloneTarget { self.read_retry_timer }
 }
 
-impl HasQueue for Clone {
+impl HasQueue for CloneTarget {
     fn queue(&self) -> &WorkQueue {
         &self.queue
     }
 }
 
 #[vtable]
-impl Target for Clone {
+impl Target for CloneTarget {
     const NAME: &'static CStr = c"clone";
     const VERSION: [u32; 3] = [1, 0, 0];
     const C_MODULE: &'static str = "dm_clone";
     const NOWAIT: bool = true;
-    type PerBio = IoState;
+    type PerBio = PerBioData;
     type Shared = Arc<SharedMetadata<Metadata>>;
 
     fn ctr(
@@ -383,30 +381,30 @@ impl Target for Clone {
         };
         let (read_queue, commit_queue) = (queue(c"dm-clone-read")?, queue(c"dm-clone-commit")?);
         let queue = queue(c"dm-clone")?;
-        let (reader, writer) = (builder.io_client()?, builder.io_client()?);
+        let (source_io, destination_io) = (builder.io_client()?, builder.io_client()?);
         let memory = c"Failed to create dm_clone_region_hydration memory pool";
-        let zeros = if options.zero_discards {
+        let zero_buffer = if options.zero_discards {
             Buffer::new(ZEROS).or_message(memory)?
         } else {
             Buffer::default()
         };
-        let pages = PagePool::new(MAX_PIECE, COPY_MEMORY).or_message(memory)?;
-        let pieces = Pool::new(PIECE_RESERVE).or_message(memory)?;
-        let lanes = Lanes::new(SLOTS).or_message(memory)?;
+        let pages = PagePool::new(MAX_SEGMENT, COPY_MEMORY).or_message(memory)?;
+        let segment_pool = Pool::new(SEGMENT_RESERVE).or_message(memory)?;
+        let ready_copies = ReadyCopies::new(SLOTS).or_message(memory)?;
         let idle = KBox::pin_init(new_wait_queue!("dm_clone_idle"), GFP_KERNEL)
             .or_message(c"Failed to allocate clone structure")?;
-        let runs = Runs::new().or_message(c"Failed to allocate clone structure")?;
+        let commit_runs = CommitRuns::new().or_message(c"Failed to allocate clone structure")?;
 
         builder.want_flushes();
         builder.want_discards();
         builder.want_write_zeroes();
         Arc::pin_init(
-            pin_init!(Clone {
-                reader,
-                writer,
+            pin_init!(CloneTarget {
+                source_io,
+                destination_io,
                 pages,
-                pieces,
-                zeros <- new_mutex!(zeros, "dm_clone_zeros"),
+                segment_pool,
+                zero_buffer <- new_mutex!(zero_buffer, "dm_clone_zero_buffer"),
                 queue,
                 read_queue,
                 commit_queue,
@@ -416,7 +414,7 @@ impl Target for Clone {
                 source,
                 handle,
                 args: echo,
-                hydration: Atomic::new(options.hydration),
+                hydration_enabled: Atomic::new(options.hydration),
                 threshold: Atomic::new(options.threshold),
                 batch: Atomic::new(options.batch),
                 discard_passdown: Atomic::new(options.discard_passdown),
@@ -424,24 +422,24 @@ impl Target for Clone {
                 zero_discards: options.zero_discards,
                 max_failures: Atomic::new(options.max_failures),
                 failures: Atomic::new(0),
-                wished: Atomic::new(false),
+                priority_pending: Atomic::new(false),
                 suspended: Atomic::new(true),
-                fresh: Atomic::new(true),
-                user_ios: Atomic::new(0),
-                lists <- new_irq_lock!(Lists::default(), "dm_clone_lists"),
-                lanes <- new_irq_lock!(lanes, "dm_clone_lanes"),
-                sweep <- new_mutex!(Sweep::new(), "dm_clone_sweep"),
+                never_resumed: Atomic::new(true),
+                ios_in_flight: Atomic::new(0),
+                deferred <- new_irq_lock!(DeferredLists::default(), "dm_clone_deferred"),
+                ready_copies <- new_irq_lock!(ready_copies, "dm_clone_ready_copies"),
+                hydration <- new_mutex!(Hydration::new(), "dm_clone_hydration"),
                 idle,
-                runs,
+                commit_runs,
                 worker <- new_work!("dm_clone_worker"),
                 committer <- new_work!("dm_clone_committer"),
                 copier <- new_work!("dm_clone_copier"),
                 zeroer <- new_work!("dm_clone_zeroer"),
-                read_work <- new_work!("dm_clone_reader"),
-                read_timer <- new_delayed_work!("dm_clone_read_timer"),
+                source_reader <- new_work!("dm_clone_source_reader"),
+                read_retry_timer <- new_delayed_work!("dm_clone_read_retry_timer"),
                 commit_timer <- new_delayed_work!("dm_clone_commit_timer"),
-                sweeper <- new_work!("dm_clone_sweeper"),
-                sweep_timer <- new_delayed_work!("dm_clone_sweep_timer"),
+                hydrator <- new_work!("dm_clone_hydrator"),
+                hydration_timer <- new_delayed_work!("dm_clone_hydration_timer"),
             }),
             GFP_KERNEL,
         )
@@ -450,36 +448,36 @@ impl Target for Clone {
 
     fn dtr(this: &Arc<Self>) {
         let stop_reading = || {
-            cancel::<Clone, { Reader::ID }>(this);
-            cancel_delayed::<Clone, { ReadTimer::ID }>(this);
-            cancel::<Clone, { Reader::ID }>(this);
+            cancel::<CloneTarget, { work_id::SOURCE_READER }>(this);
+            cancel_delayed::<CloneTarget, { work_id::READ_RETRY_TIMER }>(this);
+            cancel::<CloneTarget, { work_id::SOURCE_READER }>(this);
         };
         // Suspended: no bio, no copy. What is left are reads for copies that have been given up,
         // and items that may be about to return; the reader perhaps after one more of those.
         stop_reading();
-        this.reader.drain();
-        this.writer.drain();
-        cancel::<Clone, { Copier::ID }>(this);
+        this.source_io.drain();
+        this.destination_io.drain();
+        cancel::<CloneTarget, { work_id::COPIER }>(this);
         // The copier may have woken the reader once more, for nothing.
         stop_reading();
-        let ended = this.lists.lock().pieces.take();
+        let ended = this.deferred.lock().segments.take();
         drop(ended);
         // Who starts others goes first, and again after the timers, which start some of them.
-        cancel::<Clone, { Worker::ID }>(this);
-        cancel::<Clone, { Zeroer::ID }>(this);
+        cancel::<CloneTarget, { work_id::WORKER }>(this);
+        cancel::<CloneTarget, { work_id::ZEROER }>(this);
         for _ in 0..2 {
-            cancel::<Clone, { Sweeper::ID }>(this);
-            cancel::<Clone, { Committer::ID }>(this);
-            cancel_delayed::<Clone, { SweepTimer::ID }>(this);
-            cancel_delayed::<Clone, { CommitTimer::ID }>(this);
+            cancel::<CloneTarget, { work_id::HYDRATOR }>(this);
+            cancel::<CloneTarget, { work_id::COMMITTER }>(this);
+            cancel_delayed::<CloneTarget, { work_id::HYDRATION_TIMER }>(this);
+            cancel_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(this);
         }
     }
 
-    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, IoState>) -> Mapped<'a> {
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         io::map(this, bio)
     }
 
-    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, IoState>) -> Ended<'a> {
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
         io::end_io(this, bio)
     }
 
@@ -496,8 +494,8 @@ impl Target for Clone {
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
         let this: Arc<Self> = this.into();
-        cancel_delayed::<Clone, { SweepTimer::ID }>(&this);
-        cancel::<Clone, { Sweeper::ID }>(&this);
+        cancel_delayed::<CloneTarget, { work_id::HYDRATION_TIMER }>(&this);
+        cancel::<CloneTarget, { work_id::HYDRATOR }>(&this);
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited
         // for.
         let idle = || this.metadata.state().lock().inflight.is_empty();
@@ -505,11 +503,11 @@ impl Target for Clone {
         this.as_arc_borrow().give_up_copies();
         this.idle.wait_until(idle);
         // Not the reader: it may wait for the source.
-        flush::<Clone, { Copier::ID }>(&this);
-        flush::<Clone, { Worker::ID }>(&this);
-        flush::<Clone, { Zeroer::ID }>(&this);
-        flush::<Clone, { Committer::ID }>(&this);
-        cancel_delayed::<Clone, { CommitTimer::ID }>(&this);
+        flush::<CloneTarget, { work_id::COPIER }>(&this);
+        flush::<CloneTarget, { work_id::WORKER }>(&this);
+        flush::<CloneTarget, { work_id::ZEROER }>(&this);
+        flush::<CloneTarget, { work_id::COMMITTER }>(&this);
+        cancel_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(&this);
         // A failure has been logged and shows in the mode; suspending goes on.
         let _ = this.commit();
     }
@@ -517,20 +515,20 @@ impl Target for Clone {
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         // A new table is a new start for metadata that could not be written, as loading one is with
         // the C target.
-        if this.fresh.load(Relaxed) {
+        if this.never_resumed.load(Relaxed) {
             this.metadata.recover(&this.handle)?;
         }
         Ok(())
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
-        this.fresh.store(false, Relaxed);
+        this.never_resumed.store(false, Relaxed);
         this.suspended.store(false, Relaxed);
-        this.sweep.lock().kick();
+        this.hydration.lock().reset_backoff();
         if this.metadata.is_dirty() {
-            enqueue_delayed::<Clone, { CommitTimer::ID }>(this.into(), COMMIT_DELAY);
+            enqueue_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(this.into(), COMMIT_DELAY);
         }
-        this.wake_sweep();
+        this.wake_hydration();
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>) {
@@ -578,22 +576,22 @@ fn region_bytes(geometry: &Geometry) -> u32 {
     u32::try_from(sectors << kernel::block::SECTOR_SHIFT).unwrap_or(u32::MAX)
 }
 
-impl Clone {
+impl CloneTarget {
     fn is_suspended(&self) -> bool {
         self.suspended.load(Relaxed)
     }
 
     /// Commits, and tells the world what changed by it. Sleeps for I/O.
-    fn commit(&self) -> Result<Committed> {
+    fn commit(&self) -> Result<CommitOutcome> {
         let result = self
             .metadata
             .commit(&self.handle, || self.destination.flush());
         match &result {
-            Ok(Committed::Complete) => self.handle.raise_event(),
-            Err(Failure {
+            Ok(CommitOutcome::Complete) => self.handle.raise_event(),
+            Err(CommitError {
                 degraded: Some(mode),
                 ..
-            }) => self.tell_of_mode(*mode),
+            }) => self.report_mode(*mode),
             _ => {}
         }
         result.map_err(|failure| failure.error)
@@ -601,15 +599,15 @@ impl Clone {
 
     /// Tells the world if the mode has changed because of a flush that failed, and that no commit
     /// asked for. Sleeps.
-    fn tell_of_flush(&self) {
+    fn report_flush_failure(&self) {
         if self.metadata.take_flush_failure() {
-            log_failure(&self.handle, Step::Flush, EIO);
-            self.tell_of_mode(Mode::ReadOnly);
+            log_operation_failed(&self.handle, CommitStep::Flush, EIO);
+            self.report_mode(Mode::ReadOnly);
         }
     }
 
     /// Tells the world of a new mode. Sleeps.
-    fn tell_of_mode(&self, mode: Mode) {
+    fn report_mode(&self, mode: Mode) {
         info!(
             "clone",
             "{}: Switching to {} mode",
@@ -657,18 +655,18 @@ impl Clone {
         let (metadata_used, metadata_total) = match usage {
             Some(usage) => (usage.used, usage.total),
             None if mode == Mode::Fail => (0, 0),
-            None => return out.emit(fmt!("{}", ERROR)),
+            None => return out.emit(fmt!("{}", STATUS_ERROR)),
         };
         let geometry = self.metadata.geometry();
         let (hydrated, hydrating) = self.metadata.progress();
-        let info = Info {
+        let info = StatusLine {
             metadata_used,
             metadata_total,
             region_size: geometry.region_size().sectors(),
             hydrated,
             regions: geometry.regions(),
             hydrating,
-            hydration: self.hydration.load(Relaxed),
+            hydration: self.hydration_enabled.load(Relaxed),
             discard_passdown: self.discard_passdown.load(Relaxed),
             threshold: self.threshold.load(Relaxed),
             batch: self.batch.load(Relaxed),
@@ -701,13 +699,13 @@ impl Clone {
         let is = |name: &str| eq_ignore_case(bytes(word), name.as_bytes());
         if is("enable_hydration") {
             self.failures.store(0, Relaxed);
-            self.hydration.store(true, Relaxed);
-            self.sweep.lock().kick();
-            self.wake_sweep();
+            self.hydration_enabled.store(true, Relaxed);
+            self.hydration.lock().reset_backoff();
+            self.wake_hydration();
             return Ok(());
         }
         if is("disable_hydration") {
-            self.hydration.store(false, Relaxed);
+            self.hydration_enabled.store(false, Relaxed);
             return Ok(());
         }
         match count {
@@ -725,7 +723,7 @@ impl Clone {
             .and_then(|value| parse_decimal_u32(bytes(value)));
         if is(HYDRATION_THRESHOLD) {
             self.threshold.store(value.ok_or(EINVAL)?, Relaxed);
-            self.wake_sweep();
+            self.wake_hydration();
         } else if is(HYDRATION_BATCH_SIZE) {
             self.batch.store(value.ok_or(EINVAL)?, Relaxed);
         } else if is(MAX_FAILURES) {
@@ -753,23 +751,23 @@ impl Clone {
         if len == Sectors(0) || end.get() > geometry.len().get() {
             return Err(EINVAL);
         }
-        self.wish(geometry.touched(start, len));
+        self.prioritize(geometry.touched(start, len));
         Ok(())
     }
 
     /// Tries to get out of read-only or fail mode. Sleeps for I/O.
     fn recover(self: ArcBorrow<'_, Self>) -> Result {
         match self.metadata.recover(&self.handle)? {
-            Recovered::NotNeeded => {}
-            Recovered::No => return Err(EIO),
-            Recovered::Yes => {
-                self.tell_of_mode(Mode::ReadWrite);
+            Recovery::NotNeeded => {}
+            Recovery::No => return Err(EIO),
+            Recovery::Yes => {
+                self.report_mode(Mode::ReadWrite);
                 // Resuming looks at what is to be committed by itself; until then nothing is to be
                 // written.
                 if !self.is_suspended() {
                     self.wake_committer();
                 }
-                self.wake_sweep();
+                self.wake_hydration();
             }
         }
         Ok(())

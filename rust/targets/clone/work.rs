@@ -3,9 +3,10 @@
 //! The workers that take deferred bios on.
 
 use super::{
-    io::IoState,
-    metadata::Committed,
-    Clone,
+    io::PerBioData,
+    metadata::CommitOutcome,
+    work_id,
+    CloneTarget,
     COMMIT_DELAY, //
 };
 use crate::{
@@ -40,26 +41,20 @@ use kernel::{
 };
 
 /// Takes on the bios that are ready, and decides again on those that were not.
-pub(super) struct Worker;
+impl WorkItem<{ work_id::WORKER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl Worker {
-    pub(super) const ID: u64 = 1;
-}
-
-impl WorkItem<1> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
-        let (mut ready, mut again) = {
-            let mut lists = this.lists.lock();
-            (lists.ready.take(), lists.again.take())
+        let (mut ready, mut retry) = {
+            let mut deferred = this.deferred.lock();
+            (deferred.ready.take(), deferred.retry.take())
         };
         while let Some(bio) = ready.pop() {
             bio.submit(&this.destination);
         }
-        let looked = !again.is_empty();
-        while let Some(bio) = again.pop() {
+        let retried = !retry.is_empty();
+        while let Some(bio) = retry.pop() {
             if bio.op() == Op::Discard {
                 this.as_arc_borrow().discard(bio);
             } else {
@@ -68,49 +63,46 @@ impl WorkItem<1> for Clone {
         }
         // Those may have needed less room than there was; the next ones then need not wait for a
         // slot to end.
-        if looked {
+        if retried {
             this.as_arc_borrow().wake_stalled_with_room();
         }
     }
 }
 
 /// Commits, and ends or sends on who waited for it.
-pub(super) struct Committer;
+impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl Committer {
-    pub(super) const ID: u64 = 2;
-}
-
-impl WorkItem<2> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
-        let run = this.runs.begin();
-        this.tell_of_flush();
+        let run = this.commit_runs.begin();
+        this.report_flush_failure();
         // Taken before the commit begins, so that its flush of the destination comes after their
         // data.
         let (mut flush, mut written) = {
-            let mut lists = this.lists.lock();
-            (lists.flush.take(), lists.written.take())
+            let mut deferred = this.deferred.lock();
+            (deferred.flush.take(), deferred.written.take())
         };
         let mut ready = BioQueue::new();
         match this.commit() {
             Ok(committed) => {
                 written.end_all(BlkStatus::OK);
                 while let Some(mut bio) = flush.pop() {
-                    if bio.is_flush() && committed != Committed::Nothing {
+                    if bio.is_flush() && committed != CommitOutcome::Nothing {
                         bio.end(BlkStatus::OK);
                         continue;
                     }
                     if bio.is_flush() {
-                        bio.set_per_bio(IoState::FLUSH);
+                        bio.set_per_bio(PerBioData::FLUSH);
                     }
                     ready.push(bio);
                 }
                 // Suspending commits by itself, and resuming starts the timer again.
                 if this.metadata.is_dirty() && !this.is_suspended() {
-                    enqueue_delayed::<Clone, { CommitTimer::ID }>(this.clone(), COMMIT_DELAY);
+                    enqueue_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(
+                        this.clone(),
+                        COMMIT_DELAY,
+                    );
                 }
             }
             Err(_) => {
@@ -119,8 +111,8 @@ impl WorkItem<2> for Clone {
             }
         }
         this.as_arc_borrow().wake_all_stalled();
-        this.as_arc_borrow().wake_sweep();
-        this.runs.end(run);
+        this.as_arc_borrow().wake_hydration();
+        this.commit_runs.end(run);
         // Last, since this may have to wait: for a request of the destination, or for the budget of
         // a cgroup.
         while let Some(bio) = ready.pop() {
@@ -130,16 +122,16 @@ impl WorkItem<2> for Clone {
 }
 
 /// Counts the runs of the committer, which never run side by side.
-pub(super) struct Runs {
+pub(super) struct CommitRuns {
     begun: Atomic<u32>,
     ended: Atomic<u32>,
     waiters: Pin<KBox<WaitQueue>>,
 }
 
-impl Runs {
+impl CommitRuns {
     /// Counts from zero. Sleeps.
     pub(super) fn new() -> Result<Self> {
-        Ok(Runs {
+        Ok(CommitRuns {
             begun: Atomic::new(0),
             ended: Atomic::new(0),
             waiters: KBox::pin_init(new_wait_queue!("dm_clone_runs"), GFP_KERNEL)?,
@@ -171,48 +163,36 @@ impl Runs {
     }
 }
 
-impl Clone {
+impl CloneTarget {
     /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
     /// can be killed meanwhile: it is the committer that waits for the devices.
     pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
         if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
             return Ok(());
         }
-        let run = self.runs.next();
+        let run = self.commit_runs.next();
         self.wake_committer();
-        self.runs.wait(run)
+        self.commit_runs.wait(run)
     }
 }
 
 /// Commits some time after a change that nobody waits for.
-pub(super) struct CommitTimer;
+impl WorkItem<{ work_id::COMMIT_TIMER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl CommitTimer {
-    pub(super) const ID: u64 = 3;
-}
-
-impl WorkItem<3> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         this.as_arc_borrow().wake_committer();
     }
 }
 
 /// Writes zeros for discards.
-pub(super) struct Zeroer;
+impl WorkItem<{ work_id::ZEROER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl Zeroer {
-    pub(super) const ID: u64 = 7;
-}
-
-impl WorkItem<7> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
         loop {
-            let next = this.lists.lock().zero.pop();
+            let next = this.deferred.lock().zero.pop();
             let Some(bio) = next else { return };
             this.as_arc_borrow().zero(bio);
         }

@@ -27,7 +27,7 @@ enum Op {
     Unreserve(usize),
     Record(u64, u64),
     Begin,
-    End(bool),
+    CopyResult(bool),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -37,7 +37,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (0u64..300, 1u64..4).prop_map(|(start, len)| Op::Record(start, len)),
         1 => (0u64..300, 1u64..300).prop_map(|(start, len)| Op::Record(start, len)),
         2 => Just(Op::Begin),
-        2 => any::<bool>().prop_map(Op::End),
+        2 => any::<bool>().prop_map(Op::CopyResult),
     ];
     prop::collection::vec(op, 0..120)
 }
@@ -96,7 +96,7 @@ proptest! {
                         committing = Some((log, core::mem::take(&mut current)));
                     }
                 },
-                Op::End(committed) => {
+                Op::CopyResult(committed) => {
                     if let Some((log, regions)) = committing.take() {
                         logs.end_commit(log, committed);
                         if !committed {
@@ -187,7 +187,7 @@ fn neighbours_share_an_entry() {
         assert!(logs.reserve(1));
         assert!(logs.record(range(region, region + 1)));
     }
-    assert!(!logs.half_full());
+    assert!(!logs.is_half_full());
     assert_eq!(logs.begin_commit().unwrap().len(), 1);
 }
 
@@ -207,11 +207,11 @@ fn largest_discard_is_one_entry() {
 fn half_full_counts_entries() {
     let mut logs = DirtyLogs::new(4).unwrap();
     assert!(logs.reserve(4));
-    assert!(!logs.half_full());
+    assert!(!logs.is_half_full());
     logs.record(range(0, 1));
-    assert!(!logs.half_full());
+    assert!(!logs.is_half_full());
     logs.record(range(5, 6));
-    assert!(logs.half_full());
+    assert!(logs.is_half_full());
     assert!(!logs.reserve(1));
 }
 

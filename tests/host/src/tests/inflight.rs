@@ -103,7 +103,7 @@ proptest! {
                     let slot = flight.insert(range(start, end));
                     prop_assert_eq!(slot.is_some(), free);
                     if let Some(slot) = slot {
-                        prop_assert!(flight.waiters(slot).unwrap().is_empty());
+                        prop_assert!(flight.get_mut(slot).unwrap().is_empty());
                         prop_assert_eq!(flight.range(slot), Some(range(start, end)));
                         model.insert(start, (end, slot, Vec::new()));
                     }
@@ -117,7 +117,7 @@ proptest! {
                 Op::Remove(_) => {}
                 Op::Wait(region, waiter) => {
                     if let Some(slot) = flight.find(Region(region)) {
-                        flight.waiters(slot).unwrap().push(waiter);
+                        flight.get_mut(slot).unwrap().push(waiter);
                         let holder = model.values_mut().find(|(_, s, _)| *s == slot);
                         holder.unwrap().2.push(waiter);
                     }
@@ -126,7 +126,7 @@ proptest! {
             // A name is good for one entry only, even if the place is used again.
             for &slot in &removed {
                 prop_assert_eq!(flight.range(slot), None);
-                prop_assert!(flight.waiters(slot).is_none());
+                prop_assert!(flight.get_mut(slot).is_none());
                 prop_assert!(flight.remove(slot).is_none());
             }
             compare(&flight, &model)?;

@@ -3,7 +3,6 @@
 //! Tests of the logic: properties, comparison with simple models, and fault injection.
 
 mod args;
-mod copying;
 mod count;
 mod dirty;
 mod era_geometry;
@@ -12,10 +11,13 @@ mod era_rollover;
 mod era_superblock;
 mod era_words;
 mod geometry;
+mod hydration;
+mod hydration_rules;
 mod inflight;
 mod map;
 mod map_shared;
 mod options;
+mod region_copy;
 mod snap_exception_table;
 mod snap_handover;
 mod snap_header;
@@ -31,8 +33,6 @@ mod snap_tracked_reads;
 mod space_map;
 mod status;
 mod superblock;
-mod sweep;
-mod sweep_rules;
 
 use std::string::{
     String,

@@ -6,7 +6,7 @@ use super::text;
 use crate::logic::clone::status::*;
 use crate::logic::units::Sectors;
 
-const INFO: Info = Info {
+const INFO: StatusLine = StatusLine {
     metadata_used: 6,
     metadata_total: 2048,
     region_size: Sectors(8),
@@ -29,7 +29,7 @@ fn info_line() {
         text(&INFO),
         "8 6/2048 8 258/16384 0 1 no_hydration 4 hydration_threshold 1 hydration_batch_size 1 rw"
     );
-    let info = Info {
+    let info = StatusLine {
         metadata_used: u64::MAX,
         hydrating: 12,
         hydration: true,
@@ -49,7 +49,7 @@ fn info_line() {
 #[test]
 fn features() {
     let line = |hydration, discard_passdown| {
-        text(&Info {
+        text(&StatusLine {
             hydration,
             discard_passdown,
             ..INFO
@@ -62,7 +62,7 @@ fn features() {
 
 #[test]
 fn what_c_does_not_know_is_told_only_if_it_is_on() {
-    let info = Info {
+    let info = StatusLine {
         hydrate_on_read: true,
         zero_discards: true,
         max_failures: 7,
@@ -93,12 +93,12 @@ fn statistics() {
 
 #[test]
 fn failed_clone() {
-    let info = Info {
+    let info = StatusLine {
         mode: Mode::Fail,
         ..INFO
     };
     assert_eq!(text(&info), "Fail");
-    assert_eq!(ERROR, "Error");
+    assert_eq!(STATUS_ERROR, "Error");
 }
 
 #[test]

@@ -4,19 +4,20 @@
 
 use std::vec::Vec;
 
+use super::hydration::SimulatedClone;
 use super::range;
-use super::sweep::Clone;
-use crate::logic::clone::sweep::*;
+use crate::logic::clone::hydration::*;
+use crate::logic::clone::region_copy::CopyResult;
 use crate::logic::regions::RegionRange;
 
 /// Returns what was copied, in order.
-fn copies(clone: &Clone) -> Vec<(u64, u64)> {
+fn copies(clone: &SimulatedClone) -> Vec<(u64, u64)> {
     let numbers = |(_, regions): &(u64, RegionRange)| (regions.start.0, regions.end.0);
     clone.started.iter().map(numbers).collect()
 }
 
 /// Returns the times between copies.
-fn gaps(clone: &Clone) -> Vec<u64> {
+fn gaps(clone: &SimulatedClone) -> Vec<u64> {
     clone
         .started
         .windows(2)
@@ -26,51 +27,51 @@ fn gaps(clone: &Clone) -> Vec<u64> {
 
 #[test]
 fn batches_are_contiguous_and_capped() {
-    let mut clone = Clone::new(100, [], 10, 64);
+    let mut clone = SimulatedClone::new(100, [], 10, 64);
     clone.map.insert(&mut clone.writer, range(3, 5));
     clone.user_write(20, 1_000);
     // The threshold caps the batch; hydrated regions and those in flight end it. The user's region
     // does not count.
-    assert_eq!(clone.ask(5), Step::Copy(range(0, 3)));
-    assert_eq!(clone.ask(5), Step::Copy(range(5, 12)));
-    assert_eq!(clone.ask(5), Step::Blocked);
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(0, 3)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(5, 12)));
+    assert_eq!(clone.ask(5), HydrationStep::Blocked);
     clone.now += 5;
     clone.finish_due();
-    assert_eq!(clone.ask(5), Step::Copy(range(12, 20)));
-    assert_eq!(clone.ask(5), Step::Copy(range(21, 23)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(12, 20)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(21, 23)));
 }
 
 #[test]
 fn batch_zero_is_one_and_threshold_zero_is_off() {
-    let mut clone = Clone::new(4, [], 2, 0);
-    assert_eq!(clone.ask(1), Step::Copy(range(0, 1)));
-    assert_eq!(clone.ask(1), Step::Copy(range(1, 2)));
-    assert_eq!(clone.ask(1), Step::Blocked);
-    let mut clone = Clone::new(4, [], 0, 4);
+    let mut clone = SimulatedClone::new(4, [], 2, 0);
+    assert_eq!(clone.ask(1), HydrationStep::Copy(range(0, 1)));
+    assert_eq!(clone.ask(1), HydrationStep::Copy(range(1, 2)));
+    assert_eq!(clone.ask(1), HydrationStep::Blocked);
+    let mut clone = SimulatedClone::new(4, [], 0, 4);
     assert_eq!(
         clone
-            .sweep
+            .hydration
             .next(0, &clone.limits, &clone.map, &clone.flight),
-        Step::Blocked
+        HydrationStep::Blocked
     );
 }
 
 #[test]
 fn finished_clone_needs_nothing() {
-    let mut clone = Clone::new(64, [], 0, 1);
+    let mut clone = SimulatedClone::new(64, [], 0, 1);
     clone.map.insert(&mut clone.writer, range(0, 64));
-    assert_eq!(clone.ask(0), Step::Done);
-    let mut clone = Clone::new(0, [], 1, 1);
-    assert_eq!(clone.ask(0), Step::Done);
+    assert_eq!(clone.ask(0), HydrationStep::Done);
+    let mut clone = SimulatedClone::new(0, [], 1, 1);
+    assert_eq!(clone.ask(0), HydrationStep::Done);
 }
 
 #[test]
 fn scan_wraps_to_what_users_left() {
-    let mut clone = Clone::new(8, [2], 8, 8);
+    let mut clone = SimulatedClone::new(8, [2], 8, 8);
     clone.user_write(2, 30);
     clone.run_until(clone.now + 20, |_| 5);
     assert_eq!(copies(&clone), [(0, 2), (3, 8)]);
-    assert_eq!(clone.ask(0), Step::Done);
+    assert_eq!(clone.ask(0), HydrationStep::Done);
     // The user's copy fails, hence the sweep must take the region.
     let failed_at = clone.now + 10;
     clone.sleep_until(u64::MAX);
@@ -78,12 +79,12 @@ fn scan_wraps_to_what_users_left() {
     clone.run_until(clone.now + 5_000, |_| 5);
     assert_eq!(copies(&clone)[2..], [(2, 3)]);
     assert_eq!(clone.started[2].0, failed_at);
-    assert_eq!(clone.ask(0), Step::Done);
+    assert_eq!(clone.ask(0), HydrationStep::Done);
 }
 
 #[test]
 fn busy_users_leave_a_guaranteed_rate() {
-    let mut clone = Clone::new(1_000, [], 100, 4);
+    let mut clone = SimulatedClone::new(1_000, [], 100, 4);
     clone.limits.user_busy = true;
     let start = clone.now;
     clone.run_until(start + 1_000, |_| 1);
@@ -92,7 +93,7 @@ fn busy_users_leave_a_guaranteed_rate() {
     // As soon as they are gone it goes at full speed, within the threshold.
     clone.limits.user_busy = false;
     let asked = clone.now;
-    while matches!(clone.ask(1), Step::Copy(_)) {}
+    while matches!(clone.ask(1), HydrationStep::Copy(_)) {}
     assert_eq!(
         clone.started.iter().filter(|(at, _)| *at == asked).count(),
         25
@@ -102,7 +103,7 @@ fn busy_users_leave_a_guaranteed_rate() {
 #[test]
 fn steady_user_writes_leave_a_guaranteed_rate() {
     // Overwrites are in flight at all times, more than the threshold.
-    let mut clone = Clone::new(1 << 20, [], 1, 1);
+    let mut clone = SimulatedClone::new(1 << 20, [], 1, 1);
     clone.limits.user_busy = true;
     let mut region = 1 << 19;
     for _ in 0..1_000 {
@@ -122,7 +123,7 @@ fn steady_user_writes_leave_a_guaranteed_rate() {
 
 #[test]
 fn failed_batch_is_retried_one_by_one_beside_the_scan() {
-    let mut clone = Clone::new(12, [1], 8, 4);
+    let mut clone = SimulatedClone::new(12, [1], 8, 4);
     clone.run_until(clone.now + 500, |_| 5);
     assert_eq!(clone.writer.set(), 11);
     // Its regions come alone, never two at a time, and the scan goes on in between.
@@ -133,15 +134,15 @@ fn failed_batch_is_retried_one_by_one_beside_the_scan() {
     );
     assert!(singles.windows(2).all(|pair| pair[1].0 >= pair[0].0 + 5));
     assert!(copies(&clone)[..4].contains(&(8, 12)));
-    assert_eq!(clone.sweep.failures(), 2);
+    assert_eq!(clone.hydration.failures(), 2);
 }
 
 #[test]
 fn backoff_doubles_and_is_reset() {
-    let mut clone = Clone::new(2, [0, 1], 1, 1);
+    let mut clone = SimulatedClone::new(2, [0, 1], 1, 1);
     let start = clone.now;
     clone.run_until(start + 400_000, |_| 0);
-    let waits = |clone: &Clone| -> Vec<u64> {
+    let waits = |clone: &SimulatedClone| -> Vec<u64> {
         gaps(clone)
             .into_iter()
             .filter(|gap| *gap > 100)
@@ -149,7 +150,7 @@ fn backoff_doubles_and_is_reset() {
             .collect()
     };
     assert_eq!(waits(&clone), [1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 64]);
-    assert_eq!(clone.sweep.failures(), 24);
+    assert_eq!(clone.hydration.failures(), 24);
     // A success of one of them makes the other one's wait short again.
     clone.bad.remove(&1);
     clone.started.clear();
@@ -157,7 +158,7 @@ fn backoff_doubles_and_is_reset() {
     assert_eq!(clone.writer.set(), 1);
     assert_eq!(waits(&clone)[..4], [1, 2, 4, 8]);
     // So does a kick, which also ends the present wait.
-    clone.sweep.kick();
+    clone.hydration.reset_backoff();
     clone.started.clear();
     let kicked = clone.now;
     clone.run_until(kicked + 8_000, |_| 0);
@@ -167,7 +168,7 @@ fn backoff_doubles_and_is_reset() {
 
 #[test]
 fn lost_source_is_not_hammered_and_its_return_is_noticed() {
-    let mut clone = Clone::new(10_000, 0..10_000, 64, 16);
+    let mut clone = SimulatedClone::new(10_000, 0..10_000, 64, 16);
     let start = clone.now;
     clone.run_until(start + 60_000, |_| 0);
     assert!(
@@ -185,7 +186,7 @@ fn lost_source_is_not_hammered_and_its_return_is_noticed() {
 #[test]
 fn bad_zone_does_not_hold_up_the_rest() {
     // 100 bad regions in front, each of which takes a second to fail.
-    let mut clone = Clone::new(4_000, 0..100, 32, 8);
+    let mut clone = SimulatedClone::new(4_000, 0..100, 32, 8);
     let start = clone.now;
     let slow = |regions: RegionRange| if regions.start.0 < 100 { 1_000 } else { 1 };
     clone.run_until(start + 10_000, slow);
@@ -198,7 +199,7 @@ fn bad_zone_does_not_hold_up_the_rest() {
 fn more_failed_batches_than_are_remembered() {
     // Every batch has a bad region, and all of them are in flight at once. No good region has to
     // wait for the back-off.
-    let mut clone = Clone::new(512, (0..512).step_by(8), 512, 8);
+    let mut clone = SimulatedClone::new(512, (0..512).step_by(8), 512, 8);
     let start = clone.now;
     clone.run_until(start + 2_500, |_| 3);
     assert_eq!(clone.started[0].0, clone.started[63].0);
@@ -207,69 +208,69 @@ fn more_failed_batches_than_are_remembered() {
 
 #[test]
 fn what_cannot_start_comes_again() {
-    let mut clone = Clone::new(12, [1], 8, 4);
-    let take_back = |clone: &mut Clone, regions: RegionRange| {
+    let mut clone = SimulatedClone::new(12, [1], 8, 4);
+    let take_back = |clone: &mut SimulatedClone, regions: RegionRange| {
         let step = clone
-            .sweep
+            .hydration
             .next(clone.now, &clone.limits, &clone.map, &clone.flight);
-        assert_eq!(step, Step::Copy(regions));
-        clone.sweep.put_back(clone.now, regions);
+        assert_eq!(step, HydrationStep::Copy(regions));
+        clone.hydration.put_back(clone.now, regions);
     };
     // From the scan: the other lane has its turn, finds nothing, and the scan starts where it was.
     take_back(&mut clone, range(0, 4));
     take_back(&mut clone, range(0, 4));
-    assert_eq!(clone.ask(0), Step::Copy(range(0, 4)));
+    assert_eq!(clone.ask(0), HydrationStep::Copy(range(0, 4)));
     clone.finish_due();
     // From the retries, in turn with the scan.
     take_back(&mut clone, range(0, 1));
     take_back(&mut clone, range(4, 8));
     take_back(&mut clone, range(0, 1));
-    assert_eq!(clone.sweep.failures(), 1);
+    assert_eq!(clone.hydration.failures(), 1);
     clone.run_until(clone.now + 500, |_| 5);
     assert!(clone.is_complete());
 }
 
 #[test]
 fn copies_that_could_not_start_are_failures() {
-    let mut clone = Clone::new(4, [], 4, 4);
-    let Step::Copy(regions) = clone.ask(0) else {
+    let mut clone = SimulatedClone::new(4, [], 4, 4);
+    let HydrationStep::Copy(regions) = clone.ask(0) else {
         panic!("nothing to copy");
     };
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
     clone
-        .sweep
-        .finished(clone.now, regions, Outcome::Failed, false);
+        .hydration
+        .finished(clone.now, regions, CopyResult::Failed, false);
     assert_eq!(
         clone
-            .sweep
+            .hydration
             .next(clone.now, &clone.limits, &clone.map, &clone.flight),
-        Step::Copy(range(0, 1))
+        HydrationStep::Copy(range(0, 1))
     );
 }
 
 #[test]
 fn a_copy_is_never_longer_than_the_longest() {
-    let mut clone = Clone::new(100, [], u32::MAX, u32::MAX);
-    clone.limits.longest = 7;
-    assert_eq!(clone.ask(5), Step::Copy(range(0, 7)));
-    assert_eq!(clone.ask(5), Step::Copy(range(7, 14)));
+    let mut clone = SimulatedClone::new(100, [], u32::MAX, u32::MAX);
+    clone.limits.max_regions = 7;
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(0, 7)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(7, 14)));
 }
 
 #[test]
 fn slots_are_left_to_writes() {
     // 64 slots, of which the sweep may have 40; beyond 4 it leaves 30.
-    let mut clone = Clone::new(1_000, [], 1_000, 1);
-    (clone.limits.copies, clone.limits.sure_copies) = (40, 4);
-    clone.limits.spare_slots = 30;
-    let next = |clone: &mut Clone| {
+    let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
+    (clone.limits.max_copies, clone.limits.reserved_copies) = (40, 4);
+    clone.limits.overwrite_slots = 30;
+    let next = |clone: &mut SimulatedClone| {
         let step = clone
-            .sweep
+            .hydration
             .next(clone.now, &clone.limits, &clone.map, &clone.flight);
         match step {
-            Step::Copy(regions) => clone.flight.insert(regions).is_some(),
+            HydrationStep::Copy(regions) => clone.flight.insert(regions).is_some(),
             step => {
-                assert_eq!(step, Step::Blocked);
+                assert_eq!(step, HydrationStep::Blocked);
                 false
             }
         }
@@ -277,71 +278,71 @@ fn slots_are_left_to_writes() {
     while next(&mut clone) {}
     assert_eq!(clone.flight.len(), 34);
     // With writers in all of the others it finds four.
-    let mut clone = Clone::new(1_000, [], 1_000, 1);
-    clone.limits.sure_copies = 4;
-    clone.limits.spare_slots = 30;
+    let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
+    clone.limits.reserved_copies = 4;
+    clone.limits.overwrite_slots = 30;
     (0..60).for_each(|n| clone.user_write(900 + n, 1_000));
     while next(&mut clone) {}
     assert_eq!(clone.flight.len(), 64);
-    let mut clone = Clone::new(1_000, [], 1_000, 1);
-    clone.limits.copies = 7;
+    let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
+    clone.limits.max_copies = 7;
     while next(&mut clone) {}
     assert_eq!(clone.flight.len(), 7);
 }
 
-fn want(clone: &mut Clone, start: u64, end: u64) {
-    let mut wishes = Wishes::default();
+fn prioritize(clone: &mut SimulatedClone, start: u64, end: u64) {
+    let mut wishes = PriorityRanges::default();
     wishes.push(range(start, end));
-    clone.sweep.want(&mut wishes);
+    clone.hydration.prioritize(&mut wishes);
 }
 
 #[test]
 fn what_is_wanted_comes_first() {
-    let mut clone = Clone::new(100, [], 100, 4);
-    assert_eq!(clone.ask(5), Step::Copy(range(0, 4)));
-    want(&mut clone, 50, 55);
-    want(&mut clone, 80, 82);
-    assert!(clone.sweep.is_wanted());
-    assert_eq!(clone.ask(5), Step::Copy(range(50, 54)));
-    assert_eq!(clone.ask(5), Step::Copy(range(54, 55)));
-    assert_eq!(clone.ask(5), Step::Copy(range(80, 82)));
-    assert_eq!(clone.ask(5), Step::Copy(range(4, 8)));
-    assert!(!clone.sweep.is_wanted());
+    let mut clone = SimulatedClone::new(100, [], 100, 4);
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(0, 4)));
+    prioritize(&mut clone, 50, 55);
+    prioritize(&mut clone, 80, 82);
+    assert!(clone.hydration.has_priority());
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(50, 54)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(54, 55)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(80, 82)));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(4, 8)));
+    assert!(!clone.hydration.has_priority());
 }
 
 #[test]
 fn what_is_wanted_is_copied_without_hydration() {
-    let mut clone = Clone::new(100, [], 100, 4);
+    let mut clone = SimulatedClone::new(100, [], 100, 4);
     clone.limits.enabled = false;
     assert_eq!(
         clone
-            .sweep
+            .hydration
             .next(0, &clone.limits, &clone.map, &clone.flight),
-        Step::Blocked
+        HydrationStep::Blocked
     );
-    want(&mut clone, 50, 52);
-    want(&mut clone, 50, 52);
+    prioritize(&mut clone, 50, 52);
+    prioritize(&mut clone, 50, 52);
     let step = clone
-        .sweep
+        .hydration
         .next(0, &clone.limits, &clone.map, &clone.flight);
-    assert_eq!(step, Step::Copy(range(50, 52)));
+    assert_eq!(step, HydrationStep::Copy(range(50, 52)));
     // No slot for it at that moment: it is not forgotten.
-    clone.sweep.put_back(0, range(50, 52));
-    assert_eq!(clone.ask(5), Step::Copy(range(50, 52)));
+    clone.hydration.put_back(0, range(50, 52));
+    assert_eq!(clone.ask(5), HydrationStep::Copy(range(50, 52)));
     assert_eq!(
         clone
-            .sweep
+            .hydration
             .next(0, &clone.limits, &clone.map, &clone.flight),
-        Step::Blocked
+        HydrationStep::Blocked
     );
 }
 
 #[test]
 fn many_wishes_push_out_the_oldest() {
-    let mut clone = Clone::new(1_000, [], 1_000, 1);
+    let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
     clone.limits.enabled = false;
     for n in 0..100 {
-        want(&mut clone, n * 3, n * 3 + 1);
+        prioritize(&mut clone, n * 3, n * 3 + 1);
     }
     clone.run_until(clone.now + 10_000, |_| 1);
     let expected: Vec<_> = (68..100).map(|n| (n * 3, n * 3 + 1)).collect();
@@ -350,7 +351,7 @@ fn many_wishes_push_out_the_oldest() {
 
 /// The share of the time in which something was in flight.
 fn busy_percent(throttle: u32, threshold: u32, takes: u64, over: u64) -> u64 {
-    let mut clone = Clone::new(1 << 20, [], threshold, 1);
+    let mut clone = SimulatedClone::new(1 << 20, [], threshold, 1);
     clone.limits.throttle = throttle;
     let start = clone.now;
     clone.run_until(start + over, |_| takes);
@@ -387,32 +388,32 @@ fn a_throttle_keeps_its_share() {
 
 #[test]
 fn what_was_given_up_is_met_again() {
-    let mut clone = Clone::new(20, [], 4, 4);
-    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else {
+    let mut clone = SimulatedClone::new(20, [], 4, 4);
+    let HydrationStep::Copy(regions) = clone.ask(u64::MAX >> 1) else {
         panic!()
     };
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
     clone.forget(slot, regions);
     clone
-        .sweep
-        .finished(clone.now, regions, Outcome::GivenUp, false);
-    assert_eq!(clone.ask(5), Step::Copy(regions));
-    assert_eq!(clone.sweep.failures(), 0);
+        .hydration
+        .finished(clone.now, regions, CopyResult::GivenUp, false);
+    assert_eq!(clone.ask(5), HydrationStep::Copy(regions));
+    assert_eq!(clone.hydration.failures(), 0);
     // What was wished for stays wished for, with hydration off too.
     clone.limits.enabled = false;
-    want(&mut clone, 15, 17);
-    assert_eq!(clone.ask(u64::MAX >> 1), Step::Blocked);
+    prioritize(&mut clone, 15, 17);
+    assert_eq!(clone.ask(u64::MAX >> 1), HydrationStep::Blocked);
     clone.limits.threshold = 10;
-    let Step::Copy(regions) = clone.ask(u64::MAX >> 1) else {
+    let HydrationStep::Copy(regions) = clone.ask(u64::MAX >> 1) else {
         panic!()
     };
-    assert!(clone.sweep.was_wanted());
+    assert!(clone.hydration.was_priority());
     let slot = clone.flight.find(regions.start).unwrap();
     clone.flight.remove(slot);
     clone.forget(slot, regions);
     clone
-        .sweep
-        .finished(clone.now, regions, Outcome::GivenUp, true);
-    assert_eq!(clone.ask(5), Step::Copy(regions));
+        .hydration
+        .finished(clone.now, regions, CopyResult::GivenUp, true);
+    assert_eq!(clone.ask(5), HydrationStep::Copy(regions));
 }

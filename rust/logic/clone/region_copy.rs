@@ -27,24 +27,24 @@ use crate::logic::units::{
 };
 
 /// The most that is read or written at once.
-pub(crate) const MAX_PIECE: Sectors = Sectors(1024);
+pub(crate) const MAX_SEGMENT: Sectors = Sectors(1024);
 /// Pieces of one copy that may be under way at a time.
-const PARALLEL: u32 = 8;
+const MAX_PARALLEL_SEGMENTS: u32 = 8;
 
 /// Who wants a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum For {
+pub(crate) enum CopyReason {
     /// A write to a part of the region waits in the slot.
     Write,
     /// The background hydration.
-    Sweep,
+    Hydration,
     /// The background hydration, because a user asked for the range.
-    Wish,
+    Priority,
 }
 
 /// How a copy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum CopyResult {
     /// All of it is on the destination.
     Copied,
     /// A piece could not be read or written.
@@ -59,19 +59,19 @@ pub(crate) enum End {
 ///
 /// Without pieces under way and with nothing to start, the copy has ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Copy {
+pub(crate) struct RegionCopy {
     next: Sector,
     end: Sector,
     reading: u32,
     writing: u32,
     failed: bool,
     given_up: bool,
-    whose: For,
+    reason: CopyReason,
 }
 
-impl Copy {
+impl RegionCopy {
     /// A copy of so many sectors, of which nothing has been done yet.
-    pub(crate) fn new(start: Sector, len: Sectors, whose: For) -> Self {
+    pub(crate) fn new(start: Sector, len: Sectors, reason: CopyReason) -> Self {
         Self {
             next: start,
             end: Sector(start.get().saturating_add(len.get())),
@@ -79,28 +79,28 @@ impl Copy {
             writing: 0,
             failed: false,
             given_up: false,
-            whose,
+            reason,
         }
     }
 
     /// Who wants it.
-    pub(crate) fn whose(&self) -> For {
-        self.whose
+    pub(crate) fn reason(&self) -> CopyReason {
+        self.reason
     }
 
     /// The next piece to read, if there is one and not too many are under way.
-    pub(crate) fn next_piece(&self) -> Option<(Sector, Sectors)> {
+    pub(crate) fn next_segment(&self) -> Option<(Sector, Sectors)> {
         let rest = self.end.get().saturating_sub(self.next.get());
         let busy = self.reading.saturating_add(self.writing);
-        if rest == 0 || self.failed || self.given_up || busy >= PARALLEL {
+        if rest == 0 || self.failed || self.given_up || busy >= MAX_PARALLEL_SEGMENTS {
             return None;
         }
-        Some((self.next, Sectors(rest).min(MAX_PIECE)))
+        Some((self.next, Sectors(rest).min(MAX_SEGMENT)))
     }
 
     /// Starts to read the next piece, if it is the one that starts at `start`.
-    pub(crate) fn take(&mut self, start: Sector) -> bool {
-        match self.next_piece() {
+    pub(crate) fn start_read(&mut self, start: Sector) -> bool {
+        match self.next_segment() {
             Some((next, len)) if next == start => {
                 self.next = Sector(next.get().saturating_add(len.get()));
                 self.reading = self.reading.saturating_add(1);
@@ -111,7 +111,7 @@ impl Copy {
     }
 
     /// A piece has been read, or could not be. Returns whether to write it.
-    pub(crate) fn read(&mut self, ok: bool) -> bool {
+    pub(crate) fn read_done(&mut self, ok: bool) -> bool {
         self.reading = self.reading.saturating_sub(1);
         self.failed |= !ok;
         let write = ok && !self.failed && !self.given_up;
@@ -122,7 +122,7 @@ impl Copy {
     }
 
     /// A piece has been written, or could not be.
-    pub(crate) fn written(&mut self, ok: bool) {
+    pub(crate) fn write_done(&mut self, ok: bool) {
         self.writing = self.writing.saturating_sub(1);
         self.failed |= !ok;
     }
@@ -135,15 +135,15 @@ impl Copy {
     }
 
     /// How it ended, if it has.
-    pub(crate) fn end(&self) -> Option<End> {
+    pub(crate) fn result(&self) -> Option<CopyResult> {
         if self.reading != 0 || self.writing != 0 {
             None
         } else if self.given_up {
-            Some(End::GivenUp)
+            Some(CopyResult::GivenUp)
         } else if self.failed {
-            Some(End::Failed)
+            Some(CopyResult::Failed)
         } else if self.next >= self.end {
-            Some(End::Copied)
+            Some(CopyResult::Copied)
         } else {
             None
         }
@@ -151,39 +151,39 @@ impl Copy {
 }
 
 /// The slots whose copies can go on: those that a write waits for, then the others.
-pub(crate) struct Lanes {
-    write: Ring,
-    sweep: Ring,
+pub(crate) struct ReadyCopies {
+    write: SlotQueue,
+    hydration: SlotQueue,
 }
 
-impl Lanes {
+impl ReadyCopies {
     /// Empty lanes for slots in so many places. May sleep.
     pub(crate) fn new(places: usize) -> Result<Self> {
         Ok(Self {
-            write: Ring::new(places)?,
-            sweep: Ring::new(places)?,
+            write: SlotQueue::new(places)?,
+            hydration: SlotQueue::new(places)?,
         })
     }
 
     /// Queues a copy if it has a piece to start, and is not queued already.
-    pub(crate) fn push(&mut self, slot: Slot, copy: &Copy) {
-        if copy.next_piece().is_some() {
-            match copy.whose {
-                For::Write => self.write.push(slot),
-                For::Sweep | For::Wish => self.sweep.push(slot),
+    pub(crate) fn push(&mut self, slot: Slot, copy: &RegionCopy) {
+        if copy.next_segment().is_some() {
+            match copy.reason {
+                CopyReason::Write => self.write.push(slot),
+                CopyReason::Hydration | CopyReason::Priority => self.hydration.push(slot),
             }
         }
     }
 
     /// The copy to go on with, if it is not over.
     pub(crate) fn first(&self) -> Option<Slot> {
-        self.write.first().or_else(|| self.sweep.first())
+        self.write.first().or_else(|| self.hydration.first())
     }
 
     /// Takes the first slot out.
     pub(crate) fn pop(&mut self) {
         if self.write.pop().is_none() {
-            self.sweep.pop();
+            self.hydration.pop();
         }
     }
 
@@ -201,14 +201,14 @@ impl Lanes {
 ///
 /// A place is in `order` once if it has a slot in `queued`, else not at all. So there is always
 /// room.
-struct Ring {
+struct SlotQueue {
     order: KVVec<usize>,
     queued: KVVec<Option<Slot>>,
     first: usize,
     len: usize,
 }
 
-impl Ring {
+impl SlotQueue {
     fn new(places: usize) -> Result<Self> {
         let mut order = KVVec::with_capacity(places, GFP_KERNEL)?;
         let mut queued = KVVec::with_capacity(places, GFP_KERNEL)?;

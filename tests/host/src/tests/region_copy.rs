@@ -10,8 +10,8 @@ use super::{
     range,
     with_all_faults, //
 };
-use crate::logic::clone::copying::*;
 use crate::logic::clone::inflight::*;
+use crate::logic::clone::region_copy::*;
 use crate::logic::units::{
     Sector,
     Sectors, //
@@ -42,34 +42,34 @@ proptest! {
         len in 1u64..20_000,
         ops in prop::collection::vec(op(), 0..200),
     ) {
-        let mut copy = Copy::new(Sector(start), Sectors(len), For::Sweep);
+        let mut copy = RegionCopy::new(Sector(start), Sectors(len), CopyReason::Hydration);
         let (mut reading, mut writing, mut done) = (Vec::new(), Vec::new(), Vec::new());
         let (mut failed, mut given_up, mut taken) = (false, false, 0);
         for op in ops {
             match op {
                 Op::Take => {
-                    let Some((at, sectors)) = copy.next_piece() else { continue };
-                    prop_assert!(!failed && !given_up && sectors <= MAX_PIECE && sectors.get() > 0);
-                    prop_assert!(!copy.take(Sector(at.get() + 1)));
-                    prop_assert!(copy.take(at));
+                    let Some((at, sectors)) = copy.next_segment() else { continue };
+                    prop_assert!(!failed && !given_up && sectors <= MAX_SEGMENT && sectors.get() > 0);
+                    prop_assert!(!copy.start_read(Sector(at.get() + 1)));
+                    prop_assert!(copy.start_read(at));
                     reading.push((at.get(), sectors.get()));
                     taken += sectors.get();
                 }
                 Op::Read(index, ok) if !reading.is_empty() && !given_up => {
-                    let piece = reading.remove(index.index(reading.len()));
+                    let segment = reading.remove(index.index(reading.len()));
                     failed |= !ok;
-                    let write = copy.read(ok);
+                    let write = copy.read_done(ok);
                     prop_assert_eq!(write, !failed);
                     if write {
-                        writing.push(piece);
+                        writing.push(segment);
                     }
                 }
                 Op::Written(index, ok) if !writing.is_empty() => {
-                    let piece = writing.remove(index.index(writing.len()));
+                    let segment = writing.remove(index.index(writing.len()));
                     failed |= !ok;
-                    copy.written(ok);
+                    copy.write_done(ok);
                     if ok {
-                        done.push(piece);
+                        done.push(segment);
                     }
                 }
                 Op::GiveUp => {
@@ -81,14 +81,14 @@ proptest! {
             }
             prop_assert!(reading.len() + writing.len() <= 8);
             let idle = reading.is_empty() && writing.is_empty();
-            let copied = done.iter().map(|piece| piece.1).sum::<u64>() == len;
+            let copied = done.iter().map(|segment| segment.1).sum::<u64>() == len;
             let expected = match (idle, given_up, failed) {
                 (false, ..) => None,
-                (true, true, _) => Some(End::GivenUp),
-                (true, false, true) => Some(End::Failed),
-                (true, false, false) => copied.then_some(End::Copied),
+                (true, true, _) => Some(CopyResult::GivenUp),
+                (true, false, true) => Some(CopyResult::Failed),
+                (true, false, false) => copied.then_some(CopyResult::Copied),
             };
-            prop_assert_eq!(copy.end(), expected);
+            prop_assert_eq!(copy.result(), expected);
         }
         // What was written lies side by side.
         done.sort();
@@ -101,43 +101,48 @@ proptest! {
 #[test]
 fn writers_come_first_and_each_copy_stands_in_line_once() {
     let mut flight = InFlight::<()>::new(4).unwrap();
-    let mut lanes = Lanes::new(4).unwrap();
+    let mut ready_copies = ReadyCopies::new(4).unwrap();
     let mut slots = Vec::new();
     for n in 0..4 {
-        let whose = [For::Sweep, For::Wish, For::Write, For::Sweep][n as usize];
-        let copy = Copy::new(Sector(n * 8), Sectors(8), whose);
+        let reason = [
+            CopyReason::Hydration,
+            CopyReason::Priority,
+            CopyReason::Write,
+            CopyReason::Hydration,
+        ][n as usize];
+        let copy = RegionCopy::new(Sector(n * 8), Sectors(8), reason);
         slots.push((flight.insert(range(n, n + 1)).unwrap(), copy));
     }
     // Twice, to go around the end of the rings.
     for _ in 0..2 {
         for (slot, copy) in slots.iter().chain(&slots) {
-            lanes.push(*slot, copy);
+            ready_copies.push(*slot, copy);
         }
         let mut order = Vec::new();
-        while let Some(first) = lanes.first() {
+        while let Some(first) = ready_copies.first() {
             order.push(first);
-            lanes.pop();
+            ready_copies.pop();
             assert!(order.len() <= 4);
         }
         assert_eq!(order, [2, 0, 1, 3].map(|n| slots[n].0));
     }
-    lanes.push(slots[0].0, &slots[0].1);
-    lanes.clear();
-    assert_eq!(lanes.first(), None);
+    ready_copies.push(slots[0].0, &slots[0].1);
+    ready_copies.clear();
+    assert_eq!(ready_copies.first(), None);
 }
 
 #[test]
 fn copies_that_are_over_take_no_room() {
     let mut flight = InFlight::<()>::new(3).unwrap();
-    let mut lanes = Lanes::new(3).unwrap();
-    let copy = Copy::new(Sector(0), Sectors(8), For::Sweep);
+    let mut ready_copies = ReadyCopies::new(3).unwrap();
+    let copy = RegionCopy::new(Sector(0), Sectors(8), CopyReason::Hydration);
     let mut last = Vec::new();
     for _ in 0..5 {
         last = (0..3)
             .map(|n| flight.insert(range(n, n + 1)).unwrap())
             .collect();
         for slot in &last {
-            lanes.push(*slot, &copy);
+            ready_copies.push(*slot, &copy);
         }
         for slot in &last {
             flight.remove(*slot).unwrap();
@@ -145,26 +150,26 @@ fn copies_that_are_over_take_no_room() {
     }
     // The latest of each place is there, and nothing else.
     for _ in 0..3 {
-        let first = lanes.first().unwrap();
+        let first = ready_copies.first().unwrap();
         assert!(last.contains(&first));
-        lanes.pop();
+        ready_copies.pop();
     }
-    assert_eq!(lanes.first(), None);
+    assert_eq!(ready_copies.first(), None);
 }
 
 #[test]
 fn a_copy_with_nothing_to_start_is_not_queued() {
     let mut flight = InFlight::<()>::new(1).unwrap();
     let slot = flight.insert(range(0, 1)).unwrap();
-    let mut lanes = Lanes::new(1).unwrap();
-    let mut copy = Copy::new(Sector(0), Sectors(8), For::Write);
-    assert!(copy.take(Sector(0)));
-    lanes.push(slot, &copy);
-    assert_eq!(lanes.first(), None);
+    let mut ready_copies = ReadyCopies::new(1).unwrap();
+    let mut copy = RegionCopy::new(Sector(0), Sectors(8), CopyReason::Write);
+    assert!(copy.start_read(Sector(0)));
+    ready_copies.push(slot, &copy);
+    assert_eq!(ready_copies.first(), None);
 }
 
 #[test]
 fn allocations_may_fail() {
-    let (_, failures) = with_all_faults(|| Lanes::new(8));
+    let (_, failures) = with_all_faults(|| ReadyCopies::new(8));
     assert_eq!(failures, 4);
 }

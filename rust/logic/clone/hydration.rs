@@ -2,7 +2,7 @@
 
 //! Decisions of the background hydration: what to copy next, and when.
 //!
-//! There is no I/O here and no clock. The owner asks for the next [`Step`], performs it, and
+//! There is no I/O here and no clock. The owner asks for the next [`HydrationStep`], performs it, and
 //! reports the end of every copy. Two lanes take turns, so that neither holds up the other:
 //!
 //! ```text
@@ -38,6 +38,7 @@ use crate::logic::clone::map::{
     RegionMap,
     Run, //
 };
+use crate::logic::clone::region_copy::CopyResult;
 use crate::logic::regions::{
     Region,
     RegionRange, //
@@ -55,11 +56,11 @@ const STREAK: u32 = 32;
 /// The number of failed batches that are remembered one by one.
 const RETRIES: usize = 16;
 /// The number of ranges to be copied first that are remembered.
-const WANTED: usize = 32;
+const PRIORITY_RANGES: usize = 32;
 
 /// What the owner allows, read anew for each decision.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct HydrationLimits {
     /// The most regions that the sweep may have in flight; zero stops it.
     ///
     /// Copies and overwrites of users do not count: with a small threshold they would keep the
@@ -69,17 +70,17 @@ pub(crate) struct Limits {
     pub(crate) batch: u32,
     /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for
     /// long. Not zero.
-    pub(crate) longest: u64,
+    pub(crate) max_regions: u64,
     /// The most copies in flight.
-    pub(crate) copies: u32,
+    pub(crate) max_copies: u32,
     /// So many of them may be in flight however few slots there are.
-    pub(crate) sure_copies: u32,
+    pub(crate) reserved_copies: u32,
     /// The others leave so many slots to writes.
-    pub(crate) spare_slots: usize,
+    pub(crate) overwrite_slots: usize,
     /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more:
     /// all of it.
     pub(crate) throttle: u32,
-    /// Whether hydration is on. If not, only what was asked for by [`Sweep::want`] is copied.
+    /// Whether hydration is on. If not, only what was asked for by [`Hydration::prioritize`] is copied.
     pub(crate) enabled: bool,
     /// Whether user I/O is in flight, to which the sweep yields.
     pub(crate) user_busy: bool,
@@ -87,7 +88,7 @@ pub(crate) struct Limits {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum HydrationStep {
     /// Copy these regions, none of which is hydrated or in flight; then ask again.
     Copy(RegionRange),
     /// Ask again after so many milliseconds, or when user I/O has ended.
@@ -96,17 +97,6 @@ pub(crate) enum Step {
     Blocked,
     /// All regions are hydrated or in flight; ask again only if a copy fails.
     Done,
-}
-
-/// How a copy ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// The regions are on the destination, and set in the map.
-    Copied,
-    /// At least one of the regions could not be read or written; none is set in the map.
-    Failed,
-    /// It was given up before anything was written.
-    GivenUp,
 }
 
 /// Failed batches whose regions are tried one at a time, in fixed memory.
@@ -249,26 +239,26 @@ impl Default for Throttle {
 ///
 /// When it is full, the oldest ones are forgotten: they are copied in their turn, like all others.
 #[derive(Debug, Default)]
-pub(crate) struct Wishes {
-    ranges: [RegionRange; WANTED],
+pub(crate) struct PriorityRanges {
+    ranges: [RegionRange; PRIORITY_RANGES],
     first: usize,
     len: usize,
 }
 
-impl Wishes {
+impl PriorityRanges {
     /// Adds a range; one that touches the last joins it.
     pub(crate) fn push(&mut self, range: RegionRange) {
-        let last = self.len.wrapping_sub(1).wrapping_add(self.first) % WANTED;
+        let last = self.len.wrapping_sub(1).wrapping_add(self.first) % PRIORITY_RANGES;
         if let Some(last) = self.ranges.get_mut(last).filter(|_| self.len != 0) {
             if range.start <= last.end && last.start <= range.end {
                 *last = RegionRange::new(last.start.min(range.start), last.end.max(range.end));
                 return;
             }
         }
-        if self.len == WANTED {
+        if self.len == PRIORITY_RANGES {
             self.pop();
         }
-        let place = self.first.saturating_add(self.len) % WANTED;
+        let place = self.first.saturating_add(self.len) % PRIORITY_RANGES;
         if let Some(free) = self.ranges.get_mut(place) {
             *free = range;
             self.len = self.len.saturating_add(1);
@@ -286,7 +276,7 @@ impl Wishes {
     }
 
     fn pop(&mut self) {
-        self.first = self.first.saturating_add(1) % WANTED;
+        self.first = self.first.saturating_add(1) % PRIORITY_RANGES;
         self.len = self.len.saturating_sub(1);
     }
 
@@ -321,13 +311,13 @@ enum Turn {
 /// Lives under the lock that also holds the [`InFlight`] ranges; no function sleeps or allocates.
 /// Times are in milliseconds since any fixed moment and should not go backwards.
 #[derive(Debug)]
-pub(crate) struct Sweep {
+pub(crate) struct Hydration {
     /// The scan has dealt with all regions before this one.
     position: Region,
     retries: Retries,
-    wanted: Wishes,
-    /// Whether the range of the last answer was asked for by `want`.
-    was_wanted: bool,
+    wanted: PriorityRanges,
+    /// Whether the range of the last answer was asked for by `prioritize`.
+    was_priority: bool,
     throttle: Throttle,
     /// Regions in flight that the sweep has started.
     copying: u64,
@@ -347,14 +337,14 @@ pub(crate) struct Sweep {
     failures: u64,
 }
 
-impl Sweep {
+impl Hydration {
     /// Makes a sweep that starts at the first region.
     pub(crate) fn new() -> Self {
         Self {
             position: Region(0),
             retries: Retries::default(),
-            wanted: Wishes::default(),
-            was_wanted: false,
+            wanted: PriorityRanges::default(),
+            was_priority: false,
             throttle: Throttle::default(),
             copying: 0,
             turn: Turn::Scan,
@@ -375,32 +365,34 @@ impl Sweep {
     pub(crate) fn next<W: Default>(
         &mut self,
         now: u64,
-        limits: &Limits,
+        limits: &HydrationLimits,
         map: &RegionMap,
         inflight: &InFlight<W>,
-    ) -> Step {
+    ) -> HydrationStep {
         let end = Region(map.regions());
         let ahead = next_free(map, inflight, RegionRange::new(self.position, end));
         if ahead.is_none() {
             let behind = RegionRange::new(Region(0), self.position);
             if next_free(map, inflight, behind).is_none() {
-                return Step::Done;
+                return HydrationStep::Done;
             }
         }
         let room = u64::from(limits.threshold).saturating_sub(self.copying);
         if room == 0 || !self.may_take_slot(limits, inflight.free_slots()) {
-            return Step::Blocked;
+            return HydrationStep::Blocked;
         }
         if (limits.user_busy || self.streak >= STREAK) && now < self.due {
-            return Step::Wait(self.due.saturating_sub(now));
+            return HydrationStep::Wait(self.due.saturating_sub(now));
         }
         if let Some(ms) = self.throttle.wait(now, limits.throttle) {
-            return Step::Wait(ms);
+            return HydrationStep::Wait(ms);
         }
 
-        let batch = u64::from(limits.batch).min(limits.longest).clamp(1, room);
+        let batch = u64::from(limits.batch)
+            .min(limits.max_regions)
+            .clamp(1, room);
         let wanted = self.wanted.next(batch, map, inflight);
-        self.was_wanted = wanted.is_some();
+        self.was_priority = wanted.is_some();
         let found = wanted.or_else(|| match self.turn {
             _ if !limits.enabled => None,
             Turn::Retry => self
@@ -415,44 +407,44 @@ impl Sweep {
                 self.due = now.saturating_add(MIN_INTERVAL);
                 self.throttle.started();
                 self.copying = self.copying.saturating_add(range.len());
-                Step::Copy(range)
+                HydrationStep::Copy(range)
             }
-            None if !limits.enabled => Step::Blocked,
-            None if self.retries.trying.is_some() => Step::Blocked,
-            None => Step::Wait(self.resume_at.saturating_sub(now).max(1)),
+            None if !limits.enabled => HydrationStep::Blocked,
+            None if self.retries.trying.is_some() => HydrationStep::Blocked,
+            None => HydrationStep::Wait(self.resume_at.saturating_sub(now).max(1)),
         }
     }
 
     /// Whether another copy may have one of the free slots. The source may never answer those that
     /// wait for it, and writes to whole regions need slots too.
-    fn may_take_slot(&self, limits: &Limits, free: usize) -> bool {
+    fn may_take_slot(&self, limits: &HydrationLimits, free: usize) -> bool {
         let copies = self.throttle.copies;
-        let spare = if copies < limits.sure_copies {
+        let spare = if copies < limits.reserved_copies {
             0
         } else {
-            limits.spare_slots
+            limits.overwrite_slots
         };
-        copies < limits.copies && free > spare
+        copies < limits.max_copies && free > spare
     }
 
     /// Asks for ranges to be copied before all others, whether or not hydration is on.
-    pub(crate) fn want(&mut self, wishes: &mut Wishes) {
+    pub(crate) fn prioritize(&mut self, wishes: &mut PriorityRanges) {
         self.wanted.append(wishes);
     }
 
-    /// Tells whether something was asked for by [`Self::want`] and not started yet, as far as is
+    /// Tells whether something was asked for by [`Self::prioritize`] and not started yet, as far as is
     /// known.
-    pub(crate) fn is_wanted(&self) -> bool {
+    pub(crate) fn has_priority(&self) -> bool {
         self.wanted.len != 0
     }
 
-    /// Tells whether the range of the last [`Step::Copy`] was asked for by [`Self::want`].
-    pub(crate) fn was_wanted(&self) -> bool {
-        self.was_wanted
+    /// Tells whether the range of the last [`HydrationStep::Copy`] was asked for by [`Self::prioritize`].
+    pub(crate) fn was_priority(&self) -> bool {
+        self.was_priority
     }
 
     /// Takes note of the end of a copy that [`Self::next`] has asked for; `wanted` is what
-    /// [`Self::was_wanted`] said of it.
+    /// [`Self::was_priority`] said of it.
     ///
     /// Called after the range has left the in-flight ranges and, if it was copied, is in the map;
     /// else a decision made in between may put a retry off to the next pass.
@@ -460,13 +452,13 @@ impl Sweep {
         &mut self,
         now: u64,
         range: RegionRange,
-        outcome: Outcome,
+        outcome: CopyResult,
         wanted: bool,
     ) {
         self.retries.finished(range);
         self.ended(now, range);
         match outcome {
-            Outcome::Copied => {
+            CopyResult::Copied => {
                 self.streak = 0;
                 if self.repeated {
                     self.repeated = false;
@@ -475,9 +467,9 @@ impl Sweep {
                     self.resume_at = self.resume_at.min(soon);
                 }
             }
-            Outcome::GivenUp if wanted => self.wanted.push(range),
-            Outcome::GivenUp => self.position = self.position.min(range.start),
-            Outcome::Failed => {
+            CopyResult::GivenUp if wanted => self.wanted.push(range),
+            CopyResult::GivenUp => self.position = self.position.min(range.start),
+            CopyResult::Failed => {
                 self.streak = self.streak.saturating_add(1);
                 self.failures = self.failures.saturating_add(1);
                 if range.len() > 1 {
@@ -496,7 +488,7 @@ impl Sweep {
     /// It counts neither as a failure nor as a copy; the next answer may be the same range.
     pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
         self.ended(now, range);
-        if self.was_wanted {
+        if self.was_priority {
             self.wanted.push(range);
         } else if self.retries.trying == Some(range.start) {
             self.retries.trying = None;
@@ -518,7 +510,7 @@ impl Sweep {
     }
 
     /// Forgets all back-off: failed regions are tried again as soon as the pass is over.
-    pub(crate) fn kick(&mut self) {
+    pub(crate) fn reset_backoff(&mut self) {
         self.skipped = false;
         self.backoff = MIN_BACKOFF;
         self.streak = 0;

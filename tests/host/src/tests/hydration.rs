@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use std::vec::Vec;
 
 use super::range;
+use crate::logic::clone::hydration::*;
 use crate::logic::clone::inflight::*;
 use crate::logic::clone::map::*;
-use crate::logic::clone::sweep::*;
+use crate::logic::clone::region_copy::CopyResult;
 use crate::logic::regions::{
     Region,
     RegionRange, //
@@ -22,18 +23,18 @@ use crate::logic::regions::{
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Starter {
     #[default]
-    Sweep,
+    Hydration,
     User,
 }
 
 /// A clone with a clock that only goes forward where the sweep waits or copies take their time.
-pub(super) struct Clone {
-    pub(super) sweep: Sweep,
+pub(super) struct SimulatedClone {
+    pub(super) hydration: Hydration,
     pub(super) map: RegionMap,
     pub(super) writer: MapWriter,
     pub(super) flight: InFlight<()>,
     pub(super) bad: BTreeSet<u64>,
-    pub(super) limits: Limits,
+    pub(super) limits: HydrationLimits,
     pub(super) now: u64,
     /// What is in flight, by the time at which it ends.
     pending: Vec<(u64, Slot, Starter)>,
@@ -45,7 +46,7 @@ pub(super) struct Clone {
     pub(super) asked: usize,
 }
 
-impl Clone {
+impl SimulatedClone {
     pub(super) fn new(
         regions: u64,
         bad: impl IntoIterator<Item = u64>,
@@ -54,18 +55,18 @@ impl Clone {
     ) -> Self {
         let (map, writer) = RegionMap::new(regions).unwrap();
         Self {
-            sweep: Sweep::new(),
+            hydration: Hydration::new(),
             map,
             writer,
             flight: InFlight::new(64).unwrap(),
             bad: bad.into_iter().filter(|region| *region < regions).collect(),
-            limits: Limits {
+            limits: HydrationLimits {
                 threshold,
                 batch,
-                longest: u64::MAX,
-                copies: u32::MAX,
-                sure_copies: 0,
-                spare_slots: 0,
+                max_regions: u64::MAX,
+                max_copies: u32::MAX,
+                reserved_copies: 0,
+                overwrite_slots: 0,
                 throttle: 100,
                 enabled: true,
                 user_busy: false,
@@ -79,39 +80,40 @@ impl Clone {
     }
 
     /// Asks the sweep, checks that the answer keeps the rules, and starts what it says.
-    pub(super) fn ask(&mut self, delay: u64) -> Step {
+    pub(super) fn ask(&mut self, delay: u64) -> HydrationStep {
         self.asked += 1;
         let step = self
-            .sweep
+            .hydration
             .next(self.now, &self.limits, &self.map, &self.flight);
         let all = range(0, self.map.regions());
         match step {
-            Step::Copy(regions) => {
+            HydrationStep::Copy(regions) => {
                 assert!(!regions.is_empty() && regions.intersect(all) == regions);
                 assert!(regions.len() <= u64::from(self.limits.batch.max(1)));
-                assert!(regions.len() <= self.limits.longest);
+                assert!(regions.len() <= self.limits.max_regions);
                 assert_eq!(self.map.run(regions), Run::Clear(regions.len()));
                 assert_eq!(self.flight.clear_prefix(regions), regions.len());
                 let slot = self.flight.insert(regions).expect("a free slot");
                 self.copying += regions.len();
                 assert!(self.copying <= u64::from(self.limits.threshold));
                 self.started.push((self.now, regions));
-                self.pending.push((self.now + delay, slot, Starter::Sweep));
+                self.pending
+                    .push((self.now + delay, slot, Starter::Hydration));
             }
-            Step::Wait(time) => assert!(time > 0 && time <= MAX_BACKOFF, "{time}"),
-            Step::Blocked => {
+            HydrationStep::Wait(time) => assert!(time > 0 && time <= MAX_BACKOFF, "{time}"),
+            HydrationStep::Blocked => {
                 let full = self.copying >= u64::from(self.limits.threshold)
                     || self.flight.free_slots() == 0;
                 let sweeping = self
                     .pending
                     .iter()
-                    .any(|(_, _, starter)| *starter == Starter::Sweep);
+                    .any(|(_, _, starter)| *starter == Starter::Hydration);
                 assert!(
                     full || sweeping || !self.limits.enabled,
                     "blocked by nothing"
                 );
             }
-            Step::Done => {
+            HydrationStep::Done => {
                 let free = |region: &u64| {
                     !self.map.contains(Region(*region))
                         && self.flight.find(Region(*region)).is_none()
@@ -150,13 +152,13 @@ impl Clone {
             }
             assert!(self.flight.remove(slot).is_some());
             let outcome = if failed {
-                Outcome::Failed
+                CopyResult::Failed
             } else {
-                Outcome::Copied
+                CopyResult::Copied
             };
-            if starter == Starter::Sweep {
+            if starter == Starter::Hydration {
                 self.copying -= regions.len();
-                self.sweep.finished(now, regions, outcome, false);
+                self.hydration.finished(now, regions, outcome, false);
             }
         }
     }
@@ -185,13 +187,13 @@ impl Clone {
     pub(super) fn run_until(&mut self, end: u64, mut delay: impl FnMut(RegionRange) -> u64) {
         while self.now < end {
             match self.ask(0) {
-                Step::Copy(regions) => {
+                HydrationStep::Copy(regions) => {
                     let now = self.now;
                     let last = self.pending.last_mut().unwrap();
                     last.0 = now + delay(regions);
                 }
-                Step::Wait(time) => self.sleep_until((self.now + time).min(end)),
-                Step::Blocked | Step::Done => {
+                HydrationStep::Wait(time) => self.sleep_until((self.now + time).min(end)),
+                HydrationStep::Blocked | HydrationStep::Done => {
                     if self.pending.is_empty() {
                         return;
                     }
@@ -214,7 +216,7 @@ enum Event {
     UserWrite(u64, u64),
     Discard(u64, u64),
     Busy(bool),
-    Limits(u32, u32),
+    HydrationLimits(u32, u32),
     Kick,
 }
 
@@ -225,7 +227,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => (0u64..300, 0u64..40).prop_map(|(region, delay)| Event::UserWrite(region, delay)),
         1 => (0u64..300, 0u64..20).prop_map(|(start, len)| Event::Discard(start, len)),
         1 => any::<bool>().prop_map(Event::Busy),
-        1 => (0u32..40, 0u32..20).prop_map(|(threshold, batch)| Event::Limits(threshold, batch)),
+        1 => (0u32..40, 0u32..20).prop_map(|(threshold, batch)| Event::HydrationLimits(threshold, batch)),
         1 => Just(Event::Kick),
     ];
     prop::collection::vec(event, 0..300)
@@ -241,7 +243,7 @@ proptest! {
         limits in (1u32..40, 0u32..20),
         busy in any::<bool>(),
     ) {
-        let mut clone = Clone::new(regions, bad, limits.0, limits.1);
+        let mut clone = SimulatedClone::new(regions, bad, limits.0, limits.1);
         let mut turn = 0;
         for event in events {
             turn += 1;
@@ -262,18 +264,18 @@ proptest! {
                     clone.bad.retain(|region| !free.contains(Region(*region)));
                 }
                 Event::Busy(busy) => clone.limits.user_busy = busy,
-                Event::Limits(threshold, batch) => {
+                Event::HydrationLimits(threshold, batch) => {
                     // A lower threshold holds for what is started from now on.
-                    clone.limits = Limits { threshold, batch, ..clone.limits };
+                    clone.limits = HydrationLimits { threshold, batch, ..clone.limits };
                 }
-                Event::Kick => clone.sweep.kick(),
+                Event::Kick => clone.hydration.reset_backoff(),
             }
         }
 
         // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some
         // failures of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a
         // batch.
-        clone.limits = Limits { threshold: limits.0, batch: limits.1, user_busy: busy, ..clone.limits };
+        clone.limits = HydrationLimits { threshold: limits.0, batch: limits.1, user_busy: busy, ..clone.limits };
         clone.asked = 0;
         clone.started.clear();
         let from = clone.now;
@@ -289,7 +291,7 @@ proptest! {
 
     #[test]
     fn failing_regions_are_left_in_peace(bad in prop::collection::btree_set(0u64..200, 1..20), batch in 1u32..16) {
-        let mut clone = Clone::new(200, bad, 16, batch);
+        let mut clone = SimulatedClone::new(200, bad, 16, batch);
         let start = clone.now;
         clone.run_until(start + 300_000, |_| 5);
         prop_assert!(clone.is_complete());
@@ -303,6 +305,6 @@ proptest! {
         let repaired = clone.now;
         clone.run_until(repaired + MAX_BACKOFF + 1_000, |_| 5);
         prop_assert!(clone.is_complete());
-        prop_assert_eq!(clone.ask(0), Step::Done);
+        prop_assert_eq!(clone.ask(0), HydrationStep::Done);
     }
 }

@@ -16,9 +16,10 @@
 //! out cannot take what the next one began.
 
 use super::{
-    io::Filled,
+    io::FillResult,
     metadata::State,
-    Clone, //
+    work_id,
+    CloneTarget, //
 };
 use crate::{
     dm::{
@@ -31,15 +32,14 @@ use crate::{
     },
     logic::{
         clone::{
-            copying::{
-                Copy,
-                End,
-                For,
-                Lanes, //
-            },
             geometry::Geometry,
             inflight::Slot,
-            sweep::Outcome, //
+            region_copy::{
+                CopyReason,
+                CopyResult,
+                ReadyCopies, //
+                RegionCopy,
+            },
         },
         regions::RegionRange,
         units::{
@@ -50,14 +50,17 @@ use crate::{
     sys::{
         irq_lock::IrqLock,
         log::{
-            err,
-            err_limit, //
+            self,
+            err, //
         },
         noio::NoIo,
         plug::plugged,
         pool::PoolBox,
         queue::enqueue_delayed,
-        time::now_ms, //
+        time::{
+            self,
+            Millis, //
+        }, //
     }, //
 };
 use kernel::{
@@ -67,13 +70,12 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
-    time::Delta,
     workqueue::WorkItem, //
 };
 
 /// A piece of a copy on its way. Keeps the clone, and so its devices, alive.
-pub(super) struct Piece {
-    clone: Arc<Clone>,
+pub(super) struct Segment {
+    clone: Arc<CloneTarget>,
     slot: Slot,
     start: Sector,
     pages: Pages,
@@ -88,7 +90,7 @@ enum Stage {
     Writing,
 }
 
-impl IoContext for Piece {
+impl IoContext for Segment {
     fn pages(&mut self) -> &mut Pages {
         &mut self.pages
     }
@@ -96,87 +98,93 @@ impl IoContext for Piece {
     fn done(mut this: PoolBox<Request<Self>>, result: Result) {
         this.context.ok = result.is_ok();
         let clone = this.context.clone.clone();
-        clone.lists.lock().pieces.push(this);
+        clone.deferred.lock().segments.push(this);
         clone.as_arc_borrow().wake_copier();
     }
 }
 
 impl State {
     /// The copy of a slot.
-    fn copy(&mut self, slot: Slot) -> Option<&mut Copy> {
-        self.inflight.waiters(slot)?.copy.as_mut()
+    fn copy(&mut self, slot: Slot) -> Option<&mut RegionCopy> {
+        self.inflight.get_mut(slot)?.copy.as_mut()
     }
 
     /// Queues a copy of a slot's regions. The caller wakes the reader.
-    pub(super) fn begin_copy(
+    pub(super) fn start_copy(
         &mut self,
         slot: Slot,
-        lanes: &IrqLock<Lanes>,
+        ready_copies: &IrqLock<ReadyCopies>,
         geometry: &Geometry,
-        whose: For,
+        reason: CopyReason,
     ) {
         let Some(range) = self.inflight.range(slot) else {
             return;
         };
         let (start, len) = geometry.extent(range);
-        if let Some(filling) = self.inflight.waiters(slot) {
+        if let Some(filling) = self.inflight.get_mut(slot) {
             if filling.copy.is_none() {
                 self.copies = self.copies.saturating_add(1);
             }
-            let copy = filling.copy.insert(Copy::new(start, len, whose));
-            lanes.lock().push(slot, copy);
+            let copy = filling.copy.insert(RegionCopy::new(start, len, reason));
+            ready_copies.lock().push(slot, copy);
         }
     }
 
     /// The piece to read next, without taking it.
-    fn next_piece(&mut self, lanes: &mut Lanes) -> Option<(Slot, Sector, Sectors)> {
+    fn next_segment(&mut self, ready_copies: &mut ReadyCopies) -> Option<(Slot, Sector, Sectors)> {
         loop {
-            let slot = lanes.first()?;
-            match self.copy(slot).and_then(|copy| copy.next_piece()) {
+            let slot = ready_copies.first()?;
+            match self.copy(slot).and_then(|copy| copy.next_segment()) {
                 Some((start, len)) => return Some((slot, start, len)),
-                None => lanes.pop(),
+                None => ready_copies.pop(),
             }
         }
     }
 
     /// Takes note of the end of a piece's I/O. Returns what to do with the piece.
-    fn piece_ended(&mut self, slot: Slot, lanes: &IrqLock<Lanes>, stage: Stage, ok: bool) -> Then {
+    fn segment_done(
+        &mut self,
+        slot: Slot,
+        ready_copies: &IrqLock<ReadyCopies>,
+        stage: Stage,
+        ok: bool,
+    ) -> NextStep {
         let Some(copy) = self.copy(slot) else {
-            return Then::Drop;
+            return NextStep::Drop;
         };
         match stage {
-            Stage::Reading if copy.read(ok) => return Then::Write,
+            Stage::Reading if copy.read_done(ok) => return NextStep::Write,
             Stage::Reading => {}
-            Stage::Writing => copy.written(ok),
+            Stage::Writing => copy.write_done(ok),
         }
-        match copy.end() {
-            Some(end) => Then::End(end, copy.whose()),
+        match copy.result() {
+            Some(end) => NextStep::Finish(end, copy.reason()),
             None => {
-                lanes.lock().push(slot, copy);
-                Then::Drop
+                ready_copies.lock().push(slot, copy);
+                NextStep::Drop
             }
         }
     }
 }
 
 /// What follows the end of a piece's I/O.
-enum Then {
+enum NextStep {
     /// It is to be written to the destination.
     Write,
     /// Nothing: other pieces are on their way, or the copy has been given up.
     Drop,
     /// It was the last one of its copy.
-    End(End, For),
+    Finish(CopyResult, CopyReason),
 }
 
-impl Clone {
+impl CloneTarget {
     /// Reads pieces as long as there are any, and memory for them. Reader only.
-    fn start_pieces(self: ArcBorrow<'_, Self>) {
+    fn start_segments(self: ArcBorrow<'_, Self>) {
         loop {
             let next = {
                 let mut state = self.metadata.state().lock();
-                let mut lanes = self.lanes.lock();
-                state.next_piece(&mut lanes)
+                let mut ready_copies = self.ready_copies.lock();
+                state.next_segment(&mut ready_copies)
             };
             let Some((slot, start, len)) = next else {
                 return;
@@ -184,7 +192,7 @@ impl Clone {
             let Some(pages) = self.pages.take(len) else {
                 return self.read_later();
             };
-            let piece = Piece {
+            let segment = Segment {
                 clone: self.into(),
                 slot,
                 start,
@@ -192,17 +200,17 @@ impl Clone {
                 stage: Stage::Reading,
                 ok: false,
             };
-            let Ok(piece) = self.pieces.try_boxed(Request::new(piece)) else {
+            let Ok(segment) = self.segment_pool.try_boxed(Request::new(segment)) else {
                 return self.read_later();
             };
             let taken = match self.metadata.state().lock().copy(slot) {
-                Some(copy) => copy.take(start),
+                Some(copy) => copy.start_read(start),
                 // Given up meanwhile.
                 None => false,
             };
             if taken {
-                self.reader
-                    .submit(Transfer::Read, &self.source, start, piece);
+                self.source_io
+                    .submit(Transfer::Read, &self.source, start, segment);
             }
         }
     }
@@ -211,64 +219,72 @@ impl Clone {
     /// the reader; but the source may have it, and keep it, so the reader tries again after a while
     /// as well.
     fn read_later(self: ArcBorrow<'_, Self>) {
-        enqueue_delayed::<Clone, { ReadTimer::ID }>(self.into(), READ_AGAIN);
+        enqueue_delayed::<CloneTarget, { work_id::READ_RETRY_TIMER }>(self.into(), READ_AGAIN);
     }
 
     /// Takes a piece on. Copier only.
-    fn piece_ended(self: ArcBorrow<'_, Self>, mut piece: PoolBox<Request<Piece>>) {
-        let (slot, start) = (piece.context.slot, piece.context.start);
-        let (stage, ok) = (piece.context.stage, piece.context.ok);
+    fn segment_done(self: ArcBorrow<'_, Self>, mut segment: PoolBox<Request<Segment>>) {
+        let (slot, start) = (segment.context.slot, segment.context.start);
+        let (stage, ok) = (segment.context.stage, segment.context.ok);
         let then = self
             .metadata
             .state()
             .lock()
-            .piece_ended(slot, &self.lanes, stage, ok);
+            .segment_done(slot, &self.ready_copies, stage, ok);
         match then {
-            Then::Write => {
-                piece.context.stage = Stage::Writing;
-                self.writer
-                    .submit(Transfer::WriteBehind, &self.destination, start, piece);
+            NextStep::Write => {
+                segment.context.stage = Stage::Writing;
+                self.destination_io.submit(
+                    Transfer::WriteBehind,
+                    &self.destination,
+                    start,
+                    segment,
+                );
             }
-            Then::Drop => drop(piece),
-            Then::End(end, whose) => {
-                drop(piece);
-                self.copy_ended(slot, end, whose);
+            NextStep::Drop => drop(segment),
+            NextStep::Finish(end, reason) => {
+                drop(segment);
+                self.copy_done(slot, end, reason);
             }
         }
     }
 
     /// Ends the slot of a copy. Process context.
-    fn copy_ended(self: ArcBorrow<'_, Self>, slot: Slot, end: End, whose: For) {
-        let (filled, outcome) = match end {
-            End::Copied => (Filled::Yes, Outcome::Copied),
-            End::Failed => (Filled::Copy, Outcome::Failed),
-            End::GivenUp => (Filled::GivenUp, Outcome::GivenUp),
+    fn copy_done(self: ArcBorrow<'_, Self>, slot: Slot, end: CopyResult, reason: CopyReason) {
+        let filled = match end {
+            CopyResult::Copied => FillResult::Filled,
+            CopyResult::Failed => FillResult::CopyFailed,
+            CopyResult::GivenUp => FillResult::GivenUp,
         };
         // Gone if it was given up just now: then that has been told.
         let Some((range, _)) = self.finish(slot, filled) else {
             return;
         };
-        if end == End::Failed {
-            self.copy_failed(whose);
+        if end == CopyResult::Failed {
+            self.copy_failed(reason);
         }
-        if whose != For::Write {
-            let wanted = whose == For::Wish;
-            self.sweep.lock().finished(now_ms(), range, outcome, wanted);
-            self.wake_sweep();
+        if reason != CopyReason::Write {
+            let wanted = reason == CopyReason::Priority;
+            self.hydration
+                .lock()
+                .finished(time::now().0, range, end, wanted);
+            self.wake_hydration();
         }
     }
 
     /// Says that a copy failed; it may be the last one of the background hydration that is allowed
     /// to. Process context, sleeps.
-    fn copy_failed(&self, whose: For) {
-        err_limit!("clone", "{}: hydration failed", self.handle);
-        if whose == For::Write {
+    fn copy_failed(&self, reason: CopyReason) {
+        if log::allowed() {
+            err!("clone", "{}: hydration failed", self.handle);
+        }
+        if reason == CopyReason::Write {
             return;
         }
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         let most = self.max_failures.load(Relaxed);
-        if most != 0 && failures >= most && self.hydration.load(Relaxed) {
-            self.hydration.store(false, Relaxed);
+        if most != 0 && failures >= most && self.hydration_enabled.load(Relaxed) {
+            self.hydration_enabled.store(false, Relaxed);
             err!(
                 "clone",
                 "{}: {} copies failed: hydration is disabled",
@@ -288,17 +304,17 @@ impl Clone {
         loop {
             let mut state = self.metadata.state().lock();
             let Some((slot, range)) = state.inflight.first_overlap(rest) else {
-                return self.lanes.lock().clear();
+                return self.ready_copies.lock().clear();
             };
             rest = RegionRange::new(range.end, rest.end);
             let Some(copy) = state.copy(slot) else {
                 continue;
             };
             copy.give_up();
-            let (end, whose) = (copy.end(), copy.whose());
+            let (end, reason) = (copy.result(), copy.reason());
             drop(state);
             if let Some(end) = end {
-                self.copy_ended(slot, end, whose);
+                self.copy_done(slot, end, reason);
             }
         }
     }
@@ -306,70 +322,53 @@ impl Clone {
     /// Lets the reader go on. Any context.
     pub(super) fn wake_reader(self: ArcBorrow<'_, Self>) {
         self.read_queue
-            .enqueue::<Clone, { Reader::ID }>(self.into());
+            .enqueue::<CloneTarget, { work_id::SOURCE_READER }>(self.into());
     }
 
     /// Lets the copier go on. Any context.
     fn wake_copier(self: ArcBorrow<'_, Self>) {
-        self.queue.enqueue::<Clone, { Copier::ID }>(self.into());
+        self.queue
+            .enqueue::<CloneTarget, { work_id::COPIER }>(self.into());
     }
 }
 
 /// After so long the reader looks for memory again.
-const READ_AGAIN: Delta = Delta::from_millis(100);
+const READ_AGAIN: Millis = Millis(100);
 
 /// Asks the source for pieces. It may have to wait for the source, so nobody waits for it.
-pub(super) struct Reader;
+impl WorkItem<{ work_id::SOURCE_READER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl Reader {
-    pub(super) const ID: u64 = 8;
-}
-
-impl WorkItem<8> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
-        plugged(|| this.as_arc_borrow().start_pieces());
+        plugged(|| this.as_arc_borrow().start_segments());
     }
 }
 
 /// Runs the reader after a wait.
-pub(super) struct ReadTimer;
+impl WorkItem<{ work_id::READ_RETRY_TIMER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl ReadTimer {
-    pub(super) const ID: u64 = 9;
-}
-
-impl WorkItem<9> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         this.as_arc_borrow().wake_reader();
     }
 }
 
 /// Takes pieces on that have been read or written.
-pub(super) struct Copier;
+impl WorkItem<{ work_id::COPIER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
 
-impl Copier {
-    pub(super) const ID: u64 = 6;
-}
-
-impl WorkItem<6> for Clone {
-    type Pointer = Arc<Clone>;
-
-    fn run(this: Arc<Clone>) {
+    fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
         let this = this.as_arc_borrow();
         plugged(|| {
-            let ended = this.lists.lock().pieces.take();
+            let ended = this.deferred.lock().segments.take();
             let mut ended = ended.reversed();
-            while let Some(piece) = ended.pop() {
-                this.piece_ended(piece);
+            while let Some(segment) = ended.pop() {
+                this.segment_done(segment);
             }
         });
-        if this.lanes.lock().first().is_some() {
+        if this.ready_copies.lock().first().is_some() {
             this.wake_reader();
         }
     }
