@@ -11,5 +11,6 @@ pub(crate) mod inflight;
 pub(crate) mod map;
 pub(crate) mod options;
 pub(crate) mod region_copy;
+pub(crate) mod slots;
 pub(crate) mod status;
 pub(crate) mod superblock;

@@ -151,7 +151,8 @@ impl Superblock {
     /// Reads a block from `location`, with all checks, and with the region size known to be legal.
     pub(crate) fn parse(block: &[u8], location: u64) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
-        let (disk, _) = SuperblockDisk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        let (disk, _) =
+            SuperblockDisk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let region_size = disk.region_size.get();
         Ok(Self {
             region_size: RegionSize::from_sectors(region_size).ok_or(Invalid::Geometry)?,
@@ -176,7 +177,8 @@ impl Superblock {
     /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
     /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
-        let (disk, rest) = SuperblockDisk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        let (disk, rest) =
+            SuperblockDisk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         *disk = SuperblockDisk {
             head: FORMAT.head(self.sm_root),
             region_size: U64::new(self.region_size.sectors().get()),

@@ -6,7 +6,6 @@
 //! is carried out.
 
 use super::{
-    metadata::SLOTS,
     work_id,
     CloneTarget, //
 };
@@ -17,6 +16,10 @@ use crate::{
             HydrationStep, //
         }, //
         region_copy::CopyReason,
+        slots::{
+            OVERWRITE_SLOTS,
+            RESERVED_COPIES, //
+        },
         status::Mode,
     },
     logic::units::Sectors,
@@ -47,15 +50,6 @@ const MAX_COPY_LEN: Sectors = Sectors(16 * 1024);
 
 /// Copies of the sweep in flight at most: half of all slots.
 const MAX_HYDRATION_COPIES: u32 = 512;
-/// Copies of the sweep that find a slot however many writes are in flight.
-pub(super) const RESERVED_COPIES: u32 = 16;
-/// Slots that nobody may have who waits for the source, the above aside: what writes to whole
-/// regions need is the destination alone.
-const OVERWRITE_SLOTS: usize = 128 + 16;
-/// Copies in flight at most, for writes and of the sweep.
-// CAST: A small number.
-pub(super) const MAX_COPIES: u64 = (SLOTS - OVERWRITE_SLOTS) as u64;
-
 impl CloneTarget {
     /// Whether the sweep has something to do at all.
     fn may_hydrate(&self) -> bool {
@@ -128,11 +122,11 @@ impl CloneTarget {
             // Seen under the lock, so that no copy begins behind the back of `give_up_copies`.
             return HydrationStep::Blocked;
         }
-        let step = hydration.next(now, &limits, self.metadata.map(), &state.inflight);
+        let step = hydration.next(now, &limits, self.metadata.map(), &state.slots.inflight);
         let HydrationStep::Copy(range) = step else {
             return step;
         };
-        match state.reserve(range) {
+        match state.slots.reserve(range) {
             Some(slot) => {
                 let reason = if hydration.was_priority() {
                     CopyReason::Priority

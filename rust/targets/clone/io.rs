@@ -20,14 +20,7 @@
 //! [`State::inflight`]: super::metadata::State
 
 use super::{
-    hydrate::{
-        MAX_COPIES,
-        RESERVED_COPIES, //
-    },
-    metadata::{
-        RegionHydration,
-        State, //
-    },
+    metadata::State,
     region_copy::Segment,
     work_id,
     CloneTarget,
@@ -51,9 +44,15 @@ use crate::{
             inflight::Slot,
             map::Run,
             region_copy::CopyReason,
+            slots::{
+                FillKind,
+                FillResult,
+                Reservation,
+                WriteConditions,
+                WriteDecision, //
+            },
             status::Mode,
         },
-        count::subtract,
         regions::{
             Region,
             RegionRange, //
@@ -152,111 +151,6 @@ pub(super) struct DeferredLists {
     pub(super) zero: Queue,
     /// What is to be copied before all else.
     pub(super) priority: PriorityRanges,
-}
-
-/// What a claim of regions is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FillKind {
-    /// To copy them.
-    Copy,
-    /// To overwrite them: nothing of the source is needed.
-    Overwrite,
-}
-
-impl FillKind {
-    /// What a write is that covers its regions, or does not.
-    fn of(overwrite: bool) -> Self {
-        if overwrite {
-            FillKind::Overwrite
-        } else {
-            FillKind::Copy
-        }
-    }
-}
-
-/// What became of a region when a writer asked for it, under the state lock.
-enum Reservation {
-    /// It is hydrated by now.
-    Hydrated,
-    /// It is in flight: the writer waits in this slot.
-    InFlight(Slot),
-    /// It is the writer's: this slot, for so many regions.
-    Reserved(Slot, RegionRange),
-    /// There is no slot or no room in the log.
-    NoRoom,
-}
-
-impl State {
-    /// Claims the leading regions of `range` that are neither hydrated nor in flight.
-    fn reserve_run(
-        &mut self,
-        clone: &CloneTarget,
-        range: RegionRange,
-        kind: FillKind,
-    ) -> Reservation {
-        let Run::Clear(clear) = clone.metadata.map().run(range) else {
-            return Reservation::Hydrated;
-        };
-        if let Some(slot) = self.inflight.find(range.start) {
-            return Reservation::InFlight(slot);
-        }
-        let range = range.first(clear);
-        let range = range.first(self.inflight.clear_prefix(range));
-        if !self.has_slot(kind) {
-            return Reservation::NoRoom;
-        }
-        self.reserve(range).map_or(Reservation::NoRoom, |slot| {
-            Reservation::Reserved(slot, range)
-        })
-    }
-
-    /// Whether a claim may have a slot.
-    ///
-    /// The number of copies is limited, so that overwrites find slots while the source does not
-    /// answer. A few slots are left to the sweep, which would find none for as long as there are
-    /// enough writes.
-    fn has_slot(&self, kind: FillKind) -> bool {
-        // CAST: A small number.
-        self.inflight.free_slots() > RESERVED_COPIES as usize
-            && (kind == FillKind::Overwrite || self.copies < MAX_COPIES)
-    }
-
-    /// Whether a claim would find a slot and room in the log.
-    fn has_room(&mut self, kind: FillKind) -> bool {
-        let room = self.logs.reserve(1);
-        if room {
-            self.logs.unreserve(1);
-        }
-        room && self.has_slot(kind)
-    }
-
-    /// Takes a range out of flight.
-    fn remove(&mut self, slot: Slot) -> Option<(RegionRange, RegionHydration)> {
-        let (range, filling) = self.inflight.remove(slot)?;
-        if filling.copy.is_some() {
-            self.copies = subtract(self.copies, 1);
-        }
-        Some((range, filling))
-    }
-
-    /// Takes a slot and room in the log for regions that are neither hydrated nor in flight.
-    pub(super) fn reserve(&mut self, range: RegionRange) -> Option<Slot> {
-        if !self.logs.reserve(1) {
-            return None;
-        }
-        let slot = self.inflight.insert(range);
-        if slot.is_none() {
-            self.logs.unreserve(1);
-        }
-        slot
-    }
-
-    /// Gives back what `reserve` took, unused.
-    fn release(&mut self, slot: Slot) {
-        if self.remove(slot).is_some() {
-            self.logs.unreserve(1);
-        }
-    }
 }
 
 /// See [`Target::map`](crate::dm::target::Target::map).
@@ -407,7 +301,10 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
         }
         Run::Clear(len) => touched.first(len),
     };
-    if metadata.mode() != Mode::ReadWrite {
+    // Unlike the worker, this looks at the mode before the slots: a write to regions that are not
+    // hydrated does not wait for them if it is going to fail.
+    let mode = metadata.mode();
+    if mode != Mode::ReadWrite {
         accept(&mut bio, &this, clear);
         return bio.end(BlkStatus::IO_ERROR);
     }
@@ -416,51 +313,55 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
         .geometry()
         .covered(bio.sector(), bio.sectors())
         .intersect(clear);
-    let overwrite = covered.start == touched.start && !covered.is_empty();
+    let (wanted, kind) = if covered.start == touched.start && !covered.is_empty() {
+        (covered, FillKind::Overwrite)
+    } else {
+        (first, FillKind::Copy)
+    };
 
     let mut state = metadata.state().lock();
-    let wanted = if overwrite { covered } else { first };
-    match state.reserve_run(&this, wanted, FillKind::of(overwrite)) {
-        Reservation::Hydrated => {
+    let conditions = WriteConditions {
+        mode,
+        requeue_copies: this.must_requeue_copies(),
+    };
+    let decision = state
+        .slots
+        .decide_write(metadata.map(), wanted, kind, conditions);
+    match decision {
+        WriteDecision::Submit => {
             drop(state);
             accept(&mut bio, &this, first);
             map_hydrated_write(this, bio)
         }
-        Reservation::InFlight(slot) => {
+        WriteDecision::Wait(slot) => {
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
-            let rejected = state.wait(slot, bio);
-            drop(state);
-            this.retry(rejected);
+            this.wait_for_slot(state, slot, bio);
             mapped
         }
-        Reservation::Reserved(slot, range) if overwrite => {
+        WriteDecision::Overwrite(slot, range) => {
             drop(state);
             accept(&mut bio, &this, range);
             bio.set_per_bio(PerBioData::overwrite(slot, &bio));
             bio.remap(&this.destination)
         }
-        Reservation::Reserved(slot, _) if this.must_requeue_copies() => {
-            this.forgo(state, slot);
+        WriteDecision::Copy(slot) => {
+            accept(&mut bio, &this, first);
+            let (bio, mapped) = bio.take();
+            this.wait_for_copy(state, slot, bio);
+            mapped
+        }
+        WriteDecision::Requeue => {
+            drop(state);
             this.io_done();
             bio.requeue()
         }
-        Reservation::Reserved(slot, _) => {
-            accept(&mut bio, &this, first);
-            let (bio, mapped) = bio.take();
-            let rejected = state.wait(slot, bio);
-            state.start_copy(
-                slot,
-                &this.ready_copies,
-                metadata.geometry(),
-                CopyReason::Write,
-            );
+        WriteDecision::Fail => {
             drop(state);
-            this.retry(rejected);
-            this.wake_reader();
-            mapped
+            accept(&mut bio, &this, first);
+            bio.end(BlkStatus::IO_ERROR)
         }
-        Reservation::NoRoom => {
+        WriteDecision::Stall => {
             drop(state);
             accept(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
@@ -503,7 +404,7 @@ fn map_discard<'a>(this: ArcBorrow<'_, CloneTarget>, bio: MapBio<'a, PerBioData>
 impl State {
     /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
     fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
-        match self.inflight.get_mut(slot) {
+        match self.slots.inflight.get_mut(slot) {
             Some(filling) => {
                 filling.waiters.push(bio);
                 None
@@ -511,21 +412,6 @@ impl State {
             None => Some(bio),
         }
     }
-}
-
-/// How the I/O that was to fill a slot's regions ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum FillResult {
-    /// The data is on the destination.
-    Filled,
-    /// Zeros are, for a discard.
-    Zeroed,
-    /// A copy failed.
-    CopyFailed,
-    /// An overwrite failed.
-    OverwriteFailed,
-    /// A copy was given up.
-    GivenUp,
 }
 
 impl CloneTarget {
@@ -539,8 +425,8 @@ impl CloneTarget {
     ) -> Option<(RegionRange, bool)> {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
-        let (range, filling) = state.remove(slot)?;
-        let mut waiters = filling.waiters;
+        let (range, hydration) = state.slots.remove(slot)?;
+        let mut waiters = hydration.waiters;
         let marked = matches!(filled, FillResult::Filled | FillResult::Zeroed)
             && metadata.mode() == Mode::ReadWrite;
         let done = &mut state.statistics;
@@ -548,7 +434,7 @@ impl CloneTarget {
             FillResult::CopyFailed => (&mut done.failures, 1),
             _ if !marked => (&mut done.copied, 0),
             FillResult::Zeroed => (&mut done.discarded, range.len()),
-            _ if filling.copy.is_some() => (&mut done.copied, range.len()),
+            _ if hydration.copy.is_some() => (&mut done.copied, range.len()),
             _ => (&mut done.overwritten, range.len()),
         };
         *counter = counter.saturating_add(count);
@@ -556,10 +442,10 @@ impl CloneTarget {
         if marked {
             metadata.mark_hydrated(&mut state, range);
         } else {
-            state.logs.unreserve(1);
+            state.slots.logs.unreserve(1);
         }
-        let is_half_full = state.logs.is_half_full();
-        let idle = state.inflight.is_empty();
+        let is_half_full = state.slots.logs.is_half_full();
+        let idle = state.slots.inflight.is_empty();
         drop(state);
 
         if marked {
@@ -588,16 +474,6 @@ impl CloneTarget {
     /// `give_up_copies`.
     fn must_requeue_copies(&self) -> bool {
         self.is_suspended() && self.handle.is_noflush_suspending()
-    }
-
-    /// Ends a slot that nothing was started for.
-    fn forgo(&self, mut state: IrqGuard<'_, State>, slot: Slot) {
-        state.release(slot);
-        let idle = state.inflight.is_empty();
-        drop(state);
-        if idle && self.is_suspended() {
-            self.idle.wake_all();
-        }
     }
 
     /// A read or write has ended.
@@ -688,7 +564,7 @@ impl CloneTarget {
         }
         drop(deferred);
         let state = self.metadata.state().lock();
-        let commit = state.inflight.is_empty() || state.logs.is_half_full();
+        let commit = state.slots.inflight.is_empty() || state.slots.logs.is_half_full();
         drop(state);
         if commit {
             self.wake_committer();
@@ -706,7 +582,7 @@ impl CloneTarget {
     /// Lets the worker look at some of those stalled bios for which there is room. Any context.
     pub(super) fn wake_stalled_with_room(self: ArcBorrow<'_, Self>) {
         let mut state = self.metadata.state().lock();
-        let mut step = |kind| match state.has_room(kind) {
+        let mut step = |kind| match state.slots.has_room(kind) {
             true => Self::STALLED_STEP,
             false => 0,
         };
@@ -751,10 +627,21 @@ impl CloneTarget {
     pub(super) fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-        let overwrite = self.is_overwrite(&bio);
+        let kind = if self.is_overwrite(&bio) {
+            FillKind::Overwrite
+        } else {
+            FillKind::Copy
+        };
         let mut state = metadata.state().lock();
-        match state.reserve_run(&self, touched, FillKind::of(overwrite)) {
-            Reservation::Hydrated => {
+        let conditions = WriteConditions {
+            mode: metadata.mode(),
+            requeue_copies: self.must_requeue_copies(),
+        };
+        let decision = state
+            .slots
+            .decide_write(metadata.map(), touched, kind, conditions);
+        match decision {
+            WriteDecision::Submit => {
                 drop(state);
                 if bio.is_fua() && metadata.is_dirty() {
                     self.defer_flush(bio);
@@ -762,45 +649,53 @@ impl CloneTarget {
                     bio.submit(&self.destination);
                 }
             }
-            Reservation::InFlight(slot) => {
-                let rejected = state.wait(slot, bio);
-                drop(state);
-                self.retry(rejected);
-            }
-            Reservation::Reserved(slot, _) if metadata.mode() != Mode::ReadWrite => {
-                self.forgo(state, slot);
-                bio.end(BlkStatus::IO_ERROR);
-            }
-            Reservation::Reserved(slot, _) if overwrite => {
+            WriteDecision::Wait(slot) => self.wait_for_slot(state, slot, bio),
+            WriteDecision::Overwrite(slot, _) => {
                 drop(state);
                 bio.set_per_bio(PerBioData::overwrite(slot, &bio));
                 bio.submit(&self.destination);
             }
-            Reservation::Reserved(slot, _) if self.must_requeue_copies() => {
-                self.forgo(state, slot);
+            WriteDecision::Copy(slot) => self.wait_for_copy(state, slot, bio),
+            WriteDecision::Requeue => {
+                drop(state);
                 bio.end(BlkStatus::REQUEUE);
             }
-            Reservation::Reserved(slot, _) => {
-                let rejected = state.wait(slot, bio);
-                state.start_copy(
-                    slot,
-                    &self.ready_copies,
-                    metadata.geometry(),
-                    CopyReason::Write,
-                );
-                drop(state);
-                self.retry(rejected);
-                self.wake_reader();
-            }
-            Reservation::NoRoom if metadata.mode() != Mode::ReadWrite => {
+            WriteDecision::Fail => {
                 drop(state);
                 bio.end(BlkStatus::IO_ERROR);
             }
-            Reservation::NoRoom => {
+            WriteDecision::Stall => {
                 drop(state);
                 self.stall(bio);
             }
         }
+    }
+
+    /// Queues a bio on a slot.
+    fn wait_for_slot(
+        self: ArcBorrow<'_, Self>,
+        mut state: IrqGuard<'_, State>,
+        slot: Slot,
+        bio: CloneBio,
+    ) {
+        let rejected = state.wait(slot, bio);
+        drop(state);
+        self.retry(rejected);
+    }
+
+    /// Queues a write on a slot, and starts the copy that it needs.
+    fn wait_for_copy(
+        self: ArcBorrow<'_, Self>,
+        mut state: IrqGuard<'_, State>,
+        slot: Slot,
+        bio: CloneBio,
+    ) {
+        let rejected = state.wait(slot, bio);
+        let geometry = self.metadata.geometry();
+        state.start_copy(slot, &self.ready_copies, geometry, CopyReason::Write);
+        drop(state);
+        self.retry(rejected);
+        self.wake_reader();
     }
 
     /// Marks the whole regions of a discard, then passes it down. Process context.
@@ -832,15 +727,15 @@ impl CloneTarget {
                 }
                 Run::Clear(len) => rest.first(len),
             };
-            if let Some((slot, in_flight)) = state.inflight.first_overlap(clear) {
+            if let Some((slot, in_flight)) = state.slots.inflight.first_overlap(clear) {
                 if in_flight.start <= next {
                     busy = Some(slot);
                     next = in_flight.end;
                     continue;
                 }
             }
-            let clear = clear.first(state.inflight.clear_prefix(clear));
-            if !state.logs.reserve(1) {
+            let clear = clear.first(state.slots.inflight.clear_prefix(clear));
+            if !state.slots.logs.reserve(1) {
                 drop(state);
                 return self.stall(bio);
             }
@@ -848,7 +743,7 @@ impl CloneTarget {
             metadata.mark_hydrated(&mut state, clear);
             let discarded = &mut state.statistics.discarded;
             *discarded = discarded.saturating_add(clear.len());
-            let is_half_full = state.logs.is_half_full();
+            let is_half_full = state.slots.logs.is_half_full();
             drop(state);
             self.schedule_commit(was_dirty, is_half_full);
             next = clear.end;
@@ -879,11 +774,11 @@ impl CloneTarget {
                 continue;
             }
             let mut state = metadata.state().lock();
-            match state.reserve_run(
-                &self,
-                rest.first(self.max_copy_regions()),
-                FillKind::Overwrite,
-            ) {
+            let wanted = rest.first(self.max_copy_regions());
+            let reservation = state
+                .slots
+                .reserve_run(metadata.map(), wanted, FillKind::Overwrite);
+            match reservation {
                 Reservation::Hydrated => {}
                 Reservation::InFlight(slot) => {
                     let rejected = state.wait(slot, bio);

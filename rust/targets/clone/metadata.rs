@@ -44,17 +44,13 @@ use crate::{
     },
     logic::{
         clone::{
-            dirty::{
-                DirtyLogs,
-                RangeLog, //
-            },
+            dirty::RangeLog,
             geometry::Geometry,
-            inflight::InFlight,
             map::{
                 MapWriter,
                 RegionMap, //
             },
-            region_copy::RegionCopy,
+            slots::RegionSlots,
             status::{
                 Mode,
                 Statistics, //
@@ -102,12 +98,6 @@ use kernel::{
         Mutex, //
     }, //
 };
-
-/// Copies and overwrites in flight at a time; a copy of the sweep may cover many regions.
-pub(super) const SLOTS: usize = 1024;
-
-/// Ranges that may be hydrated between two commits before writers have to wait for a commit.
-const LOG_ENTRIES: usize = 16 * 1024;
 
 /// Sectors in a metadata block.
 const METADATA_BLOCK: u64 = 8;
@@ -320,25 +310,12 @@ pub(super) struct Usage {
 pub(super) struct State {
     /// The right to change the map, with the count of hydrated regions.
     pub(super) writer: MapWriter,
-    /// What the disk does not know yet.
-    pub(super) logs: DirtyLogs,
-    /// Regions that are being copied or overwritten.
-    pub(super) inflight: InFlight<RegionHydration>,
-    /// How many of them are being copied.
-    pub(super) copies: u64,
+    /// The regions in flight, and what the disk does not know yet.
+    pub(super) slots: RegionSlots<BioQueue<super::io::PerBioData>>,
     /// What has been done.
     pub(super) statistics: Statistics,
     /// How full the metadata device was after the last commit, or when it was opened.
     usage: Option<Usage>,
-}
-
-/// What is known of regions in flight.
-#[derive(Default)]
-pub(super) struct RegionHydration {
-    /// The bios that wait for them.
-    pub(super) waiters: BioQueue<super::io::PerBioData>,
-    /// How far their copy is; none for an overwrite.
-    pub(super) copy: Option<RegionCopy>,
 }
 
 /// What a commit did.
@@ -409,9 +386,7 @@ impl ShareableMetadata for Metadata {
         let done = writer.set() == geometry.regions();
         let state = State {
             writer,
-            logs: DirtyLogs::new(LOG_ENTRIES)?,
-            inflight: InFlight::new(SLOTS)?,
-            copies: 0,
+            slots: RegionSlots::new()?,
             statistics: Statistics::default(),
             usage,
         };
@@ -500,7 +475,7 @@ impl Metadata {
     pub(super) fn mark_hydrated(&self, state: &mut State, range: RegionRange) {
         // First, so that whoever sees the map's bits sees that there is something to commit.
         self.dirty.store(true, Release);
-        let recorded = state.logs.record(range);
+        let recorded = state.slots.logs.record(range);
         // By the reservation there is room. If not, the next clone would not know of the region.
         kernel::warn_on!(!recorded);
         self.map.insert(&mut state.writer, range);
@@ -513,7 +488,7 @@ impl Metadata {
     /// Hydrated regions, and regions being hydrated. Any context.
     pub(super) fn progress(&self) -> (u64, u64) {
         let state = self.state.lock();
-        (state.writer.set(), state.inflight.regions())
+        (state.writer.set(), state.slots.inflight.regions())
     }
 
     /// What has been done since the metadata was opened. Any context.
@@ -540,7 +515,7 @@ impl Metadata {
         let mut disk = self.disk.lock();
         let log = {
             let mut state = self.state.lock();
-            if !state.logs.is_dirty() {
+            if !state.slots.logs.is_dirty() {
                 return Ok(CommitOutcome::Nothing);
             }
             if self.mode() != Mode::ReadWrite {
@@ -549,7 +524,7 @@ impl Metadata {
                     degraded: None,
                 });
             }
-            state.logs.begin_commit()
+            state.slots.logs.begin_commit()
         };
         let Some(mut log) = log else {
             return Ok(CommitOutcome::Nothing);
@@ -558,12 +533,12 @@ impl Metadata {
         let result = self.write(&mut disk, &log, flush);
         let complete = {
             let mut state = self.state.lock();
-            state.logs.end_commit(log, result.is_ok());
+            state.slots.logs.end_commit(log, result.is_ok());
             if let Ok(usage) = result {
                 state.usage = usage;
                 state.statistics.commits = state.statistics.commits.saturating_add(1);
             }
-            let dirty = state.logs.is_dirty();
+            let dirty = state.slots.logs.is_dirty();
             self.dirty.store(dirty, Release);
             self.is_hydration_done() && !dirty
         };
@@ -636,7 +611,7 @@ impl Metadata {
     /// [`take_flush_failure`](Self::take_flush_failure) some time. Any context.
     pub(super) fn flush_failed(&self) -> bool {
         let state = self.state.lock();
-        if state.inflight.is_empty() && !state.logs.is_dirty() {
+        if state.slots.inflight.is_empty() && !state.slots.logs.is_dirty() {
             return false;
         }
         self.flush_failed.store(true, Release);

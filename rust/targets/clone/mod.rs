@@ -78,6 +78,7 @@ use crate::{
                 ReadyCopies,
                 MAX_SEGMENT, //
             },
+            slots::SLOTS,
             status::{
                 Mode,
                 StatusLine,
@@ -154,8 +155,7 @@ use metadata::{
     CommitOutcome,
     CommitStep,
     Metadata,
-    Recovery,
-    SLOTS, //
+    Recovery, //
 };
 use region_copy::Segment;
 use work::CommitRuns;
@@ -498,7 +498,7 @@ impl Target for CloneTarget {
         cancel::<CloneTarget, { work_id::HYDRATOR }>(&this);
         // Copies of the sweep. Bios are drained already, and with them the copies that they waited
         // for.
-        let idle = || this.metadata.state().lock().inflight.is_empty();
+        let idle = || this.metadata.state().lock().slots.inflight.is_empty();
         this.idle.wait_timeout(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
         this.idle.wait_until(idle);

@@ -16,7 +16,6 @@
 //! out cannot take what the next one began.
 
 use super::{
-    io::FillResult,
     metadata::State,
     work_id,
     CloneTarget, //
@@ -38,8 +37,8 @@ use crate::{
                 CopyReason,
                 CopyResult,
                 ReadyCopies, //
-                RegionCopy,
             },
+            slots::FillResult,
         },
         regions::RegionRange,
         units::{
@@ -104,11 +103,6 @@ impl IoContext for Segment {
 }
 
 impl State {
-    /// The copy of a slot.
-    fn copy(&mut self, slot: Slot) -> Option<&mut RegionCopy> {
-        self.inflight.get_mut(slot)?.copy.as_mut()
-    }
-
     /// Queues a copy of a slot's regions. The caller wakes the reader.
     pub(super) fn start_copy(
         &mut self,
@@ -117,27 +111,8 @@ impl State {
         geometry: &Geometry,
         reason: CopyReason,
     ) {
-        let Some(range) = self.inflight.range(slot) else {
-            return;
-        };
-        let (start, len) = geometry.extent(range);
-        if let Some(filling) = self.inflight.get_mut(slot) {
-            if filling.copy.is_none() {
-                self.copies = self.copies.saturating_add(1);
-            }
-            let copy = filling.copy.insert(RegionCopy::new(start, len, reason));
+        if let Some(copy) = self.slots.start_copy(slot, geometry, reason) {
             ready_copies.lock().push(slot, copy);
-        }
-    }
-
-    /// The piece to read next, without taking it.
-    fn next_segment(&mut self, ready_copies: &mut ReadyCopies) -> Option<(Slot, Sector, Sectors)> {
-        loop {
-            let slot = ready_copies.first()?;
-            match self.copy(slot).and_then(|copy| copy.next_segment()) {
-                Some((start, len)) => return Some((slot, start, len)),
-                None => ready_copies.pop(),
-            }
         }
     }
 
@@ -149,7 +124,7 @@ impl State {
         stage: Stage,
         ok: bool,
     ) -> NextStep {
-        let Some(copy) = self.copy(slot) else {
+        let Some(copy) = self.slots.copy(slot) else {
             return NextStep::Drop;
         };
         match stage {
@@ -184,7 +159,7 @@ impl CloneTarget {
             let next = {
                 let mut state = self.metadata.state().lock();
                 let mut ready_copies = self.ready_copies.lock();
-                state.next_segment(&mut ready_copies)
+                state.slots.next_segment(&mut ready_copies)
             };
             let Some((slot, start, len)) = next else {
                 return;
@@ -203,7 +178,7 @@ impl CloneTarget {
             let Ok(segment) = self.segment_pool.try_boxed(Request::new(segment)) else {
                 return self.read_later();
             };
-            let taken = match self.metadata.state().lock().copy(slot) {
+            let taken = match self.metadata.state().lock().slots.copy(slot) {
                 Some(copy) => copy.start_read(start),
                 // Given up meanwhile.
                 None => false,
@@ -303,11 +278,11 @@ impl CloneTarget {
         let mut rest = self.metadata.geometry().all();
         loop {
             let mut state = self.metadata.state().lock();
-            let Some((slot, range)) = state.inflight.first_overlap(rest) else {
+            let Some((slot, range)) = state.slots.inflight.first_overlap(rest) else {
                 return self.ready_copies.lock().clear();
             };
             rest = RegionRange::new(range.end, rest.end);
-            let Some(copy) = state.copy(slot) else {
+            let Some(copy) = state.slots.copy(slot) else {
                 continue;
             };
             copy.give_up();

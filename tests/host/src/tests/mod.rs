@@ -18,6 +18,7 @@ mod map;
 mod map_shared;
 mod options;
 mod region_copy;
+mod slots;
 mod snap_exception_table;
 mod snap_handover;
 mod snap_header;
