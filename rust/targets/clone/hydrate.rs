@@ -10,19 +10,21 @@ use super::{
     CloneTarget, //
 };
 use crate::{
-    logic::clone::{
-        hydration::{
-            HydrationLimits,
-            HydrationStep, //
-        }, //
-        region_copy::CopyReason,
-        slots::{
-            OVERWRITE_SLOTS,
-            RESERVED_COPIES, //
+    logic::{
+        clone::{
+            hydration::{
+                HydrationLimits,
+                HydrationStep, //
+            },
+            region_copy::CopyReason,
+            slots::{
+                OVERWRITE_SLOTS,
+                RESERVED_COPIES, //
+            },
+            status::Mode, //
         },
-        status::Mode,
+        units::Sectors, //
     },
-    logic::units::Sectors,
     sys::{
         noio::NoIo,
         params,
@@ -50,6 +52,7 @@ const MAX_COPY_LEN: Sectors = Sectors(16 * 1024);
 
 /// Copies of the sweep in flight at most: half of all slots.
 const MAX_HYDRATION_COPIES: u32 = 512;
+
 impl CloneTarget {
     /// Whether the sweep has something to do at all.
     fn may_hydrate(&self) -> bool {
@@ -86,12 +89,6 @@ impl CloneTarget {
         if let HydrationStep::Wait(ms) = step {
             rearm::<CloneTarget, { work_id::HYDRATION_TIMER }>(self.into(), Millis(ms));
         }
-    }
-
-    /// Regions that are filled at a time at most, so that nobody waits for them for long.
-    pub(super) fn max_copy_regions(&self) -> u64 {
-        let region = self.metadata.geometry().region_size().sectors();
-        (MAX_COPY_LEN.get() / region.get().max(1)).max(1)
     }
 
     /// Begins the copy that the sweep wants next, or says why there is none.
@@ -142,6 +139,12 @@ impl CloneTarget {
                 HydrationStep::Blocked
             }
         }
+    }
+
+    /// Regions that are filled at a time at most, so that nobody waits for them for long.
+    pub(super) fn max_copy_regions(&self) -> u64 {
+        let region = self.metadata.geometry().region_size().sectors();
+        (MAX_COPY_LEN.get() / region.get().max(1)).max(1)
     }
 }
 

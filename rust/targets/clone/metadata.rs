@@ -20,26 +20,19 @@
 //! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the
 //! status says of the disk is in `state`: nobody waits for `disk` who does not write to it.
 
+use super::disk::{
+    failed,
+    log_invalid,
+    Disk,
+    OpenMode,
+    Usage, //
+};
 use crate::{
     dm::{
         bio::BioQueue,
         device::{
             Device,
             TargetHandle, //
-        },
-        pdata::{
-            array::{
-                WordArray,
-                WORDS_PER_BLOCK, //
-            },
-            block::{
-                Block,
-                BlockManager,
-                Validate,
-                Validator, //
-            },
-            tm::TransactionManager,
-            verify::Verifier, //
         }, //
     },
     logic::{
@@ -55,18 +48,7 @@ use crate::{
                 Mode,
                 Statistics, //
             },
-            superblock::{
-                Invalid,
-                Superblock,
-                FORMAT, //
-            }, //
-        },
-        pdata::{
-            space_map::array_margin,
-            superblock::{
-                is_blank,
-                LOCATION, //
-            }, //
+            superblock::Invalid, //
         },
         regions::RegionRange, //
     },
@@ -99,219 +81,12 @@ use kernel::{
     }, //
 };
 
-/// Sectors in a metadata block.
-const METADATA_BLOCK: u64 = 8;
-/// Blocks that one thread holds at a time, in the library's own code too.
-const MAX_HELD_BLOCKS: u32 = 5;
-
-struct SuperblockKind;
-
-impl Validate for SuperblockKind {
-    const NAME: &'static CStr = c"superblock";
-
-    fn check(data: &[u8], location: u64) -> Result {
-        FORMAT.check(data, location).map_err(log_invalid)
-    }
-
-    fn seal(data: &mut [u8], location: u64) {
-        // Fails only for a block that is shorter than a superblock.
-        let _ = FORMAT.seal(data, location);
-    }
-}
-
-static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
-
-pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
-    let reason = reason.into();
-    err!("clone metadata", "{}", reason);
-    reason.into()
-}
-
-/// Logs what could not be done, and passes the error on.
-fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
-    move |error| {
-        err!("clone metadata", "{}", what);
-        error
-    }
-}
-
-/// The open metadata device.
-struct Disk {
-    tm: TransactionManager,
-    bits: WordArray,
-    root: Block,
-    /// Just formatted: no bit is set.
-    fresh: bool,
-}
-
-impl Disk {
-    /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for
-    /// I/O.
-    fn open(device: Arc<BlockDevice>, geometry: &Geometry, format: OpenMode) -> Result<Self> {
-        let device_blocks = device.sectors() / METADATA_BLOCK;
-        let blocks = match format {
-            OpenMode::ReadOnly => BlockManager::read_only(device, MAX_HELD_BLOCKS),
-            OpenMode::FormatIfBlank | OpenMode::ReadWrite => {
-                BlockManager::new(device, MAX_HELD_BLOCKS)
-            }
-        };
-        let blocks = blocks.map_err(failed("Failed to create block manager"))?;
-        let blank = {
-            let block = blocks
-                .read(Block(LOCATION), None)
-                .map_err(failed("Failed to read_lock superblock"))?;
-            is_blank(&block)
-        };
-        match (blank, format) {
-            (true, OpenMode::FormatIfBlank) => Self::format(blocks, geometry),
-            (true, OpenMode::ReadWrite | OpenMode::ReadOnly) => Err(EPERM),
-            (false, _) => Self::load(blocks, geometry, device_blocks),
-        }
-    }
-
-    fn load(blocks: BlockManager, geometry: &Geometry, device_blocks: u64) -> Result<Self> {
-        let superblock = {
-            let block = blocks
-                .read(Block(LOCATION), Some(&SUPERBLOCK))
-                .map_err(failed("Failed to read_lock superblock"))?;
-            Superblock::parse(&block, LOCATION)
-                .and_then(|sb| {
-                    sb.check_sizes(geometry.region_size(), geometry.len())
-                        .map(|()| sb)
-                })
-                .map_err(log_invalid)?
-        };
-        Verifier::new(&blocks, &superblock.sm_root, device_blocks)
-            .and_then(|verifier| verifier.array(Block(superblock.bitset_root)))
-            .map_err(failed("The metadata is damaged"))?;
-        let tm = TransactionManager::open(blocks, Block(LOCATION), &superblock.sm_root)
-            .map_err(failed("dm_tm_open_with_sm failed"))?;
-        let bits = WordArray::new(&tm)?;
-        Ok(Disk {
-            tm,
-            bits,
-            root: Block(superblock.bitset_root),
-            fresh: false,
-        })
-    }
-
-    fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
-        let mut tm = TransactionManager::create(blocks, Block(LOCATION))
-            .map_err(failed("Failed to create transaction manager"))?;
-        let bits = WordArray::new(&tm)?;
-        let words = u32::try_from(geometry.regions().div_ceil(64)).map_err(|_| EINVAL)?;
-        let root = bits
-            .create(&mut tm, words)
-            .map_err(failed("Failed to resize on-disk bitset"))?;
-        let mut disk = Disk {
-            tm,
-            bits,
-            root,
-            fresh: true,
-        };
-        disk.commit(geometry)?;
-        Ok(disk)
-    }
-
-    /// How much of the device is in use.
-    fn usage(&self) -> Result<Usage> {
-        let total = self.tm.total_blocks()?;
-        let used = total.saturating_sub(self.tm.free_blocks()?);
-        Ok(Usage { used, total })
-    }
-
-    /// Ends the transaction: after it, what was set is on disk, durably.
-    fn commit(&mut self, geometry: &Geometry) -> Result {
-        self.tm
-            .pre_commit()
-            .map_err(failed("dm_tm_pre_commit failed"))?;
-        let superblock = Superblock {
-            region_size: geometry.region_size(),
-            target_size: geometry.len(),
-            bitset_root: self.root.0,
-            sm_root: self
-                .tm
-                .space_map_root()
-                .map_err(failed("__copy_sm_root failed"))?,
-        };
-        self.tm
-            .commit(Block(LOCATION), &SUPERBLOCK, |block| {
-                // Fails only for a block that is shorter than a superblock.
-                let _ = superblock.write(block);
-            })
-            .map_err(failed("Failed to commit superblock"))
-    }
-
-    /// Blocks that must be free before the bits of an array block are set.
-    fn margin(&self, geometry: &Geometry) -> Result<u64> {
-        let words = geometry.regions().div_ceil(64);
-        let total = self.tm.total_blocks()?;
-        Ok(array_margin(words.div_ceil(WORDS_PER_BLOCK), total))
-    }
-
-    /// Makes sure that there is room to set bits of another array block: if need be by a commit of
-    /// those that have been set, which sets free what the commit before replaced. The library must
-    /// not run out of space in the midst of a change: it would keep a block locked for ever.
-    fn make_room(&mut self, geometry: &Geometry, any_set: bool) -> Result {
-        let margin = self.margin(geometry)?;
-        if self.tm.free_blocks()? >= margin {
-            return Ok(());
-        }
-        if any_set {
-            self.commit(geometry)?;
-        }
-        if self.tm.free_blocks()? < margin {
-            return Err(ENOSPC);
-        }
-        Ok(())
-    }
-
-    /// Adds the bits of a log to the running transaction, by words, in the order of the array.
-    /// Where space is short, those set so far are committed on the way: what the log says is true
-    /// of any part of it.
-    fn set(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
-        let mut present = None;
-        for (index, mask) in log.words() {
-            let block = index.checked_div(WORDS_PER_BLOCK);
-            if present != block {
-                self.make_room(geometry, present.is_some())?;
-                present = block;
-            }
-            let index = u32::try_from(index).map_err(|_| EINVAL)?;
-            let word = match mask {
-                u64::MAX => mask,
-                _ => self.bits.get(&self.tm, self.root, index)? | mask,
-            };
-            self.root = self.bits.set(&mut self.tm, self.root, index, word)?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether a blank device may be formatted.
-#[derive(Clone, Copy)]
-enum OpenMode {
-    FormatIfBlank,
-    ReadWrite,
-    /// Nor anything else be written.
-    ReadOnly,
-}
-
-/// How much of a metadata device is in use.
-#[derive(Clone, Copy)]
-pub(super) struct Usage {
-    /// Blocks in use.
-    pub(super) used: u64,
-    /// Blocks.
-    pub(super) total: u64,
-}
-
 /// What routing decisions and their completions change.
 pub(super) struct State {
     /// The right to change the map, with the count of hydrated regions.
     pub(super) writer: MapWriter,
     /// The regions in flight, and what the disk does not know yet.
-    pub(super) slots: RegionSlots<BioQueue<super::io::PerBioData>>,
+    pub(super) slots: RegionSlots<BioQueue<super::per_bio::PerBioData>>,
     /// What has been done.
     pub(super) statistics: Statistics,
     /// How full the metadata device was after the last commit, or when it was opened.
@@ -327,6 +102,34 @@ pub(super) enum CommitOutcome {
     Flushed,
     /// As `Flushed`, and with it the last region is on disk.
     Complete,
+}
+
+/// A step of a commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum CommitStep {
+    /// The flush of the destination.
+    Flush,
+    /// Writing the metadata.
+    Commit,
+}
+
+/// Why there is no commit.
+pub(super) struct CommitError {
+    /// The error.
+    pub(super) error: Error,
+    /// The new mode, if it is this failure that changed it.
+    pub(super) degraded: Option<Mode>,
+}
+
+/// What became of an attempt to recover.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recovery {
+    /// It was in read-write mode.
+    NotNeeded,
+    /// It is in read-write mode again.
+    Yes,
+    /// It would be unsafe.
+    No,
 }
 
 /// The shared state of a metadata device.
@@ -672,17 +475,6 @@ impl Metadata {
     }
 }
 
-/// What became of an attempt to recover.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recovery {
-    /// It was in read-write mode.
-    NotNeeded,
-    /// It is in read-write mode again.
-    Yes,
-    /// It would be unsafe.
-    No,
-}
-
 /// Logs that a step of a commit failed.
 pub(super) fn log_operation_failed(name: &TargetHandle, step: CommitStep, error: Error) {
     let what = match step {
@@ -696,21 +488,4 @@ pub(super) fn log_operation_failed(name: &TargetHandle, step: CommitStep, error:
         what,
         error.to_errno()
     );
-}
-
-/// A step of a commit.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum CommitStep {
-    /// The flush of the destination.
-    Flush,
-    /// Writing the metadata.
-    Commit,
-}
-
-/// Why there is no commit.
-pub(super) struct CommitError {
-    /// The error.
-    pub(super) error: Error,
-    /// The new mode, if it is this failure that changed it.
-    pub(super) degraded: Option<Mode>,
 }

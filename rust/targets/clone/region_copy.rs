@@ -38,13 +38,10 @@ use crate::{
                 CopyResult,
                 ReadyCopies, //
             },
-            slots::FillResult,
+            slots::FillResult, //
         },
         regions::RegionRange,
-        units::{
-            Sector,
-            Sectors, //
-        }, //
+        units::Sector, //
     },
     sys::{
         irq_lock::IrqLock,
@@ -63,7 +60,7 @@ use crate::{
     }, //
 };
 use kernel::{
-    error::Result,
+    prelude::*,
     sync::{
         atomic::Relaxed,
         Arc,
@@ -71,6 +68,9 @@ use kernel::{
     },
     workqueue::WorkItem, //
 };
+
+/// After so long the reader looks for memory again.
+const READ_AGAIN: Millis = Millis(100);
 
 /// A piece of a copy on its way. Keeps the clone, and so its devices, alive.
 pub(super) struct Segment {
@@ -100,6 +100,16 @@ impl IoContext for Segment {
         clone.deferred.lock().segments.push(this);
         clone.as_arc_borrow().wake_copier();
     }
+}
+
+/// What follows the end of a piece's I/O.
+enum NextStep {
+    /// It is to be written to the destination.
+    Write,
+    /// Nothing: other pieces are on their way, or the copy has been given up.
+    Drop,
+    /// It was the last one of its copy.
+    Finish(CopyResult, CopyReason),
 }
 
 impl State {
@@ -140,16 +150,6 @@ impl State {
             }
         }
     }
-}
-
-/// What follows the end of a piece's I/O.
-enum NextStep {
-    /// It is to be written to the destination.
-    Write,
-    /// Nothing: other pieces are on their way, or the copy has been given up.
-    Drop,
-    /// It was the last one of its copy.
-    Finish(CopyResult, CopyReason),
 }
 
 impl CloneTarget {
@@ -306,9 +306,6 @@ impl CloneTarget {
             .enqueue::<CloneTarget, { work_id::COPIER }>(self.into());
     }
 }
-
-/// After so long the reader looks for memory again.
-const READ_AGAIN: Millis = Millis(100);
 
 /// Asks the source for pieces. It may have to wait for the source, so nobody waits for it.
 impl WorkItem<{ work_id::SOURCE_READER }> for CloneTarget {

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The workers that take deferred bios on.
+//! Commits: the committer, those who wait for it, and what a commit changes for users.
 
 use super::{
-    io::PerBioData,
-    metadata::CommitOutcome,
+    metadata::{
+        log_operation_failed,
+        CommitError,
+        CommitOutcome,
+        CommitStep, //
+    },
+    per_bio::PerBioData,
     work_id,
     CloneTarget,
     COMMIT_DELAY, //
@@ -12,11 +17,11 @@ use super::{
 use crate::{
     dm::bio::{
         BioQueue,
-        BlkStatus,
-        Op, //
+        BlkStatus, //
     },
     logic::clone::status::Mode,
     sys::{
+        log::info,
         noio::NoIo,
         queue::enqueue_delayed,
         wait::{
@@ -40,32 +45,78 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// Takes on the bios that are ready, and decides again on those that were not.
-impl WorkItem<{ work_id::WORKER }> for CloneTarget {
-    type Pointer = Arc<CloneTarget>;
+impl CloneTarget {
+    /// Sees to it that what was just marked will be committed. Any context.
+    ///
+    /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the
+    /// first change.
+    pub(super) fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, is_half_full: bool) {
+        if is_half_full || self.metadata.is_hydration_done() {
+            self.wake_committer();
+        } else if !was_dirty {
+            enqueue_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(self.into(), COMMIT_DELAY);
+        }
+    }
 
-    fn run(this: Arc<CloneTarget>) {
-        let _noio = NoIo::enter();
-        let (mut ready, mut retry) = {
-            let mut deferred = this.deferred.lock();
-            (deferred.ready.take(), deferred.retry.take())
-        };
-        while let Some(bio) = ready.pop() {
-            bio.submit(&this.destination);
+    pub(super) fn wake_committer(self: ArcBorrow<'_, Self>) {
+        self.commit_queue
+            .enqueue::<CloneTarget, { work_id::COMMITTER }>(self.into());
+    }
+
+    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
+    /// can be killed meanwhile: it is the committer that waits for the devices.
+    pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
+        if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
+            return Ok(());
         }
-        let retried = !retry.is_empty();
-        while let Some(bio) = retry.pop() {
-            if bio.op() == Op::Discard {
-                this.as_arc_borrow().discard(bio);
-            } else {
-                this.as_arc_borrow().write(bio);
-            }
+        let run = self.commit_runs.next();
+        self.wake_committer();
+        self.commit_runs.wait(run)
+    }
+
+    /// Commits, and tells the world what changed by it. Sleeps for I/O.
+    pub(super) fn commit(&self) -> Result<CommitOutcome> {
+        let result = self
+            .metadata
+            .commit(&self.handle, || self.destination.flush());
+        match &result {
+            Ok(CommitOutcome::Complete) => self.handle.raise_event(),
+            Err(CommitError {
+                degraded: Some(mode),
+                ..
+            }) => self.report_mode(*mode),
+            _ => {}
         }
-        // Those may have needed less room than there was; the next ones then need not wait for a
-        // slot to end.
-        if retried {
-            this.as_arc_borrow().wake_stalled_with_room();
+        result.map_err(|failure| failure.error)
+    }
+
+    /// A flush of the destination failed that no commit asked for. What it lost may be what fills a
+    /// region just now: marking it would make the loss permanent. Any context.
+    #[cold]
+    pub(super) fn flush_failed(self: ArcBorrow<'_, Self>) {
+        if self.metadata.flush_failed() {
+            self.wake_committer();
         }
+    }
+
+    /// Tells the world if the mode has changed because of a flush that failed, and that no commit
+    /// asked for. Sleeps.
+    fn report_flush_failure(&self) {
+        if self.metadata.take_flush_failure() {
+            log_operation_failed(&self.handle, CommitStep::Flush, EIO);
+            self.report_mode(Mode::ReadOnly);
+        }
+    }
+
+    /// Tells the world of a new mode. Sleeps.
+    pub(super) fn report_mode(&self, mode: Mode) {
+        info!(
+            "clone",
+            "{}: Switching to {} mode",
+            self.handle,
+            mode.description()
+        );
+        self.handle.raise_event();
     }
 }
 
@@ -121,6 +172,15 @@ impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
     }
 }
 
+/// Commits some time after a change that nobody waits for.
+impl WorkItem<{ work_id::COMMIT_TIMER }> for CloneTarget {
+    type Pointer = Arc<CloneTarget>;
+
+    fn run(this: Arc<CloneTarget>) {
+        this.as_arc_borrow().wake_committer();
+    }
+}
+
 /// Counts the runs of the committer, which never run side by side.
 pub(super) struct CommitRuns {
     begun: Atomic<u32>,
@@ -160,41 +220,5 @@ impl CommitRuns {
         // The counts wrap around, but never while somebody waits.
         let ended = || self.ended.load(Acquire).wrapping_sub(run) < u32::MAX / 2;
         self.waiters.wait_killable(ended)
-    }
-}
-
-impl CloneTarget {
-    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
-    /// can be killed meanwhile: it is the committer that waits for the devices.
-    pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
-        if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
-            return Ok(());
-        }
-        let run = self.commit_runs.next();
-        self.wake_committer();
-        self.commit_runs.wait(run)
-    }
-}
-
-/// Commits some time after a change that nobody waits for.
-impl WorkItem<{ work_id::COMMIT_TIMER }> for CloneTarget {
-    type Pointer = Arc<CloneTarget>;
-
-    fn run(this: Arc<CloneTarget>) {
-        this.as_arc_borrow().wake_committer();
-    }
-}
-
-/// Writes zeros for discards.
-impl WorkItem<{ work_id::ZEROER }> for CloneTarget {
-    type Pointer = Arc<CloneTarget>;
-
-    fn run(this: Arc<CloneTarget>) {
-        let _noio = NoIo::enter();
-        loop {
-            let next = this.deferred.lock().zero.pop();
-            let Some(bio) = next else { return };
-            this.as_arc_borrow().zero(bio);
-        }
     }
 }

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of the I/O that fills regions: marks them, and releases the bios that wait.
+
+use super::{
+    per_bio::Queue,
+    CloneTarget, //
+};
+use crate::{
+    dm::bio::{
+        Op,
+        BlkStatus, //
+    },
+    logic::{
+        clone::{
+            inflight::Slot,
+            slots::FillResult,
+            status::Mode, //
+        },
+        regions::RegionRange, //
+    }, //
+};
+use kernel::sync::ArcBorrow;
+
+impl CloneTarget {
+    /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
+    ///
+    /// Returns the regions and whether they are marked; nothing if the slot has ended before.
+    pub(super) fn finish(
+        self: ArcBorrow<'_, Self>,
+        slot: Slot,
+        filled: FillResult,
+    ) -> Option<(RegionRange, bool)> {
+        let metadata = &self.metadata;
+        let mut state = metadata.state().lock();
+        let (range, hydration) = state.slots.remove(slot)?;
+        let mut waiters = hydration.waiters;
+        let marked = matches!(filled, FillResult::Filled | FillResult::Zeroed)
+            && metadata.mode() == Mode::ReadWrite;
+        let done = &mut state.statistics;
+        let (counter, count) = match filled {
+            FillResult::CopyFailed => (&mut done.failures, 1),
+            _ if !marked => (&mut done.copied, 0),
+            FillResult::Zeroed => (&mut done.discarded, range.len()),
+            _ if hydration.copy.is_some() => (&mut done.copied, range.len()),
+            _ => (&mut done.overwritten, range.len()),
+        };
+        *counter = counter.saturating_add(count);
+        let was_dirty = metadata.is_dirty();
+        if marked {
+            metadata.mark_hydrated(&mut state, range);
+        } else {
+            state.slots.logs.unreserve(1);
+        }
+        let is_half_full = state.slots.logs.is_half_full();
+        let idle = state.slots.inflight.is_empty();
+        drop(state);
+
+        if marked {
+            self.release(&mut waiters);
+        } else if filled == FillResult::CopyFailed && range.len() == 1 {
+            self.fail(&mut waiters);
+        } else if !waiters.is_empty() {
+            // Somebody else's failure is not theirs; or the mode has changed, which the next look
+            // finds.
+            self.deferred.lock().retry.append(&mut waiters);
+            self.wake_worker();
+        }
+        if marked {
+            self.schedule_commit(was_dirty, is_half_full);
+        }
+        self.wake_stalled(Self::STALLED_STEP, Self::STALLED_STEP);
+        self.wake_hydration();
+        if idle && self.is_suspended() {
+            self.idle.wake_all();
+        }
+        Some((range, marked))
+    }
+
+    /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on:
+    /// discards, and writes to all of it.
+    fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+        while let Some(bio) = waiters.pop() {
+            if bio.op() == Op::Discard || self.is_overwrite(&bio) {
+                self.retry(Some(bio));
+            } else {
+                bio.end(BlkStatus::IO_ERROR);
+            }
+        }
+    }
+
+    /// Sends on bios whose region has just been marked.
+    fn release(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+        if waiters.is_empty() {
+            return;
+        }
+        let mut deferred = self.deferred.lock();
+        while let Some(bio) = waiters.pop() {
+            match bio.op() {
+                Op::Discard => deferred.retry.push(bio),
+                _ if bio.is_fua() => deferred.flush.push(bio),
+                _ => deferred.ready.push(bio),
+            }
+        }
+        let flush = !deferred.flush.is_empty();
+        drop(deferred);
+        self.wake_worker();
+        if flush {
+            self.wake_committer();
+        }
+    }
+}

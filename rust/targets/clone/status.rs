@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The status of a clone: `INFO` and `TABLE`.
+
+use super::CloneTarget;
+use crate::{
+    dm::status::StatusBuf,
+    logic::clone::status::{
+        Mode,
+        StatusLine,
+        STATUS_ERROR, //
+    },
+    sys::log::CStrDisplay, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        ArcBorrow, //
+    }, //
+};
+
+impl CloneTarget {
+    /// The status line, from memory. Waits for a commit before it if it is to, and for no other
+    /// I/O.
+    pub(super) fn info(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
+        // Neither while suspended, nor for a table that is not live: it might name another
+        // destination.
+        let live = !self.is_suspended() && !self.handle.is_suspended();
+        if !noflush && live {
+            // If it fails, the mode below shows it. If the reader is killed, nobody reads what is
+            // below.
+            let _ = self.committed();
+        }
+        let usage = self.metadata.usage();
+        let mode = self.metadata.mode();
+        let (metadata_used, metadata_total) = match usage {
+            Some(usage) => (usage.used, usage.total),
+            None if mode == Mode::Fail => (0, 0),
+            None => return out.emit(fmt!("{}", STATUS_ERROR)),
+        };
+        let geometry = self.metadata.geometry();
+        let (hydrated, hydrating) = self.metadata.progress();
+        let info = StatusLine {
+            metadata_used,
+            metadata_total,
+            region_size: geometry.region_size().sectors(),
+            hydrated,
+            regions: geometry.regions(),
+            hydrating,
+            hydration: self.hydration_enabled.load(Relaxed),
+            discard_passdown: self.discard_passdown.load(Relaxed),
+            threshold: self.threshold.load(Relaxed),
+            batch: self.batch.load(Relaxed),
+            hydrate_on_read: self.hydrate_on_read,
+            zero_discards: self.zero_discards,
+            max_failures: self.max_failures.load(Relaxed),
+            mode,
+        };
+        out.emit(fmt!("{}", info))
+    }
+
+    pub(super) fn table(&self, out: &mut StatusBuf<'_>) {
+        let args = CStrDisplay(&self.args);
+        out.emit(fmt!(
+            "{} {} {} {}",
+            self.metadata_device,
+            self.destination,
+            self.source,
+            args
+        ))
+    }
+}
