@@ -33,6 +33,12 @@
 //! failed never wait for it, because the pass ends behind all of them. When nothing succeeds for a
 //! while (the path to the source is gone), attempts are spaced out.
 
+mod priority;
+mod retries;
+mod throttle;
+
+pub(crate) use priority::PriorityRanges;
+
 use crate::logic::clone::inflight::InFlight;
 use crate::logic::clone::map::{
     RegionMap,
@@ -43,6 +49,8 @@ use crate::logic::regions::{
     Region,
     RegionRange, //
 };
+use retries::Retries;
+use throttle::Throttle;
 
 /// While user I/O goes on, or while nothing succeeds, one batch per so many milliseconds is
 /// started.
@@ -53,8 +61,6 @@ pub(crate) const MIN_BACKOFF: u64 = 1_000;
 pub(crate) const MAX_BACKOFF: u64 = 64_000;
 /// After so many failures without a success attempts are spaced out by [`MIN_INTERVAL`].
 const STREAK: u32 = 32;
-/// The number of failed batches that are remembered one by one.
-const RETRIES: usize = 16;
 /// The number of ranges to be copied first that are remembered.
 const PRIORITY_RANGES: usize = 32;
 
@@ -97,206 +103,6 @@ pub(crate) enum HydrationStep {
     Blocked,
     /// All regions are hydrated or in flight; ask again only if a copy fails.
     Done,
-}
-
-/// Failed batches whose regions are tried one at a time, in fixed memory.
-///
-/// When the list is full, its last entry is widened to cover the new batch as well: the regions in
-/// between that are hydrated are skipped, the others are tried alone, which is slow but right.
-#[derive(Debug, Default)]
-struct Retries {
-    ranges: [RegionRange; RETRIES],
-    len: usize,
-    /// The region of this list that is in flight.
-    trying: Option<Region>,
-}
-
-impl Retries {
-    /// Adds a batch.
-    fn push(&mut self, range: RegionRange) {
-        if let Some(slot) = self.ranges.get_mut(self.len) {
-            *slot = range;
-            self.len = self.len.saturating_add(1);
-        } else if let Some(last) = self.ranges.last_mut() {
-            *last = RegionRange::new(last.start.min(range.start), last.end.max(range.end));
-        }
-    }
-
-    /// Returns the next region to try alone, if none is being tried, and drops all before it.
-    fn next<W: Default>(&mut self, map: &RegionMap, inflight: &InFlight<W>) -> Option<Region> {
-        if self.trying.is_some() {
-            return None;
-        }
-        while let Some(top) = self.len.checked_sub(1) {
-            let range = self.ranges.get_mut(top)?;
-            if let Some(region) = next_free(map, inflight, *range) {
-                range.start = region;
-                return Some(region);
-            }
-            self.len = top;
-        }
-        None
-    }
-
-    /// Notes that `region`, as returned by [`Self::next`], is being tried.
-    fn start(&mut self, region: Region) {
-        self.trying = Some(region);
-        let last = self
-            .len
-            .checked_sub(1)
-            .and_then(|top| self.ranges.get_mut(top));
-        if let Some(range) = last {
-            range.start = Region(region.get().saturating_add(1));
-        }
-    }
-
-    /// Tells whether regions are being tried, or remembered to be.
-    fn is_busy(&self) -> bool {
-        self.trying.is_some() || self.len != 0
-    }
-
-    /// Notes the end of a copy, if it was the one of the region being tried.
-    fn finished(&mut self, range: RegionRange) {
-        if self.trying.is_some_and(|region| range.contains(region)) {
-            self.trying = None;
-        }
-    }
-}
-
-/// Keeps the time with copies in flight to a share of all time: an account that idle time fills and
-/// busy time empties.
-#[derive(Debug)]
-struct Throttle {
-    /// The share, in percent.
-    percent: i64,
-    /// In hundredths of a millisecond.
-    credit: i64,
-    last: u64,
-    /// Copies in flight.
-    copies: u32,
-}
-
-impl Throttle {
-    /// The most credit: copies may start for so long after a pause.
-    const MAX: i64 = 2_000;
-    /// The most debt: half an hour at one percent.
-    const MIN: i64 = -180_000;
-
-    /// Brings the account up to date.
-    fn account(&mut self, now: u64) {
-        let passed = now.saturating_sub(core::mem::replace(&mut self.last, now));
-        let passed = i64::try_from(passed).unwrap_or(i64::MAX);
-        let gain = if self.copies == 0 {
-            self.percent
-        } else {
-            self.percent.saturating_sub(100)
-        };
-        self.credit = self
-            .credit
-            .saturating_add(passed.saturating_mul(gain))
-            .clamp(Self::MIN, Self::MAX);
-    }
-
-    /// Says how long to wait, in milliseconds, before another copy may start, if copies may use
-    /// `percent` of the time.
-    fn wait(&mut self, now: u64, percent: u32) -> Option<u64> {
-        self.account(now);
-        self.percent = i64::from(percent.clamp(1, 100));
-        if self.percent == 100 {
-            self.credit = 0;
-        }
-        match self.credit {
-            0.. => None,
-            debt => Some(
-                debt.unsigned_abs()
-                    .div_ceil(self.percent.unsigned_abs().max(1)),
-            ),
-        }
-    }
-
-    fn started(&mut self) {
-        self.copies = self.copies.saturating_add(1);
-    }
-
-    fn ended(&mut self, now: u64) {
-        self.account(now);
-        self.copies = self.copies.saturating_sub(1);
-    }
-}
-
-impl Default for Throttle {
-    fn default() -> Self {
-        Self {
-            percent: 100,
-            credit: 0,
-            last: 0,
-            copies: 0,
-        }
-    }
-}
-
-/// Ranges that are to be copied before all others, in fixed memory.
-///
-/// When it is full, the oldest ones are forgotten: they are copied in their turn, like all others.
-#[derive(Debug, Default)]
-pub(crate) struct PriorityRanges {
-    ranges: [RegionRange; PRIORITY_RANGES],
-    first: usize,
-    len: usize,
-}
-
-impl PriorityRanges {
-    /// Adds a range; one that touches the last joins it.
-    pub(crate) fn push(&mut self, range: RegionRange) {
-        let last = self.len.wrapping_sub(1).wrapping_add(self.first) % PRIORITY_RANGES;
-        if let Some(last) = self.ranges.get_mut(last).filter(|_| self.len != 0) {
-            if range.start <= last.end && last.start <= range.end {
-                *last = RegionRange::new(last.start.min(range.start), last.end.max(range.end));
-                return;
-            }
-        }
-        if self.len == PRIORITY_RANGES {
-            self.pop();
-        }
-        let place = self.first.saturating_add(self.len) % PRIORITY_RANGES;
-        if let Some(free) = self.ranges.get_mut(place) {
-            *free = range;
-            self.len = self.len.saturating_add(1);
-        }
-    }
-
-    /// Takes all ranges of `other`.
-    pub(crate) fn append(&mut self, other: &mut Self) {
-        while other.len != 0 {
-            if let Some(range) = other.ranges.get(other.first) {
-                self.push(*range);
-            }
-            other.pop();
-        }
-    }
-
-    fn pop(&mut self) {
-        self.first = self.first.saturating_add(1) % PRIORITY_RANGES;
-        self.len = self.len.saturating_sub(1);
-    }
-
-    /// Takes up to `batch` regions that are neither hydrated nor in flight.
-    fn next<W: Default>(
-        &mut self,
-        batch: u64,
-        map: &RegionMap,
-        inflight: &InFlight<W>,
-    ) -> Option<RegionRange> {
-        while self.len != 0 {
-            let range = self.ranges.get_mut(self.first)?;
-            if let Some(found) = next_run(map, inflight, *range, batch) {
-                range.start = found.end;
-                return Some(found);
-            }
-            self.pop();
-        }
-        None
-    }
 }
 
 /// Which lane comes first at the next step.
