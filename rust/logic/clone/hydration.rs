@@ -121,7 +121,7 @@ pub(crate) struct Hydration {
     /// The scan has dealt with all regions before this one.
     position: Region,
     retries: Retries,
-    wanted: PriorityRanges,
+    priority: PriorityRanges,
     /// Whether the range of the last answer was asked for by `prioritize`.
     was_priority: bool,
     throttle: Throttle,
@@ -149,7 +149,7 @@ impl Hydration {
         Self {
             position: Region(0),
             retries: Retries::default(),
-            wanted: PriorityRanges::default(),
+            priority: PriorityRanges::default(),
             was_priority: false,
             throttle: Throttle::default(),
             copying: 0,
@@ -178,8 +178,8 @@ impl Hydration {
         let end = Region(map.regions());
         let ahead = next_free(map, inflight, RegionRange::new(self.position, end));
         if ahead.is_none() {
-            let behind = RegionRange::new(Region(0), self.position);
-            if next_free(map, inflight, behind).is_none() {
+            let earlier = RegionRange::new(Region(0), self.position);
+            if next_free(map, inflight, earlier).is_none() {
                 return HydrationStep::Done;
             }
         }
@@ -197,9 +197,9 @@ impl Hydration {
         let batch = u64::from(limits.batch)
             .min(limits.max_regions)
             .clamp(1, room);
-        let wanted = self.wanted.next(batch, map, inflight);
-        self.was_priority = wanted.is_some();
-        let found = wanted.or_else(|| match self.turn {
+        let priority = self.priority.next(batch, map, inflight);
+        self.was_priority = priority.is_some();
+        let found = priority.or_else(|| match self.turn {
             _ if !limits.enabled => None,
             Turn::Retry => self
                 .retry(map, inflight)
@@ -234,14 +234,14 @@ impl Hydration {
     }
 
     /// Asks for ranges to be copied before all others, whether or not hydration is on.
-    pub(crate) fn prioritize(&mut self, wishes: &mut PriorityRanges) {
-        self.wanted.append(wishes);
+    pub(crate) fn prioritize(&mut self, ranges: &mut PriorityRanges) {
+        self.priority.append(ranges);
     }
 
     /// Tells whether something was asked for by [`Self::prioritize`] and not started yet, as far as is
     /// known.
     pub(crate) fn has_priority(&self) -> bool {
-        self.wanted.len != 0
+        self.priority.len != 0
     }
 
     /// Tells whether the range of the last [`HydrationStep::Copy`] was asked for by [`Self::prioritize`].
@@ -254,16 +254,16 @@ impl Hydration {
     ///
     /// Called after the range has left the in-flight ranges and, if it was copied, is in the map;
     /// else a decision made in between may put a retry off to the next pass.
-    pub(crate) fn finished(
+    pub(crate) fn copy_done(
         &mut self,
         now: u64,
         range: RegionRange,
-        outcome: CopyResult,
-        wanted: bool,
+        result: CopyResult,
+        is_priority: bool,
     ) {
-        self.retries.finished(range);
+        self.retries.copy_done(range);
         self.ended(now, range);
-        match outcome {
+        match result {
             CopyResult::Copied => {
                 self.streak = 0;
                 if self.repeated {
@@ -273,7 +273,7 @@ impl Hydration {
                     self.resume_at = self.resume_at.min(soon);
                 }
             }
-            CopyResult::GivenUp if wanted => self.wanted.push(range),
+            CopyResult::GivenUp if is_priority => self.priority.push(range),
             CopyResult::GivenUp => self.position = self.position.min(range.start),
             CopyResult::Failed => {
                 self.streak = self.streak.saturating_add(1);
@@ -295,7 +295,7 @@ impl Hydration {
     pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
         self.ended(now, range);
         if self.was_priority {
-            self.wanted.push(range);
+            self.priority.push(range);
         } else if self.retries.trying == Some(range.start) {
             self.retries.trying = None;
             self.retries.push(range);
@@ -378,10 +378,10 @@ fn next_run<W: Default>(
     map: &RegionMap,
     inflight: &InFlight<W>,
     range: RegionRange,
-    most: u64,
+    max: u64,
 ) -> Option<RegionRange> {
     let start = next_free(map, inflight, range)?;
-    let wanted = RegionRange::new(start, range.end).first(most);
+    let wanted = RegionRange::new(start, range.end).first(max);
     let clear = match map.run(wanted) {
         Run::Clear(len) => len,
         // Users have been faster.

@@ -64,17 +64,17 @@ impl Key {
 }
 
 /// The contents of a slot.
-struct Entry<W> {
+struct Entry<T> {
     /// The range; empty in a free slot.
     range: RegionRange,
-    waiters: W,
+    value: T,
     /// How often the slot has been freed, modulo 2^32.
     generation: u32,
     /// The next free place, in a free slot.
     next_free: Option<u32>,
 }
 
-/// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `W`.
+/// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `T`.
 ///
 /// Lives under a lock of its owner. Only [`Self::new`] may sleep.
 ///
@@ -83,14 +83,14 @@ struct Entry<W> {
 /// - `keys` is sorted, its ranges are not empty and do not overlap.
 /// - Each slot is either in `keys` or in the chain that starts at `free`.
 /// - `regions` is the sum of the lengths.
-pub(crate) struct InFlight<W: Default> {
+pub(crate) struct InFlight<T: Default> {
     keys: KVVec<Key>,
-    entries: KVVec<Entry<W>>,
+    entries: KVVec<Entry<T>>,
     free: Option<u32>,
     regions: u64,
 }
 
-impl<W: Default> InFlight<W> {
+impl<T: Default> InFlight<T> {
     /// Makes an empty structure with room for `slots` ranges, at most 2^31. May sleep.
     pub(crate) fn new(slots: usize) -> Result<Self> {
         let mut entries = KVVec::with_capacity(slots, GFP_KERNEL)?;
@@ -99,7 +99,7 @@ impl<W: Default> InFlight<W> {
             let next = index.saturating_add(1);
             entries.push_within_capacity(Entry {
                 range: RegionRange::default(),
-                waiters: W::default(),
+                value: T::default(),
                 generation: 0,
                 next_free: (next < count).then_some(next),
             })?;
@@ -191,12 +191,12 @@ impl<W: Default> InFlight<W> {
     }
 
     /// Returns what waits for the range in a slot.
-    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut W> {
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
         let entry = self.entries.get_mut(slot.index())?;
         if entry.range.is_empty() || entry.generation != slot.generation {
             return None;
         }
-        Some(&mut entry.waiters)
+        Some(&mut entry.value)
     }
 
     /// Returns the range in a slot.
@@ -206,7 +206,7 @@ impl<W: Default> InFlight<W> {
     }
 
     /// Takes a range out and returns it with what waits for it.
-    pub(crate) fn remove(&mut self, slot: Slot) -> Option<(RegionRange, W)> {
+    pub(crate) fn remove(&mut self, slot: Slot) -> Option<(RegionRange, T)> {
         let range = self.range(slot)?;
         let position = self.position(range.start);
         if self.keys.get(position)?.slot != slot {
@@ -216,11 +216,11 @@ impl<W: Default> InFlight<W> {
         self.keys.remove(position).ok()?;
         self.regions = self.regions.saturating_sub(range.len());
         entry.range = RegionRange::default();
-        let waiters = core::mem::take(&mut entry.waiters);
+        let value = core::mem::take(&mut entry.value);
         entry.generation = entry.generation.wrapping_add(1);
         entry.next_free = self.free;
         self.free = Some(slot.place);
-        Some((range, waiters))
+        Some((range, value))
     }
 
     /// Iterates over the ranges in flight, in ascending order.

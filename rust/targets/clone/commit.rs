@@ -65,7 +65,7 @@ impl CloneTarget {
 
     /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
     /// can be killed meanwhile: it is the committer that waits for the devices.
-    pub(super) fn committed(self: ArcBorrow<'_, Self>) -> Result {
+    pub(super) fn wait_for_commit(self: ArcBorrow<'_, Self>) -> Result {
         if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
         // data.
         let (mut flush, mut written) = {
             let mut deferred = this.deferred.lock();
-            (deferred.flush.take(), deferred.written.take())
+            (deferred.flush.take(), deferred.fua_written.take())
         };
         let mut ready = BioQueue::new();
         match this.commit() {

@@ -3,7 +3,7 @@
 //! The end of the I/O that fills regions: marks them, and releases the bios that wait.
 
 use super::{
-    per_bio::Queue,
+    per_bio::CloneBioQueue,
     CloneTarget, //
 };
 use crate::{
@@ -26,19 +26,19 @@ impl CloneTarget {
     /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
     ///
     /// Returns the regions and whether they are marked; nothing if the slot has ended before.
-    pub(super) fn finish(
+    pub(super) fn complete_fill(
         self: ArcBorrow<'_, Self>,
         slot: Slot,
-        filled: FillResult,
+        result: FillResult,
     ) -> Option<(RegionRange, bool)> {
         let metadata = &self.metadata;
         let mut state = metadata.state().lock();
         let (range, hydration) = state.slots.remove(slot)?;
         let mut waiters = hydration.waiters;
-        let marked = matches!(filled, FillResult::Filled | FillResult::Zeroed)
+        let marked = matches!(result, FillResult::Filled | FillResult::Zeroed)
             && metadata.mode() == Mode::ReadWrite;
         let done = &mut state.statistics;
-        let (counter, count) = match filled {
+        let (counter, count) = match result {
             FillResult::CopyFailed => (&mut done.failures, 1),
             _ if !marked => (&mut done.copied, 0),
             FillResult::Zeroed => (&mut done.discarded, range.len()),
@@ -57,9 +57,9 @@ impl CloneTarget {
         drop(state);
 
         if marked {
-            self.release(&mut waiters);
-        } else if filled == FillResult::CopyFailed && range.len() == 1 {
-            self.fail(&mut waiters);
+            self.release_waiters(&mut waiters);
+        } else if result == FillResult::CopyFailed && range.len() == 1 {
+            self.fail_waiters(&mut waiters);
         } else if !waiters.is_empty() {
             // Somebody else's failure is not theirs; or the mode has changed, which the next look
             // finds.
@@ -69,7 +69,7 @@ impl CloneTarget {
         if marked {
             self.schedule_commit(was_dirty, is_half_full);
         }
-        self.wake_stalled(Self::STALLED_STEP, Self::STALLED_STEP);
+        self.wake_stalled(Self::STALLED_BATCH, Self::STALLED_BATCH);
         self.wake_hydration();
         if idle && self.is_suspended() {
             self.idle.wake_all();
@@ -79,10 +79,10 @@ impl CloneTarget {
 
     /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on:
     /// discards, and writes to all of it.
-    fn fail(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+    fn fail_waiters(self: ArcBorrow<'_, Self>, waiters: &mut CloneBioQueue) {
         while let Some(bio) = waiters.pop() {
             if bio.op() == Op::Discard || self.is_overwrite(&bio) {
-                self.retry(Some(bio));
+                self.reevaluate(Some(bio));
             } else {
                 bio.end(BlkStatus::IO_ERROR);
             }
@@ -90,7 +90,7 @@ impl CloneTarget {
     }
 
     /// Sends on bios whose region has just been marked.
-    fn release(self: ArcBorrow<'_, Self>, waiters: &mut Queue) {
+    fn release_waiters(self: ArcBorrow<'_, Self>, waiters: &mut CloneBioQueue) {
         if waiters.is_empty() {
             return;
         }

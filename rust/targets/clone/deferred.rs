@@ -5,7 +5,7 @@
 use super::{
     per_bio::{
         CloneBio,
-        Queue, //
+        CloneBioQueue, //
     },
     region_copy::Segment,
     work_id,
@@ -38,30 +38,30 @@ use kernel::{
 #[derive(Default)]
 pub(super) struct DeferredLists {
     /// Their region is hydrated: to be submitted.
-    pub(super) ready: Queue,
+    pub(super) ready: CloneBioQueue,
     /// To be looked at again: their copy failed with others, a discard's range became free, or
     /// there was no room.
-    pub(super) retry: Queue,
+    pub(super) retry: CloneBioQueue,
     /// Writes that need a copy for which there is no slot, or no room in the log.
-    pub(super) stalled_copies: Queue,
+    pub(super) stalled_copies: CloneBioQueue,
     /// Overwrites for which there is no slot or no room in the log, and discards that lack the
     /// latter.
-    pub(super) stalled: Queue,
+    pub(super) stalled: CloneBioQueue,
     /// Flushes and FUA writes: to be submitted or ended after a commit.
-    pub(super) flush: Queue,
+    pub(super) flush: CloneBioQueue,
     /// FUA overwrites whose data is written: to be ended after a commit.
-    pub(super) written: Queue,
+    pub(super) fua_written: CloneBioQueue,
     /// Pieces of copies that have been read or written.
     pub(super) segments: RequestList<Segment>,
     /// Discards that are to write zeros first.
-    pub(super) zero: Queue,
+    pub(super) zeroing: CloneBioQueue,
     /// What is to be copied before all else.
     pub(super) priority: PriorityRanges,
 }
 
 impl CloneTarget {
     /// A bio that the worker is to look at again.
-    pub(super) fn retry(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
+    pub(super) fn reevaluate(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
         if let Some(bio) = bio {
             self.deferred.lock().retry.push(bio);
             self.wake_worker();
@@ -107,7 +107,7 @@ impl CloneTarget {
     }
 
     /// Stalled bios of each kind that are looked at again when one slot has ended.
-    pub(super) const STALLED_STEP: usize = 4;
+    pub(super) const STALLED_BATCH: usize = 4;
 
     /// Lets the worker look at all stalled bios again. Any context.
     pub(super) fn wake_all_stalled(self: ArcBorrow<'_, Self>) {
@@ -118,7 +118,7 @@ impl CloneTarget {
     pub(super) fn wake_stalled_with_room(self: ArcBorrow<'_, Self>) {
         let mut state = self.metadata.state().lock();
         let mut step = |kind| match state.slots.has_room(kind) {
-            true => Self::STALLED_STEP,
+            true => Self::STALLED_BATCH,
             false => 0,
         };
         let (copies, others) = (step(FillKind::Copy), step(FillKind::Overwrite));
@@ -170,9 +170,9 @@ impl WorkItem<{ work_id::WORKER }> for CloneTarget {
         let retried = !retry.is_empty();
         while let Some(bio) = retry.pop() {
             if bio.op() == Op::Discard {
-                this.as_arc_borrow().discard(bio);
+                this.as_arc_borrow().process_discard(bio);
             } else {
-                this.as_arc_borrow().write(bio);
+                this.as_arc_borrow().process_write(bio);
             }
         }
         // Those may have needed less room than there was; the next ones then need not wait for a

@@ -59,7 +59,7 @@ pub(super) fn map_discard<'a>(
     }
     // Not from here: there may be many regions to look at, and submitting it may wait.
     let (bio, mapped) = bio.take();
-    this.retry(Some(bio));
+    this.reevaluate(Some(bio));
     mapped
 }
 
@@ -72,14 +72,14 @@ impl CloneTarget {
     /// A region that is being copied must not be marked before the copy has ended: it would write
     /// old data over what is written after the discard. So such regions are waited for; all others
     /// are marked at once, so the wait is bounded.
-    pub(super) fn discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+    pub(super) fn process_discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let range = metadata.geometry().covered(bio.sector(), bio.sectors());
         if range.is_empty() || metadata.mode() != Mode::ReadWrite {
             return bio.end(BlkStatus::OK);
         }
         if self.zero_discards {
-            self.deferred.lock().zero.push(bio);
+            self.deferred.lock().zeroing.push(bio);
             self.queue
                 .enqueue::<CloneTarget, { work_id::ZEROER }>(self.into());
             return;
@@ -120,7 +120,7 @@ impl CloneTarget {
         if let Some(slot) = busy {
             // The slot may have ended meanwhile: then look again at once.
             let rejected = metadata.state().lock().wait(slot, bio);
-            return self.retry(rejected);
+            return self.reevaluate(rejected);
         }
         let (start, len) = metadata.geometry().extent(range);
         if self.discard_passdown.load(Relaxed) && bio.trim(start, len) {
@@ -134,7 +134,7 @@ impl CloneTarget {
     /// for I/O.
     ///
     /// It is not passed down: what the destination makes of a discard need not be zeros.
-    pub(super) fn zero(self: ArcBorrow<'_, Self>, bio: CloneBio) {
+    pub(super) fn zero_discard(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         let metadata = &self.metadata;
         let mut rest = metadata.geometry().covered(bio.sector(), bio.sectors());
         while !rest.is_empty() && metadata.mode() == Mode::ReadWrite {
@@ -152,7 +152,7 @@ impl CloneTarget {
                 Reservation::InFlight(slot) => {
                     let rejected = state.wait(slot, bio);
                     drop(state);
-                    return self.retry(rejected);
+                    return self.reevaluate(rejected);
                 }
                 Reservation::NoRoom => {
                     drop(state);
@@ -170,7 +170,7 @@ impl CloneTarget {
                         Ok(()) => FillResult::Zeroed,
                         Err(_) => FillResult::OverwriteFailed,
                     };
-                    self.finish(slot, filled);
+                    self.complete_fill(slot, filled);
                     if let Err(error) = result {
                         return bio.end(error.into());
                     }
@@ -189,9 +189,9 @@ impl WorkItem<{ work_id::ZEROER }> for CloneTarget {
     fn run(this: Arc<CloneTarget>) {
         let _noio = NoIo::enter();
         loop {
-            let next = this.deferred.lock().zero.pop();
+            let next = this.deferred.lock().zeroing.pop();
             let Some(bio) = next else { return };
-            this.as_arc_borrow().zero(bio);
+            this.as_arc_borrow().zero_discard(bio);
         }
     }
 }

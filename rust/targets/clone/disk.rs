@@ -75,7 +75,7 @@ pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
 }
 
 /// Logs what could not be done, and passes the error on.
-pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
+pub(super) fn log_error(what: &'static str) -> impl FnOnce(Error) -> Error {
     move |error| {
         err!("clone metadata", "{}", what);
         error
@@ -124,11 +124,11 @@ impl Disk {
                 BlockManager::new(device, MAX_HELD_BLOCKS)
             }
         };
-        let blocks = blocks.map_err(failed("Failed to create block manager"))?;
+        let blocks = blocks.map_err(log_error("Failed to create block manager"))?;
         let blank = {
             let block = blocks
                 .read(Block(LOCATION), None)
-                .map_err(failed("Failed to read_lock superblock"))?;
+                .map_err(log_error("Failed to read_lock superblock"))?;
             is_blank(&block)
         };
         match (blank, format) {
@@ -142,7 +142,7 @@ impl Disk {
         let superblock = {
             let block = blocks
                 .read(Block(LOCATION), Some(&SUPERBLOCK))
-                .map_err(failed("Failed to read_lock superblock"))?;
+                .map_err(log_error("Failed to read_lock superblock"))?;
             Superblock::parse(&block, LOCATION)
                 .and_then(|sb| {
                     sb.check_sizes(geometry.region_size(), geometry.len())
@@ -152,9 +152,9 @@ impl Disk {
         };
         Verifier::new(&blocks, &superblock.sm_root, device_blocks)
             .and_then(|verifier| verifier.array(Block(superblock.bitset_root)))
-            .map_err(failed("The metadata is damaged"))?;
+            .map_err(log_error("The metadata is damaged"))?;
         let tm = TransactionManager::open(blocks, Block(LOCATION), &superblock.sm_root)
-            .map_err(failed("dm_tm_open_with_sm failed"))?;
+            .map_err(log_error("dm_tm_open_with_sm failed"))?;
         let bits = WordArray::new(&tm)?;
         Ok(Disk {
             tm,
@@ -166,12 +166,12 @@ impl Disk {
 
     fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
         let mut tm = TransactionManager::create(blocks, Block(LOCATION))
-            .map_err(failed("Failed to create transaction manager"))?;
+            .map_err(log_error("Failed to create transaction manager"))?;
         let bits = WordArray::new(&tm)?;
         let words = u32::try_from(geometry.regions().div_ceil(64)).map_err(|_| EINVAL)?;
         let root = bits
             .create(&mut tm, words)
-            .map_err(failed("Failed to resize on-disk bitset"))?;
+            .map_err(log_error("Failed to resize on-disk bitset"))?;
         let mut disk = Disk {
             tm,
             bits,
@@ -193,7 +193,7 @@ impl Disk {
     pub(super) fn commit(&mut self, geometry: &Geometry) -> Result {
         self.tm
             .pre_commit()
-            .map_err(failed("dm_tm_pre_commit failed"))?;
+            .map_err(log_error("dm_tm_pre_commit failed"))?;
         let superblock = Superblock {
             region_size: geometry.region_size(),
             target_size: geometry.len(),
@@ -201,14 +201,14 @@ impl Disk {
             sm_root: self
                 .tm
                 .space_map_root()
-                .map_err(failed("__copy_sm_root failed"))?,
+                .map_err(log_error("__copy_sm_root failed"))?,
         };
         self.tm
             .commit(Block(LOCATION), &SUPERBLOCK, |block| {
                 // Fails only for a block that is shorter than a superblock.
                 let _ = superblock.write(block);
             })
-            .map_err(failed("Failed to commit superblock"))
+            .map_err(log_error("Failed to commit superblock"))
     }
 
     /// Blocks that must be free before the bits of an array block are set.
@@ -238,7 +238,7 @@ impl Disk {
     /// Adds the bits of a log to the running transaction, by words, in the order of the array.
     /// Where space is short, those set so far are committed on the way: what the log says is true
     /// of any part of it.
-    pub(super) fn set(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
+    pub(super) fn set_bits(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
         let mut present = None;
         for (index, mask) in log.words() {
             let block = index.checked_div(WORDS_PER_BLOCK);

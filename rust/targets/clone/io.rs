@@ -12,16 +12,16 @@
 //!        └─ flush, FUA ─ if something is dirty ─▶ committer: commit ─▶ ended or ─▶ destination
 //! ```
 //!
-//! A region in flight (copied or overwritten) has a slot in [`State::inflight`]. Whether a region
+//! A region in flight (copied or overwritten) has a slot in [`RegionState::inflight`]. Whether a region
 //! is hydrated, in flight or neither is decided under the state lock, and so is every change of it.
 //! So at most one I/O fills a region, no copy of a region is outstanding once it is marked, and no
 //! discard marks a region that a copy could still write.
 //!
-//! [`State::inflight`]: super::metadata::State
+//! [`RegionState::inflight`]: super::metadata::RegionState
 
 use super::{
     discard::map_discard,
-    metadata::State,
+    metadata::RegionState,
     per_bio::{
         CloneBio,
         PerBioData, //
@@ -118,7 +118,7 @@ fn map_read<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData
             (&this.source, len)
         }
     };
-    accept(&mut bio, &this, touched.first(len));
+    accept_until(&mut bio, &this, touched.first(len));
     bio.remap(device)
 }
 
@@ -130,7 +130,7 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
     let touched = touched.first(CloneTarget::MAX_MARKED_REGIONS);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
-            accept(&mut bio, &this, touched.first(len));
+            accept_until(&mut bio, &this, touched.first(len));
             return map_hydrated_write(this, bio);
         }
         Run::Clear(len) => touched.first(len),
@@ -139,7 +139,7 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
     // hydrated does not wait for them if it is going to fail.
     let mode = metadata.mode();
     if mode != Mode::ReadWrite {
-        accept(&mut bio, &this, clear);
+        accept_until(&mut bio, &this, clear);
         return bio.end(BlkStatus::IO_ERROR);
     }
     let first = RegionRange::single(touched.start);
@@ -164,23 +164,23 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
     match decision {
         WriteDecision::Submit => {
             drop(state);
-            accept(&mut bio, &this, first);
+            accept_until(&mut bio, &this, first);
             map_hydrated_write(this, bio)
         }
         WriteDecision::Wait(slot) => {
-            accept(&mut bio, &this, first);
+            accept_until(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             this.wait_for_slot(state, slot, bio);
             mapped
         }
         WriteDecision::Overwrite(slot, range) => {
             drop(state);
-            accept(&mut bio, &this, range);
+            accept_until(&mut bio, &this, range);
             bio.set_per_bio(PerBioData::overwrite(slot, &bio));
             bio.remap(&this.destination)
         }
         WriteDecision::Copy(slot) => {
-            accept(&mut bio, &this, first);
+            accept_until(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             this.wait_for_copy(state, slot, bio);
             mapped
@@ -192,12 +192,12 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
         }
         WriteDecision::Fail => {
             drop(state);
-            accept(&mut bio, &this, first);
+            accept_until(&mut bio, &this, first);
             bio.end(BlkStatus::IO_ERROR)
         }
         WriteDecision::Stall => {
             drop(state);
-            accept(&mut bio, &this, first);
+            accept_until(&mut bio, &this, first);
             let (bio, mapped) = bio.take();
             this.stall(bio);
             mapped
@@ -218,7 +218,7 @@ fn map_hydrated_write<'a>(
 }
 
 /// Cuts a bio behind a range of regions that it starts in.
-fn accept(bio: &mut MapBio<'_, PerBioData>, clone: &CloneTarget, range: RegionRange) {
+fn accept_until(bio: &mut MapBio<'_, PerBioData>, clone: &CloneTarget, range: RegionRange) {
     bio.accept_partial(
         clone
             .metadata
@@ -258,7 +258,7 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
         } else {
             FillResult::OverwriteFailed
         };
-        filled = matches!(this.finish(slot, how), Some((_, true)));
+        filled = matches!(this.complete_fill(slot, how), Some((_, true)));
         if status.is_ok() && !filled {
             // The data is on the destination, but a reader would not look for it there.
             status = BlkStatus::IO_ERROR;
@@ -270,7 +270,7 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
         // `end_io` ends it.
         bio.set_per_bio(PerBioData::PLAIN);
         let (bio, ended) = bio.take();
-        this.deferred.lock().written.push(bio);
+        this.deferred.lock().fua_written.push(bio);
         this.wake_committer();
         return ended;
     }
@@ -279,7 +279,7 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
 
 impl CloneTarget {
     /// Decides again on a write to one region, outside of `map`. Process context.
-    pub(super) fn write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
+    pub(super) fn process_write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
         let kind = if self.is_overwrite(&bio) {
@@ -329,19 +329,19 @@ impl CloneTarget {
     /// Queues a bio on a slot.
     fn wait_for_slot(
         self: ArcBorrow<'_, Self>,
-        mut state: IrqGuard<'_, State>,
+        mut state: IrqGuard<'_, RegionState>,
         slot: Slot,
         bio: CloneBio,
     ) {
         let rejected = state.wait(slot, bio);
         drop(state);
-        self.retry(rejected);
+        self.reevaluate(rejected);
     }
 
     /// Queues a write on a slot, and starts the copy that it needs.
     fn wait_for_copy(
         self: ArcBorrow<'_, Self>,
-        mut state: IrqGuard<'_, State>,
+        mut state: IrqGuard<'_, RegionState>,
         slot: Slot,
         bio: CloneBio,
     ) {
@@ -349,7 +349,7 @@ impl CloneTarget {
         let geometry = self.metadata.geometry();
         state.start_copy(slot, &self.ready_copies, geometry, CopyReason::Write);
         drop(state);
-        self.retry(rejected);
+        self.reevaluate(rejected);
         self.wake_reader();
     }
 
@@ -375,7 +375,7 @@ impl CloneTarget {
     }
 }
 
-impl State {
+impl RegionState {
     /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
     pub(super) fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
         match self.slots.inflight.get_mut(slot) {

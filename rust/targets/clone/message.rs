@@ -47,7 +47,7 @@ use kernel::{
 };
 
 impl CloneTarget {
-    pub(super) fn execute(
+    pub(super) fn handle_message(
         self: ArcBorrow<'_, Self>,
         mut args: Arguments<'_>,
         out: &mut StatusBuf<'_>,

@@ -21,7 +21,7 @@
 //! status says of the disk is in `state`: nobody waits for `disk` who does not write to it.
 
 use super::disk::{
-    failed,
+    log_error,
     log_invalid,
     Disk,
     OpenMode,
@@ -82,7 +82,7 @@ use kernel::{
 };
 
 /// What routing decisions and their completions change.
-pub(super) struct State {
+pub(super) struct RegionState {
     /// The right to change the map, with the count of hydrated regions.
     pub(super) writer: MapWriter,
     /// The regions in flight, and what the disk does not know yet.
@@ -154,7 +154,7 @@ pub(crate) struct Metadata {
     #[pin]
     disk: Mutex<Option<Disk>>,
     #[pin]
-    state: IrqLock<State>,
+    state: IrqLock<RegionState>,
 }
 
 impl ShareableMetadata for Metadata {
@@ -171,7 +171,7 @@ impl ShareableMetadata for Metadata {
                 .for_each(&disk.tm, disk.root, map.words(), |index, word| {
                     map.load_word(&mut writer, index, word)
                 })
-                .map_err(failed("Failed to load on-disk region map"))?;
+                .map_err(log_error("Failed to load on-disk region map"))?;
         }
         let usage = disk.usage().ok();
         if let (Some(Usage { used, total }), Ok(margin)) = (usage, disk.margin(&geometry)) {
@@ -187,7 +187,7 @@ impl ShareableMetadata for Metadata {
             }
         }
         let done = writer.set() == geometry.regions();
-        let state = State {
+        let state = RegionState {
             writer,
             slots: RegionSlots::new()?,
             statistics: Statistics::default(),
@@ -239,7 +239,7 @@ impl Metadata {
     }
 
     /// The lock of everything that changes with a region.
-    pub(super) fn state(&self) -> &IrqLock<State> {
+    pub(super) fn state(&self) -> &IrqLock<RegionState> {
         &self.state
     }
 
@@ -275,7 +275,7 @@ impl Metadata {
     /// reservation in the log.
     ///
     /// Under the state lock. The change is seen by readers of the map after the data was written.
-    pub(super) fn mark_hydrated(&self, state: &mut State, range: RegionRange) {
+    pub(super) fn mark_hydrated(&self, state: &mut RegionState, range: RegionRange) {
         // First, so that whoever sees the map's bits sees that there is something to commit.
         self.dirty.store(true, Release);
         let recorded = state.slots.logs.record(range);
@@ -370,7 +370,7 @@ impl Metadata {
         }
         let step = |error| (CommitStep::Commit, error);
         let disk = disk.as_mut().ok_or(step(EIO))?;
-        disk.set(log, &self.geometry)
+        disk.set_bits(log, &self.geometry)
             .and_then(|()| disk.commit(&self.geometry))
             .map_err(step)?;
         Ok(disk.usage().ok())
@@ -432,7 +432,7 @@ impl Metadata {
         self.unreported.xchg(false, Relaxed)
     }
 
-    fn set_mode(&self, _: &State, mode: Mode) {
+    fn set_mode(&self, _: &RegionState, mode: Mode) {
         self.mode.store(mode as u32, Relaxed);
         self.passthrough
             .store(self.is_hydration_done() && mode != Mode::Fail, Release);

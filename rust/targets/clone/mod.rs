@@ -339,14 +339,14 @@ impl Target for CloneTarget {
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, noflush: bool, out: &mut StatusBuf<'_>) {
         match kind {
-            StatusKind::Info => this.info(noflush, out),
-            StatusKind::Table => this.table(out),
+            StatusKind::Info => this.emit_status(noflush, out),
+            StatusKind::Table => this.emit_table(out),
             StatusKind::Ima => {}
         }
     }
 
     fn message(this: ArcBorrow<'_, Self>, args: Arguments<'_>, out: &mut StatusBuf<'_>) -> Result {
-        this.execute(args, out)
+        this.handle_message(args, out)
     }
 
     fn iterate_devices(

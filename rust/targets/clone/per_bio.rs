@@ -64,4 +64,4 @@ impl PerBioData {
 
 pub(super) type CloneBio = Bio<PerBioData>;
 
-pub(super) type Queue = BioQueue<PerBioData>;
+pub(super) type CloneBioQueue = BioQueue<PerBioData>;

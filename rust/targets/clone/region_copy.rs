@@ -16,7 +16,7 @@
 //! out cannot take what the next one began.
 
 use super::{
-    metadata::State,
+    metadata::RegionState,
     work_id,
     CloneTarget, //
 };
@@ -112,7 +112,7 @@ enum NextStep {
     Finish(CopyResult, CopyReason),
 }
 
-impl State {
+impl RegionState {
     /// Queues a copy of a slot's regions. The caller wakes the reader.
     pub(super) fn start_copy(
         &mut self,
@@ -143,7 +143,7 @@ impl State {
             Stage::Writing => copy.write_done(ok),
         }
         match copy.result() {
-            Some(end) => NextStep::Finish(end, copy.reason()),
+            Some(result) => NextStep::Finish(result, copy.reason()),
             None => {
                 ready_copies.lock().push(slot, copy);
                 NextStep::Drop
@@ -217,32 +217,32 @@ impl CloneTarget {
                 );
             }
             NextStep::Drop => drop(segment),
-            NextStep::Finish(end, reason) => {
+            NextStep::Finish(result, reason) => {
                 drop(segment);
-                self.copy_done(slot, end, reason);
+                self.copy_done(slot, result, reason);
             }
         }
     }
 
     /// Ends the slot of a copy. Process context.
-    fn copy_done(self: ArcBorrow<'_, Self>, slot: Slot, end: CopyResult, reason: CopyReason) {
-        let filled = match end {
+    fn copy_done(self: ArcBorrow<'_, Self>, slot: Slot, result: CopyResult, reason: CopyReason) {
+        let filled = match result {
             CopyResult::Copied => FillResult::Filled,
             CopyResult::Failed => FillResult::CopyFailed,
             CopyResult::GivenUp => FillResult::GivenUp,
         };
         // Gone if it was given up just now: then that has been told.
-        let Some((range, _)) = self.finish(slot, filled) else {
+        let Some((range, _)) = self.complete_fill(slot, filled) else {
             return;
         };
-        if end == CopyResult::Failed {
+        if result == CopyResult::Failed {
             self.copy_failed(reason);
         }
         if reason != CopyReason::Write {
-            let wanted = reason == CopyReason::Priority;
+            let is_priority = reason == CopyReason::Priority;
             self.hydration
                 .lock()
-                .finished(time::now().0, range, end, wanted);
+                .copy_done(time::now().0, range, result, is_priority);
             self.wake_hydration();
         }
     }
@@ -286,10 +286,10 @@ impl CloneTarget {
                 continue;
             };
             copy.give_up();
-            let (end, reason) = (copy.result(), copy.reason());
+            let (result, reason) = (copy.result(), copy.reason());
             drop(state);
-            if let Some(end) = end {
-                self.copy_done(slot, end, reason);
+            if let Some(result) = result {
+                self.copy_done(slot, result, reason);
             }
         }
     }

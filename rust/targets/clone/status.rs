@@ -23,14 +23,14 @@ use kernel::{
 impl CloneTarget {
     /// The status line, from memory. Waits for a commit before it if it is to, and for no other
     /// I/O.
-    pub(super) fn info(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
+    pub(super) fn emit_status(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
         // Neither while suspended, nor for a table that is not live: it might name another
         // destination.
         let live = !self.is_suspended() && !self.handle.is_suspended();
         if !noflush && live {
             // If it fails, the mode below shows it. If the reader is killed, nobody reads what is
             // below.
-            let _ = self.committed();
+            let _ = self.wait_for_commit();
         }
         let usage = self.metadata.usage();
         let mode = self.metadata.mode();
@@ -60,7 +60,7 @@ impl CloneTarget {
         out.emit(fmt!("{}", info))
     }
 
-    pub(super) fn table(&self, out: &mut StatusBuf<'_>) {
+    pub(super) fn emit_table(&self, out: &mut StatusBuf<'_>) {
         let args = CStrDisplay(&self.args);
         out.emit(fmt!(
             "{} {} {} {}",

@@ -74,7 +74,7 @@ impl Retries {
     }
 
     /// Notes the end of a copy, if it was the one of the region being tried.
-    pub(super) fn finished(&mut self, range: RegionRange) {
+    pub(super) fn copy_done(&mut self, range: RegionRange) {
         if self.trying.is_some_and(|region| range.contains(region)) {
             self.trying = None;
         }

@@ -158,7 +158,7 @@ impl SimulatedClone {
             };
             if starter == Starter::Hydration {
                 self.copying -= regions.len();
-                self.hydration.finished(now, regions, outcome, false);
+                self.hydration.copy_done(now, regions, outcome, false);
             }
         }
     }

@@ -240,7 +240,7 @@ fn copies_that_could_not_start_are_failures() {
     clone.flight.remove(slot);
     clone
         .hydration
-        .finished(clone.now, regions, CopyResult::Failed, false);
+        .copy_done(clone.now, regions, CopyResult::Failed, false);
     assert_eq!(
         clone
             .hydration
@@ -397,7 +397,7 @@ fn what_was_given_up_is_met_again() {
     clone.forget(slot, regions);
     clone
         .hydration
-        .finished(clone.now, regions, CopyResult::GivenUp, false);
+        .copy_done(clone.now, regions, CopyResult::GivenUp, false);
     assert_eq!(clone.ask(5), HydrationStep::Copy(regions));
     assert_eq!(clone.hydration.failures(), 0);
     // What was wished for stays wished for, with hydration off too.
@@ -414,6 +414,6 @@ fn what_was_given_up_is_met_again() {
     clone.forget(slot, regions);
     clone
         .hydration
-        .finished(clone.now, regions, CopyResult::GivenUp, true);
+        .copy_done(clone.now, regions, CopyResult::GivenUp, true);
     assert_eq!(clone.ask(5), HydrationStep::Copy(regions));
 }
