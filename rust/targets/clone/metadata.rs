@@ -20,20 +20,20 @@
 //! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the
 //! status says of the disk is in `state`: nobody waits for `disk` who does not write to it.
 
-use super::disk::{
-    log_error,
-    log_invalid,
-    Disk,
-    OpenMode,
-    Usage, //
+use super::{
+    disk::{
+        log_error,
+        log_invalid,
+        Disk,
+        OpenMode,
+        Usage, //
+    },
+    per_bio::CloneBioQueue, //
 };
 use crate::{
-    dm::{
-        bio::BioQueue,
-        device::{
-            Device,
-            TargetHandle, //
-        }, //
+    dm::device::{
+        Device,
+        TargetHandle, //
     },
     logic::{
         clone::{
@@ -86,7 +86,7 @@ pub(super) struct RegionState {
     /// The right to change the map, with the count of hydrated regions.
     pub(super) writer: MapWriter,
     /// The regions in flight, and what the disk does not know yet.
-    pub(super) slots: RegionSlots<BioQueue<super::per_bio::PerBioData>>,
+    pub(super) slots: RegionSlots<CloneBioQueue>,
     /// What has been done.
     pub(super) statistics: Statistics,
     /// How full the metadata device was after the last commit, or when it was opened.
