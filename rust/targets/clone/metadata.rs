@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which regions are hydrated: in core for routing, on disk for the next time.
+//! Which regions are hydrated: in core to route bios, on disk for the next activation.
 //!
-//! There is one [`Metadata`] for a metadata device, however many tables name it: see `shared_metadata.rs`.
+//! There is one [`Metadata`] per metadata device, shared by all tables that name it: see
+//! `shared_metadata.rs`.
 //!
-//! # What is on disk
+//! # Order of writes
 //!
-//! A region is marked on disk only after its data was made durable on the destination:
+//! A region is marked on disk only after its data is durable on the destination:
 //!
 //! ```text
-//!   begin_commit      flush of the destination      words, space map      superblock
-//!   (log is taken) -> (the log's data is safe)   -> (shadow blocks)    -> (all of it true at once)
+//!   begin_commit      flush of the destination     words, space map    superblock
+//!   (takes the log) > (makes its data durable)   > (shadow blocks)   > (validates all of it)
 //! ```
 //!
-//! What finishes during a commit goes to the other log and so to the next transaction.
+//! Regions that are hydrated during a commit go to the other log, and to the next transaction.
 //!
-//! # Locks
-//!
-//! `disk` (mutex) > `state` (irq spinlock). The map itself is read without a lock, and what the
-//! status says of the disk is in `state`: nobody waits for `disk` who does not write to it.
+//! C counterpart: `drivers/md/dm-clone-metadata.c`.
+
+mod recovery;
+
+pub(super) use recovery::{
+    log_operation_failed,
+    Recovery, //
+};
 
 use super::{
     disk::{
@@ -81,15 +86,15 @@ use kernel::{
     }, //
 };
 
-/// What routing decisions and their completions change.
+/// Everything that changes with the state of a region.
 pub(super) struct RegionState {
-    /// The right to change the map, with the count of hydrated regions.
+    /// The right to change the map, with the number of hydrated regions.
     pub(super) writer: MapWriter,
-    /// The regions in flight, and what the disk does not know yet.
+    /// The regions in flight, and the changes that the disk does not know.
     pub(super) slots: RegionSlots<CloneBioQueue>,
-    /// What has been done.
+    /// The counters of the message `statistics`.
     pub(super) statistics: Statistics,
-    /// How full the metadata device was after the last commit, or when it was opened.
+    /// How full the metadata device was when it was opened, or after the last commit.
     usage: Option<Usage>,
 }
 
@@ -100,7 +105,7 @@ pub(super) enum CommitOutcome {
     Nothing,
     /// The destination was flushed, and the metadata is durable.
     Flushed,
-    /// As `Flushed`, and with it the last region is on disk.
+    /// As `Flushed`, and every region is hydrated on disk.
     Complete,
 }
 
@@ -113,46 +118,40 @@ pub(super) enum CommitStep {
     Commit,
 }
 
-/// Why there is no commit.
+/// Why a commit failed.
 pub(super) struct CommitError {
     /// The error.
     pub(super) error: Error,
-    /// The new mode, if it is this failure that changed it.
+    /// The new mode, if this failure changed it.
     pub(super) degraded: Option<Mode>,
 }
 
-/// What became of an attempt to recover.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recovery {
-    /// It was in read-write mode.
-    NotNeeded,
-    /// It is in read-write mode again.
-    Yes,
-    /// It would be unsafe.
-    No,
-}
-
-/// The shared state of a metadata device.
+/// The state of a metadata device, shared by all tables on it.
+///
+/// C counterpart: `struct dm_clone_metadata`.
 #[pin_data]
 pub(crate) struct Metadata {
     geometry: Geometry,
     map: RegionMap,
-    /// Every region is hydrated, in core. Never cleared.
+    /// Whether every region is hydrated, in core. Never cleared.
     done: Atomic<bool>,
-    /// It is, and the mode is not [`Mode::Fail`]. Changed under the state lock.
+    /// Whether reads and writes go to the destination unchanged: every region is hydrated, and the
+    /// mode is not [`Mode::Fail`]. Changed with the state lock held.
     passthrough: Atomic<bool>,
-    /// There is something that the disk does not know.
+    /// Whether there are changes that the disk does not know.
     dirty: Atomic<bool>,
     /// A [`Mode`], as its discriminant.
     mode: Atomic<u32>,
-    /// A flush of the destination failed: see [`recover`](Metadata::recover).
+    /// Whether a flush of the destination failed: see [`recover`](Metadata::recover).
     flush_failed: Atomic<bool>,
-    /// The mode has changed by that, and nobody has been told.
+    /// Whether the mode changed by a failed flush, and no one has reported it.
     unreported: Atomic<bool>,
     device: Arc<BlockDevice>,
-    /// Held for all of a commit, and for what follows if it fails.
+    /// The open metadata; none if it cannot be opened. Held for all of a commit, and for what
+    /// follows its failure.
     #[pin]
     disk: Mutex<Option<Disk>>,
+    /// The lock of everything that changes with a region.
     #[pin]
     state: IrqLock<RegionState>,
 }
@@ -160,7 +159,7 @@ pub(crate) struct Metadata {
 impl ShareableMetadata for Metadata {
     type Params = Geometry;
 
-    /// Opens a metadata device, or formats a blank one, and reads its bits.
+    /// Opens a metadata device, or formats a blank one, and reads its bits. May sleep.
     fn open(device: &Device, geometry: Geometry) -> Result<Arc<Self>> {
         let name = device.disk_name();
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
@@ -179,7 +178,8 @@ impl ShareableMetadata for Metadata {
             if total < wanted {
                 warning!(
                     "clone",
-                    "Metadata device {} is too small to be sure: it has {} blocks, {} may be needed.",
+                    "Metadata device {} is too small to be sure: it has {} blocks, \
+                     {} may be needed.",
                     name,
                     total,
                     wanted
@@ -228,40 +228,44 @@ impl ShareableMetadata for Metadata {
 }
 
 impl Metadata {
-    /// Sizes of the target.
+    /// Returns the sizes of the target. Any context.
     pub(super) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// The hydrated regions. A set bit means: the destination has the data.
+    /// Returns the map of hydrated regions. Any context.
     pub(super) fn map(&self) -> &RegionMap {
         &self.map
     }
 
-    /// The lock of everything that changes with a region.
+    /// Returns the lock of everything that changes with a region. Any context.
     pub(super) fn state(&self) -> &IrqLock<RegionState> {
         &self.state
     }
 
-    /// Whether every region is hydrated: nothing is left to track. Any context.
+    /// Whether every region is hydrated, in core. Any context.
+    ///
+    /// C counterpart: `dm_clone_is_hydration_done()`.
     #[inline]
     pub(super) fn is_hydration_done(&self) -> bool {
         self.done.load(Acquire)
     }
 
-    /// Whether reads and writes are the destination's business alone. Any context.
+    /// Whether reads and writes go to the destination unchanged. Any context.
     #[inline]
     pub(super) fn is_passthrough(&self) -> bool {
         self.passthrough.load(Acquire)
     }
 
     /// Whether a flush must commit first. Any context.
+    ///
+    /// C counterpart: `dm_clone_changed_this_transaction()`.
     #[inline]
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty.load(Acquire)
     }
 
-    /// The present mode. Any context.
+    /// Returns the current mode. Any context.
     #[inline]
     pub(super) fn mode(&self) -> Mode {
         match self.mode.load(Relaxed) {
@@ -271,15 +275,16 @@ impl Metadata {
         }
     }
 
-    /// Marks regions whose data is on the destination, or not wanted any more. Each must have a
+    /// Marks regions whose data is on the destination, or was discarded. Each range needs a
     /// reservation in the log.
     ///
-    /// Under the state lock. The change is seen by readers of the map after the data was written.
+    /// Called with the state lock held. Readers of the map see the change after the data was
+    /// written.
     pub(super) fn mark_hydrated(&self, state: &mut RegionState, range: RegionRange) {
-        // First, so that whoever sees the map's bits sees that there is something to commit.
+        // First: whoever sees the new bits of the map also sees that a commit is due.
         self.dirty.store(true, Release);
         let recorded = state.slots.logs.record(range);
-        // By the reservation there is room. If not, the next clone would not know of the region.
+        // The reservation guarantees room. Without it, the region would not reach the disk.
         kernel::warn_on!(!recorded);
         self.map.insert(&mut state.writer, range);
         if state.writer.set() == self.geometry.regions() {
@@ -288,27 +293,31 @@ impl Metadata {
         }
     }
 
-    /// Hydrated regions, and regions being hydrated. Any context.
+    /// Returns the number of hydrated regions, and of regions in flight. Any context.
     pub(super) fn progress(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.writer.set(), state.slots.inflight.regions())
     }
 
-    /// What has been done since the metadata was opened. Any context.
+    /// Returns what was done since the metadata was opened. Any context.
     pub(super) fn statistics(&self) -> Statistics {
         self.state.lock().statistics
     }
 
-    /// How much of the metadata device is in use, as far as is known. Any context.
+    /// Returns how full the metadata device is, if that is known. Any context.
     pub(super) fn usage(&self) -> Option<Usage> {
         self.state.lock().usage
     }
 
-    /// Commits what is hydrated, with `flush` making the destination durable in between. Sleeps for
-    /// I/O.
+    /// Commits the hydrated regions; `flush` makes the destination durable in between. May sleep.
     ///
-    /// On failure the mode changes and messages name `name`. What was not committed stays dirty,
-    /// and the map keeps it for routing: what was acknowledged stays readable.
+    /// C counterparts: `dm_clone_metadata_pre_commit()`, `dm_clone_metadata_commit()`.
+    ///
+    /// # Errors
+    ///
+    /// Any error of the devices. The mode changes, and messages name `name`. Regions that were not
+    /// committed stay dirty, and the map still routes to the destination: acknowledged data stays
+    /// readable.
     pub(super) fn commit(
         &self,
         name: &TargetHandle,
@@ -355,7 +364,9 @@ impl Metadata {
         }
     }
 
-    /// First the data, then what says that it is there. Returns how full the device is then.
+    /// Writes a log: first flushes the data, then writes the metadata that refers to it. May sleep.
+    ///
+    /// Returns how full the device is after it.
     fn write(
         &self,
         disk: &mut Option<Disk>,
@@ -364,8 +375,7 @@ impl Metadata {
     ) -> Result<Option<Usage>, (CommitStep, Error)> {
         flush().map_err(|error| (CommitStep::Flush, error))?;
         if self.flush_failed.load(Acquire) {
-            // Another flush, at the same time, may have lost what this one should have made
-            // durable.
+            // A concurrent flush may have lost the data that this one should have made durable.
             return Err((CommitStep::Flush, EIO));
         }
         let step = |error| (CommitStep::Commit, error);
@@ -376,116 +386,10 @@ impl Metadata {
         Ok(disk.usage().ok())
     }
 
-    /// Goes back to the last transaction on disk and writes nothing more. Sleeps for I/O.
-    fn abort(
-        &self,
-        disk: &mut Option<Disk>,
-        name: &TargetHandle,
-        step: CommitStep,
-        error: Error,
-    ) -> Mode {
-        log_operation_failed(name, step, error);
-        err!("clone", "{}: Aborting current metadata transaction", name);
-        if step == CommitStep::Flush {
-            self.flush_failed.store(true, Relaxed);
-        }
-        // The mode that this ends in is what users are told of.
-        self.unreported.store(false, Relaxed);
-        // The old blocks must be gone before the device is read again.
-        *disk = None;
-        let mode = match Disk::open(self.device.clone(), &self.geometry, OpenMode::ReadOnly) {
-            Ok(reopened) => {
-                self.state.lock().usage = reopened.usage().ok();
-                *disk = Some(reopened);
-                Mode::ReadOnly
-            }
-            Err(_) => {
-                err!("clone", "{}: Failed to abort metadata transaction", name);
-                Mode::Fail
-            }
-        };
-        self.set_mode(&self.state.lock(), mode);
-        mode
-    }
-
-    /// A flush of the destination failed, and it was not one of a commit. Whether that changes the
-    /// mode: it need not if no region is in flight, and none has been marked since the last commit,
-    /// for then the metadata says nothing that may be lost. Who is told that it does calls
-    /// [`take_flush_failure`](Self::take_flush_failure) some time. Any context.
-    pub(super) fn flush_failed(&self) -> bool {
-        let state = self.state.lock();
-        if state.slots.inflight.is_empty() && !state.slots.logs.is_dirty() {
-            return false;
-        }
-        self.flush_failed.store(true, Release);
-        if self.mode() != Mode::ReadWrite {
-            return false;
-        }
-        self.set_mode(&state, Mode::ReadOnly);
-        self.unreported.store(true, Relaxed);
-        true
-    }
-
-    /// Whether the mode has changed by [`flush_failed`](Self::flush_failed) since this was last
-    /// called. Any context.
-    pub(super) fn take_flush_failure(&self) -> bool {
-        self.unreported.xchg(false, Relaxed)
-    }
-
+    /// Sets the mode. Called with the state lock held.
     fn set_mode(&self, _: &RegionState, mode: Mode) {
         self.mode.store(mode as u32, Relaxed);
         self.passthrough
             .store(self.is_hydration_done() && mode != Mode::Fail, Release);
     }
-
-    /// Tries to get out of a failed state: opens the metadata again for writing. What was not
-    /// committed is still known and goes with the next commit. Does nothing in read-write mode.
-    /// Sleeps for I/O.
-    ///
-    /// After a failed flush the destination may have dropped data that it acknowledged, and a later
-    /// flush may say nothing of it. Marking those regions would make the loss permanent, so the
-    /// mode stays: only a new beginning, from what is on disk, is safe.
-    pub(super) fn recover(&self, name: &TargetHandle) -> Result<Recovery> {
-        let _noio = NoIo::enter();
-        let mut disk = self.disk.lock();
-        if self.mode() == Mode::ReadWrite {
-            return Ok(Recovery::NotNeeded);
-        }
-        if self.flush_failed.load(Relaxed) {
-            warning!(
-                "clone",
-                "{}: The destination lost data: remove and create the device",
-                name
-            );
-            return Ok(Recovery::No);
-        }
-        // What there was is read-only, so it can stay until the new one is there; if that fails,
-        // nothing has changed.
-        let reopened = Disk::open(self.device.clone(), &self.geometry, OpenMode::ReadWrite)?;
-        let usage = reopened.usage().ok();
-        let mut state = self.state.lock();
-        state.usage = usage;
-        if self.flush_failed.load(Relaxed) {
-            return Ok(Recovery::No);
-        }
-        self.set_mode(&state, Mode::ReadWrite);
-        drop(state);
-        *disk = Some(reopened);
-        Ok(Recovery::Yes)
-    }
-}
-
-/// Logs that a step of a commit failed.
-pub(super) fn log_operation_failed(name: &TargetHandle, step: CommitStep, error: Error) {
-    let what = match step {
-        CommitStep::Flush => "flush destination device",
-        CommitStep::Commit => "dm_clone_metadata_commit",
-    };
-    err!(
-        "clone",
-        "{}: Metadata operation `{}' failed: error = {}",
-        name,
-        what,
-        error.to_errno()
-    );
 }
