@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Commits: the committer, those who wait for it, and what a commit changes for users.
+//! The committer, threads that wait for it, and reports to users.
 
 use super::{
     metadata::{
@@ -46,10 +46,10 @@ use kernel::{
 };
 
 impl CloneTarget {
-    /// Sees to it that what was just marked will be committed. Any context.
+    /// Schedules a commit of regions that were just marked. Any context.
     ///
-    /// At once if the log fills up or nothing is left to hydrate; otherwise some time after the
-    /// first change.
+    /// The commit starts at once if the log fills up or all regions are hydrated, otherwise some
+    /// time after the first change.
     pub(super) fn schedule_commit(self: ArcBorrow<'_, Self>, was_dirty: bool, is_half_full: bool) {
         if is_half_full || self.metadata.is_hydration_done() {
             self.wake_committer();
@@ -58,13 +58,19 @@ impl CloneTarget {
         }
     }
 
+    /// Queues the committer. Any context.
     pub(super) fn wake_committer(self: ArcBorrow<'_, Self>) {
         self.commit_queue
             .enqueue::<CloneTarget, { work_id::COMMITTER }>(self.into());
     }
 
-    /// Waits until what has been done up to now is committed, or cannot be. Sleeps, and the thread
-    /// can be killed meanwhile: it is the committer that waits for the devices.
+    /// Waits until all earlier changes are committed, or cannot be. May sleep.
+    ///
+    /// Only the committer waits for the devices, so that the caller can be killed.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the thread is killed.
     pub(super) fn wait_for_commit(self: ArcBorrow<'_, Self>) -> Result {
         if !self.metadata.is_dirty() || self.metadata.mode() != Mode::ReadWrite {
             return Ok(());
@@ -74,7 +80,9 @@ impl CloneTarget {
         self.commit_runs.wait(run)
     }
 
-    /// Commits, and tells the world what changed by it. Sleeps for I/O.
+    /// Commits, and reports what users are to know of it. May sleep.
+    ///
+    /// C counterpart: `commit_metadata()`.
     pub(super) fn commit(&self) -> Result<CommitOutcome> {
         let result = self
             .metadata
@@ -90,8 +98,10 @@ impl CloneTarget {
         result.map_err(|failure| failure.error)
     }
 
-    /// A flush of the destination failed that no commit asked for. What it lost may be what fills a
-    /// region just now: marking it would make the loss permanent. Any context.
+    /// Handles the failure of a flush that no commit asked for. Any context.
+    ///
+    /// The flush may have lost data of a region that is in flight. To mark that region would make
+    /// the loss permanent.
     #[cold]
     pub(super) fn flush_failed(self: ArcBorrow<'_, Self>) {
         if self.metadata.flush_failed() {
@@ -99,8 +109,7 @@ impl CloneTarget {
         }
     }
 
-    /// Tells the world if the mode has changed because of a flush that failed, and that no commit
-    /// asked for. Sleeps.
+    /// Reports a change of the mode by a failed flush that no commit asked for. May sleep.
     fn report_flush_failure(&self) {
         if self.metadata.take_flush_failure() {
             log_operation_failed(&self.handle, CommitStep::Flush, EIO);
@@ -108,7 +117,7 @@ impl CloneTarget {
         }
     }
 
-    /// Tells the world of a new mode. Sleeps.
+    /// Reports a new mode: logs it, and raises a dm event. May sleep.
     pub(super) fn report_mode(&self, mode: Mode) {
         info!(
             "clone",
@@ -120,7 +129,7 @@ impl CloneTarget {
     }
 }
 
-/// Commits, and ends or sends on who waited for it.
+/// The committer: commits, then ends or submits the bios that waited for it.
 impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -128,8 +137,8 @@ impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
         let _noio = NoIo::enter();
         let run = this.commit_runs.begin();
         this.report_flush_failure();
-        // Taken before the commit begins, so that its flush of the destination comes after their
-        // data.
+        // Take the lists before the commit begins: its flush of the destination must come after
+        // their data.
         let (mut flush, mut written) = {
             let mut deferred = this.deferred.lock();
             (deferred.flush.take(), deferred.fua_written.take())
@@ -148,7 +157,7 @@ impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
                     }
                     ready.push(bio);
                 }
-                // Suspending commits by itself, and resuming starts the timer again.
+                // Suspending commits by itself, and resuming arms the timer again.
                 if this.metadata.is_dirty() && !this.is_suspended() {
                     enqueue_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(
                         this.clone(),
@@ -164,15 +173,14 @@ impl WorkItem<{ work_id::COMMITTER }> for CloneTarget {
         this.as_arc_borrow().wake_all_stalled();
         this.as_arc_borrow().wake_hydration();
         this.commit_runs.end(run);
-        // Last, since this may have to wait: for a request of the destination, or for the budget of
-        // a cgroup.
+        // Submit last: it may wait for a request of the destination, or for the budget of a cgroup.
         while let Some(bio) = ready.pop() {
             bio.submit(&this.destination);
         }
     }
 }
 
-/// Commits some time after a change that nobody waits for.
+/// Runs the committer some time after a change that nobody waits for.
 impl WorkItem<{ work_id::COMMIT_TIMER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -181,7 +189,7 @@ impl WorkItem<{ work_id::COMMIT_TIMER }> for CloneTarget {
     }
 }
 
-/// Counts the runs of the committer, which never run side by side.
+/// Counts the runs of the committer, which never overlap.
 pub(super) struct CommitRuns {
     begun: Atomic<u32>,
     ended: Atomic<u32>,
@@ -189,7 +197,11 @@ pub(super) struct CommitRuns {
 }
 
 impl CommitRuns {
-    /// Counts from zero. Sleeps.
+    /// Makes a count of zero runs. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(super) fn new() -> Result<Self> {
         Ok(CommitRuns {
             begun: Atomic::new(0),
@@ -198,26 +210,31 @@ impl CommitRuns {
         })
     }
 
-    /// A run begins. Returns its number.
+    /// Begins a run. Returns its number.
     fn begin(&self) -> u32 {
-        // With full order: what happened before a waiter did not see this run is seen by the run.
+        // Full order: a change that precedes a call of `next` which does not see this run is seen
+        // by the run.
         self.begun.fetch_add(1, Full).wrapping_add(1)
     }
 
-    /// The run of this number ends.
+    /// Ends the run of this number.
     fn end(&self, run: u32) {
         self.ended.store(run, Release);
         self.waiters.wake_all();
     }
 
-    /// The number of the next run to begin.
+    /// Returns the number of the next run to begin.
     fn next(&self) -> u32 {
         self.begun.fetch_add(0, Full).wrapping_add(1)
     }
 
-    /// Waits until a run has ended, `EINTR` if the thread is killed.
+    /// Waits until the run of this number has ended. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the thread is killed.
     fn wait(&self, run: u32) -> Result {
-        // The counts wrap around, but never while somebody waits.
+        // The counts wrap around, but no waiter waits for so many runs.
         let ended = || self.ended.load(Acquire).wrapping_sub(run) < u32::MAX / 2;
         self.waiters.wait_killable(ended)
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The end of the I/O that fills regions: marks them, and releases the bios that wait.
+//! The end of an overwrite, of a copy or of zeroing: marks regions, and releases the bios that wait
+//! for them.
 
 use super::{
     per_bio::CloneBioQueue,
@@ -8,8 +9,8 @@ use super::{
 };
 use crate::{
     dm::bio::{
-        Op,
-        BlkStatus, //
+        BlkStatus,
+        Op, //
     },
     logic::{
         clone::{
@@ -23,9 +24,12 @@ use crate::{
 use kernel::sync::ArcBorrow;
 
 impl CloneTarget {
-    /// Ends a slot: marks its regions if they are filled, and sends on who waited. Any context.
+    /// Completes a slot: marks its regions if they are filled, and releases its waiters. Any
+    /// context.
     ///
-    /// Returns the regions and whether they are marked; nothing if the slot has ended before.
+    /// Returns the regions, and whether they are marked; `None` if the slot was completed earlier.
+    ///
+    /// C counterparts: `hydration_complete()`, `hydration_update_metadata()`.
     pub(super) fn complete_fill(
         self: ArcBorrow<'_, Self>,
         slot: Slot,
@@ -61,8 +65,7 @@ impl CloneTarget {
         } else if result == FillResult::CopyFailed && range.len() == 1 {
             self.fail_waiters(&mut waiters);
         } else if !waiters.is_empty() {
-            // Somebody else's failure is not theirs; or the mode has changed, which the next look
-            // finds.
+            // The waiters have not failed: another bio has, or the mode has changed. Decide again.
             self.deferred.lock().retry.append(&mut waiters);
             self.wake_worker();
         }
@@ -77,8 +80,8 @@ impl CloneTarget {
         Some((range, marked))
     }
 
-    /// Fails writes to a part of a region that cannot be copied. Who needs nothing of it goes on:
-    /// discards, and writes to all of it.
+    /// Fails partial writes to a region whose copy failed. Full overwrites and discards are
+    /// retried.
     fn fail_waiters(self: ArcBorrow<'_, Self>, waiters: &mut CloneBioQueue) {
         while let Some(bio) = waiters.pop() {
             if bio.op() == Op::Discard || self.is_overwrite(&bio) {
@@ -89,7 +92,7 @@ impl CloneTarget {
         }
     }
 
-    /// Sends on bios whose region has just been marked.
+    /// Releases the bios that waited for a region that is hydrated now.
     fn release_waiters(self: ArcBorrow<'_, Self>, waiters: &mut CloneBioQueue) {
         if waiters.is_empty() {
             return;

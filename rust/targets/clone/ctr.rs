@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table line of a clone, and the constructor.
+//! The constructor of a clone: table line, devices, memory.
 
 use super::{
     commit::CommitRuns,
@@ -61,22 +61,24 @@ use kernel::{
     }, //
 };
 
-/// A metadata device above this size has blocks that the space map cannot use.
+/// The space map cannot use all blocks of a metadata device above this size.
 const METADATA_WARN: Sectors = Sectors(33_554_432);
 
-/// What is usable of it.
+/// The part of such a device that the space map can use.
 const METADATA_USABLE: Sectors = Sectors(255 * 16_320 * 8);
 
-/// Pieces of copies whose contexts can be allocated whatever the state of memory.
+/// Segments whose contexts can be allocated even without free memory.
 const SEGMENT_RESERVE: u16 = 64;
 
-/// The most data that is on its way from the source to the destination.
+/// Maximum amount of data in flight between the source and the destination.
 const COPY_MEMORY: Sectors = Sectors(64 << 11);
 
-/// Sectors of zeros that are written at a time where the destination cannot make zeros itself.
+/// Sectors of zeros per write, for a destination that cannot zero sectors itself.
 const ZEROS: u32 = 128;
 
-/// See [`Target::ctr`].
+/// Builds a target from its table line. May sleep.
+///
+/// C counterpart: `clone_ctr()`.
 pub(super) fn ctr(
     builder: &mut TargetBuilder<'_>,
     all: &Arc<SharedMetadata<Metadata>>,
@@ -127,7 +129,7 @@ pub(super) fn ctr(
     let options =
         Options::parse(&mut args).map_err(|error| CtrError::new(error.message, error.error))?;
 
-    // The C target takes both, and formats or fills the one over the data of the other.
+    // The C target accepts such a line, and formats or fills one device over the data of the other.
     for (device, text) in [
         (
             &destination,

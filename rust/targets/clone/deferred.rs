@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bios between `map` and the device below, and the worker that takes them on.
+//! Bios between `map` and the device below, and the worker that submits them.
 
 use super::{
     per_bio::{
@@ -34,33 +34,36 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// Bios between `map` and the device below.
+/// The lists of deferred bios, and of other work for process context.
+///
+/// C counterparts: `deferred_bios`, `deferred_discard_bios`, `deferred_flush_bios` and
+/// `deferred_flush_completions` of `struct clone`.
 #[derive(Default)]
 pub(super) struct DeferredLists {
-    /// Their region is hydrated: to be submitted.
+    /// Bios to a hydrated region: to be submitted.
     pub(super) ready: CloneBioQueue,
-    /// To be looked at again: their copy failed with others, a discard's range became free, or
-    /// there was no room.
+    /// Bios to decide on again: the copy that they waited for failed, the range of a discard became
+    /// free, or there was no room.
     pub(super) retry: CloneBioQueue,
-    /// Writes that need a copy for which there is no slot, or no room in the log.
+    /// Writes that need a copy, and found no slot or no room in the log.
     pub(super) stalled_copies: CloneBioQueue,
-    /// Overwrites for which there is no slot or no room in the log, and discards that lack the
-    /// latter.
+    /// Overwrites that found no slot or no room in the log, and discards that found no room in the
+    /// log.
     pub(super) stalled: CloneBioQueue,
     /// Flushes and FUA writes: to be submitted or ended after a commit.
     pub(super) flush: CloneBioQueue,
     /// FUA overwrites whose data is written: to be ended after a commit.
     pub(super) fua_written: CloneBioQueue,
-    /// Pieces of copies that have been read or written.
+    /// Segments of copies that were read or written.
     pub(super) segments: RequestList<Segment>,
-    /// Discards that are to write zeros first.
+    /// Discards that write zeros first.
     pub(super) zeroing: CloneBioQueue,
-    /// What is to be copied before all else.
+    /// Ranges to copy before all others.
     pub(super) priority: PriorityRanges,
 }
 
 impl CloneTarget {
-    /// A bio that the worker is to look at again.
+    /// Lets the worker decide on a bio again.
     pub(super) fn reevaluate(self: ArcBorrow<'_, Self>, bio: Option<CloneBio>) {
         if let Some(bio) = bio {
             self.deferred.lock().retry.push(bio);
@@ -68,13 +71,13 @@ impl CloneTarget {
         }
     }
 
-    /// A bio that must wait for a commit.
+    /// Defers a bio until after a commit.
     pub(super) fn defer_flush(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         self.deferred.lock().flush.push(bio);
         self.wake_committer();
     }
 
-    /// Asks for regions to be copied before all others. Any context.
+    /// Requests that a range is copied before all others. Any context.
     pub(super) fn prioritize(self: ArcBorrow<'_, Self>, range: RegionRange) {
         {
             let mut deferred = self.deferred.lock();
@@ -84,11 +87,11 @@ impl CloneTarget {
         self.wake_hydration();
     }
 
-    /// A bio for which there is no slot or no room in the log.
+    /// Defers a bio that found no slot or no room in the log.
     ///
-    /// The end of a slot makes room, and so does a commit. If there is no slot to end, or the log
-    /// is what is full, a commit is asked for; it looks at stalled bios even if there is nothing to
-    /// commit by then.
+    /// The end of a fill makes room, and so does a commit. If nothing is in flight, or the log is
+    /// what is full, this requests a commit, which reevaluates stalled bios even if it finds
+    /// nothing to commit.
     pub(super) fn stall(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         let needs_copy = bio.op() != Op::Discard && !self.is_overwrite(&bio);
         let mut deferred = self.deferred.lock();
@@ -106,15 +109,15 @@ impl CloneTarget {
         }
     }
 
-    /// Stalled bios of each kind that are looked at again when one slot has ended.
+    /// Stalled bios of each kind that are reevaluated when one slot becomes free.
     pub(super) const STALLED_BATCH: usize = 4;
 
-    /// Lets the worker look at all stalled bios again. Any context.
+    /// Lets the worker reevaluate all stalled bios. Any context.
     pub(super) fn wake_all_stalled(self: ArcBorrow<'_, Self>) {
         self.wake_stalled(usize::MAX, usize::MAX);
     }
 
-    /// Lets the worker look at some of those stalled bios for which there is room. Any context.
+    /// Lets the worker reevaluate some of the stalled bios for which there is room. Any context.
     pub(super) fn wake_stalled_with_room(self: ArcBorrow<'_, Self>) {
         let mut state = self.metadata.state().lock();
         let mut step = |kind| match state.slots.has_room(kind) {
@@ -126,6 +129,8 @@ impl CloneTarget {
         self.wake_stalled(copies, others);
     }
 
+    /// Lets the worker reevaluate up to `copies` stalled writes that need a copy, and up to
+    /// `others` other bios. Any context.
     pub(super) fn wake_stalled(self: ArcBorrow<'_, Self>, copies: usize, others: usize) {
         let mut guard = self.deferred.lock();
         let deferred = &mut *guard;
@@ -148,13 +153,14 @@ impl CloneTarget {
         }
     }
 
+    /// Queues the worker. Any context.
     pub(super) fn wake_worker(self: ArcBorrow<'_, Self>) {
         self.queue
             .enqueue::<CloneTarget, { work_id::WORKER }>(self.into());
     }
 }
 
-/// Takes on the bios that are ready, and decides again on those that were not.
+/// The worker: submits ready bios, and reevaluates deferred ones.
 impl WorkItem<{ work_id::WORKER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -175,8 +181,8 @@ impl WorkItem<{ work_id::WORKER }> for CloneTarget {
                 this.as_arc_borrow().process_write(bio);
             }
         }
-        // Those may have needed less room than there was; the next ones then need not wait for a
-        // slot to end.
+        // The reevaluated bios may have used less than the room that there was: let more follow
+        // now.
         if retried {
             this.as_arc_borrow().wake_stalled_with_room();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Discards.
+//! Discards, and the zeroer.
 
 use super::{
     per_bio::{
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     dm::bio::{
+        BlkStatus,
         MapBio,
-        Mapped,
-        BlkStatus, //
+        Mapped, //
     },
     logic::{
         clone::{
@@ -42,6 +42,7 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
+/// Maps a discard. C counterpart: `process_discard_bio()`.
 pub(super) fn map_discard<'a>(
     this: ArcBorrow<'_, CloneTarget>,
     bio: MapBio<'a, PerBioData>,
@@ -57,21 +58,22 @@ pub(super) fn map_discard<'a>(
     if metadata.mode() != Mode::ReadWrite {
         return bio.end(BlkStatus::OK);
     }
-    // Not from here: there may be many regions to look at, and submitting it may wait.
+    // Leave it to the worker: the discard may cover many regions, and submitting it may sleep.
     let (bio, mapped) = bio.take();
     this.reevaluate(Some(bio));
     mapped
 }
 
 impl CloneTarget {
-    /// Regions that are marked with interrupts off at a time: 8 KiB of the map.
+    /// Maximum number of regions that are marked at a time, with interrupts disabled: 8 KiB of the
+    /// map.
     pub(super) const MAX_MARKED_REGIONS: u64 = 1 << 16;
 
     /// Marks the whole regions of a discard, then passes it down. Process context.
     ///
-    /// A region that is being copied must not be marked before the copy has ended: it would write
-    /// old data over what is written after the discard. So such regions are waited for; all others
-    /// are marked at once, so the wait is bounded.
+    /// A region that is being copied is not marked before its copy has ended: the copy would
+    /// overwrite data that is written after the discard. The discard waits for such regions. All
+    /// others are marked at once, so the wait is bounded.
     pub(super) fn process_discard(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let range = metadata.geometry().covered(bio.sector(), bio.sectors());
@@ -118,7 +120,7 @@ impl CloneTarget {
             next = clear.end;
         }
         if let Some(slot) = busy {
-            // The slot may have ended meanwhile: then look again at once.
+            // The slot may be free by now: then decide again at once.
             let rejected = metadata.state().lock().wait(slot, bio);
             return self.reevaluate(rejected);
         }
@@ -130,10 +132,10 @@ impl CloneTarget {
         }
     }
 
-    /// Writes zeros to the whole regions of a discard that are not hydrated, and marks them. Sleeps
-    /// for I/O.
+    /// Writes zeros to those whole regions of a discard that are not hydrated, and marks them. May
+    /// sleep.
     ///
-    /// It is not passed down: what the destination makes of a discard need not be zeros.
+    /// The discard is not passed down: a discarded range of the destination need not read as zeros.
     pub(super) fn zero_discard(self: ArcBorrow<'_, Self>, bio: CloneBio) {
         let metadata = &self.metadata;
         let mut rest = metadata.geometry().covered(bio.sector(), bio.sectors());
@@ -182,7 +184,7 @@ impl CloneTarget {
     }
 }
 
-/// Writes zeros for discards.
+/// The zeroer: writes zeros for discards.
 impl WorkItem<{ work_id::ZEROER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 

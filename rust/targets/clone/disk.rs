@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata on disk.
+//! The metadata of a clone on disk: superblock, space map, and the bitset of hydrated regions.
+//!
+//! C counterpart: the on-disk part of `drivers/md/dm-clone-metadata.c`. Layout:
+//! [`superblock`](crate::logic::clone::superblock).
 
 use crate::{
     dm::pdata::{
@@ -45,12 +48,14 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Sectors in a metadata block.
+/// Sectors of a metadata block. C counterpart: `DM_CLONE_METADATA_BLOCK_SIZE`.
 const METADATA_BLOCK: u64 = 8;
 
-/// Blocks that one thread holds at a time, in the library's own code too.
+/// Maximum number of blocks that one thread holds at a time, including those that the
+/// persistent-data library holds. C counterpart: `DM_CLONE_MAX_CONCURRENT_LOCKS`.
 const MAX_HELD_BLOCKS: u32 = 5;
 
+/// The checks of the superblock block. C counterpart: `sb_validator`.
 struct SuperblockKind;
 
 impl Validate for SuperblockKind {
@@ -61,20 +66,21 @@ impl Validate for SuperblockKind {
     }
 
     fn seal(data: &mut [u8], location: u64) {
-        // Fails only for a block that is shorter than a superblock.
+        // It fails only for a block that is shorter than a superblock.
         let _ = FORMAT.seal(data, location);
     }
 }
 
 static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
 
+/// Logs why a superblock cannot be used. Returns the error. Any context.
 pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
     let reason = reason.into();
     err!("clone metadata", "{}", reason);
     reason.into()
 }
 
-/// Logs what could not be done, and passes the error on.
+/// Returns a function that logs what failed, and passes the error on. Any context.
 pub(super) fn log_error(what: &'static str) -> impl FnOnce(Error) -> Error {
     move |error| {
         err!("clone metadata", "{}", what);
@@ -82,36 +88,44 @@ pub(super) fn log_error(what: &'static str) -> impl FnOnce(Error) -> Error {
     }
 }
 
-/// Whether a blank device may be formatted.
+/// How metadata is opened.
 #[derive(Clone, Copy)]
 pub(super) enum OpenMode {
+    /// For writing; a blank device is formatted.
     FormatIfBlank,
+    /// For writing; a blank device is refused.
     ReadWrite,
-    /// Nor anything else be written.
+    /// For reading; a blank device is refused.
     ReadOnly,
 }
 
 /// How much of a metadata device is in use.
 #[derive(Clone, Copy)]
 pub(super) struct Usage {
-    /// Blocks in use.
+    /// The number of blocks in use.
     pub(super) used: u64,
-    /// Blocks.
+    /// The number of blocks.
     pub(super) total: u64,
 }
 
 /// The open metadata device.
+///
+/// C counterpart: the on-disk part of `struct dm_clone_metadata`.
 pub(super) struct Disk {
+    /// The transaction manager, with the space map.
     pub(super) tm: TransactionManager,
+    /// The bitset of hydrated regions: an array of words.
     pub(super) bits: WordArray,
+    /// The root block of `bits`.
     pub(super) root: Block,
-    /// Just formatted: no bit is set.
+    /// Whether the device was just formatted: no bit is set.
     pub(super) fresh: bool,
 }
 
 impl Disk {
-    /// Opens the metadata; a blank device is formatted if that is allowed (`format`). Sleeps for
-    /// I/O.
+    /// Opens the metadata of a device. May sleep.
+    ///
+    /// C counterpart: `__open_or_format_metadata()`.
     pub(super) fn open(
         device: Arc<BlockDevice>,
         geometry: &Geometry,
@@ -138,6 +152,7 @@ impl Disk {
         }
     }
 
+    /// Loads metadata, and verifies the structures that the library would trust. May sleep.
     fn load(blocks: BlockManager, geometry: &Geometry, device_blocks: u64) -> Result<Self> {
         let superblock = {
             let block = blocks
@@ -164,6 +179,7 @@ impl Disk {
         })
     }
 
+    /// Formats a device, and commits the result. May sleep.
     fn format(blocks: BlockManager, geometry: &Geometry) -> Result<Self> {
         let mut tm = TransactionManager::create(blocks, Block(LOCATION))
             .map_err(log_error("Failed to create transaction manager"))?;
@@ -182,14 +198,16 @@ impl Disk {
         Ok(disk)
     }
 
-    /// How much of the device is in use.
+    /// Returns how much of the device is in use. May sleep.
     pub(super) fn usage(&self) -> Result<Usage> {
         let total = self.tm.total_blocks()?;
         let used = total.saturating_sub(self.tm.free_blocks()?);
         Ok(Usage { used, total })
     }
 
-    /// Ends the transaction: after it, what was set is on disk, durably.
+    /// Ends the transaction: all bits that were set are durable on disk. May sleep.
+    ///
+    /// C counterpart: `__metadata_commit()`.
     pub(super) fn commit(&mut self, geometry: &Geometry) -> Result {
         self.tm
             .pre_commit()
@@ -205,22 +223,28 @@ impl Disk {
         };
         self.tm
             .commit(Block(LOCATION), &SUPERBLOCK, |block| {
-                // Fails only for a block that is shorter than a superblock.
+                // It fails only for a block that is shorter than a superblock.
                 let _ = superblock.write(block);
             })
             .map_err(log_error("Failed to commit superblock"))
     }
 
-    /// Blocks that must be free before the bits of an array block are set.
+    /// Returns how many blocks must be free before the bits of another array block are set.
     pub(super) fn margin(&self, geometry: &Geometry) -> Result<u64> {
         let words = geometry.regions().div_ceil(64);
         let total = self.tm.total_blocks()?;
         Ok(array_margin(words.div_ceil(WORDS_PER_BLOCK), total))
     }
 
-    /// Makes sure that there is room to set bits of another array block: if need be by a commit of
-    /// those that have been set, which sets free what the commit before replaced. The library must
-    /// not run out of space in the midst of a change: it would keep a block locked for ever.
+    /// Makes room to set bits of another array block. May sleep.
+    ///
+    /// If blocks are short and bits were set, it commits: this frees the blocks that the previous
+    /// transaction replaced. The library must not run out of space in the middle of a change,
+    /// because it would keep a block locked for good.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if there is no room.
     fn make_room(&mut self, geometry: &Geometry, any_set: bool) -> Result {
         let margin = self.margin(geometry)?;
         if self.tm.free_blocks()? >= margin {
@@ -235,9 +259,15 @@ impl Disk {
         Ok(())
     }
 
-    /// Adds the bits of a log to the running transaction, by words, in the order of the array.
-    /// Where space is short, those set so far are committed on the way: what the log says is true
-    /// of any part of it.
+    /// Sets the bits of a log in the current transaction. May sleep.
+    ///
+    /// It sets them word by word, in the order of the array. Where space is short, it commits the
+    /// bits that are set so far: every region of the log is hydrated, so any part of the log may be
+    /// durable.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if there is no room.
     pub(super) fn set_bits(&mut self, log: &RangeLog, geometry: &Geometry) -> Result {
         let mut present = None;
         for (index, mask) in log.words() {

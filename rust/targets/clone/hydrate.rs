@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The background hydration ("sweep").
+//! The background hydration.
 //!
-//! What to copy next, and when, is decided by [`Hydration`](crate::logic::clone::hydration::Hydration). Here it
-//! is carried out.
+//! [`Hydration`](crate::logic::clone::hydration::Hydration) decides what to copy next, and when.
+//! This file carries it out. C counterpart: `do_hydration()`.
 
 use super::{
     work_id,
@@ -47,14 +47,14 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// The longest copy: a write that comes in between waits for all of it.
+/// Maximum length of a copy: a write to any of its regions waits for all of it.
 const MAX_COPY_LEN: Sectors = Sectors(16 * 1024);
 
-/// Copies of the sweep in flight at most: half of all slots.
+/// Maximum number of background copies in flight: half of all slots.
 const MAX_HYDRATION_COPIES: u32 = 512;
 
 impl CloneTarget {
-    /// Whether the sweep has something to do at all.
+    /// Whether there may be something to hydrate. Any context.
     fn may_hydrate(&self) -> bool {
         (self.hydration_enabled.load(Relaxed) || self.priority_pending.load(Relaxed))
             && !self.is_suspended()
@@ -62,7 +62,7 @@ impl CloneTarget {
             && self.metadata.mode() == Mode::ReadWrite
     }
 
-    /// Lets the sweep decide anew. Any context.
+    /// Queues the hydrator, if there may be something to hydrate. Any context.
     pub(super) fn wake_hydration(self: ArcBorrow<'_, Self>) {
         if self.may_hydrate() {
             self.queue
@@ -70,7 +70,7 @@ impl CloneTarget {
         }
     }
 
-    /// Starts copies until the sweep says wait. Process context.
+    /// Starts copies until the decision is to wait. Process context.
     fn run_hydration(self: ArcBorrow<'_, Self>) {
         let _noio = NoIo::enter();
         let mut started = false;
@@ -91,7 +91,9 @@ impl CloneTarget {
         }
     }
 
-    /// Begins the copy that the sweep wants next, or says why there is none.
+    /// Starts the next background copy, or returns why there is none. Process context.
+    ///
+    /// C counterpart: `__start_next_hydration()`.
     fn start_next_hydration(&self) -> HydrationStep {
         let geometry = self.metadata.geometry();
         let mut hydration = self.hydration.lock();
@@ -110,13 +112,13 @@ impl CloneTarget {
             overwrite_slots: OVERWRITE_SLOTS,
             throttle: params::hydration_throttle(),
             enabled: self.hydration_enabled.load(Relaxed),
-            // With full order, so that a bio that did not see the copy's slot is seen here.
+            // Full order, against a bio that counts itself before it looks for a slot.
             user_busy: self.ios_in_flight.fetch_add(0, Full) > 0,
         };
         let now = time::now().0;
         let mut state = self.metadata.state().lock();
         if self.is_suspended() {
-            // Seen under the lock, so that no copy begins behind the back of `give_up_copies`.
+            // Checked with the lock held, so that no copy starts after `give_up_copies` has looked.
             return HydrationStep::Blocked;
         }
         let step = hydration.next(now, &limits, self.metadata.map(), &state.slots.inflight);
@@ -134,21 +136,22 @@ impl CloneTarget {
                 step
             }
             None => {
-                // The end of a copy or a commit makes room, and wakes the sweep again.
+                // The end of a fill or a commit makes room, and wakes the hydrator.
                 hydration.put_back(now, range);
                 HydrationStep::Blocked
             }
         }
     }
 
-    /// Regions that are filled at a time at most, so that nobody waits for them for long.
+    /// Returns the maximum number of regions that are filled at a time, which bounds how long a bio
+    /// waits for them. Any context.
     pub(super) fn max_copy_regions(&self) -> u64 {
         let region = self.metadata.geometry().region_size().sectors();
         (MAX_COPY_LEN.get() / region.get().max(1)).max(1)
     }
 }
 
-/// Runs the sweep.
+/// The hydrator: runs the background hydration.
 impl WorkItem<{ work_id::HYDRATOR }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -157,7 +160,7 @@ impl WorkItem<{ work_id::HYDRATOR }> for CloneTarget {
     }
 }
 
-/// Runs the sweep after a wait.
+/// Runs the background hydration after a wait.
 impl WorkItem<{ work_id::HYDRATION_TIMER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 

@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way of a bio. The workers that take deferred bios on are in `work.rs`.
+//! The I/O path of a bio, from `map` to `end_io`.
 //!
 //! ```text
-//!  map ──┬─ nothing left to track ───────────────────────────────────────────────▶ destination
-//!        ├─ read ── cut where hydrated and not hydrated meet ────────────────────▶ destination or source
-//!        ├─ write ┬ hydrated run ────────────────────────────────────────────────▶ destination
-//!        │        ├ covers whole regions: "overwrite" ─▶ destination ─▶ end_io: mark, release waiters
-//!        │        └ part of a region ─▶ waits for its copy ─▶ worker ────────────▶ destination
-//!        ├─ discard ─ waits for copies in its range ─▶ (zeroer: zeros) ─▶ mark ─▶ passed down or ended
-//!        └─ flush, FUA ─ if something is dirty ─▶ committer: commit ─▶ ended or ─▶ destination
+//!  map --+- all regions hydrated --------------------------------------> destination
+//!        |
+//!        +- read, cut where hydrated and other regions meet -----------> destination or source
+//!        |
+//!        +- write +- hydrated regions ---------------------------------> destination
+//!        |        +- whole regions: overwrite -> destination -> end_io: mark, release waiters
+//!        |        +- part of a region: wait for its copy -> worker ----> destination
+//!        |
+//!        +- discard: wait for copies in its range -> (zeroer: zeros) -> mark -> destination or end
+//!        |
+//!        +- flush, FUA: if a commit is due, committer -----------------> destination or end
 //! ```
 //!
-//! A region in flight (copied or overwritten) has a slot in [`RegionState::inflight`]. Whether a region
-//! is hydrated, in flight or neither is decided under the state lock, and so is every change of it.
-//! So at most one I/O fills a region, no copy of a region is outstanding once it is marked, and no
-//! discard marks a region that a copy could still write.
+//! A region in flight (copied or overwritten) has a slot in `RegionState::slots`. The state of a
+//! region changes under the state lock only, and a decision that depends on it is made under this
+//! lock. Hence at most one I/O fills a region at a time, no copy of a marked region is outstanding,
+//! and no discard marks a region that a copy could still write.
 //!
-//! [`RegionState::inflight`]: super::metadata::RegionState
+//! Deferred bios are in `deferred.rs`; what follows the end of an overwrite or copy is in
+//! `complete.rs`.
 
 use super::{
     discard::map_discard,
@@ -58,7 +63,7 @@ use kernel::sync::{
     ArcBorrow, //
 };
 
-/// See [`Target::map`](crate::dm::target::Target::map).
+/// Maps a bio: see [`Target::map`](crate::dm::target::Target::map). C counterpart: `clone_map()`.
 #[inline]
 pub(super) fn map<'a>(this: ArcBorrow<'_, CloneTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let plain = !bio.is_flush() && !bio.is_fua() && bio.op() != Op::Discard;
@@ -68,7 +73,7 @@ pub(super) fn map<'a>(this: ArcBorrow<'_, CloneTarget>, bio: MapBio<'a, PerBioDa
     map_tracked(this, bio)
 }
 
-/// The same where there is something to decide.
+/// Maps a bio while regions are tracked, and every flush, FUA write and discard.
 #[inline(never)]
 fn map_tracked<'a>(
     this: ArcBorrow<'_, CloneTarget>,
@@ -86,7 +91,7 @@ fn map_tracked<'a>(
         Op::Read | Op::Write | Op::WriteZeroes => {}
         Op::Other => return bio.kill(),
     }
-    // Also orders this bio before the sweep's look at the counter.
+    // Full order, against the hydrator's read of the counter.
     this.ios_in_flight.fetch_add(1, Full);
     bio.set_per_bio(PerBioData::COUNTED);
     if bio.op() == Op::Read {
@@ -96,6 +101,7 @@ fn map_tracked<'a>(
     }
 }
 
+/// Maps a flush: commits first if a commit is due.
 fn map_flush<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     if !this.metadata.is_dirty() {
         bio.set_per_bio(PerBioData::FLUSH);
@@ -106,6 +112,7 @@ fn map_flush<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
     mapped
 }
 
+/// Maps a read: to the destination or to the source, cut where the two meet.
 fn map_read<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let geometry = this.metadata.geometry();
     let touched = geometry.touched(bio.sector(), bio.sectors());
@@ -122,11 +129,12 @@ fn map_read<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData
     bio.remap(device)
 }
 
+/// Maps a write, cut to regions that share one [`WriteDecision`].
 fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-    // A request to write zeros can touch a million regions: what it fills is marked with interrupts
-    // off.
+    // A write of zeros may touch a million regions, and filled regions are marked with interrupts
+    // disabled.
     let touched = touched.first(CloneTarget::MAX_MARKED_REGIONS);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
@@ -135,8 +143,8 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
         }
         Run::Clear(len) => touched.first(len),
     };
-    // Unlike the worker, this looks at the mode before the slots: a write to regions that are not
-    // hydrated does not wait for them if it is going to fail.
+    // Unlike the worker, this checks the mode before the slots: a write that is going to fail does
+    // not wait for a region in flight.
     let mode = metadata.mode();
     if mode != Mode::ReadWrite {
         accept_until(&mut bio, &this, clear);
@@ -205,6 +213,7 @@ fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioDat
     }
 }
 
+/// Maps a write to hydrated regions: a FUA write commits first if a commit is due.
 fn map_hydrated_write<'a>(
     this: ArcBorrow<'_, CloneTarget>,
     bio: MapBio<'a, PerBioData>,
@@ -217,7 +226,7 @@ fn map_hydrated_write<'a>(
     bio.remap(&this.destination)
 }
 
-/// Cuts a bio behind a range of regions that it starts in.
+/// Cuts a bio, which starts in a range of regions, to the end of the range.
 fn accept_until(bio: &mut MapBio<'_, PerBioData>, clone: &CloneTarget, range: RegionRange) {
     bio.accept_partial(
         clone
@@ -227,7 +236,9 @@ fn accept_until(bio: &mut MapBio<'_, PerBioData>, clone: &CloneTarget, range: Re
     )
 }
 
-/// See [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
+/// Ends a bio: see [`Target::end_io`](crate::dm::target::Target::end_io). Any context.
+///
+/// C counterpart: `clone_endio()`.
 #[inline]
 pub(super) fn end_io<'a>(
     this: ArcBorrow<'_, CloneTarget>,
@@ -237,13 +248,13 @@ pub(super) fn end_io<'a>(
         this.flush_failed();
     }
     if this.metadata.is_hydration_done() {
-        // Nothing is in flight, and nobody looks at the counter any more.
+        // No region is in flight, and the counter is not used any more.
         return bio.done();
     }
     end_tracked(this, bio)
 }
 
-/// The same where there is something to do.
+/// Ends a bio while regions are tracked.
 #[inline(never)]
 fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioData>) -> Ended<'a> {
     let state = bio.per_bio();
@@ -260,14 +271,14 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
         };
         filled = matches!(this.complete_fill(slot, how), Some((_, true)));
         if status.is_ok() && !filled {
-            // The data is on the destination, but a reader would not look for it there.
+            // The data is on the destination, but reads still go to the source.
             status = BlkStatus::IO_ERROR;
         }
     }
     this.io_done();
     if filled && state.is_fua() {
-        // Durable data, but a power cut would forget that it is there: commit first. The next
-        // `end_io` ends it.
+        // The data is durable, but after a power cut reads would go to the source: commit first.
+        // `end_io` is called again when the committer ends the bio.
         bio.set_per_bio(PerBioData::PLAIN);
         let (bio, ended) = bio.take();
         this.deferred.lock().fua_written.push(bio);
@@ -278,7 +289,7 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
 }
 
 impl CloneTarget {
-    /// Decides again on a write to one region, outside of `map`. Process context.
+    /// Decides again on a write to one region, from the worker. Process context.
     pub(super) fn process_write(self: ArcBorrow<'_, Self>, mut bio: CloneBio) {
         let metadata = &self.metadata;
         let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
@@ -353,21 +364,25 @@ impl CloneTarget {
         self.wake_reader();
     }
 
-    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, and
-    /// the source need not answer. Under the state lock, so that no copy begins behind the back of
-    /// `give_up_copies`.
+    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, so
+    /// the source need not answer.
+    ///
+    /// Called with the state lock held, so that no copy starts after
+    /// [`give_up_copies`](CloneTarget::give_up_copies) has looked.
     fn must_requeue_copies(&self) -> bool {
         self.is_suspended() && self.handle.is_noflush_suspending()
     }
 
-    /// Whether a bio needs no old data: it covers each region that it touches.
+    /// Whether a bio needs no old data: it covers every region that it touches.
+    ///
+    /// C counterpart: `is_overwrite_bio()`.
     pub(super) fn is_overwrite(&self, bio: &CloneBio) -> bool {
         let geometry = self.metadata.geometry();
         let touched = geometry.touched(bio.sector(), bio.sectors());
         geometry.covered(bio.sector(), bio.sectors()) == touched
     }
 
-    /// A read or write has ended.
+    /// Counts the end of a read or write.
     fn io_done(self: ArcBorrow<'_, Self>) {
         if self.ios_in_flight.fetch_sub(1, Full) == 1 {
             self.wake_hydration();
@@ -376,7 +391,7 @@ impl CloneTarget {
 }
 
 impl RegionState {
-    /// Lets a bio wait for a slot; gives it back if the slot is gone, which the lock rules out.
+    /// Queues a bio on a slot. Returns the bio if the slot is free, which the lock rules out.
     pub(super) fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
         match self.slots.inflight.get_mut(slot) {
             Some(filling) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The messages to a clone.
+//! Messages to a clone. C counterpart: `clone_message()`.
 
 use super::{
     metadata::Recovery,
@@ -47,6 +47,7 @@ use kernel::{
 };
 
 impl CloneTarget {
+    /// Handles a message. May sleep.
     pub(super) fn handle_message(
         self: ArcBorrow<'_, Self>,
         mut args: Arguments<'_>,
@@ -98,8 +99,8 @@ impl CloneTarget {
         Ok(())
     }
 
-    /// Copies the regions of a range before all others: first sector and length, from the start of
-    /// the target.
+    /// Handles `hydrate_range START LEN`: copies the regions of a range before all others. Both
+    /// numbers are sectors, relative to the target.
     fn hydrate_range(self: ArcBorrow<'_, Self>, args: Arguments<'_>) -> Result {
         let mut numbers = args.map(|word| parse_decimal_u64(bytes(word)).ok_or(EINVAL));
         let mut number = || numbers.next().unwrap_or(Err(EINVAL));
@@ -113,15 +114,14 @@ impl CloneTarget {
         Ok(())
     }
 
-    /// Tries to get out of read-only or fail mode. Sleeps for I/O.
+    /// Handles `rw`: tries to leave read-only or fail mode. May sleep.
     pub(super) fn recover(self: ArcBorrow<'_, Self>) -> Result {
         match self.metadata.recover(&self.handle)? {
             Recovery::NotNeeded => {}
             Recovery::No => return Err(EIO),
             Recovery::Yes => {
                 self.report_mode(Mode::ReadWrite);
-                // Resuming looks at what is to be committed by itself; until then nothing is to be
-                // written.
+                // Resuming schedules the commit itself. Nothing may be written before it.
                 if !self.is_suspended() {
                     self.wake_committer();
                 }

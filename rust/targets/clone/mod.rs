@@ -1,16 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `clone` target: a device that is a finished copy at once, while the data is still being
-//! moved.
+//! The `clone` target: presents a copy of a source device at once, and moves the data in the
+//! background.
 //!
-//! | file | what |
+//! | file | subject |
 //! | --- | --- |
-//! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
-//! | `io.rs` | the way of a bio, from `map` to `end_io` |
-//! | `work.rs` | the workers that take deferred bios on |
-//! | `copy.rs` | copies, for writes and in the background, piece by piece |
-//! | `hydrate.rs` | the background sweep |
-//! | `metadata.rs` | the map of hydrated regions, in core and on disk, and commits |
+//! | `ctr.rs` | the constructor: table line, devices, memory |
+//! | `mod.rs` | the target and its life: suspend, resume, destruction, limits |
+//! | `status.rs`, `message.rs` | status and messages |
+//! | `io.rs` | the I/O path of a bio, from `map` to `end_io` |
+//! | `per_bio.rs` | what a bio carries from `map` to `end_io` |
+//! | `deferred.rs` | bios that wait, and the worker that submits them |
+//! | `discard.rs` | discards, and the zeroer |
+//! | `region_copy.rs` | copies of regions, segment by segment |
+//! | `hydrate.rs` | the background hydration |
+//! | `complete.rs` | the end of an overwrite or copy |
+//! | `commit.rs` | the committer |
+//! | `metadata.rs`, `disk.rs` | the hydrated regions, in core and on disk |
+//!
+//! # Locks
+//!
+//! | lock | kind | protects |
+//! | --- | --- | --- |
+//! | `Metadata::disk` | mutex | the metadata on disk; held for all of a commit |
+//! | `CloneTarget::hydration` | mutex | decisions of the background hydration |
+//! | `CloneTarget::zero_buffer` | mutex | zeros to write; held for I/O to the destination |
+//! | `Metadata::state` | irq spinlock | `RegionState`: every change of a region |
+//! | `CloneTarget::deferred` | irq spinlock | deferred bios, segments done, priority ranges |
+//! | `CloneTarget::ready_copies` | irq spinlock | the queue of copies with a segment to read |
+//!
+//! Order: `disk` > `state`; `hydration` > `state`; `hydration` > `deferred`; `state` >
+//! `ready_copies`. `state` and `deferred` are never held together. Nothing sleeps or allocates
+//! under a spinlock. A thread that makes room or changes a state does so under the lock, and wakes
+//! the waiters after it.
+//!
+//! The map of hydrated regions is read without a lock. Slots belong to the [`Metadata`], which all
+//! tables on one metadata device share; ready copies belong to one table, so that a table that is
+//! being replaced does not start the copies of its successor.
 //!
 //! Behaviour towards users: `Documentation/clone.md`. C counterpart:
 //! `drivers/md/dm-clone-target.c`.
@@ -117,10 +143,11 @@ use metadata::Metadata;
 use per_bio::PerBioData;
 use region_copy::Segment;
 
-/// So long suspending waits for copies to end as they should; then the source is taken for dead.
+/// How long suspending waits for copies to complete. After that the source counts as dead, and
+/// copies that are still being read are given up.
 const SOURCE_GRACE: Millis = Millis::SECOND;
 
-/// A periodic commit follows so long after the first change.
+/// Delay between the first change and the periodic commit. C counterpart: `COMMIT_PERIOD`.
 const COMMIT_DELAY: Millis = Millis::SECOND;
 
 /// Numbers that tell the work items of a target apart.
@@ -136,34 +163,41 @@ mod work_id {
     pub(super) const READ_RETRY_TIMER: u64 = 9;
 }
 
-/// A clone: one line of a table.
+/// A clone: one line of a table. C counterpart: `struct clone`.
 ///
-/// Fields drop in order: what uses the devices goes before them.
+/// Fields drop in order: the users of a device before the device.
 #[pin_data]
 pub(crate) struct CloneTarget {
+    /// For reads from the source.
     source_io: IoClient,
+    /// For writes to the destination.
     destination_io: IoClient,
+    /// The data of segments in flight.
     pages: Arc<PagePool>,
+    /// The contexts of segments in flight.
     segment_pool: Arc<Pool<Request<Segment>>>,
-    /// What the zeroer writes; empty without `zero_discards`.
+    /// Zeros for the zeroer to write; empty without `zero_discards`.
     #[pin]
     zero_buffer: Mutex<Buffer>,
-    /// For what waits for the destination at most. Each queue has a rescuer of its own: when no
-    /// other thread can be made, it runs one item after the other, and one that waits for a device
-    /// that does not answer holds up those of its queue.
+    /// Runs work that waits for the destination at most.
+    ///
+    /// Each of the three queues has a rescuer of its own. When no other thread can be created, the
+    /// rescuer runs one item after the other, and an item that waits for a dead device holds up the
+    /// other items of its queue only.
     queue: WorkQueue,
-    /// For the reader, which may wait for the source.
+    /// Runs the source reader, which may wait for the source.
     read_queue: WorkQueue,
-    /// For the committer, which waits for the metadata device too.
+    /// Runs the committer, which also waits for the metadata device.
     commit_queue: WorkQueue,
     metadata: MetadataRef<Metadata>,
     metadata_device: Device,
     destination: Device,
     source: Device,
     handle: TargetHandle,
-    /// The words of the table line behind the devices, as they were given.
+    /// The arguments of the table line after the devices, as they were given.
     args: CString,
 
+    /// Whether background hydration is on. C counterpart: `DM_CLONE_HYDRATION_ENABLED`.
     hydration_enabled: Atomic<bool>,
     threshold: Atomic<u32>,
     batch: Atomic<u32>,
@@ -171,27 +205,30 @@ pub(crate) struct CloneTarget {
     hydrate_on_read: bool,
     zero_discards: bool,
     max_failures: Atomic<u32>,
-    /// Copies of the background hydration that failed since it was enabled.
+    /// Failed copies of the background hydration since it was enabled.
     failures: Atomic<u32>,
-    /// Something is to be copied whether or not hydration is on. Changed under the lock of `deferred`.
+    /// Whether priority ranges remain to be copied, whether or not hydration is on. Changed under
+    /// the lock of `deferred`.
     priority_pending: Atomic<bool>,
-    /// Between suspend and resume: the sweep starts nothing.
+    /// Whether the target is between suspend and resume: the background hydration starts nothing.
     suspended: Atomic<bool>,
-    /// The table has not been live yet.
+    /// Whether the table has never been live.
     never_resumed: Atomic<bool>,
-    /// Reads and writes in flight, while something is left to hydrate.
+    /// Reads and writes in flight, counted until all regions are hydrated. C counterpart:
+    /// `ios_in_flight`.
     ios_in_flight: Atomic<i32>,
 
     #[pin]
     deferred: IrqLock<DeferredLists>,
-    /// Copies that can go on.
+    /// Copies with a segment to read.
     #[pin]
     ready_copies: IrqLock<ReadyCopies>,
+    /// The state of the background hydration.
     #[pin]
     hydration: Mutex<Hydration>,
-    /// Woken when no copy is in flight any more.
+    /// Woken when no region is in flight any more. C counterpart: `hydration_stopped`.
     idle: Pin<KBox<WaitQueue>>,
-    /// Runs of the committer, for those who wait for one.
+    /// Runs of the committer, for threads that wait for a commit.
     commit_runs: CommitRuns,
 
     #[pin]
@@ -224,9 +261,12 @@ impl_has_work! {
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<CloneTarget, { work_id::COMMIT_TIMER }> for CloneTarget { self.commit_timer }
-    impl HasDelayedWork<CloneTarget, { work_id::HYDRATION_TIMER }> for CloneTarget { self.hydration_timer }
-    impl HasDelayedWork<CloneTarget, { work_id::READ_RETRY_TIMER }> for CloneTarget { self.read_retry_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::COMMIT_TIMER }>
+        for CloneTarget { self.commit_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::HYDRATION_TIMER }>
+        for CloneTarget { self.hydration_timer }
+    impl HasDelayedWork<CloneTarget, { work_id::READ_RETRY_TIMER }>
+        for CloneTarget { self.read_retry_timer }
 }
 
 impl HasQueue for CloneTarget {
@@ -258,17 +298,19 @@ impl Target for CloneTarget {
             cancel_delayed::<CloneTarget, { work_id::READ_RETRY_TIMER }>(this);
             cancel::<CloneTarget, { work_id::SOURCE_READER }>(this);
         };
-        // Suspended: no bio, no copy. What is left are reads for copies that have been given up,
-        // and items that may be about to return; the reader perhaps after one more of those.
+        // The target is suspended: it has no bio and no copy. Reads for copies that were given up
+        // may be outstanding, work items may still be running, and the source reader may be about
+        // to submit one more read.
         stop_reading();
         this.source_io.drain();
         this.destination_io.drain();
         cancel::<CloneTarget, { work_id::COPIER }>(this);
-        // The copier may have woken the reader once more, for nothing.
+        // The copier may have woken the source reader once more.
         stop_reading();
         let ended = this.deferred.lock().segments.take();
         drop(ended);
-        // Who starts others goes first, and again after the timers, which start some of them.
+        // Items that queue others are cancelled first, and again after the timers, which queue some
+        // of them.
         cancel::<CloneTarget, { work_id::WORKER }>(this);
         cancel::<CloneTarget, { work_id::ZEROER }>(this);
         for _ in 0..2 {
@@ -302,25 +344,25 @@ impl Target for CloneTarget {
         let this: Arc<Self> = this.into();
         cancel_delayed::<CloneTarget, { work_id::HYDRATION_TIMER }>(&this);
         cancel::<CloneTarget, { work_id::HYDRATOR }>(&this);
-        // Copies of the sweep. Bios are drained already, and with them the copies that they waited
-        // for.
+        // Background copies only: bios are drained already, and with them the copies that they
+        // waited for.
         let idle = || this.metadata.state().lock().slots.inflight.is_empty();
         this.idle.wait_timeout(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
         this.idle.wait_until(idle);
-        // Not the reader: it may wait for the source.
+        // Not the source reader: it may wait for the source.
         flush::<CloneTarget, { work_id::COPIER }>(&this);
         flush::<CloneTarget, { work_id::WORKER }>(&this);
         flush::<CloneTarget, { work_id::ZEROER }>(&this);
         flush::<CloneTarget, { work_id::COMMITTER }>(&this);
         cancel_delayed::<CloneTarget, { work_id::COMMIT_TIMER }>(&this);
-        // A failure has been logged and shows in the mode; suspending goes on.
+        // A failure has been logged and shows in the mode. Suspending cannot fail.
         let _ = this.commit();
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        // A new table is a new start for metadata that could not be written, as loading one is with
-        // the C target.
+        // A new table retries metadata that could not be written, as loading a table does with the
+        // C target.
         if this.never_resumed.load(Relaxed) {
             this.metadata.recover(&this.handle)?;
         }
@@ -368,7 +410,7 @@ impl Target for CloneTarget {
         if this.discard_passdown.load(Relaxed) {
             limits.copy_discard(&this.destination.limits());
         } else {
-            // The largest multiple of a region that a bio can name.
+            // The largest multiple of the region size that fits a bio.
             let sectors = region >> kernel::block::SECTOR_SHIFT;
             let max = (u32::MAX >> kernel::block::SECTOR_SHIFT) & !sectors.wrapping_sub(1);
             limits.set_discard(max, region);
@@ -376,7 +418,7 @@ impl Target for CloneTarget {
     }
 }
 
-/// A region in bytes: at most 1 GiB.
+/// Returns the size of a region in bytes, at most 1 GiB.
 fn region_bytes(geometry: &Geometry) -> u32 {
     let sectors = geometry.region_size().sectors().get();
     u32::try_from(sectors << kernel::block::SECTOR_SHIFT).unwrap_or(u32::MAX)
@@ -387,7 +429,9 @@ impl CloneTarget {
         self.suspended.load(Relaxed)
     }
 
-    /// Switches pass-down of discards off for good if the destination cannot do what it takes.
+    /// Disables discard passdown for good if the destination cannot discard whole regions.
+    ///
+    /// C counterpart: `disable_passdown_if_not_supported()`.
     fn disable_impossible_passdown(&self) {
         if !self.discard_passdown.load(Relaxed) {
             return;

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copies from the source to the destination, piece by piece.
+//! Copies of regions from the source to the destination, segment by segment.
 //!
 //! ```text
-//!  begin_copy ─▶ lanes ─▶ reader ─▶ (source) ─▶ copier: still wanted? ─▶ (destination) ─▶ copier: next, or the end
+//!  start_copy -> ready copies -> source reader -> (source) -> copier -> (destination) -> copier
+//!                     ^                                         |                          |
+//!                     |                                  drop if given up                  v
+//!                     +------------------------------------------------- next segment, or end
 //! ```
 //!
-//! How far a copy is lies in its slot, under the state lock
-//! ([`copying`](crate::logic::clone::copying)); its pieces carry only the slot's name. A copy that
-//! is given up takes its slot along: when the source answers at last, the name finds nothing, and
-//! the piece is dropped. So nobody but the destructor waits for the source, and the reader, which
-//! sends it requests and does nothing else: the source may have no room for another one.
+//! The progress of a copy is in its slot, under the state lock
+//! ([`RegionCopy`](crate::logic::clone::region_copy::RegionCopy)); a segment carries the name of
+//! the slot only. A copy that is given up frees its slot: when the source answers at last, the name
+//! finds nothing, and the segment is dropped.
 //!
-//! Lanes belong to a table, slots to the metadata that all tables share: a table that is on its way
-//! out cannot take what the next one began.
+//! Hence only the destructor waits for the source, and so does the source reader, which does
+//! nothing but send requests: the source may have no room for another one.
+//!
+//! C counterparts: `hydration_copy()`, `hydration_kcopyd_callback()`.
 
 use super::{
     metadata::RegionState,
@@ -69,20 +73,25 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// After so long the reader looks for memory again.
+/// How long the source reader waits for memory before it tries again.
 const READ_AGAIN: Millis = Millis(100);
 
-/// A piece of a copy on its way. Keeps the clone, and so its devices, alive.
+/// A segment of a copy in flight. It keeps the target, and with it the devices, alive.
 pub(super) struct Segment {
     clone: Arc<CloneTarget>,
+    /// The slot of the copy. It names nothing once the copy was given up.
     slot: Slot,
+    /// The first sector.
     start: Sector,
+    /// The data.
     pages: Pages,
+    /// The I/O that is in flight, or has just ended.
     stage: Stage,
+    /// Whether that I/O succeeded.
     ok: bool,
 }
 
-/// What was asked of the device below.
+/// The I/O of a segment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Reading,
@@ -102,18 +111,18 @@ impl IoContext for Segment {
     }
 }
 
-/// What follows the end of a piece's I/O.
+/// What follows the end of the I/O of a segment.
 enum NextStep {
-    /// It is to be written to the destination.
+    /// Write it to the destination.
     Write,
-    /// Nothing: other pieces are on their way, or the copy has been given up.
+    /// Drop it: other segments are in flight, or the copy was given up.
     Drop,
-    /// It was the last one of its copy.
+    /// Drop it, and end the copy: it was the last segment.
     Finish(CopyResult, CopyReason),
 }
 
 impl RegionState {
-    /// Queues a copy of a slot's regions. The caller wakes the reader.
+    /// Starts to copy the regions of a slot. The caller wakes the source reader.
     pub(super) fn start_copy(
         &mut self,
         slot: Slot,
@@ -126,7 +135,7 @@ impl RegionState {
         }
     }
 
-    /// Takes note of the end of a piece's I/O. Returns what to do with the piece.
+    /// Records the end of the I/O of a segment. Returns what to do with the segment.
     fn segment_done(
         &mut self,
         slot: Slot,
@@ -153,7 +162,7 @@ impl RegionState {
 }
 
 impl CloneTarget {
-    /// Reads pieces as long as there are any, and memory for them. Reader only.
+    /// Reads segments while there are any, and memory for them. Source reader only.
     fn start_segments(self: ArcBorrow<'_, Self>) {
         loop {
             let next = {
@@ -180,7 +189,7 @@ impl CloneTarget {
             };
             let taken = match self.metadata.state().lock().slots.copy(slot) {
                 Some(copy) => copy.start_read(start),
-                // Given up meanwhile.
+                // The copy was given up meanwhile.
                 None => false,
             };
             if taken {
@@ -190,14 +199,15 @@ impl CloneTarget {
         }
     }
 
-    /// There is no memory for another piece. All of the reserve is on its way, and its return wakes
-    /// the reader; but the source may have it, and keep it, so the reader tries again after a while
-    /// as well.
+    /// Tries again later, because there is no memory for another segment.
+    ///
+    /// The return of a segment of the reserve wakes the source reader; but the source may hold all
+    /// of them, and never answer. Hence the timer.
     fn read_later(self: ArcBorrow<'_, Self>) {
         enqueue_delayed::<CloneTarget, { work_id::READ_RETRY_TIMER }>(self.into(), READ_AGAIN);
     }
 
-    /// Takes a piece on. Copier only.
+    /// Continues a segment whose I/O has ended. Copier only.
     fn segment_done(self: ArcBorrow<'_, Self>, mut segment: PoolBox<Request<Segment>>) {
         let (slot, start) = (segment.context.slot, segment.context.start);
         let (stage, ok) = (segment.context.stage, segment.context.ok);
@@ -231,7 +241,7 @@ impl CloneTarget {
             CopyResult::Failed => FillResult::CopyFailed,
             CopyResult::GivenUp => FillResult::GivenUp,
         };
-        // Gone if it was given up just now: then that has been told.
+        // The slot is free if the copy was given up just now: then that was reported.
         let Some((range, _)) = self.complete_fill(slot, filled) else {
             return;
         };
@@ -247,8 +257,8 @@ impl CloneTarget {
         }
     }
 
-    /// Says that a copy failed; it may be the last one of the background hydration that is allowed
-    /// to. Process context, sleeps.
+    /// Reports that a copy failed, and disables background hydration after the last failure that it
+    /// is allowed. May sleep.
     fn copy_failed(&self, reason: CopyReason) {
         if log::allowed() {
             err!("clone", "{}: hydration failed", self.handle);
@@ -270,10 +280,11 @@ impl CloneTarget {
         }
     }
 
-    /// Gives all copies up, except for what is being written: that ends soon. Process context.
+    /// Gives up all copies, except for segments that are being written: those end soon. Process
+    /// context.
     ///
-    /// While the clone is suspended, so that no new ones begin. Who waits for a copy is looked at
-    /// again.
+    /// Called while the target is suspended, so that no copies start. Bios that wait for a copy are
+    /// reevaluated.
     pub(super) fn give_up_copies(self: ArcBorrow<'_, Self>) {
         let mut rest = self.metadata.geometry().all();
         loop {
@@ -294,20 +305,21 @@ impl CloneTarget {
         }
     }
 
-    /// Lets the reader go on. Any context.
+    /// Queues the source reader. Any context.
     pub(super) fn wake_reader(self: ArcBorrow<'_, Self>) {
         self.read_queue
             .enqueue::<CloneTarget, { work_id::SOURCE_READER }>(self.into());
     }
 
-    /// Lets the copier go on. Any context.
+    /// Queues the copier. Any context.
     fn wake_copier(self: ArcBorrow<'_, Self>) {
         self.queue
             .enqueue::<CloneTarget, { work_id::COPIER }>(self.into());
     }
 }
 
-/// Asks the source for pieces. It may have to wait for the source, so nobody waits for it.
+/// The source reader: reads segments. It may wait for the source, so nothing waits for it but the
+/// destructor.
 impl WorkItem<{ work_id::SOURCE_READER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -317,7 +329,7 @@ impl WorkItem<{ work_id::SOURCE_READER }> for CloneTarget {
     }
 }
 
-/// Runs the reader after a wait.
+/// Runs the source reader after a wait.
 impl WorkItem<{ work_id::READ_RETRY_TIMER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 
@@ -326,7 +338,7 @@ impl WorkItem<{ work_id::READ_RETRY_TIMER }> for CloneTarget {
     }
 }
 
-/// Takes pieces on that have been read or written.
+/// The copier: continues segments that were read or written.
 impl WorkItem<{ work_id::COPIER }> for CloneTarget {
     type Pointer = Arc<CloneTarget>;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The status of a clone: `INFO` and `TABLE`.
+//! Status of a clone: `INFO` and `TABLE`. C counterpart: `clone_status()`.
 
 use super::CloneTarget;
 use crate::{
@@ -21,15 +21,16 @@ use kernel::{
 };
 
 impl CloneTarget {
-    /// The status line, from memory. Waits for a commit before it if it is to, and for no other
-    /// I/O.
+    /// Emits the status line, from memory.
+    ///
+    /// Waits for a commit first unless `noflush` is set, and for no other I/O.
     pub(super) fn emit_status(self: ArcBorrow<'_, Self>, noflush: bool, out: &mut StatusBuf<'_>) {
-        // Neither while suspended, nor for a table that is not live: it might name another
+        // Not while suspended, and not for a table that is not live: it might name another
         // destination.
         let live = !self.is_suspended() && !self.handle.is_suspended();
         if !noflush && live {
-            // If it fails, the mode below shows it. If the reader is killed, nobody reads what is
-            // below.
+            // If the commit fails, the mode below shows it. If the caller is killed, nobody reads
+            // the status.
             let _ = self.wait_for_commit();
         }
         let usage = self.metadata.usage();
@@ -60,6 +61,7 @@ impl CloneTarget {
         out.emit(fmt!("{}", info))
     }
 
+    /// Emits the table line.
     pub(super) fn emit_table(&self, out: &mut StatusBuf<'_>) {
         let args = CStrDisplay(&self.args);
         out.emit(fmt!(
