@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which regions were hydrated since the last commit, exactly, per transaction.
+//! Which regions were hydrated since the last commit, per transaction.
 //!
 //! The metadata may say "hydrated" only of regions whose data a flush of the destination has made
-//! durable, so a commit must know the regions that were finished *before* that flush. Two logs of
-//! ranges do this: one that records, and one that a commit has taken out.
+//! durable. Hence a commit must know the regions that were filled *before* that flush. There are
+//! two logs of ranges: one that records, and one that a commit has taken out.
 //!
 //! ```text
 //!                reserve, record
@@ -16,11 +16,13 @@
 //!                      +------------------------------------+  kept for the next swap
 //! ```
 //!
-//! Memory is bounded and allocated up front: whoever starts a hydration reserves room for the entry
-//! that will record its end, so the record itself, made in interrupt context, cannot fail. With a
-//! capacity of `n` the current log and the reservations together stay within `n` entries. Both
-//! logs have room for `2n`, and current log, reservations and committing log together stay within
-//! that, so that whatever a failed commit gives back finds room too.
+//! Memory is bounded, and allocated at construction. A fill reserves room for the entry that will
+//! record its end, so the record itself, which may be made in interrupt context, cannot fail. With
+//! a capacity of `n`, the current log and the reservations together stay within `n` entries. Both
+//! logs have room for `2n` entries; current log, reservations and committing log together stay
+//! within that, so that there is room for what a failed commit returns.
+//!
+//! C counterpart: `struct dirty_map`, and `dmap[2]` of `struct dm_clone_metadata`.
 
 use crate::env::{
     KVVec,
@@ -34,7 +36,7 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// Consecutive regions in 8 bytes; a clone has at most 2^31 of them.
+/// A range of regions in 8 bytes. A clone has at most 2^31 regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PackedRange {
     start: u32,
@@ -42,7 +44,7 @@ struct PackedRange {
 }
 
 impl PackedRange {
-    /// Packs a range, or gives `None` if it has no region or is out of bounds.
+    /// Packs a range. `None` if it is empty or out of bounds.
     #[inline]
     fn new(range: RegionRange) -> Option<Self> {
         if range.is_empty() {
@@ -54,7 +56,7 @@ impl PackedRange {
         })
     }
 
-    /// Returns the range that covers both entries if there is no gap between them.
+    /// Returns the range that covers both, if there is no gap between them.
     #[inline]
     fn join(self, other: Self) -> Option<Self> {
         if self.end < other.start || other.end < self.start {
@@ -67,9 +69,9 @@ impl PackedRange {
     }
 }
 
-/// Ranges of regions in the order in which they were recorded, or sorted.
+/// A log of ranges of regions, in the order in which they were recorded, or sorted.
 ///
-/// Owned by [`DirtyLogs`], or by the commit that has taken it out.
+/// Its owner is [`DirtyLogs`], or the commit that has taken it out.
 #[derive(Debug)]
 #[must_use = "a log that is not given back by end_commit blocks all further commits"]
 pub(crate) struct RangeLog {
@@ -90,20 +92,20 @@ impl RangeLog {
         self.entries.len()
     }
 
-    /// Tells whether nothing is recorded.
+    /// Whether nothing is recorded.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Iterates over the recorded ranges in the order they are in.
+    /// Iterates over the recorded ranges, in the order of the log.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = RegionRange> + '_ {
         self.entries.iter().map(|entry| {
             RegionRange::new(Region(u64::from(entry.start)), Region(u64::from(entry.end)))
         })
     }
 
-    /// Adds an entry, or widens the last one if there is no gap; `None` if the log is full.
+    /// Adds a range, or widens the last one if there is no gap. `None` if the log is full.
     fn push(&mut self, entry: PackedRange) -> Option<()> {
         if let Some(last) = self.entries.last_mut() {
             if let Some(joined) = last.join(entry) {
@@ -114,10 +116,10 @@ impl RangeLog {
         self.entries.push_within_capacity(entry).ok()
     }
 
-    /// Sorts the entries and joins those without a gap between them.
+    /// Sorts the ranges, and joins those without a gap between them.
     ///
-    /// Takes time linear in the number of entries if they are in order already, n log n otherwise,
-    /// and no memory. Does not sleep.
+    /// Takes linear time if the log is sorted already, n log n otherwise, and no memory. Never
+    /// sleeps.
     pub(crate) fn normalize(&mut self) {
         if !self.entries.is_sorted_by_key(|entry| entry.start) {
             heap_sort(&mut self.entries);
@@ -145,9 +147,9 @@ impl RangeLog {
         self.entries.truncate(kept);
     }
 
-    /// Iterates over the words of the on-disk bitset that get new bits: index and bits to set.
+    /// Iterates over the words of the on-disk bitset that get new bits: index, and bits to set.
     ///
-    /// After [`Self::normalize`] the indices ascend and each comes once.
+    /// After [`Self::normalize`] the indices ascend, and each comes once.
     pub(crate) fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         BitmapWords {
             entries: &self.entries,
@@ -158,9 +160,9 @@ impl RangeLog {
 
 /// The iterator behind [`RangeLog::words`].
 struct BitmapWords<'a> {
-    /// The entries that are not used up.
+    /// The ranges that are not used up.
     entries: &'a [PackedRange],
-    /// Regions below this one have been given out.
+    /// Regions below this one are done.
     done: u32,
 }
 
@@ -173,7 +175,7 @@ impl Iterator for BitmapWords<'_> {
             let start = entry.start.max(self.done);
             if start >= entry.end {
                 self.entries = rest;
-                // In sorted logs no entry starts below the end of one before it.
+                // In a sorted log no range starts below the end of an earlier one.
                 self.done = 0;
                 continue;
             }
@@ -181,7 +183,7 @@ impl Iterator for BitmapWords<'_> {
             if word.is_some_and(|(open, _)| open != index) {
                 break;
             }
-            // The first region of the next word; saturation only matters behind all regions.
+            // The first region of the next word. It saturates beyond all regions only.
             let next = index.saturating_add(1).saturating_mul(64);
             let end = entry.end.min(next);
             let ones = u64::MAX.wrapping_shr(64u32.saturating_sub(end.saturating_sub(start)));
@@ -201,7 +203,7 @@ fn set_entry(entries: &mut [PackedRange], index: usize, entry: PackedRange) {
     }
 }
 
-/// Sorts by start, in place: `core`'s sorts may panic, and the kernel must not.
+/// Sorts by start, in place: the sorts of `core` may panic, and the kernel must not.
 fn heap_sort(entries: &mut [PackedRange]) {
     let len = entries.len();
     for root in (0..len / 2).rev() {
@@ -223,7 +225,7 @@ fn heap_sort(entries: &mut [PackedRange]) {
     }
 }
 
-/// Lets `entry` sink from position `hole` of a heap until nothing below it is larger.
+/// Sinks `entry` from position `hole` of a heap, until nothing below it is larger.
 fn sift_down(heap: &mut [PackedRange], mut hole: usize, entry: PackedRange) {
     loop {
         let left = hole.saturating_mul(2).saturating_add(1);
@@ -244,9 +246,9 @@ fn sift_down(heap: &mut [PackedRange], mut hole: usize, entry: PackedRange) {
     set_entry(heap, hole, entry);
 }
 
-/// The log that records and the log of the commit under way.
+/// The log that records, and the log of the commit under way.
 ///
-/// Lives under the lock of the map's writer. Only [`Self::new`] may sleep.
+/// Called with the lock of the map's writer held. Only [`Self::new`] may sleep.
 ///
 /// # Invariants
 ///
@@ -257,17 +259,21 @@ fn sift_down(heap: &mut [PackedRange], mut hole: usize, entry: PackedRange) {
 pub(crate) struct DirtyLogs {
     current: RangeLog,
     spare: Option<RangeLog>,
-    /// The number of entries the commit under way has taken out.
+    /// Number of entries that the commit has taken out.
     committing: usize,
-    /// The number of records that will come.
+    /// Number of records that will come.
     reserved: usize,
     capacity: usize,
 }
 
 impl DirtyLogs {
-    /// Makes logs for `capacity` entries that are recorded or reserved at a time.
+    /// Makes logs for `capacity` entries that are recorded or reserved at a time. May sleep.
     ///
-    /// A good capacity is at least twice the number of hydrations in flight. May sleep.
+    /// A good capacity is at least twice the number of slots.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a capacity of zero, `EOVERFLOW`, `ENOMEM`.
     pub(crate) fn new(capacity: usize) -> Result<Self> {
         if capacity == 0 {
             return Err(EINVAL);
@@ -282,9 +288,9 @@ impl DirtyLogs {
         })
     }
 
-    /// Sets room for `n` records aside, all or nothing.
+    /// Reserves room for `n` records, all or nothing. Returns whether it does.
     ///
-    /// When refused, a commit makes room; if nothing is recorded, finished hydrations do.
+    /// If not, a commit makes room; if nothing is recorded, fills that end do.
     pub(crate) fn reserve(&mut self, n: usize) -> bool {
         let reserved = self.reserved.saturating_add(n);
         let live = reserved.saturating_add(self.current.len());
@@ -297,20 +303,20 @@ impl DirtyLogs {
         true
     }
 
-    /// Gives back `n` reservations of hydrations that failed or were not started.
+    /// Returns `n` reservations of fills that failed or did not start.
     pub(crate) fn unreserve(&mut self, n: usize) {
         self.reserved = self.reserved.saturating_sub(n);
     }
 
-    /// Returns the number of reservations that are neither used nor given back.
+    /// Returns the number of reservations that are neither used nor returned.
     pub(crate) fn reserved(&self) -> usize {
         self.reserved
     }
 
-    /// Records that the regions of `range` are hydrated, and uses up one reservation.
+    /// Records that the regions of `range` are hydrated, and uses one reservation.
     ///
-    /// Regions recorded before may be in the range. Returns `false`, with the range lost, only if
-    /// there was no reservation and no room either.
+    /// Regions of the range may be recorded already. Returns `false`, with the range lost, only
+    /// without a reservation and without room.
     pub(crate) fn record(&mut self, range: RegionRange) -> bool {
         self.reserved = self.reserved.saturating_sub(1);
         if range.is_empty() {
@@ -321,26 +327,26 @@ impl DirtyLogs {
             .is_some()
     }
 
-    /// Tells whether there is anything the disk may not know of: recorded, being committed, or left
+    /// Whether there is anything that the disk may not know: recorded, being committed, or left
     /// over from a commit that failed.
     pub(crate) fn is_dirty(&self) -> bool {
         !self.current.is_empty() || self.is_committing()
     }
 
-    /// Tells whether a commit has taken a log out and not given it back.
+    /// Whether a commit has taken a log out, and not returned it.
     pub(crate) fn is_committing(&self) -> bool {
         self.spare.is_none()
     }
 
-    /// Tells whether it is time for a commit, because half of the room is used by records.
+    /// Whether it is time for a commit, because records use half of the room.
     pub(crate) fn is_half_full(&self) -> bool {
         self.current.len() >= self.capacity.div_ceil(2)
     }
 
-    /// Starts a commit: hands out what is recorded; later records belong to the next commit.
+    /// Begins a commit: hands out the recorded ranges. Later records belong to the next commit.
     ///
     /// `None` if nothing is recorded or a commit is under way. The caller flushes the destination
-    /// after this call and before it writes the log to the metadata.
+    /// after this call, and before it writes the log to the metadata.
     pub(crate) fn begin_commit(&mut self) -> Option<RangeLog> {
         if self.current.is_empty() {
             return None;
@@ -351,10 +357,10 @@ impl DirtyLogs {
         Some(log)
     }
 
-    /// Ends a commit: `committed` says that the superblock which points to the log's bits is on
-    /// stable storage.
+    /// Ends a commit. `committed` says that the superblock which refers to the bits of the log is
+    /// durable.
     ///
-    /// Otherwise the entries stay dirty, and come first in the next commit.
+    /// Otherwise the ranges stay dirty, and come first in the next commit.
     pub(crate) fn end_commit(&mut self, mut log: RangeLog, committed: bool) {
         self.committing = 0;
         if committed {
@@ -363,7 +369,7 @@ impl DirtyLogs {
             return;
         }
         for entry in self.current.entries.iter() {
-            // By the invariant there is room.
+            // The invariant guarantees room.
             let _ = log.push(*entry);
         }
         let mut rest = core::mem::replace(&mut self.current, log);

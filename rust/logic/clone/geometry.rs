@@ -3,8 +3,9 @@
 //! From sectors to regions and back.
 //!
 //! A target of `len` sectors is cut into regions of one size, a power of two. The last region is
-//! short if the size does not divide the length. All functions are free of side effects and may be
-//! called in any context.
+//! short if the size does not divide the length. Any context.
+//!
+//! C counterparts: `region_to_sector()`, `bio_to_region()`, `bio_region_range()`.
 
 use core::ffi::CStr;
 
@@ -22,7 +23,7 @@ use crate::logic::units::{
     Sectors, //
 };
 
-/// The highest number of regions a clone may have, given by the range of the on-disk bitset.
+/// Maximum number of regions of a clone: the limit of the on-disk bitset.
 pub(crate) const MAX_REGIONS: u64 = 1 << 31;
 
 /// The size of a region: a power of two between 8 and 2097152 sectors (4 KiB to 1 GiB).
@@ -41,7 +42,7 @@ impl RegionSize {
     /// The binary logarithm of the largest size in sectors.
     const MAX_SHIFT: u32 = 21;
 
-    /// Takes a size in sectors, or gives `None` if it is out of range or no power of two.
+    /// Makes a size from sectors. `None` if it is out of range or no power of two.
     pub(crate) fn from_sectors(sectors: u64) -> Option<Self> {
         let shift = sectors.checked_ilog2()?;
         if !sectors.is_power_of_two() || !(Self::MIN_SHIFT..=Self::MAX_SHIFT).contains(&shift) {
@@ -51,9 +52,11 @@ impl RegionSize {
         Some(Self { shift })
     }
 
-    /// Reads the word of a table line, or gives the text with which the line is refused.
+    /// Parses the argument of a table line.
     ///
-    /// The code that goes with either text is "invalid argument".
+    /// # Errors
+    ///
+    /// The error message; the error code is `EINVAL`.
     pub(crate) fn parse(word: &[u8]) -> Result<Self, &'static CStr> {
         let sectors = parse_u32(word)
             .filter(|sectors| (1 << Self::MIN_SHIFT..=1 << Self::MAX_SHIFT).contains(sectors))
@@ -67,7 +70,7 @@ impl RegionSize {
         Sectors(1u64.wrapping_shl(self.shift))
     }
 
-    /// Tells whether the size is a multiple of a logical block size given in sectors.
+    /// Whether the size is a multiple of a logical block size given in sectors.
     ///
     /// A size of zero (the block layer never has one) is treated as one sector.
     pub(crate) fn is_multiple_of(self, block: Sectors) -> bool {
@@ -95,7 +98,7 @@ impl RegionSize {
 pub(crate) struct TooManyRegions;
 
 impl TooManyRegions {
-    /// The text with which the table line is refused.
+    /// The error message.
     pub(crate) const TEXT: &'static CStr = c"Too many regions. Consider increasing the region size";
 }
 
@@ -166,7 +169,7 @@ impl Geometry {
         Region(region)
     }
 
-    /// Returns every region that shares a sector with the access, clipped to the target.
+    /// Returns the regions that share a sector with the access, clipped to the target.
     ///
     /// An access without length counts as touching the region its sector lies in.
     pub(crate) fn touched(&self, start: Sector, len: Sectors) -> RegionRange {
@@ -184,15 +187,15 @@ impl Geometry {
     pub(crate) fn covered(&self, start: Sector, len: Sectors) -> RegionRange {
         let end = start.get().saturating_add(len.get());
         let first = self.size.ceil(start.get()).min(self.regions);
-        let behind = if end >= self.len {
+        let after = if end >= self.len {
             Region(self.regions)
         } else {
             self.region_of(Sector(end))
         };
-        RegionRange::new(Region(first), behind)
+        RegionRange::new(Region(first), after)
     }
 
-    /// Returns the first sector of a region, without a look at the target's end.
+    /// Returns the first sector of a region, not clipped to the target.
     #[inline]
     pub(crate) fn start_of(&self, region: Region) -> Sector {
         Sector(region.get().saturating_mul(self.size.sectors().get()))
@@ -205,10 +208,10 @@ impl Geometry {
     }
 
     /// Returns the distance from `from` to the start of region `end`, or to the end of the target
-    /// if that comes first; zero if `from` lies at or behind it.
+    /// if that comes first; zero if `from` is not before it.
     ///
-    /// With the first region that must *not* be touched as `end`, this is how much of an access
-    /// from `from` can be taken at once.
+    /// If `end` is the first region that an access from `from` must *not* touch, this is the length
+    /// of the access that can be accepted.
     pub(crate) fn sectors_until(&self, from: Sector, end: Region) -> Sectors {
         let end = self.start_of(end).get().min(self.len);
         Sectors(end.saturating_sub(from.get()))

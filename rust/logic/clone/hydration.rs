@@ -2,8 +2,9 @@
 
 //! Decisions of the background hydration: what to copy next, and when.
 //!
-//! There is no I/O here and no clock. The owner asks for the next [`HydrationStep`], performs it, and
-//! reports the end of every copy. Two lanes take turns, so that neither holds up the other:
+//! There is no I/O here and no clock. The owner asks for the next [`HydrationStep`], performs it,
+//! and reports the end of every copy. Priority ranges come first. Then scan and retries alternate,
+//! so that neither holds up the other:
 //!
 //! ```text
 //!             every region not hydrated and not in flight, in batches
@@ -27,11 +28,11 @@
 //!          +-------------------------------------------+
 //! ```
 //!
-//! A pass of the scan looks at each region once. A region that failed on its own lies behind the
-//! scan and is met again in the next pass, which a back-off holds back: 1 s, doubled from pass to
-//! pass up to 64 s, and 1 s again once a pass over such regions copies one. Regions that have not
-//! failed never wait for it, because the pass ends behind all of them. When nothing succeeds for a
-//! while (the path to the source is gone), attempts are spaced out.
+//! A pass of the scan visits each region once. A region that failed on its own is skipped, and
+//! visited again by the next pass, which a back-off delays: 1 s, doubled from pass to pass up to
+//! 64 s, and 1 s again once a pass has copied one of the skipped regions. Other regions never wait
+//! for the back-off, because a pass ends after all of them. While no copy succeeds (the path to the
+//! source is gone), attempts are spaced out.
 
 mod priority;
 mod retries;
@@ -52,14 +53,14 @@ use crate::logic::regions::{
 use retries::Retries;
 use throttle::Throttle;
 
-/// While user I/O goes on, or while nothing succeeds, one batch per so many milliseconds is
-/// started.
+/// Interval between batches while user I/O is in flight, or while no copy succeeds, in
+/// milliseconds.
 pub(crate) const MIN_INTERVAL: u64 = 20;
-/// The first wait before failed regions are tried again, in milliseconds.
+/// First delay before failed regions are retried, in milliseconds.
 pub(crate) const MIN_BACKOFF: u64 = 1_000;
-/// The longest wait before failed regions are tried again, in milliseconds.
+/// Longest delay before failed regions are retried, in milliseconds.
 pub(crate) const MAX_BACKOFF: u64 = 64_000;
-/// After so many failures without a success attempts are spaced out by [`MIN_INTERVAL`].
+/// Number of failures without a success after which attempts are spaced out by [`MIN_INTERVAL`].
 const STREAK: u32 = 32;
 /// The number of ranges to be copied first that are remembered.
 const PRIORITY_RANGES: usize = 32;
@@ -67,28 +68,28 @@ const PRIORITY_RANGES: usize = 32;
 /// What the owner allows, read anew for each decision.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HydrationLimits {
-    /// The most regions that the sweep may have in flight; zero stops it.
+    /// Maximum number of regions that the background hydration has in flight; zero stops it.
     ///
-    /// Copies and overwrites of users do not count: with a small threshold they would keep the
-    /// sweep from starting anything for as long as they go on. What it owes them is in `user_busy`.
+    /// Copies and overwrites for users do not count: with a small threshold they would keep the
+    /// hydration from starting anything. It yields to them by `user_busy`.
     pub(crate) threshold: u32,
-    /// The most regions in one copy; zero acts as one.
+    /// Maximum number of regions in one copy, as the user set it; zero acts as one.
     pub(crate) batch: u32,
-    /// The most regions in one copy, whatever `batch` says: so that nobody waits for a copy for
-    /// long. Not zero.
+    /// Maximum number of regions in one copy, whatever `batch` is, so that no bio waits for a copy
+    /// for long. Not zero.
     pub(crate) max_regions: u64,
-    /// The most copies in flight.
+    /// Maximum number of copies in flight.
     pub(crate) max_copies: u32,
-    /// So many of them may be in flight however few slots there are.
+    /// Number of copies that may be in flight however few slots are free.
     pub(crate) reserved_copies: u32,
-    /// The others leave so many slots to writes.
+    /// Number of slots that all other copies leave to writes.
     pub(crate) overwrite_slots: usize,
-    /// The share of the time, in percent, that copies of the sweep may be in flight. 100 or more:
-    /// all of it.
+    /// Share of the time that background copies may be in flight, in percent. From 100 on it is all
+    /// of the time.
     pub(crate) throttle: u32,
-    /// Whether hydration is on. If not, only what was asked for by [`Hydration::prioritize`] is copied.
+    /// Whether hydration is on. If not, only priority ranges are copied.
     pub(crate) enabled: bool,
-    /// Whether user I/O is in flight, to which the sweep yields.
+    /// Whether user I/O is in flight, to which the hydration yields.
     pub(crate) user_busy: bool,
 }
 
@@ -97,15 +98,15 @@ pub(crate) struct HydrationLimits {
 pub(crate) enum HydrationStep {
     /// Copy these regions, none of which is hydrated or in flight; then ask again.
     Copy(RegionRange),
-    /// Ask again after so many milliseconds, or when user I/O has ended.
+    /// Ask again after this number of milliseconds, or when user I/O has ended.
     Wait(u64),
-    /// Ask again when a copy has finished or limits have changed.
+    /// Ask again when a copy has ended or the limits have changed.
     Blocked,
-    /// All regions are hydrated or in flight; ask again only if a copy fails.
+    /// All regions are hydrated or in flight. Ask again only if a copy fails.
     Done,
 }
 
-/// Which lane comes first at the next step.
+/// What comes first at the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Scan,
@@ -114,37 +115,42 @@ enum Turn {
 
 /// The state of the background hydration of one clone.
 ///
-/// Lives under the lock that also holds the [`InFlight`] ranges; no function sleeps or allocates.
-/// Times are in milliseconds since any fixed moment and should not go backwards.
+/// No function sleeps or allocates. Times are in milliseconds since any fixed moment, and do not go
+/// backwards. C counterpart: `clone->hydration_offset`.
 #[derive(Debug)]
 pub(crate) struct Hydration {
-    /// The scan has dealt with all regions before this one.
+    /// The scan is done with all regions before this one.
     position: Region,
+    /// Failed batches.
     retries: Retries,
+    /// Ranges to copy before all others.
     priority: PriorityRanges,
-    /// Whether the range of the last answer was asked for by `prioritize`.
+    /// Whether the last [`HydrationStep::Copy`] was for a priority range.
     was_priority: bool,
+    /// The time account of background copies, with their number.
     throttle: Throttle,
-    /// Regions in flight that the sweep has started.
+    /// Number of regions in flight that the hydration has started.
     copying: u64,
+    /// What comes first at the next step.
     turn: Turn,
-    /// From when on a batch may be started even if user I/O goes on.
+    /// Time from which a batch may start even if user I/O is in flight.
     due: u64,
-    /// Whether a region has failed alone since the pass began.
+    /// Whether a single region has failed since the pass began.
     skipped: bool,
-    /// Whether this pass goes over regions that have failed before.
+    /// Whether this pass covers regions that have failed before.
     repeated: bool,
-    /// When the next pass over skipped regions may begin.
+    /// Time from which the next pass over failed regions may begin.
     resume_at: u64,
-    /// What is added to the time of a failure to get `resume_at`.
+    /// Delay between a failure and `resume_at`.
     backoff: u64,
-    /// The number of failures since the last success.
+    /// Number of failures since the last success.
     streak: u32,
+    /// Number of failures.
     failures: u64,
 }
 
 impl Hydration {
-    /// Makes a sweep that starts at the first region.
+    /// Makes a hydration that starts at the first region.
     pub(crate) fn new() -> Self {
         Self {
             position: Region(0),
@@ -166,8 +172,9 @@ impl Hydration {
 
     /// Decides what to do next.
     ///
-    /// The owner must put a range it is told to copy into `inflight` before it asks again, and must
-    /// report its end by [`Self::finished`], or at once by [`Self::put_back`] if it cannot start.
+    /// The owner must put a range that it is told to copy into `inflight` before it asks again. It
+    /// reports the end of the copy by [`Self::copy_done`], or calls [`Self::put_back`] at once if
+    /// the copy cannot start.
     pub(crate) fn next<W: Default>(
         &mut self,
         now: u64,
@@ -221,8 +228,9 @@ impl Hydration {
         }
     }
 
-    /// Whether another copy may have one of the free slots. The source may never answer those that
-    /// wait for it, and writes to whole regions need slots too.
+    /// Whether another copy may take one of the free slots.
+    ///
+    /// The source may never answer, and overwrites need slots too.
     fn may_take_slot(&self, limits: &HydrationLimits, free: usize) -> bool {
         let copies = self.throttle.copies;
         let spare = if copies < limits.reserved_copies {
@@ -233,27 +241,27 @@ impl Hydration {
         copies < limits.max_copies && free > spare
     }
 
-    /// Asks for ranges to be copied before all others, whether or not hydration is on.
+    /// Requests that ranges are copied before all others, whether or not hydration is on.
     pub(crate) fn prioritize(&mut self, ranges: &mut PriorityRanges) {
         self.priority.append(ranges);
     }
 
-    /// Tells whether something was asked for by [`Self::prioritize`] and not started yet, as far as is
-    /// known.
+    /// Whether a priority range may remain to be started.
     pub(crate) fn has_priority(&self) -> bool {
         self.priority.len != 0
     }
 
-    /// Tells whether the range of the last [`HydrationStep::Copy`] was asked for by [`Self::prioritize`].
+    /// Whether the last [`HydrationStep::Copy`] was for a priority range.
     pub(crate) fn was_priority(&self) -> bool {
         self.was_priority
     }
 
-    /// Takes note of the end of a copy that [`Self::next`] has asked for; `wanted` is what
+    /// Records the end of a copy that [`Self::next`] has requested; `is_priority` is what
     /// [`Self::was_priority`] said of it.
     ///
-    /// Called after the range has left the in-flight ranges and, if it was copied, is in the map;
-    /// else a decision made in between may put a retry off to the next pass.
+    /// The caller has removed the range from the regions in flight before and, if it was copied,
+    /// has set it in the map. Otherwise a decision made in between may put a retry off to the next
+    /// pass.
     pub(crate) fn copy_done(
         &mut self,
         now: u64,
@@ -291,7 +299,7 @@ impl Hydration {
     /// Takes back a range that [`Self::next`] has just said to copy, and that cannot be started
     /// now.
     ///
-    /// It counts neither as a failure nor as a copy; the next answer may be the same range.
+    /// It counts neither as a failure nor as a copy. The next decision may be the same range.
     pub(crate) fn put_back(&mut self, now: u64, range: RegionRange) {
         self.ended(now, range);
         if self.was_priority {
@@ -315,7 +323,7 @@ impl Hydration {
         self.failures
     }
 
-    /// Forgets all back-off: failed regions are tried again as soon as the pass is over.
+    /// Resets the back-off: failed regions are retried as soon as the pass is over.
     pub(crate) fn reset_backoff(&mut self) {
         self.skipped = false;
         self.backoff = MIN_BACKOFF;
@@ -334,8 +342,8 @@ impl Hydration {
         Some(RegionRange::single(region))
     }
 
-    /// Takes the next batch of up to `batch` regions from the scan, and begins a new pass if the
-    /// old one is over and need not wait.
+    /// Takes the next batch from the scan. Begins a new pass if the old one is over, and need not
+    /// wait.
     fn scan<W: Default>(
         &mut self,
         now: u64,
@@ -363,7 +371,7 @@ impl Hydration {
         Some(range)
     }
 
-    /// Notes that the scan starts over; if it had to wait, the next wait is twice as long.
+    /// Begins a new pass. If it had to wait, the next delay is twice as long.
     fn begin_pass(&mut self) {
         if self.skipped {
             self.backoff = self.backoff.saturating_mul(2).min(MAX_BACKOFF);
@@ -373,7 +381,7 @@ impl Hydration {
     }
 }
 
-/// Returns the first regions of `range`, at most `most`, that are neither hydrated nor in flight.
+/// Returns the first regions of `range`, at most `max`, that are neither hydrated nor in flight.
 fn next_run<W: Default>(
     map: &RegionMap,
     inflight: &InFlight<W>,
@@ -384,7 +392,7 @@ fn next_run<W: Default>(
     let wanted = RegionRange::new(start, range.end).first(max);
     let clear = match map.run(wanted) {
         Run::Clear(len) => len,
-        // Users have been faster.
+        // A write has hydrated the region meanwhile.
         Run::Set(_) => return None,
     };
     let found = wanted.first(clear);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ranges of regions that are being copied or overwritten, with what waits for each.
+//! The ranges of regions in flight, each with a value.
 //!
 //! A fixed number of slots holds the ranges, which never overlap; an array of keys, sorted by
-//! region, finds them. Nothing is allocated after construction, so all of it works under a
+//! region, finds them. Nothing is allocated after construction, so that all of it works under a
 //! spinlock and in interrupt context.
+//!
+//! C counterpart: the hash table of hydrations, `struct hash_table_bucket`.
 
 use crate::env::{
     KVVec,
@@ -16,10 +18,10 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// Names an entry of an [`InFlight`] from its insertion to its removal, and nothing afterwards.
+/// The name of an entry of an [`InFlight`], from its insertion to its removal.
 ///
-/// A place is used again and again, each time under another generation; so a name that is kept for
-/// long finds nothing, until 2^32 entries later.
+/// Afterwards it names nothing: a place is used again under another generation. The name repeats
+/// after 2^32 entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     place: u32,
@@ -27,27 +29,28 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Returns the number of the place, below the number of slots the structure was made with.
+    /// Returns the number of the place, below the number of slots of the structure.
     #[inline]
     pub(crate) fn index(self) -> usize {
         // CAST: `usize` has at least 32 bits on all architectures with device-mapper.
         self.place as usize
     }
 
-    /// Returns place and generation as numbers to keep beside a bio. The place fits into 31 bits.
+    /// Returns place and generation, to be kept in a bio. The place fits into 31 bits.
     #[inline]
     pub(crate) fn to_raw(self) -> (u32, u32) {
         (self.place, self.generation)
     }
 
-    /// Takes back numbers from [`Self::to_raw`]. Any others name nothing, or another entry.
+    /// Makes a name from the numbers of [`Self::to_raw`]. Other numbers name nothing, or another
+    /// entry.
     #[inline]
     pub(crate) fn from_raw(place: u32, generation: u32) -> Self {
         Self { place, generation }
     }
 }
 
-/// Where a range lies and in which slot.
+/// A range in flight, and its slot.
 #[derive(Clone, Copy, Debug)]
 struct Key {
     start: u32,
@@ -68,15 +71,15 @@ struct Entry<T> {
     /// The range; empty in a free slot.
     range: RegionRange,
     value: T,
-    /// How often the slot has been freed, modulo 2^32.
+    /// Number of times that the slot became free, modulo 2^32.
     generation: u32,
-    /// The next free place, in a free slot.
+    /// The next free place; for a free slot.
     next_free: Option<u32>,
 }
 
-/// Disjoint ranges of regions in a fixed number of slots, each with waiters of type `T`.
+/// Disjoint ranges of regions in a fixed number of slots, each with a value of type `T`.
 ///
-/// Lives under a lock of its owner. Only [`Self::new`] may sleep.
+/// Called with a lock of its owner held. Only [`Self::new`] may sleep.
 ///
 /// # Invariants
 ///
@@ -118,7 +121,7 @@ impl<T: Default> InFlight<T> {
         self.keys.len()
     }
 
-    /// Tells whether nothing is in flight.
+    /// Whether nothing is in flight.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -142,7 +145,7 @@ impl<T: Default> InFlight<T> {
             .map(|(slot, _)| slot)
     }
 
-    /// Returns the first range in flight that shares a region with `range`, unclipped.
+    /// Returns the first range in flight that shares a region with `range`, not clipped to it.
     pub(crate) fn first_overlap(&self, range: RegionRange) -> Option<(Slot, RegionRange)> {
         if range.is_empty() {
             return None;
@@ -154,7 +157,7 @@ impl<T: Default> InFlight<T> {
         Some((key.slot, key.range()))
     }
 
-    /// Returns how many regions at the start of `range` are not in flight.
+    /// Returns the number of regions at the start of `range` that are not in flight.
     pub(crate) fn clear_prefix(&self, range: RegionRange) -> u64 {
         match self.first_overlap(range) {
             Some((_, busy)) => busy.start.get().saturating_sub(range.start.get()),
@@ -162,10 +165,10 @@ impl<T: Default> InFlight<T> {
         }
     }
 
-    /// Adds a range, with default waiters.
+    /// Adds a range, with the default value.
     ///
-    /// `None` if all slots are taken, or if the range is empty, overlaps one in flight, or has
-    /// region numbers no clone can have.
+    /// `None` if all slots are in use, or if the range is empty, overlaps one in flight, or is out
+    /// of bounds.
     pub(crate) fn insert(&mut self, range: RegionRange) -> Option<Slot> {
         if range.is_empty() || self.first_overlap(range).is_some() {
             return None;
@@ -190,7 +193,7 @@ impl<T: Default> InFlight<T> {
         Some(slot)
     }
 
-    /// Returns what waits for the range in a slot.
+    /// Returns the value of a slot.
     pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
         let entry = self.entries.get_mut(slot.index())?;
         if entry.range.is_empty() || entry.generation != slot.generation {
@@ -205,7 +208,7 @@ impl<T: Default> InFlight<T> {
         Some(entry.range).filter(|range| !range.is_empty() && entry.generation == slot.generation)
     }
 
-    /// Takes a range out and returns it with what waits for it.
+    /// Removes a range, and returns it with its value.
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<(RegionRange, T)> {
         let range = self.range(slot)?;
         let position = self.position(range.start);
@@ -228,10 +231,10 @@ impl<T: Default> InFlight<T> {
         self.keys.iter().map(|key| (key.slot, key.range()))
     }
 
-    /// Returns the position of the first key that ends behind `region`.
+    /// Returns the position of the first key that ends after `region`.
     #[inline]
     fn position(&self, region: Region) -> usize {
-        // A binary search of its own: the one of `core` adds with a check that may panic.
+        // Not the binary search of `core`, which may panic.
         let mut low = 0usize;
         let mut high = self.keys.len();
         while low < high {

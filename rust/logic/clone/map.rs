@@ -10,12 +10,14 @@
 //! level 0      [w0] .. [w63]   ...   [w4095]        bit i set: region i is hydrated
 //! ```
 //!
-//! So the next region to copy is found in a few steps even if nearly all are done. Bits that stand
-//! for nothing (behind the last region, behind the last word of a level) are ones from the start.
+//! Hence a few steps find the next region to copy, even if nearly all are hydrated. Bits after the
+//! last region, and after the last word of a level, are ones from the start.
 //!
-//! Bits only ever go from zero to one. A word is stored before the summary bit that says it is
-//! full, with release; readers load with acquire. Hence a summary bit that is seen set is true, and
-//! one that is seen clear may be out of date, which costs a look at the word and no more.
+//! Bits only go from zero to one. A word is stored before the summary bit that says that it is
+//! full, with release; readers load with acquire. Hence a summary bit that is set is true, and one
+//! that is clear may be out of date, which costs one more load.
+//!
+//! C counterpart: `region_map` of `struct dm_clone_metadata`.
 
 use crate::env::{
     Acquire,
@@ -62,32 +64,32 @@ fn below_bit(bit: u64) -> u64 {
     }
 }
 
-/// The length of a run of regions in equal state.
+/// A run of regions in the same state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Run {
-    /// That many regions are hydrated.
+    /// This number of regions is hydrated.
     Set(u64),
-    /// That many regions are not.
+    /// This number of regions is not.
     Clear(u64),
 }
 
 /// The right to set bits of a [`RegionMap`], and the number of bits that are set.
 ///
-/// Made once, together with its map. Its owner puts it under the lock that serialises writers.
+/// It is made together with its map. Its owner keeps it under the lock that serialises writers.
 #[derive(Debug)]
 pub(crate) struct MapWriter {
     set: u64,
 }
 
 impl MapWriter {
-    /// Returns how many regions are hydrated.
+    /// Returns the number of hydrated regions.
     #[inline]
     pub(crate) fn set(&self) -> u64 {
         self.set
     }
 }
 
-/// Where a level lies within the words of the map.
+/// The place of a level within the words of the map.
 #[derive(Clone, Copy, Default)]
 struct Level {
     /// The number of words of all levels below.
@@ -149,7 +151,7 @@ impl RegionMap {
         Ok((map, MapWriter { set: 0 }))
     }
 
-    /// Returns the number of regions, hydrated or not.
+    /// Returns the number of all regions.
     #[inline]
     pub(crate) fn regions(&self) -> u64 {
         self.regions
@@ -161,13 +163,13 @@ impl RegionMap {
         self.level(0).words
     }
 
-    /// Returns the bits of 64 regions from `64 * index` on; ones behind the last region.
+    /// Returns the bits of 64 regions from `64 * index` on; ones after the last region.
     #[inline]
     pub(crate) fn word(&self, index: u64) -> Option<u64> {
         self.at(self.level(0), index).map(|word| word.load(Acquire))
     }
 
-    /// Tells whether `region` is hydrated; regions that do not exist are not.
+    /// Whether `region` is hydrated; regions that do not exist are not.
     ///
     /// If it is, I/O sent to the destination after this call finds the region's data there.
     #[inline]
@@ -178,7 +180,7 @@ impl RegionMap {
             })
     }
 
-    /// Returns the first region at or behind `from` that is not hydrated.
+    /// Returns the first region at or after `from` that is not hydrated.
     ///
     /// Takes a number of steps logarithmic in the number of regions.
     pub(crate) fn next_clear(&self, from: Region) -> Option<Region> {
@@ -206,17 +208,17 @@ impl RegionMap {
         }
     }
 
-    /// Returns the state of the first region of `range`, and of how many behind it.
+    /// Returns the state of the first region of `range`, and the number of regions that share it.
     ///
-    /// The range is clipped to the map; what is left should not be empty, else nothing is said
-    /// about zero regions. Takes a step per 64 regions at most.
+    /// The range is clipped to the map, and should not be empty then. Takes a step per 64 regions
+    /// at most.
     pub(crate) fn run(&self, range: RegionRange) -> Run {
         let range = range.intersect(RegionRange::with_len(Region(0), self.regions));
         let start = range.start;
         let end = match self.next_clear(start) {
             Some(clear) if clear == start => {
-                // The first region was clear a moment ago, and that is the answer, even if it is
-                // set by now: looking at it again could find a run of nothing.
+                // The first region was clear a moment ago. This is the answer even if it is set by
+                // now: another load could find an empty run.
                 let rest = RegionRange::new(Region(start.0.saturating_add(1)), range.end);
                 let end = self.next_set(rest).min(range.end);
                 return Run::Clear(end.0.saturating_sub(start.0));
@@ -230,7 +232,7 @@ impl RegionMap {
         }
     }
 
-    /// Tells whether all regions of `range` are hydrated, as far as they exist.
+    /// Whether all regions of `range` are hydrated, as far as they exist.
     pub(crate) fn all_set(&self, range: RegionRange) -> bool {
         match self.next_clear(range.start) {
             Some(clear) => clear >= range.end,
@@ -238,7 +240,7 @@ impl RegionMap {
         }
     }
 
-    /// Marks the regions of `range` hydrated and returns how many of them were not before.
+    /// Marks the regions of `range` hydrated. Returns how many of them were not.
     ///
     /// All I/O that put the regions' data onto the destination must have completed. Regions that do
     /// not exist are ignored. Takes a step per 64 regions; never sleeps.
@@ -252,11 +254,14 @@ impl RegionMap {
         new
     }
 
-    /// Takes over 64 bits as found on disk, those of the regions from `64 * index` on.
+    /// Loads 64 bits from disk: those of the regions from `64 * index` on.
     ///
-    /// For use before the map is shared. Words may come in any order, each index once; words that
-    /// are not given are zero. Bits behind the last region are ignored, a word that has no region
-    /// is refused.
+    /// For use before the map is shared. Words may come in any order, each index once; a word that
+    /// does not come is zero. Bits after the last region are ignored.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a word without regions.
     pub(crate) fn load_word(&mut self, writer: &mut MapWriter, index: u64, word: u64) -> Result {
         let slot = self.at(self.level(0), index).ok_or(EINVAL)?;
         let old = slot.load(Relaxed);
@@ -271,7 +276,7 @@ impl RegionMap {
         Ok(())
     }
 
-    /// Returns where a level lies; an empty level if there are not so many.
+    /// Returns the place of a level; an empty one if the map has fewer levels.
     #[inline]
     fn level(&self, depth: usize) -> Level {
         self.levels.get(depth).copied().unwrap_or_default()
@@ -287,7 +292,7 @@ impl RegionMap {
         self.words.get(usize::try_from(index).ok()?)
     }
 
-    /// Returns the first zero bit of a level at or behind `bit`, within the same word.
+    /// Returns the first zero bit of a level at or after `bit`, within the same word.
     #[inline]
     fn zero_in_word(&self, level: Level, bit: u64) -> Option<u64> {
         let word = self.at(level, word_of(bit))?.load(Acquire);
@@ -336,8 +341,8 @@ impl RegionMap {
         new.unwrap_or(0)
     }
 
-    /// Sets the bits `start..end` of one level, and returns how many of them were not set before
-    /// and the words that are full now, as a range.
+    /// Sets the bits `start..end` of one level. Returns how many of them were not set, and the
+    /// range of words that are full now.
     fn fill_level(&self, level: Level, start: u64, end: u64) -> (u64, (u64, u64)) {
         let first = word_of(start);
         let last = word_of(end.saturating_sub(1));

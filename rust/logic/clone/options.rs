@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The optional words of a clone's table line: features, then keys with values.
+//! The optional arguments of a table line: feature arguments, then core arguments.
 //!
-//! Both groups open with a count. Names are compared without case, may repeat, and the last value
-//! wins; words behind the second group are left alone. Counterparts in C: `parse_feature_args` and
-//! `parse_core_args` of `drivers/md/dm-clone-target.c`.
+//! Both groups start with a count. Names are compared without case and may repeat; the last value
+//! wins. Arguments after the second group are ignored. C counterparts: `parse_feature_args()` and
+//! `parse_core_args()` of `drivers/md/dm-clone-target.c`.
 
 use crate::logic::args::{
     eq_ignore_case,
@@ -13,50 +13,48 @@ use crate::logic::args::{
     ArgumentError, //
 };
 
-/// The feature word that starts a clone without background hydration.
+/// The feature argument that disables background hydration at the start.
 pub(crate) const NO_HYDRATION: &str = "no_hydration";
-/// The feature word that keeps discards from the destination.
+/// The feature argument that keeps discards from the destination.
 pub(crate) const NO_DISCARD_PASSDOWN: &str = "no_discard_passdown";
-/// The key of the most regions in flight.
+/// The key of the maximum number of regions in flight.
 pub(crate) const HYDRATION_THRESHOLD: &str = "hydration_threshold";
-/// The key of the most regions in one copy.
+/// The key of the maximum number of regions in one copy.
 pub(crate) const HYDRATION_BATCH_SIZE: &str = "hydration_batch_size";
 
-/// The feature word that has regions copied when they are read. Not known to the C target, like all
-/// below.
+/// The feature argument that copies regions when they are read. The C target knows neither this nor
+/// the following arguments.
 pub(crate) const HYDRATE_ON_READ: &str = "hydrate_on_read";
-/// The feature word that makes discarded regions zeros where nothing had arrived.
+/// The feature argument that zeroes discarded regions that are not hydrated.
 pub(crate) const ZERO_DISCARDS: &str = "zero_discards";
-/// The key of the most failed copies, before hydration is switched off.
+/// The key of the number of failed copies after which hydration is disabled.
 pub(crate) const MAX_FAILURES: &str = "max_failures";
 
-/// The highest number of feature words for the C target.
+/// Maximum number of feature arguments of the C target.
 const MAX_FEATURES: u32 = 2;
-/// The highest number of words in the group of keys and values for the C target.
+/// Maximum number of core arguments, keys and values, of the C target.
 const MAX_CORE_ARGS: u32 = 4;
-/// The highest number of words in a group that has words which the C target does not know.
+/// Maximum number of arguments in a group with arguments that the C target does not know.
 ///
-/// A group without such words is refused as the C target refuses it.
+/// A group without such arguments is refused as the C target refuses it.
 const MAX_EXTENDED: u32 = 16;
 
-/// What the optional words of a table line ask for.
-///
-/// A plain value, free to use in any context.
+/// The optional arguments of a table line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// Whether background hydration is on from the start.
+    /// Whether background hydration is enabled at the start.
     pub(crate) hydration: bool,
-    /// Whether discards are passed to the destination if it can take them.
+    /// Whether discards are passed to the destination if it supports them.
     pub(crate) discard_passdown: bool,
-    /// The most regions in flight; zero stops background hydration.
+    /// Maximum number of regions in flight; zero stops background hydration.
     pub(crate) threshold: u32,
-    /// The most regions in one copy; zero acts as one.
+    /// Maximum number of regions in one copy; zero acts as one.
     pub(crate) batch: u32,
     /// Whether regions are copied when they are read.
     pub(crate) hydrate_on_read: bool,
-    /// Whether a discard makes regions zeros that had not arrived.
+    /// Whether a discard zeroes regions that are not hydrated.
     pub(crate) zero_discards: bool,
-    /// The most failed copies, before hydration is switched off; zero is no limit.
+    /// Number of failed copies after which hydration is disabled; zero is no limit.
     pub(crate) max_failures: u32,
 }
 
@@ -75,7 +73,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the words behind the region size; either group may be missing from the end of the
+    /// Parses the arguments after the region size. Either group may be missing from the end of the
     /// line.
     pub(crate) fn parse<'a>(
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
@@ -86,7 +84,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Reads the group of features.
+    /// Parses the feature arguments. C counterpart: `parse_feature_args()`.
     fn parse_features<'a>(
         &mut self,
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,
@@ -119,7 +117,7 @@ impl Options {
         Ok(())
     }
 
-    /// Reads the group of keys and values.
+    /// Parses the core arguments. C counterpart: `parse_core_args()`.
     fn parse_core_args<'a>(
         &mut self,
         words: &mut impl ExactSizeIterator<Item = &'a [u8]>,

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How far the copy of a slot is, and which copy goes on next.
+//! The progress of the copy of a slot, and the order in which copies continue.
 //!
-//! A copy is done in pieces: each is read from the source, then written to the destination. Between
-//! the two it can be given up, because nothing has happened yet that anybody could notice; so a
-//! source that does not answer holds up nobody.
+//! A copy is done in segments: each is read from the source, then written to the destination.
+//! Between the two it can be given up, because nothing has been written yet; so a source that does
+//! not answer holds up nobody.
 //!
 //! ```text
-//!              take            read              written
-//!   (rest) ----------> reading ------> writing ----------> (done)
-//!                         |               |
-//!                         | give up       | give up: waits for the write
-//!                         v               v
-//!                       (gone)          (gone)
+//!              start_read          read_done         write_done
+//!   (to read) ------------> reading --------> writing ----------> (done)
+//!                              |                 |
+//!                              | give_up         | give_up: waits for the write
+//!                              v                 v
+//!                         (forgotten)         (done)
 //! ```
 
 use crate::env::{
@@ -26,19 +26,19 @@ use crate::logic::units::{
     Sectors, //
 };
 
-/// The most that is read or written at once.
+/// Maximum length of a segment: what is read or written at once.
 pub(crate) const MAX_SEGMENT: Sectors = Sectors(1024);
-/// Pieces of one copy that may be under way at a time.
+/// Maximum number of segments of one copy in flight.
 const MAX_PARALLEL_SEGMENTS: u32 = 8;
 
-/// Who wants a copy.
+/// Why regions are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyReason {
     /// A write to a part of the region waits in the slot.
     Write,
-    /// The background hydration.
+    /// The background hydration has reached them.
     Hydration,
-    /// The background hydration, because a user asked for the range.
+    /// The background hydration copies them before all others, because a user has requested it.
     Priority,
 }
 
@@ -47,17 +47,19 @@ pub(crate) enum CopyReason {
 pub(crate) enum CopyResult {
     /// All of it is on the destination.
     Copied,
-    /// A piece could not be read or written.
+    /// A segment could not be read or written.
     Failed,
     /// It was given up.
     GivenUp,
 }
 
-/// One copy under way.
+/// The copy of a range of regions.
+///
+/// C counterpart: `struct dm_clone_region_hydration`, while kcopyd works on it.
 ///
 /// # Invariants
 ///
-/// Without pieces under way and with nothing to start, the copy has ended.
+/// A copy with no segment in flight and none to start has ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegionCopy {
     next: Sector,
@@ -70,7 +72,7 @@ pub(crate) struct RegionCopy {
 }
 
 impl RegionCopy {
-    /// A copy of so many sectors, of which nothing has been done yet.
+    /// Makes a copy of `len` sectors from `start`, of which nothing is done yet.
     pub(crate) fn new(start: Sector, len: Sectors, reason: CopyReason) -> Self {
         Self {
             next: start,
@@ -83,12 +85,12 @@ impl RegionCopy {
         }
     }
 
-    /// Who wants it.
+    /// Returns why the regions are copied.
     pub(crate) fn reason(&self) -> CopyReason {
         self.reason
     }
 
-    /// The next piece to read, if there is one and not too many are under way.
+    /// Returns the next segment to read, if there is one and not too many are in flight.
     pub(crate) fn next_segment(&self) -> Option<(Sector, Sectors)> {
         let rest = self.end.get().saturating_sub(self.next.get());
         let busy = self.reading.saturating_add(self.writing);
@@ -98,7 +100,7 @@ impl RegionCopy {
         Some((self.next, Sectors(rest).min(MAX_SEGMENT)))
     }
 
-    /// Starts to read the next piece, if it is the one that starts at `start`.
+    /// Starts to read the next segment, if it starts at `start`. Returns whether it does.
     pub(crate) fn start_read(&mut self, start: Sector) -> bool {
         match self.next_segment() {
             Some((next, len)) if next == start => {
@@ -110,7 +112,7 @@ impl RegionCopy {
         }
     }
 
-    /// A piece has been read, or could not be. Returns whether to write it.
+    /// Records that a segment was read, or failed to be. Returns whether to write it.
     pub(crate) fn read_done(&mut self, ok: bool) -> bool {
         self.reading = self.reading.saturating_sub(1);
         self.failed |= !ok;
@@ -121,20 +123,22 @@ impl RegionCopy {
         write
     }
 
-    /// A piece has been written, or could not be.
+    /// Records that a segment was written, or failed to be.
     pub(crate) fn write_done(&mut self, ok: bool) {
         self.writing = self.writing.saturating_sub(1);
         self.failed |= !ok;
     }
 
-    /// Starts nothing more. Pieces that are being read are forgotten, those being written are
-    /// waited for; if there are no others, the copy goes to its end.
+    /// Gives the copy up: it starts no more segments and forgets those that are being read.
+    ///
+    /// Segments that are being written still end. A copy that has nothing left to read, and is
+    /// reading nothing, is not given up.
     pub(crate) fn give_up(&mut self) {
         self.given_up |= self.reading != 0 || self.next < self.end;
         self.reading = 0;
     }
 
-    /// How it ended, if it has.
+    /// Returns how the copy ended, if it has.
     pub(crate) fn result(&self) -> Option<CopyResult> {
         if self.reading != 0 || self.writing != 0 {
             None
@@ -150,14 +154,14 @@ impl RegionCopy {
     }
 }
 
-/// The slots whose copies can go on: those that a write waits for, then the others.
+/// The slots whose copies have a segment to read: those that a write waits for come first.
 pub(crate) struct ReadyCopies {
     write: SlotQueue,
     hydration: SlotQueue,
 }
 
 impl ReadyCopies {
-    /// Empty lanes for slots in so many places. May sleep.
+    /// Makes empty queues for the slots of a structure with `places` slots. May sleep.
     pub(crate) fn new(places: usize) -> Result<Self> {
         Ok(Self {
             write: SlotQueue::new(places)?,
@@ -165,7 +169,7 @@ impl ReadyCopies {
         })
     }
 
-    /// Queues a copy if it has a piece to start, and is not queued already.
+    /// Queues a copy if it has a segment to start, and is not queued already.
     pub(crate) fn push(&mut self, slot: Slot, copy: &RegionCopy) {
         if copy.next_segment().is_some() {
             match copy.reason {
@@ -175,19 +179,19 @@ impl ReadyCopies {
         }
     }
 
-    /// The copy to go on with, if it is not over.
+    /// Returns the slot whose copy continues next. The copy may have ended meanwhile.
     pub(crate) fn first(&self) -> Option<Slot> {
         self.write.first().or_else(|| self.hydration.first())
     }
 
-    /// Takes the first slot out.
+    /// Removes the first slot.
     pub(crate) fn pop(&mut self) {
         if self.write.pop().is_none() {
             self.hydration.pop();
         }
     }
 
-    /// Forgets all slots.
+    /// Removes all slots.
     pub(crate) fn clear(&mut self) {
         while self.first().is_some() {
             self.pop();
@@ -199,8 +203,8 @@ impl ReadyCopies {
 ///
 /// # Invariants
 ///
-/// A place is in `order` once if it has a slot in `queued`, else not at all. So there is always
-/// room.
+/// `order` holds each place that has a slot in `queued` once, and no other place. Hence there is
+/// always room.
 struct SlotQueue {
     order: KVVec<usize>,
     queued: KVVec<Option<Slot>>,
@@ -224,13 +228,13 @@ impl SlotQueue {
         })
     }
 
-    /// Where the `n`-th from the first is; both are at most the number of places.
+    /// Returns the index of the `n`-th slot from the first. Both are at most the number of places.
     fn position(&self, n: usize) -> usize {
         let position = self.first.saturating_add(n);
         position.checked_sub(self.order.len()).unwrap_or(position)
     }
 
-    /// Adds a slot. One that was in the same place before, and is over, leaves it its turn.
+    /// Adds a slot. If an earlier slot of the same place is queued, the new one takes its turn.
     fn push(&mut self, slot: Slot) {
         let end = self.position(self.len);
         let Some(queued) = self.queued.get_mut(slot.index()) else {

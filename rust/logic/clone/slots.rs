@@ -3,8 +3,8 @@
 //! The slots of regions that are being filled, and the decision what becomes of a write.
 //!
 //! A region is *filled* by a copy from the source, by a write to all of it ("overwrite"), or by
-//! zeros for a discard. It is *in flight* meanwhile: it has a slot in [`InFlight`], and room for one
-//! range is reserved in the [`DirtyLogs`]. Both are limited, and both are taken at once.
+//! zeros for a discard. It is *in flight* meanwhile: it has a slot in [`InFlight`], and room for
+//! one range is reserved in the [`DirtyLogs`]. Both are limited, and both are taken at once.
 //!
 //! | the first region of a write | the write | decision |
 //! | --- | --- | --- |

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The texts in which a clone tells its state.
+//! The texts of the status of a clone.
 
 use crate::env::fmt;
 use crate::logic::clone::options::{
@@ -17,24 +17,24 @@ use crate::logic::units::Sectors;
 /// The size of a metadata block.
 const METADATA_BLOCK: Sectors = Sectors(8);
 
-/// The status line of a clone whose metadata cannot be asked for its size.
+/// The status line of a clone whose metadata usage is not known.
 pub(crate) const STATUS_ERROR: &str = "Error";
 
-/// What the state of its metadata lets a clone do.
+/// What the state of its metadata allows a clone to do, from healthy to broken.
 ///
-/// The order is from healthy to broken. A plain value, free to use in any context.
+/// C counterpart: `enum clone_metadata_mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Mode {
-    /// All works.
+    /// Everything.
     ReadWrite,
-    /// The metadata cannot be changed any more, so no region can become hydrated.
+    /// The metadata cannot be changed any more, so that no region can become hydrated.
     ReadOnly,
-    /// All I/O fails.
+    /// Nothing: all I/O fails.
     Fail,
 }
 
 impl Mode {
-    /// Returns the word of the status line; in [`Mode::Fail`] it is the whole line.
+    /// Returns the mode in the status line; [`Mode::Fail`] is the whole line.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::ReadWrite => "rw",
@@ -43,7 +43,7 @@ impl Mode {
         }
     }
 
-    /// Returns the word of the log line about a switch of modes.
+    /// Returns the mode in the log message about a switch of modes.
     pub(crate) const fn description(self) -> &'static str {
         match self {
             Self::ReadWrite => "read-write",
@@ -59,9 +59,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Everything the status line of a clone tells; its text is what `Display` writes.
-///
-/// A plain value, free to use in any context.
+/// The status line of a clone; its text is what `Display` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StatusLine {
     /// The number of metadata blocks in use.
@@ -74,23 +72,23 @@ pub(crate) struct StatusLine {
     pub(crate) hydrated: u64,
     /// The number of regions.
     pub(crate) regions: u64,
-    /// The number of regions being copied or overwritten.
+    /// The number of regions in flight.
     pub(crate) hydrating: u64,
     /// Whether background hydration is on.
     pub(crate) hydration: bool,
     /// Whether discards are passed to the destination.
     pub(crate) discard_passdown: bool,
-    /// The most regions in flight.
+    /// Maximum number of regions in flight.
     pub(crate) threshold: u32,
-    /// The most regions in one copy.
+    /// Maximum number of regions in one copy.
     pub(crate) batch: u32,
     /// Whether regions are copied when they are read.
     pub(crate) hydrate_on_read: bool,
-    /// Whether a discard makes regions zeros that had not arrived.
+    /// Whether a discard zeroes regions that are not hydrated.
     pub(crate) zero_discards: bool,
-    /// The most failed copies; zero is no limit, and not told.
+    /// Number of failed copies after which hydration is disabled; zero is no limit, and not shown.
     pub(crate) max_failures: u32,
-    /// What the clone can do.
+    /// The mode of the metadata.
     pub(crate) mode: Mode,
 }
 
@@ -110,10 +108,10 @@ impl fmt::Display for StatusLine {
             self.hydrating
         ))?;
         self.fmt_features(f)?;
-        let words = if self.max_failures == 0 { 4 } else { 6 };
+        let core_args = if self.max_failures == 0 { 4 } else { 6 };
         f.write_fmt(fmt!(
             "{} {} {} {} {} ",
-            words,
+            core_args,
             HYDRATION_THRESHOLD,
             self.threshold,
             HYDRATION_BATCH_SIZE,
@@ -127,18 +125,18 @@ impl fmt::Display for StatusLine {
 }
 
 impl StatusLine {
-    /// Writes the count of features and their names, each with a space behind it.
+    /// Writes the number of feature arguments and their names, each followed by a space.
     fn fmt_features(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = [
+        let features = [
             (!self.hydration, NO_HYDRATION),
             (!self.discard_passdown, NO_DISCARD_PASSDOWN),
             (self.hydrate_on_read, HYDRATE_ON_READ),
             (self.zero_discards, ZERO_DISCARDS),
         ];
-        let words = words.iter().filter(|(told, _)| *told);
-        f.write_fmt(fmt!("{} ", words.clone().count()))?;
-        for (_, word) in words {
-            f.write_str(word)?;
+        let features = features.iter().filter(|(is_shown, _)| *is_shown);
+        f.write_fmt(fmt!("{} ", features.clone().count()))?;
+        for (_, name) in features {
+            f.write_str(name)?;
             f.write_str(" ")?;
         }
         Ok(())
@@ -147,13 +145,11 @@ impl StatusLine {
 
 /// What a clone has done since its metadata was opened; its text is the answer to the message
 /// `statistics`.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Statistics {
     /// Regions that were copied.
     pub(crate) copied: u64,
-    /// Regions that were filled by writes without a copy.
+    /// Regions that writes have filled without a copy.
     pub(crate) overwritten: u64,
     /// Regions that were marked by discards.
     pub(crate) discarded: u64,
@@ -166,7 +162,8 @@ pub(crate) struct Statistics {
 impl fmt::Display for Statistics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_fmt(fmt!(
-            "copied_regions {} overwritten_regions {} discarded_regions {} failed_copies {} commits {}",
+            "copied_regions {} overwritten_regions {} discarded_regions {} failed_copies {} \
+             commits {}",
             self.copied,
             self.overwritten,
             self.discarded,

@@ -19,8 +19,9 @@
 //!      +-----------------------+-----------------+----------------------
 //! ```
 //!
-//! Up to the root of the space map it is like others: see [`SuperblockHeader`]. C counterpart: `struct
-//! superblock_disk` of `drivers/md/dm-clone-metadata.c`.
+//! The part up to the root of the space map is common to several targets: see
+//! [`SuperblockHeader`]. C counterpart: `struct superblock_disk` of
+//! `drivers/md/dm-clone-metadata.c`.
 
 use zerocopy::{
     little_endian::U64,
@@ -48,7 +49,7 @@ use crate::logic::pdata::superblock::{
 };
 use crate::logic::units::Sectors;
 
-/// What distinguishes the superblock from those of other formats.
+/// What distinguishes this superblock from those of other targets.
 pub(crate) const FORMAT: Format = Format {
     magic: 0x8af2_7f64,
     version: 1,
@@ -56,7 +57,7 @@ pub(crate) const FORMAT: Format = Format {
     size: core::mem::size_of::<SuperblockDisk>(),
 };
 
-/// The superblock as it lies on disk, not yet trusted.
+/// The superblock on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct SuperblockDisk {
@@ -74,12 +75,12 @@ const _: () = {
     assert!(core::mem::offset_of!(SuperblockDisk, bitset_root) == 188);
 };
 
-/// Why a block is no superblock this code can use; `Display` writes the line for the log.
+/// Why a superblock is invalid; `Display` writes the log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
-    /// It is none of this format.
+    /// It is not a superblock of this format.
     Header(HeaderError),
-    /// The sizes are not those of the table line, or not possible at all.
+    /// The sizes are not those of the table line, or impossible.
     Geometry,
 }
 
@@ -148,7 +149,7 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    /// Reads a block from `location`, with all checks, and with the region size known to be legal.
+    /// Parses a block from `location`, with all checks, those of the region size included.
     pub(crate) fn parse(block: &[u8], location: u64) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
         let (disk, _) =
@@ -174,7 +175,7 @@ impl Superblock {
         Ok(())
     }
 
-    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
+    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and zeroes the
     /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
         let (disk, rest) =

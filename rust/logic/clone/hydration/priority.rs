@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges that are hydrated before all others.
+//! Ranges that the background hydration copies before all others.
 
 use super::next_run;
 use crate::logic::clone::inflight::InFlight;
 use crate::logic::clone::map::RegionMap;
 use crate::logic::regions::RegionRange;
 
-/// The number of ranges to be copied first that are remembered.
+/// Maximum number of priority ranges that are kept.
 const PRIORITY_RANGES: usize = 32;
 
-/// Ranges that are to be copied before all others, in fixed memory.
+/// A queue of ranges to copy before all others, in fixed memory.
 ///
-/// When it is full, the oldest ones are forgotten: they are copied in their turn, like all others.
+/// When it is full, the oldest range is dropped: the scan copies it in its turn.
 #[derive(Debug, Default)]
 pub(crate) struct PriorityRanges {
     ranges: [RegionRange; PRIORITY_RANGES],
@@ -21,7 +21,7 @@ pub(crate) struct PriorityRanges {
 }
 
 impl PriorityRanges {
-    /// Adds a range; one that touches the last joins it.
+    /// Adds a range. It is joined with the last one if they touch.
     pub(crate) fn push(&mut self, range: RegionRange) {
         let last = self.len.wrapping_sub(1).wrapping_add(self.first) % PRIORITY_RANGES;
         if let Some(last) = self.ranges.get_mut(last).filter(|_| self.len != 0) {
@@ -40,7 +40,7 @@ impl PriorityRanges {
         }
     }
 
-    /// Takes all ranges of `other`.
+    /// Moves all ranges of `other` to the end.
     pub(crate) fn append(&mut self, other: &mut Self) {
         while other.len != 0 {
             if let Some(range) = other.ranges.get(other.first) {
@@ -50,12 +50,13 @@ impl PriorityRanges {
         }
     }
 
+    /// Removes the first range.
     fn pop(&mut self) {
         self.first = self.first.saturating_add(1) % PRIORITY_RANGES;
         self.len = self.len.saturating_sub(1);
     }
 
-    /// Takes up to `batch` regions that are neither hydrated nor in flight.
+    /// Takes the first regions, at most `batch`, that are neither hydrated nor in flight.
     pub(super) fn next<W: Default>(
         &mut self,
         batch: u64,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Regions of failed batches, retried one at a time.
+//! Regions of failed batches, which are retried one at a time.
 
 use super::next_free;
 use crate::logic::clone::inflight::InFlight;
@@ -10,13 +10,13 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// The number of failed batches that are remembered one by one.
+/// Maximum number of failed batches that are kept apart.
 const RETRIES: usize = 16;
 
-/// Failed batches whose regions are tried one at a time, in fixed memory.
+/// Failed batches, in fixed memory; their regions are retried one at a time.
 ///
-/// When the list is full, its last entry is widened to cover the new batch as well: the regions in
-/// between that are hydrated are skipped, the others are tried alone, which is slow but right.
+/// When the list is full, its last range is widened to cover the new batch too. Of the regions in
+/// between, hydrated ones are skipped and the others are copied one at a time: slow, but correct.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
     ranges: [RegionRange; RETRIES],
@@ -26,7 +26,7 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    /// Adds a batch.
+    /// Adds a failed batch.
     pub(super) fn push(&mut self, range: RegionRange) {
         if let Some(slot) = self.ranges.get_mut(self.len) {
             *slot = range;
@@ -36,7 +36,7 @@ impl Retries {
         }
     }
 
-    /// Returns the next region to try alone, if none is being tried, and drops all before it.
+    /// Returns the next region to retry, if none is in flight, and drops all regions before it.
     pub(super) fn next<W: Default>(
         &mut self,
         map: &RegionMap,
@@ -56,7 +56,7 @@ impl Retries {
         None
     }
 
-    /// Notes that `region`, as returned by [`Self::next`], is being tried.
+    /// Records that `region`, as returned by [`Self::next`], is being copied.
     pub(super) fn start(&mut self, region: Region) {
         self.trying = Some(region);
         let last = self
@@ -68,12 +68,12 @@ impl Retries {
         }
     }
 
-    /// Tells whether regions are being tried, or remembered to be.
+    /// Whether a region is being retried, or remains to be.
     pub(super) fn is_busy(&self) -> bool {
         self.trying.is_some() || self.len != 0
     }
 
-    /// Notes the end of a copy, if it was the one of the region being tried.
+    /// Records the end of a copy, if it was a retry.
     pub(super) fn copy_done(&mut self, range: RegionRange) {
         if self.trying.is_some_and(|region| range.contains(region)) {
             self.trying = None;

@@ -2,23 +2,25 @@
 
 //! The share of the time that the background hydration may use.
 
-/// Keeps the time with copies in flight to a share of all time: an account that idle time fills and
-/// busy time empties.
+/// Limits the time with copies in flight to a share of all time.
+///
+/// It is an account: idle time adds to it, time with copies in flight takes from it.
 #[derive(Debug)]
 pub(super) struct Throttle {
     /// The share, in percent.
     percent: i64,
-    /// In hundredths of a millisecond.
+    /// The balance, in hundredths of a millisecond.
     credit: i64,
+    /// The time of the last update.
     last: u64,
-    /// Copies in flight.
+    /// Number of copies in flight.
     pub(super) copies: u32,
 }
 
 impl Throttle {
-    /// The most credit: copies may start for so long after a pause.
+    /// Maximum credit: how long copies may run after a pause.
     const MAX: i64 = 2_000;
-    /// The most debt: half an hour at one percent.
+    /// Maximum debt: half an hour at one percent.
     const MIN: i64 = -180_000;
 
     /// Brings the account up to date.
@@ -36,7 +38,7 @@ impl Throttle {
             .clamp(Self::MIN, Self::MAX);
     }
 
-    /// Says how long to wait, in milliseconds, before another copy may start, if copies may use
+    /// Returns how long to wait, in milliseconds, before another copy may start, if copies may use
     /// `percent` of the time.
     pub(super) fn wait(&mut self, now: u64, percent: u32) -> Option<u64> {
         self.account(now);
@@ -53,10 +55,12 @@ impl Throttle {
         }
     }
 
+    /// Counts a copy that starts.
     pub(super) fn started(&mut self) {
         self.copies = self.copies.saturating_add(1);
     }
 
+    /// Counts a copy that has ended.
     pub(super) fn ended(&mut self, now: u64) {
         self.account(now);
         self.copies = self.copies.saturating_sub(1);
