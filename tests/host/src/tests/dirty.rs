@@ -42,7 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 0..120)
 }
 
-/// Returns the regions a log would write, and checks that its words are in order.
+/// Returns the regions that a log would write. Checks that its words are in order.
 fn regions_of(log: &RangeLog) -> Result<BTreeSet<u64>, TestCaseError> {
     let words: Vec<(u64, u64)> = log.words().collect();
     prop_assert!(
@@ -109,7 +109,7 @@ proptest! {
             prop_assert_eq!(logs.is_dirty(), !current.is_empty() || committing.is_some());
             prop_assert_eq!(logs.is_committing(), committing.is_some());
         }
-        // A commit that succeeds gives all room back.
+        // A commit that succeeds returns all room.
         if let Some((log, _)) = committing {
             logs.end_commit(log, true);
         }
@@ -226,13 +226,13 @@ fn failed_commits_come_first_and_fit() {
     assert!(logs.reserve(2));
     logs.record(range(0, 1));
     logs.end_commit(log, false);
-    // One reservation is left and must stay good; there is no room for more.
+    // One reservation is left, and remains valid. There is no room for more.
     assert!(!logs.reserve(1));
     assert!(logs.record(range(30, 31)));
     let log = logs.begin_commit().unwrap();
     let starts: Vec<u64> = log.ranges().map(|range| range.start.0).collect();
     assert_eq!(starts, [10, 20, 0, 30]);
-    // All the room is in the log that is out.
+    // The log that is being committed takes all the room.
     assert!(!logs.reserve(1));
     logs.end_commit(log, true);
     assert!(logs.reserve(2));
@@ -248,7 +248,7 @@ fn no_capacity() {
 fn allocations_may_fail() {
     let (mut logs, failures) = with_all_faults(|| DirtyLogs::new(8));
     assert_eq!(failures, 2);
-    // None of the rest allocates.
+    // Nothing else allocates.
     let (_, reached) = faults::with_failing(0, || {
         for round in 0..3 {
             assert!(logs.reserve(8));

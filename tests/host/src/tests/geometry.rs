@@ -82,7 +82,7 @@ fn most_regions() {
     );
 }
 
-/// A target of up to 40 regions, and an access that may reach beyond it and likes borders.
+/// A target of up to 40 regions, and an access, often at a border, that may reach beyond it.
 fn small() -> impl Strategy<Value = (Geometry, u64, u64)> {
     let access = |len: u64| {
         let borders = || prop_oneof![(0u64..44).prop_map(|n| n * 8), Just(len), 0u64..340];
@@ -136,7 +136,8 @@ proptest! {
         let model = (start..len).filter(|s| s / per < regions.end.0).count() as u64;
         prop_assert_eq!(until, model);
         if start < len {
-            prop_assert!(geometry.touched(Sector(start), Sectors(until)).end <= regions.end.max(Region(start / per + 1)));
+            let touched = geometry.touched(Sector(start), Sectors(until));
+            prop_assert!(touched.end <= regions.end.max(Region(start / per + 1)));
         }
     }
 
@@ -163,7 +164,9 @@ proptest! {
     }
 
     #[test]
-    fn region_sizes_round_trip(sectors in prop_oneof![any::<u64>(), (0u32..40).prop_map(|s| 1 << s)]) {
+    fn region_sizes_round_trip(
+        sectors in prop_oneof![any::<u64>(), (0u32..40).prop_map(|s| 1 << s)],
+    ) {
         let word = format!("{sectors}");
         let parsed = RegionSize::parse(word.as_bytes()).ok();
         // Values above 32 bits wrap around in a table line, but not here.

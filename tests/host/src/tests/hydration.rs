@@ -2,8 +2,8 @@
 
 //! Background hydration on a simulated clone: random delays, failures, user I/O and limits.
 //!
-//! Whatever happens, good regions get hydrated in a bounded time, bad ones neither stop nor slow
-//! the others, and the rules about what may be started are never broken.
+//! Good regions are hydrated in a bounded time, bad ones neither stop nor slow the others, and the
+//! rules about what may start are never broken.
 
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// Who started what is in flight.
+/// The starter of a copy or overwrite in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Starter {
     #[default]
@@ -27,7 +27,7 @@ enum Starter {
     User,
 }
 
-/// A clone with a clock that only goes forward where the sweep waits or copies take their time.
+/// A clone with a clock that advances only where the hydration waits or copies take time.
 pub(super) struct SimulatedClone {
     pub(super) hydration: Hydration,
     pub(super) map: RegionMap,
@@ -36,13 +36,13 @@ pub(super) struct SimulatedClone {
     pub(super) bad: BTreeSet<u64>,
     pub(super) limits: HydrationLimits,
     pub(super) now: u64,
-    /// What is in flight, by the time at which it ends.
+    /// Copies and overwrites in flight, with the times at which they end.
     pending: Vec<(u64, Slot, Starter)>,
-    /// Regions in flight for the sweep.
+    /// Regions in flight for the hydration.
     copying: u64,
-    /// Every copy the sweep has started: when and what.
+    /// Every copy that the hydration has started: when, and which regions.
     pub(super) started: Vec<(u64, RegionRange)>,
-    /// How often the sweep was asked.
+    /// How often the hydration was asked.
     pub(super) asked: usize,
 }
 
@@ -79,7 +79,7 @@ impl SimulatedClone {
         }
     }
 
-    /// Asks the sweep, checks that the answer keeps the rules, and starts what it says.
+    /// Asks the hydration, checks the answer against the rules, and starts what it says.
     pub(super) fn ask(&mut self, delay: u64) -> HydrationStep {
         self.asked += 1;
         let step = self
@@ -104,12 +104,12 @@ impl SimulatedClone {
             HydrationStep::Blocked => {
                 let full = self.copying >= u64::from(self.limits.threshold)
                     || self.flight.free_slots() == 0;
-                let sweeping = self
+                let hydrating = self
                     .pending
                     .iter()
                     .any(|(_, _, starter)| *starter == Starter::Hydration);
                 assert!(
-                    full || sweeping || !self.limits.enabled,
+                    full || hydrating || !self.limits.enabled,
                     "blocked by nothing"
                 );
             }
@@ -134,7 +134,7 @@ impl SimulatedClone {
         }
     }
 
-    /// Ends what is due by now.
+    /// Ends the copies and overwrites that are due.
     pub(super) fn finish_due(&mut self) {
         let now = self.now;
         let due: Vec<_> = self
@@ -163,13 +163,13 @@ impl SimulatedClone {
         }
     }
 
-    /// A copy that has been given up does not end any more.
+    /// A copy that was given up does not end any more.
     pub(super) fn forget(&mut self, slot: Slot, regions: RegionRange) {
         self.copying -= regions.len();
         self.pending.retain(|(_, pending, _)| *pending != slot);
     }
 
-    /// Lets time pass until something ends, but at most to `limit`.
+    /// Advances the clock until a copy or overwrite ends, but not beyond `limit`.
     pub(super) fn sleep_until(&mut self, limit: u64) {
         let next = self
             .pending
@@ -181,9 +181,9 @@ impl SimulatedClone {
         self.finish_due();
     }
 
-    /// Asks until the sweep wants to wait, and then lets time pass; stops at `end`.
+    /// Asks until the hydration waits, then advances the clock; stops at `end`.
     ///
-    /// `delay` says how long a copy takes.
+    /// `delay` returns how long a copy takes.
     pub(super) fn run_until(&mut self, end: u64, mut delay: impl FnMut(RegionRange) -> u64) {
         while self.now < end {
             match self.ask(0) {
@@ -203,7 +203,7 @@ impl SimulatedClone {
         }
     }
 
-    /// Tells whether all good regions are hydrated.
+    /// Whether all good regions are hydrated.
     pub(super) fn is_complete(&self) -> bool {
         self.writer.set() == self.map.regions() - self.bad.len() as u64
     }
@@ -216,8 +216,8 @@ enum Event {
     UserWrite(u64, u64),
     Discard(u64, u64),
     Busy(bool),
-    HydrationLimits(u32, u32),
-    Kick,
+    Limits(u32, u32),
+    ResetBackoff,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -227,8 +227,9 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => (0u64..300, 0u64..40).prop_map(|(region, delay)| Event::UserWrite(region, delay)),
         1 => (0u64..300, 0u64..20).prop_map(|(start, len)| Event::Discard(start, len)),
         1 => any::<bool>().prop_map(Event::Busy),
-        1 => (0u32..40, 0u32..20).prop_map(|(threshold, batch)| Event::HydrationLimits(threshold, batch)),
-        1 => Just(Event::Kick),
+        1 => (0u32..40, 0u32..20)
+            .prop_map(|(threshold, batch)| Event::Limits(threshold, batch)),
+        1 => Just(Event::ResetBackoff),
     ];
     prop::collection::vec(event, 0..300)
 }
@@ -257,25 +258,27 @@ proptest! {
                 }
                 Event::UserWrite(region, delay) => clone.user_write(region % regions, delay),
                 Event::Discard(start, len) => {
-                    // Only what is not in flight may be discarded.
+                    // Only regions that are not in flight may be discarded.
                     let wanted = range(start, start + len);
                     let free = wanted.first(clone.flight.clear_prefix(wanted));
                     clone.map.insert(&mut clone.writer, free);
                     clone.bad.retain(|region| !free.contains(Region(*region)));
                 }
                 Event::Busy(busy) => clone.limits.user_busy = busy,
-                Event::HydrationLimits(threshold, batch) => {
-                    // A lower threshold holds for what is started from now on.
+                Event::Limits(threshold, batch) => {
+                    // A lower threshold holds for copies that start from now on.
                     clone.limits = HydrationLimits { threshold, batch, ..clone.limits };
                 }
-                Event::Kick => clone.hydration.reset_backoff(),
+                Event::ResetBackoff => clone.hydration.reset_backoff(),
             }
         }
 
-        // From here on it runs by itself. A batch takes up to 50 ms; each bad region costs some
-        // failures of its batch, of itself, and the spacing of a streak; busy users cost 20 ms a
+        // From here on it runs by itself. A batch takes up to 50 ms. A bad region costs failures of
+        // its batch, a failure of its own, and the spacing of a streak. Busy users cost 20 ms per
         // batch.
-        clone.limits = HydrationLimits { threshold: limits.0, batch: limits.1, user_busy: busy, ..clone.limits };
+        clone.limits.threshold = limits.0;
+        clone.limits.batch = limits.1;
+        clone.limits.user_busy = busy;
         clone.asked = 0;
         clone.started.clear();
         let from = clone.now;
@@ -284,23 +287,32 @@ proptest! {
             turn += 1;
             delays[turn % delays.len()]
         });
-        prop_assert!(clone.is_complete(), "{} of {} with {:?} bad", clone.writer.set(), regions, clone.bad);
-        // No question is asked without something to come of it.
-        prop_assert!(clone.asked <= 3 * clone.started.len() + 200, "{} {}", clone.asked, clone.started.len());
+        prop_assert!(
+            clone.is_complete(),
+            "{} of {} with {:?} bad", clone.writer.set(), regions, clone.bad
+        );
+        // It is never asked in vain.
+        prop_assert!(
+            clone.asked <= 3 * clone.started.len() + 200,
+            "{} {}", clone.asked, clone.started.len()
+        );
     }
 
     #[test]
-    fn failing_regions_are_left_in_peace(bad in prop::collection::btree_set(0u64..200, 1..20), batch in 1u32..16) {
+    fn failing_regions_are_left_in_peace(
+        bad in prop::collection::btree_set(0u64..200, 1..20),
+        batch in 1u32..16,
+    ) {
         let mut clone = SimulatedClone::new(200, bad, 16, batch);
         let start = clone.now;
         clone.run_until(start + 300_000, |_| 5);
         prop_assert!(clone.is_complete());
-        // Waits of 1, 2, 4, .. 64 s fit into five minutes nine times; a pass tries a bad region at
-        // most in a batch and alone.
+        // Five minutes have room for nine waits of 1, 2, 4, .. 64 s. A pass tries a bad region at
+        // most twice: in a batch, and alone.
         let tries = clone.started.iter().filter(|(at, _)| *at > start + 30_000).count();
         prop_assert!(tries >= clone.bad.len(), "{tries}");
         prop_assert!(tries <= clone.bad.len() * 2 * 6, "{tries}");
-        // Once they are good, they are copied within the longest wait.
+        // Once they are good, they are copied within the longest back-off.
         clone.bad.clear();
         let repaired = clone.now;
         clone.run_until(repaired + MAX_BACKOFF + 1_000, |_| 5);

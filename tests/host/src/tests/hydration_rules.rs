@@ -10,7 +10,7 @@ use crate::logic::clone::hydration::*;
 use crate::logic::clone::region_copy::CopyResult;
 use crate::logic::regions::RegionRange;
 
-/// Returns what was copied, in order.
+/// Returns the ranges that were copied, in order.
 fn copies(clone: &SimulatedClone) -> Vec<(u64, u64)> {
     let numbers = |(_, regions): &(u64, RegionRange)| (regions.start.0, regions.end.0);
     clone.started.iter().map(numbers).collect()
@@ -30,8 +30,8 @@ fn batches_are_contiguous_and_capped() {
     let mut clone = SimulatedClone::new(100, [], 10, 64);
     clone.map.insert(&mut clone.writer, range(3, 5));
     clone.user_write(20, 1_000);
-    // The threshold caps the batch; hydrated regions and those in flight end it. The user's region
-    // does not count.
+    // The threshold limits the batch; a region that is hydrated or in flight ends it. The region of
+    // the user does not count.
     assert_eq!(clone.ask(5), HydrationStep::Copy(range(0, 3)));
     assert_eq!(clone.ask(5), HydrationStep::Copy(range(5, 12)));
     assert_eq!(clone.ask(5), HydrationStep::Blocked);
@@ -72,7 +72,7 @@ fn scan_wraps_to_what_users_left() {
     clone.run_until(clone.now + 20, |_| 5);
     assert_eq!(copies(&clone), [(0, 2), (3, 8)]);
     assert_eq!(clone.ask(0), HydrationStep::Done);
-    // The user's copy fails, hence the sweep must take the region.
+    // The copy for the user fails, hence the hydration must take the region.
     let failed_at = clone.now + 10;
     clone.sleep_until(u64::MAX);
     clone.bad.clear();
@@ -90,7 +90,7 @@ fn busy_users_leave_a_guaranteed_rate() {
     clone.run_until(start + 1_000, |_| 1);
     assert_eq!(clone.started.len(), 50);
     assert!(gaps(&clone).iter().all(|gap| *gap == MIN_INTERVAL));
-    // As soon as they are gone it goes at full speed, within the threshold.
+    // Without them it runs at full speed, within the threshold.
     clone.limits.user_busy = false;
     let asked = clone.now;
     while matches!(clone.ask(1), HydrationStep::Copy(_)) {}
@@ -102,7 +102,7 @@ fn busy_users_leave_a_guaranteed_rate() {
 
 #[test]
 fn steady_user_writes_leave_a_guaranteed_rate() {
-    // Overwrites are in flight at all times, more than the threshold.
+    // At all times more overwrites than the threshold are in flight.
     let mut clone = SimulatedClone::new(1 << 20, [], 1, 1);
     clone.limits.user_busy = true;
     let mut region = 1 << 19;
@@ -112,7 +112,7 @@ fn steady_user_writes_leave_a_guaranteed_rate() {
         clone.run_until(clone.now + 2, |_| 1);
         assert!(region < (1 << 19) + 2 || clone.flight.len() >= 2);
     }
-    // Two seconds: the clock goes on by at least a millisecond with each write.
+    // Two seconds: the clock advances by at least a millisecond with each write.
     assert!(
         clone.started.len() >= 95,
         "{} copies in two seconds",
@@ -126,7 +126,7 @@ fn failed_batch_is_retried_one_by_one_beside_the_scan() {
     let mut clone = SimulatedClone::new(12, [1], 8, 4);
     clone.run_until(clone.now + 500, |_| 5);
     assert_eq!(clone.writer.set(), 11);
-    // Its regions come alone, never two at a time, and the scan goes on in between.
+    // Its regions are retried one at a time, and the scan continues in between.
     let singles: Vec<_> = clone.started.iter().filter(|(_, r)| r.len() == 1).collect();
     assert_eq!(
         singles.iter().map(|(_, r)| r.start.0).collect::<Vec<_>>(),
@@ -151,13 +151,13 @@ fn backoff_doubles_and_is_reset() {
     };
     assert_eq!(waits(&clone), [1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 64]);
     assert_eq!(clone.hydration.failures(), 24);
-    // A success of one of them makes the other one's wait short again.
+    // A success of one of them shortens the wait of the other one again.
     clone.bad.remove(&1);
     clone.started.clear();
     clone.run_until(clone.now + 75_000, |_| 0);
     assert_eq!(clone.writer.set(), 1);
     assert_eq!(waits(&clone)[..4], [1, 2, 4, 8]);
-    // So does a kick, which also ends the present wait.
+    // So does `reset_backoff`, which also ends the current wait.
     clone.hydration.reset_backoff();
     clone.started.clear();
     let kicked = clone.now;
@@ -185,7 +185,7 @@ fn lost_source_is_not_hammered_and_its_return_is_noticed() {
 
 #[test]
 fn bad_zone_does_not_hold_up_the_rest() {
-    // 100 bad regions in front, each of which takes a second to fail.
+    // 100 bad regions come first, each of which takes a second to fail.
     let mut clone = SimulatedClone::new(4_000, 0..100, 32, 8);
     let start = clone.now;
     let slow = |regions: RegionRange| if regions.start.0 < 100 { 1_000 } else { 1 };
@@ -197,8 +197,8 @@ fn bad_zone_does_not_hold_up_the_rest() {
 
 #[test]
 fn more_failed_batches_than_are_remembered() {
-    // Every batch has a bad region, and all of them are in flight at once. No good region has to
-    // wait for the back-off.
+    // Every batch has a bad region, and all of them are in flight at once. No good region waits for
+    // the back-off.
     let mut clone = SimulatedClone::new(512, (0..512).step_by(8), 512, 8);
     let start = clone.now;
     clone.run_until(start + 2_500, |_| 3);
@@ -216,12 +216,12 @@ fn what_cannot_start_comes_again() {
         assert_eq!(step, HydrationStep::Copy(regions));
         clone.hydration.put_back(clone.now, regions);
     };
-    // From the scan: the other lane has its turn, finds nothing, and the scan starts where it was.
+    // From the scan: it is the turn of the retries, there are none, and the scan continues.
     take_back(&mut clone, range(0, 4));
     take_back(&mut clone, range(0, 4));
     assert_eq!(clone.ask(0), HydrationStep::Copy(range(0, 4)));
     clone.finish_due();
-    // From the retries, in turn with the scan.
+    // From the retries, which alternate with the scan.
     take_back(&mut clone, range(0, 1));
     take_back(&mut clone, range(4, 8));
     take_back(&mut clone, range(0, 1));
@@ -259,7 +259,7 @@ fn a_copy_is_never_longer_than_the_longest() {
 
 #[test]
 fn slots_are_left_to_writes() {
-    // 64 slots, of which the sweep may have 40; beyond 4 it leaves 30.
+    // Of 64 slots the hydration may have 40. Beyond 4 copies it leaves 30 slots to overwrites.
     let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
     (clone.limits.max_copies, clone.limits.reserved_copies) = (40, 4);
     clone.limits.overwrite_slots = 30;
@@ -277,7 +277,7 @@ fn slots_are_left_to_writes() {
     };
     while next(&mut clone) {}
     assert_eq!(clone.flight.len(), 34);
-    // With writers in all of the others it finds four.
+    // With writers in all other slots it finds four.
     let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
     clone.limits.reserved_copies = 4;
     clone.limits.overwrite_slots = 30;
@@ -291,9 +291,9 @@ fn slots_are_left_to_writes() {
 }
 
 fn prioritize(clone: &mut SimulatedClone, start: u64, end: u64) {
-    let mut wishes = PriorityRanges::default();
-    wishes.push(range(start, end));
-    clone.hydration.prioritize(&mut wishes);
+    let mut ranges = PriorityRanges::default();
+    ranges.push(range(start, end));
+    clone.hydration.prioritize(&mut ranges);
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn what_is_wanted_is_copied_without_hydration() {
         .hydration
         .next(0, &clone.limits, &clone.map, &clone.flight);
     assert_eq!(step, HydrationStep::Copy(range(50, 52)));
-    // No slot for it at that moment: it is not forgotten.
+    // There is no slot for it at this moment: it is not lost.
     clone.hydration.put_back(0, range(50, 52));
     assert_eq!(clone.ask(5), HydrationStep::Copy(range(50, 52)));
     assert_eq!(
@@ -338,7 +338,7 @@ fn what_is_wanted_is_copied_without_hydration() {
 }
 
 #[test]
-fn many_wishes_push_out_the_oldest() {
+fn many_priority_ranges_push_out_the_oldest() {
     let mut clone = SimulatedClone::new(1_000, [], 1_000, 1);
     clone.limits.enabled = false;
     for n in 0..100 {
@@ -349,7 +349,7 @@ fn many_wishes_push_out_the_oldest() {
     assert_eq!(copies(&clone), expected);
 }
 
-/// The share of the time in which something was in flight.
+/// The share of the time with copies in flight.
 fn busy_percent(throttle: u32, threshold: u32, takes: u64, over: u64) -> u64 {
     let mut clone = SimulatedClone::new(1 << 20, [], threshold, 1);
     clone.limits.throttle = throttle;
@@ -382,7 +382,7 @@ fn a_throttle_keeps_its_share() {
         }
     }
     assert!(busy_percent(100, 1, 10, 10_000) >= 99);
-    // Nothing is stopped for good.
+    // Nothing stops for good.
     assert!(busy_percent(0, 1, 10, 100_000) >= 1);
 }
 
@@ -400,7 +400,7 @@ fn what_was_given_up_is_met_again() {
         .copy_done(clone.now, regions, CopyResult::GivenUp, false);
     assert_eq!(clone.ask(5), HydrationStep::Copy(regions));
     assert_eq!(clone.hydration.failures(), 0);
-    // What was wished for stays wished for, with hydration off too.
+    // A priority range keeps its priority, with hydration off too.
     clone.limits.enabled = false;
     prioritize(&mut clone, 15, 17);
     assert_eq!(clone.ask(u64::MAX >> 1), HydrationStep::Blocked);

@@ -35,10 +35,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 0..100)
 }
 
-/// What should be in flight, by start.
+/// The ranges that should be in flight, by their start.
 type Model = BTreeMap<u64, (u64, Slot, Vec<u32>)>;
 
-/// Compares all queries, for every region around.
+/// Compares all queries, for every region in reach.
 fn compare(flight: &InFlight<Vec<u32>>, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(flight.len(), model.len());
     prop_assert_eq!(flight.is_empty(), model.is_empty());
@@ -123,7 +123,7 @@ proptest! {
                     }
                 }
             }
-            // A name is good for one entry only, even if the place is used again.
+            // A name is valid for one entry only, even if the place is used again.
             for &slot in &removed {
                 prop_assert_eq!(flight.range(slot), None);
                 prop_assert!(flight.get_mut(slot).is_none());
@@ -155,7 +155,7 @@ fn no_slots() {
 fn allocations_may_fail() {
     let (mut flight, failures) = with_all_faults(|| InFlight::<u64>::new(SLOTS));
     assert_eq!(failures, 2);
-    // None of the rest allocates.
+    // Nothing else allocates.
     let (_, reached) = faults::with_failing(0, || {
         for _ in 0..3 {
             let slots: [Option<Slot>; SLOTS] =

@@ -21,7 +21,7 @@ use crate::logic::regions::{
     RegionRange, //
 };
 
-/// The sizes of maps that lie at the borders of words and levels, and some in between.
+/// The sizes of maps: at the borders of words and levels, and some in between.
 fn sizes() -> impl Strategy<Value = u64> {
     prop_oneof![
         prop::sample::select(vec![0u64, 1, 63, 64, 65, 4095, 4096, 4097, 8192]),
@@ -29,7 +29,7 @@ fn sizes() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Ranges that favour long ones and borders of words, and may lie outside.
+/// Ranges: many long ones, many at the borders of words, and some beyond the map.
 fn ranges(regions: u64) -> impl Strategy<Value = RegionRange> {
     let any_start = 0..regions + 100;
     prop_oneof![
@@ -128,14 +128,15 @@ proptest! {
         for index in (first..words).chain(0..first) {
             let word = seed[index as usize % seed.len()];
             prop_assert!(map.load_word(&mut writer, index, word).is_ok());
-            model.extend((0..64).filter(|b| word >> b & 1 == 1).map(|b| index * 64 + b).filter(|r| *r < regions));
+            let set = (0..64).filter(|b| word >> b & 1 == 1).map(|b| index * 64 + b);
+            model.extend(set.filter(|r| *r < regions));
             prop_assert_eq!(writer.set(), model.len() as u64);
         }
         prop_assert_eq!(map.load_word(&mut writer, words, 1), Err(EINVAL));
         for (start, len) in asked {
             compare(&map, &model, range(start, start + len))?;
         }
-        // What is inserted later finds the summaries in order.
+        // Later insertions find consistent summaries.
         map.insert(&mut writer, range(extra.0, extra.0 + extra.1));
         model.extend((extra.0..extra.0 + extra.1).filter(|r| *r < regions));
         compare(&map, &model, range(0, regions))?;
@@ -174,7 +175,7 @@ fn deep_maps() {
 
 #[test]
 fn nearly_full_maps_are_searched_quickly() {
-    // By way of the words this would take hours.
+    // Word by word this would take hours.
     let (mut map, mut writer) = RegionMap::new(1 << 24).unwrap();
     for index in 0..map.words() {
         let word = if index == 200_000 { !1 } else { u64::MAX };

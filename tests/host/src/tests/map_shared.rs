@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The map while one thread writes and others read: what was set stays set, and what the writer has
-//! announced is seen.
+//! The map while one thread writes and others read: a bit that was set stays set, and readers see
+//! what the writer has announced.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -15,7 +15,7 @@ use crate::logic::regions::Region;
 
 const REGIONS: u64 = 64 * 64 * 8 + 17;
 
-/// Sets bits front to back in steps of various widths, and announces each after it is done.
+/// Sets bits from front to back in steps of various widths, and announces each step.
 fn write(map: &RegionMap, writer: &mut MapWriter, done: &AtomicU64) {
     let mut start = 0;
     while start < REGIONS {
@@ -26,7 +26,7 @@ fn write(map: &RegionMap, writer: &mut MapWriter, done: &AtomicU64) {
     }
 }
 
-/// Looks for contradictions until all is set.
+/// Looks for contradictions until all bits are set.
 fn read(map: &RegionMap, done: &AtomicU64) {
     loop {
         let announced = done.load(Ordering::Acquire);
@@ -36,7 +36,7 @@ fn read(map: &RegionMap, done: &AtomicU64) {
             Run::Clear(_) => assert_eq!(announced, 0),
         }
         match map.next_clear(Region(announced / 2)) {
-            // It may be set by now, but all before it were set when it was found.
+            // It may be set by now, but all regions before it were set when it was found.
             Some(region) => {
                 assert!(region.0 >= announced);
                 assert!(map.all_set(range(announced / 2, region.0)));

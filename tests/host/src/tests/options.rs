@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Optional words of the table line against a transcription of the C parser.
+//! The optional arguments of a table line, against a transcription of the C parser.
 
 use proptest::prelude::*;
 use std::format;
@@ -18,7 +18,7 @@ use crate::logic::args::{
 };
 use crate::logic::clone::options::Options;
 
-/// Parses and returns the result with the words that are left.
+/// Parses the arguments. Returns the result, and the arguments that are left.
 fn parse(words: &[&str]) -> (Result<Options, &'static str>, usize) {
     let mut rest = words.iter().map(|word| word.as_bytes());
     let result = Options::parse(&mut rest).map_err(|refusal| {
@@ -38,7 +38,7 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
     if at == words.len() {
         return Ok(options);
     }
-    // Groups with words of ours may be longer than C's.
+    // Groups with arguments of dm-rust only may be longer than C's.
     let ours = |words: &[&str], step: usize, names: &[&str]| {
         let names_ours = |word: &&str| names.contains(&word.to_ascii_lowercase().as_str());
         words.iter().step_by(step).any(names_ours)
@@ -94,10 +94,10 @@ fn model(words: &[&str]) -> Result<Options, &'static str> {
 
 #[test]
 fn texts() {
-    /// The fields of [`Options`], or the text of the refusal.
-    type Outcome = Result<(bool, bool, u32, u32), &'static str>;
+    /// The fields of [`Options`], or the error message.
+    type ParseResult = Result<(bool, bool, u32, u32), &'static str>;
 
-    let cases: &[(&str, Outcome)] = &[
+    let cases: &[(&str, ParseResult)] = &[
         ("", Ok((true, true, 1, 1))),
         ("0", Ok((true, true, 1, 1))),
         ("1 no_hydration", Ok((false, true, 1, 1))),
@@ -181,7 +181,7 @@ fn words_of_our_own() {
         max_failures: 9,
     };
     assert_eq!((options, left), (Ok(expected), 1));
-    // What C refuses without them is refused as C does.
+    // Lines without them are refused as C refuses them.
     assert_eq!(
         parse(&["3", "x", "y", "z"]).0,
         Err("Invalid number of feature arguments")
@@ -245,7 +245,9 @@ proptest! {
         hydration in any::<bool>(), discard_passdown in any::<bool>(),
         threshold in any::<u32>(), batch in any::<u32>(),
     ) {
-        let options = Options { hydration, discard_passdown, threshold, batch, ..Options::default() };
+        let options = Options {
+            hydration, discard_passdown, threshold, batch, ..Options::default()
+        };
         let mut features = Vec::new();
         if !hydration {
             features.push("no_hydration");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copies by pieces, with errors and with being given up at any moment, against what is true of all
-//! of them.
+//! Copies segment by segment, with errors, and given up at any moment, against what holds for all
+//! copies.
 
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -49,7 +49,8 @@ proptest! {
             match op {
                 Op::Take => {
                     let Some((at, sectors)) = copy.next_segment() else { continue };
-                    prop_assert!(!failed && !given_up && sectors <= MAX_SEGMENT && sectors.get() > 0);
+                    prop_assert!(!failed && !given_up);
+                    prop_assert!(sectors <= MAX_SEGMENT && sectors.get() > 0);
                     prop_assert!(!copy.start_read(Sector(at.get() + 1)));
                     prop_assert!(copy.start_read(at));
                     reading.push((at.get(), sectors.get()));
@@ -90,7 +91,7 @@ proptest! {
             };
             prop_assert_eq!(copy.result(), expected);
         }
-        // What was written lies side by side.
+        // Segments that were written do not overlap.
         done.sort();
         for pair in done.windows(2) {
             prop_assert!(pair[0].0 + pair[0].1 <= pair[1].0);
@@ -99,7 +100,7 @@ proptest! {
 }
 
 #[test]
-fn writers_come_first_and_each_copy_stands_in_line_once() {
+fn writers_come_first_and_each_copy_is_queued_once() {
     let mut flight = InFlight::<()>::new(4).unwrap();
     let mut ready_copies = ReadyCopies::new(4).unwrap();
     let mut slots = Vec::new();
@@ -113,7 +114,7 @@ fn writers_come_first_and_each_copy_stands_in_line_once() {
         let copy = RegionCopy::new(Sector(n * 8), Sectors(8), reason);
         slots.push((flight.insert(range(n, n + 1)).unwrap(), copy));
     }
-    // Twice, to go around the end of the rings.
+    // Twice, to wrap around the end of the queues.
     for _ in 0..2 {
         for (slot, copy) in slots.iter().chain(&slots) {
             ready_copies.push(*slot, copy);
@@ -132,7 +133,7 @@ fn writers_come_first_and_each_copy_stands_in_line_once() {
 }
 
 #[test]
-fn copies_that_are_over_take_no_room() {
+fn copies_that_have_ended_take_no_room() {
     let mut flight = InFlight::<()>::new(3).unwrap();
     let mut ready_copies = ReadyCopies::new(3).unwrap();
     let copy = RegionCopy::new(Sector(0), Sectors(8), CopyReason::Hydration);
@@ -148,7 +149,7 @@ fn copies_that_are_over_take_no_room() {
             flight.remove(*slot).unwrap();
         }
     }
-    // The latest of each place is there, and nothing else.
+    // The latest slot of each place is queued, and no other.
     for _ in 0..3 {
         let first = ready_copies.first().unwrap();
         assert!(last.contains(&first));

@@ -37,7 +37,7 @@ const USED: &[u8; 4096] = include_bytes!("../../data/clone-superblock-used.bin")
 /// The bitset that belongs to it.
 const BITSET: &[u8; 4096] = include_bytes!("../../data/clone-bitset-used.bin");
 
-/// Makes the contents of a sample from what differs.
+/// Makes the contents of a sample from the fields that differ.
 fn contents(bitset_root: u64, bitmap_root: u64) -> Superblock {
     let mut sm_root = [0; SM_ROOT_SIZE];
     for (slot, number) in sm_root.chunks_mut(8).zip([2048, 6, bitmap_root, 2]) {
@@ -55,7 +55,7 @@ fn sample() -> Superblock {
     contents(4, 1)
 }
 
-/// Returns the sample with some bytes replaced, and with the checksum made right if asked.
+/// Returns the sample with some bytes replaced, and with a valid checksum if requested.
 fn damaged(offset: usize, bytes: &[u8], sealed: bool) -> Vec<u8> {
     let mut block = SAMPLE.to_vec();
     block[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -99,7 +99,7 @@ fn bits_lie_as_in_the_sample() {
     }
     assert_eq!((map.regions(), writer.set()), (16384, 138));
 
-    // What was done to the clone, in the order in which it was done.
+    // The changes of the clone, in order.
     let mut logs = DirtyLogs::new(8).unwrap();
     let io = [
         geometry.touched(Sector(24), Sectors(56)),
@@ -161,12 +161,13 @@ fn damage_is_named_in_order() {
         assert_eq!(
             line,
             std::format!(
-                "Clone metadata version {version} found, but only versions between 1 and 1 supported."
+                "Clone metadata version {version} found, \
+                 but only versions between 1 and 1 supported."
             )
         );
         assert_eq!(error, EINVAL);
     }
-    // The first in the order of checks is named.
+    // The error names the first check that fails.
     let mut block = damaged(8, &[1], false);
     block[32..44].fill(9);
     assert!(matches!(
@@ -260,10 +261,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..500), location in any::<u64>()) {
+    fn any_bytes_are_survived(
+        bytes in prop::collection::vec(any::<u8>(), 0..500),
+        location in any::<u64>(),
+    ) {
         let _ = Superblock::parse(&bytes, location);
         let mut bytes = bytes;
-        // What is sealed gets past the checksum.
+        // A sealed block passes the check of the checksum.
         let sealed = FORMAT.seal(&mut bytes, location);
         prop_assert_eq!(sealed.is_err(), bytes.len() < 196);
         let magic = bytes.get(32..40).map(|b| u64::from_le_bytes(b.try_into().unwrap()));
