@@ -16,6 +16,15 @@ pub(crate) fn subtract(count: u64, less: u64) -> u64 {
     })
 }
 
+/// Subtracts from a number of elements.
+#[inline]
+pub(crate) fn subtract_len(count: usize, less: usize) -> usize {
+    count.checked_sub(less).unwrap_or_else(|| {
+        miscounted();
+        0
+    })
+}
+
 /// A number of things that are there at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Count(u32);

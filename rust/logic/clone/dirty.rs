@@ -31,6 +31,7 @@ use crate::env::{
     EOVERFLOW,
     GFP_KERNEL, //
 };
+use crate::logic::count::subtract_len;
 use crate::logic::regions::{
     Region,
     RegionRange, //
@@ -305,7 +306,7 @@ impl DirtyLogs {
 
     /// Returns `n` reservations of fills that failed or did not start.
     pub(crate) fn unreserve(&mut self, n: usize) {
-        self.reserved = self.reserved.saturating_sub(n);
+        self.reserved = subtract_len(self.reserved, n);
     }
 
     /// Returns the number of reservations that are neither used nor returned.
@@ -318,7 +319,7 @@ impl DirtyLogs {
     /// Regions of the range may be recorded already. Returns `false`, with the range lost, only
     /// without a reservation and without room.
     pub(crate) fn record(&mut self, range: RegionRange) -> bool {
-        self.reserved = self.reserved.saturating_sub(1);
+        self.reserved = subtract_len(self.reserved, 1);
         if range.is_empty() {
             return true;
         }

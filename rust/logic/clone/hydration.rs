@@ -46,6 +46,7 @@ use crate::logic::clone::map::{
     Run, //
 };
 use crate::logic::clone::region_copy::CopyResult;
+use crate::logic::count::subtract;
 use crate::logic::regions::{
     Region,
     RegionRange, //
@@ -233,12 +234,12 @@ impl Hydration {
     /// The source may never answer, and overwrites need slots too.
     fn may_take_slot(&self, limits: &HydrationLimits, free: usize) -> bool {
         let copies = self.throttle.copies;
-        let spare = if copies < limits.reserved_copies {
+        let spare = if copies < u64::from(limits.reserved_copies) {
             0
         } else {
             limits.overwrite_slots
         };
-        copies < limits.max_copies && free > spare
+        copies < u64::from(limits.max_copies) && free > spare
     }
 
     /// Requests that ranges are copied before all others, whether or not hydration is on.
@@ -315,7 +316,7 @@ impl Hydration {
     /// Takes a range that [`Self::next`] has said to copy off the accounts.
     fn ended(&mut self, now: u64, range: RegionRange) {
         self.throttle.ended(now);
-        self.copying = self.copying.saturating_sub(range.len());
+        self.copying = subtract(self.copying, range.len());
     }
 
     /// Returns how many copies have failed, of batches and of single regions.

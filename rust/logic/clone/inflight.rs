@@ -13,6 +13,7 @@ use crate::env::{
     Result,
     GFP_KERNEL, //
 };
+use crate::logic::count::subtract;
 use crate::logic::regions::{
     Region,
     RegionRange, //
@@ -217,7 +218,7 @@ impl<T: Default> InFlight<T> {
         }
         let entry = self.entries.get_mut(slot.index())?;
         self.keys.remove(position).ok()?;
-        self.regions = self.regions.saturating_sub(range.len());
+        self.regions = subtract(self.regions, range.len());
         entry.range = RegionRange::default();
         let value = core::mem::take(&mut entry.value);
         entry.generation = entry.generation.wrapping_add(1);

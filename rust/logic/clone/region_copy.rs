@@ -21,6 +21,7 @@ use crate::env::{
     GFP_KERNEL, //
 };
 use crate::logic::clone::inflight::Slot;
+use crate::logic::count::subtract;
 use crate::logic::units::{
     Sector,
     Sectors, //
@@ -29,7 +30,7 @@ use crate::logic::units::{
 /// Maximum length of a segment: what is read or written at once.
 pub(crate) const MAX_SEGMENT: Sectors = Sectors(1024);
 /// Maximum number of segments of one copy in flight.
-const MAX_PARALLEL_SEGMENTS: u32 = 8;
+const MAX_PARALLEL_SEGMENTS: u64 = 8;
 
 /// Why regions are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,8 @@ pub(crate) enum CopyResult {
 pub(crate) struct RegionCopy {
     next: Sector,
     end: Sector,
-    reading: u32,
-    writing: u32,
+    reading: u64,
+    writing: u64,
     failed: bool,
     given_up: bool,
     reason: CopyReason,
@@ -114,9 +115,13 @@ impl RegionCopy {
 
     /// Records that a segment was read, or failed to be. Returns whether to write it.
     pub(crate) fn read_done(&mut self, ok: bool) -> bool {
-        self.reading = self.reading.saturating_sub(1);
+        if self.given_up {
+            // `give_up` has taken it off the count.
+            return false;
+        }
+        self.reading = subtract(self.reading, 1);
         self.failed |= !ok;
-        let write = ok && !self.failed && !self.given_up;
+        let write = ok && !self.failed;
         if write {
             self.writing = self.writing.saturating_add(1);
         }
@@ -125,7 +130,7 @@ impl RegionCopy {
 
     /// Records that a segment was written, or failed to be.
     pub(crate) fn write_done(&mut self, ok: bool) {
-        self.writing = self.writing.saturating_sub(1);
+        self.writing = subtract(self.writing, 1);
         self.failed |= !ok;
     }
 

@@ -2,6 +2,8 @@
 
 //! The share of the time that the background hydration may use.
 
+use crate::logic::count::subtract;
+
 /// Limits the time with copies in flight to a share of all time.
 ///
 /// It is an account: idle time adds to it, time with copies in flight takes from it.
@@ -14,7 +16,7 @@ pub(super) struct Throttle {
     /// The time of the last update.
     last: u64,
     /// Number of copies in flight.
-    pub(super) copies: u32,
+    pub(super) copies: u64,
 }
 
 impl Throttle {
@@ -63,7 +65,7 @@ impl Throttle {
     /// Counts a copy that has ended.
     pub(super) fn ended(&mut self, now: u64) {
         self.account(now);
-        self.copies = self.copies.saturating_sub(1);
+        self.copies = subtract(self.copies, 1);
     }
 }
 
