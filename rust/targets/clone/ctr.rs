@@ -11,7 +11,10 @@ use super::{
 use crate::{
     dm::{
         arguments::Arguments,
-        device::Access,
+        device::{
+            Access,
+            Device, //
+        },
         io::Buffer,
         pages::PagePool,
         target::{
@@ -76,6 +79,85 @@ const COPY_MEMORY: Sectors = Sectors(64 << 11);
 /// Sectors of zeros per write, for a destination that cannot zero sectors itself.
 const ZEROS: u32 = 128;
 
+/// The devices of a table line.
+struct Devices {
+    metadata: Device,
+    destination: Device,
+    source: Device,
+}
+
+impl Devices {
+    /// Opens the devices that the first arguments name. May sleep.
+    fn open(builder: &mut TargetBuilder<'_>, args: &mut Arguments<'_>) -> Result<Self, CtrError> {
+        let few = CtrError::new(c"Invalid number of arguments", EINVAL);
+        if args.len() < 4 {
+            return Err(few);
+        }
+        let (Some(metadata), Some(destination), Some(source)) =
+            (args.next(), args.next(), args.next())
+        else {
+            return Err(few);
+        };
+        let metadata = builder
+            .open(metadata, Access::ReadWrite)
+            .or_message(c"Error opening metadata device")?;
+        if metadata.sectors() > METADATA_WARN {
+            warning!(
+                "clone",
+                "Metadata device {} is larger than {} sectors: excess space will not be used.",
+                metadata.disk_name(),
+                METADATA_USABLE
+            );
+        }
+        let destination = builder
+            .open(destination, Access::ReadWrite)
+            .or_message(c"Error opening destination device")?;
+        let source = builder
+            .open(source, Access::Read)
+            .or_message(c"Error opening source device")?;
+        Ok(Devices {
+            metadata,
+            destination,
+            source,
+        })
+    }
+
+    /// Checks that regions consist of whole logical blocks.
+    fn check_region_size(&self, region_size: RegionSize) -> Result<(), CtrError> {
+        for device in [&self.source, &self.destination] {
+            let block =
+                Sectors(u64::from(device.logical_block_size()) >> kernel::block::SECTOR_SHIFT);
+            if !region_size.is_multiple_of(block) {
+                let text = c"Region size is not a multiple of device logical block size";
+                return Err(CtrError::new(text, EINVAL));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the metadata device is not one of the other devices.
+    ///
+    /// The C target accepts such a line, and formats or fills one device over the data of the
+    /// other.
+    fn check_metadata_device(&self) -> Result<(), CtrError> {
+        for (device, text) in [
+            (
+                &self.destination,
+                c"Metadata device and destination device are the same",
+            ),
+            (
+                &self.source,
+                c"Metadata device and source device are the same",
+            ),
+        ] {
+            if device.number() == self.metadata.number() {
+                return Err(CtrError::new(text, EBUSY));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Builds a target from its table line. May sleep.
 ///
 /// C counterpart: `clone_ctr()`.
@@ -84,32 +166,7 @@ pub(super) fn ctr(
     all: &Arc<SharedMetadata<Metadata>>,
     mut args: Arguments<'_>,
 ) -> Result<Arc<CloneTarget>, CtrError> {
-    let few = CtrError::new(c"Invalid number of arguments", EINVAL);
-    if args.len() < 4 {
-        return Err(few);
-    }
-    let (Some(metadata), Some(destination), Some(source)) = (args.next(), args.next(), args.next())
-    else {
-        return Err(few);
-    };
-    let metadata_device = builder
-        .open(metadata, Access::ReadWrite)
-        .or_message(c"Error opening metadata device")?;
-    if metadata_device.sectors() > METADATA_WARN {
-        warning!(
-            "clone",
-            "Metadata device {} is larger than {} sectors: excess space will not be used.",
-            metadata_device.disk_name(),
-            METADATA_USABLE
-        );
-    }
-    let destination = builder
-        .open(destination, Access::ReadWrite)
-        .or_message(c"Error opening destination device")?;
-    let source = builder
-        .open(source, Access::Read)
-        .or_message(c"Error opening source device")?;
-
+    let devices = Devices::open(builder, &mut args)?;
     let echo = CString::try_from_fmt(fmt!("{}", args))
         .or_message(c"Failed to allocate memory for table line")?;
     let mut args = args.map(bytes);
@@ -118,29 +175,16 @@ pub(super) fn ctr(
         .ok_or(c"Invalid region size")
         .and_then(RegionSize::parse)
         .map_err(|text| CtrError::new(text, EINVAL))?;
-    for device in [&source, &destination] {
-        let block = Sectors(u64::from(device.logical_block_size()) >> kernel::block::SECTOR_SHIFT);
-        if !region_size.is_multiple_of(block) {
-            let text = c"Region size is not a multiple of device logical block size";
-            return Err(CtrError::new(text, EINVAL));
-        }
-    }
+    devices.check_region_size(region_size)?;
     let geometry = Geometry::new(region_size, builder.len()).or_message(TooManyRegions::TEXT)?;
     let options =
         Options::parse(&mut args).map_err(|error| CtrError::new(error.message, error.error))?;
-
-    // The C target accepts such a line, and formats or fills one device over the data of the other.
-    for (device, text) in [
-        (
-            &destination,
-            c"Metadata device and destination device are the same",
-        ),
-        (&source, c"Metadata device and source device are the same"),
-    ] {
-        if device.number() == metadata_device.number() {
-            return Err(CtrError::new(text, EBUSY));
-        }
-    }
+    devices.check_metadata_device()?;
+    let Devices {
+        metadata: metadata_device,
+        destination,
+        source,
+    } = devices;
 
     let handle = builder.handle();
     let metadata = all
