@@ -264,12 +264,12 @@ fn end_tracked<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: EndBio<'a, PerBioD
     let mut status = bio.status();
     let mut filled = false;
     if let Some(slot) = state.slot() {
-        let how = if status.is_ok() {
+        let result = if status.is_ok() {
             FillResult::Filled
         } else {
             FillResult::OverwriteFailed
         };
-        filled = matches!(this.complete_fill(slot, how), Some((_, true)));
+        filled = matches!(this.complete_fill(slot, result), Some((_, true)));
         if status.is_ok() && !filled {
             // The data is on the destination, but reads still go to the source.
             status = BlkStatus::IO_ERROR;
@@ -394,8 +394,8 @@ impl RegionState {
     /// Queues a bio on a slot. Returns the bio if the slot is free, which the lock rules out.
     pub(super) fn wait(&mut self, slot: Slot, bio: CloneBio) -> Option<CloneBio> {
         match self.slots.inflight.get_mut(slot) {
-            Some(filling) => {
-                filling.waiters.push(bio);
+            Some(hydration) => {
+                hydration.waiters.push(bio);
                 None
             }
             None => Some(bio),
