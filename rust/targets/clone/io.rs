@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     dm::bio::{
+        BlkStatus,
         EndBio,
         Ended,
         MapBio,
