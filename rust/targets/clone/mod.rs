@@ -305,7 +305,7 @@ impl Target for CloneTarget {
         this.source_io.drain();
         this.destination_io.drain();
         cancel::<CloneTarget, { work_id::COPIER }>(this);
-        // The copier may have woken the source reader once more.
+        // The copier may have queued the source reader once more.
         stop_reading();
         let ended = this.deferred.lock().segments.take();
         drop(ended);
@@ -350,7 +350,8 @@ impl Target for CloneTarget {
         this.idle.wait_timeout(SOURCE_GRACE, idle);
         this.as_arc_borrow().give_up_copies();
         this.idle.wait_until(idle);
-        // Not the source reader: it may wait for the source.
+        // In the order in which they queue each other. Not the source reader: it may wait for the
+        // source.
         flush::<CloneTarget, { work_id::COPIER }>(&this);
         flush::<CloneTarget, { work_id::WORKER }>(&this);
         flush::<CloneTarget, { work_id::ZEROER }>(&this);
