@@ -30,7 +30,7 @@ use sys::{
     params, //
 };
 use targets::{
-    clone::Clone as CloneTarget,
+    clone::CloneTarget,
     era::Era as EraTarget,
     shared_metadata::SharedMetadata,
     snapshot::{

@@ -29,10 +29,7 @@ use crate::{
         noio::NoIo,
         params,
         queue::rearm,
-        time::{
-            self,
-            Millis, //
-        }, //
+        time::now_ms, //
     }, //
 };
 use kernel::{
@@ -44,6 +41,7 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
+    time::Delta,
     workqueue::WorkItem, //
 };
 
@@ -87,7 +85,8 @@ impl CloneTarget {
             self.wake_reader();
         }
         if let HydrationStep::Wait(ms) = step {
-            rearm::<CloneTarget, { work_id::HYDRATION_TIMER }>(self.into(), Millis(ms));
+            let delay = Delta::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
+            rearm::<CloneTarget, { work_id::HYDRATION_TIMER }>(self.into(), delay);
         }
     }
 
@@ -115,7 +114,7 @@ impl CloneTarget {
             // Full order, against a bio that counts itself before it looks for a slot.
             user_busy: self.ios_in_flight.fetch_add(0, Full) > 0,
         };
-        let now = time::now().0;
+        let now = now_ms();
         let mut state = self.metadata.state().lock();
         if self.is_suspended() {
             // Checked with the lock held, so that no copy starts after `give_up_copies` has looked.

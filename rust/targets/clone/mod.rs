@@ -110,7 +110,6 @@ use crate::{
             HasQueue,
             WorkQueue, //
         },
-        time::Millis,
         wait::WaitQueue, //
     },
     targets::shared_metadata::{
@@ -132,6 +131,7 @@ use kernel::{
         ArcBorrow,
         Mutex, //
     },
+    time::Delta,
     workqueue::{
         impl_has_delayed_work,
         impl_has_work,
@@ -145,10 +145,10 @@ use region_copy::Segment;
 
 /// How long suspending waits for copies to complete. After that the source counts as dead, and
 /// copies that are still being read are given up.
-const SOURCE_GRACE: Millis = Millis::SECOND;
+const SOURCE_GRACE: Delta = Delta::from_secs(1);
 
 /// Delay between the first change and the periodic commit. C counterpart: `COMMIT_PERIOD`.
-const COMMIT_DELAY: Millis = Millis::SECOND;
+const COMMIT_DELAY: Delta = Delta::from_secs(1);
 
 /// Numbers that tell the work items of a target apart.
 mod work_id {

@@ -50,17 +50,14 @@ use crate::{
     sys::{
         irq_lock::IrqLock,
         log::{
-            self,
-            err, //
+            err,
+            err_limit, //
         },
         noio::NoIo,
         plug::plugged,
         pool::PoolBox,
         queue::enqueue_delayed,
-        time::{
-            self,
-            Millis, //
-        }, //
+        time::now_ms, //
     }, //
 };
 use kernel::{
@@ -70,11 +67,12 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
+    time::Delta,
     workqueue::WorkItem, //
 };
 
 /// How long the source reader waits for memory before it tries again.
-const READ_AGAIN: Millis = Millis(100);
+const READ_AGAIN: Delta = Delta::from_millis(100);
 
 /// A segment of a copy in flight. It keeps the target, and with it the devices, alive.
 pub(super) struct Segment {
@@ -252,7 +250,7 @@ impl CloneTarget {
             let is_priority = reason == CopyReason::Priority;
             self.hydration
                 .lock()
-                .copy_done(time::now().0, range, result, is_priority);
+                .copy_done(now_ms(), range, result, is_priority);
             self.wake_hydration();
         }
     }
@@ -260,9 +258,7 @@ impl CloneTarget {
     /// Reports that a copy failed, and disables background hydration after the last failure that it
     /// is allowed. May sleep.
     fn copy_failed(&self, reason: CopyReason) {
-        if log::allowed() {
-            err!("clone", "{}: hydration failed", self.handle);
-        }
+        err_limit!("clone", "{}: hydration failed", self.handle);
         if reason == CopyReason::Write {
             return;
         }
