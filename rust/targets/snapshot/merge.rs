@@ -14,10 +14,6 @@
 
 use super::{
     disk::Tail,
-    group::{
-        Merging,
-        Origins, //
-    },
     io::{
         BioKind,
         PerBioData,
@@ -28,6 +24,7 @@ use super::{
         StoreState, //
     },
     OriginTarget,
+    Origins,
     SnapshotTarget, //
 };
 use crate::{
@@ -177,7 +174,7 @@ impl Target for MergeTarget {
         let (table, claim) = SnapshotTarget::make(builder, origins, args, true)?;
         let made = Self::make(&table);
         match &made {
-            Ok(this) => table.group.members.lock().merging = Merging::There(this.clone()),
+            Ok(this) => table.group.members.lock().set_merge(Some(this.clone())),
             Err(_) => SnapshotTarget::dtr(&table),
         }
         drop(claim);
@@ -186,7 +183,7 @@ impl Target for MergeTarget {
 
     fn dtr(this: &Arc<Self>) {
         this.stop();
-        this.table.group.members.lock().merging = Merging::None;
+        this.table.group.members.lock().set_merge(None);
         flush::<MergeTarget, 1>(this);
         this.front.retire();
         SnapshotTarget::dtr(&this.table);

@@ -4,13 +4,11 @@
 //! have what it overwrites.
 
 use super::{
-    group::{
-        OriginGroup,
-        Origins, //
-    },
+    group::Membership,
     io::PerBioData,
     sending::Outlet,
-    Membership, //
+    OriginGroup,
+    Origins, //
 };
 use crate::{
     dm::{

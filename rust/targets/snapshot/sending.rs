@@ -7,23 +7,14 @@
 //! item of that device alone. On the CPU of the worker that item runs next, without a switch of
 //! threads, unless one before it has to wait.
 
-use super::{
-    group::ChunkCopy,
-    io::PerBioData, //
-};
+use super::io::PerBioData;
 use crate::{
     dm::{
         bio::{
             Bio,
             BioQueue, //
         },
-        device::Device,
-        io::{
-            Request,
-            RequestList, //
-        },
-        kcopyd::KcopydClient,
-        target::TargetBuilder, //
+        device::Device, //
     },
     sys::{
         irq_lock::{
@@ -32,7 +23,6 @@ use crate::{
         },
         noio::NoIo,
         plug::plugged,
-        pool::PoolBox,
         queue::{
             flush,
             WorkQueue, //
@@ -108,65 +98,5 @@ impl WorkItem<1> for Outlet {
                 bio.submit(&this.device);
             }
         });
-    }
-}
-
-/// Copies of one client of kcopyd, whose thread sends their I/O and may have to wait for a device
-/// as well.
-#[pin_data]
-pub(super) struct Copies {
-    client: KcopydClient,
-    #[pin]
-    jobs: IrqLock<RequestList<ChunkCopy>>,
-    #[pin]
-    starter: Work<Copies, 1>,
-}
-
-impl_has_work! {
-    impl HasWork<Copies, 1> for Copies { self.starter }
-}
-
-impl Copies {
-    /// Sleeps.
-    pub(super) fn new(new: &TargetBuilder<'_>) -> Result<Arc<Self>> {
-        let client = new.copy_client()?;
-        let new = pin_init!(Copies {
-            client,
-            jobs <- new_irq_lock!(RequestList::default(), "dm_snap_copies"),
-            starter <- new_work!("dm_snap_starter"),
-        });
-        Arc::pin_init(new, GFP_KERNEL)
-    }
-
-    /// Makes another target one of those that it belongs to. Sleeps.
-    pub(super) fn share(&self, new: &TargetBuilder<'_>) -> Result {
-        new.share(&self.client)
-    }
-
-    /// Starts a copy soon. Any context.
-    pub(super) fn start(self: &Arc<Self>, job: PoolBox<Request<ChunkCopy>>, queue: &WorkQueue) {
-        self.jobs.lock().push(job);
-        queue.enqueue::<Copies, 1>(self.clone());
-    }
-
-    /// Waits until all copies that were started have ended, and let go of what they used. Sleeps.
-    pub(super) fn drain(self: &Arc<Self>) {
-        flush::<Copies, 1>(self);
-        self.client.drain();
-    }
-}
-
-impl WorkItem<1> for Copies {
-    type Pointer = Arc<Copies>;
-
-    /// Sleeps until there is memory for the copies, which may be until others have ended. No lock
-    /// is held then.
-    fn run(this: Arc<Copies>) {
-        let _noio = NoIo::enter();
-        let jobs = this.jobs.lock().take();
-        let mut jobs = jobs.reversed();
-        while let Some(job) = jobs.pop() {
-            this.client.copy(job);
-        }
     }
 }

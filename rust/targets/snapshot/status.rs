@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The status lines of a snapshot. C counterpart: `snapshot_status`.
+
+use super::{
+    store::StoreState,
+    SnapshotTarget, //
+};
+use crate::{
+    dm::{
+        status::{
+            StatusBuf,
+            StatusKind, //
+        },
+        target::Target, //
+    },
+    logic::snapshot::{
+        handover::HandoverState,
+        options::{
+            Options,
+            StoreKind, //
+        },
+        status::{
+            Health,
+            StatusLine,
+            Usage, //
+        }, //
+    },
+    sys::log::CStrDisplay, //
+};
+use kernel::prelude::*;
+
+impl SnapshotTarget {
+    /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
+    fn shown_options(&self) -> Options {
+        let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
+        let mut shown = self.options;
+        shown.chunk_size = None;
+        if !matches!(self.role(), HandoverState::Destination | HandoverState::HandedOver) {
+            shown.chunk_size = Some(self.store.chunk_size());
+            shown.store = if self.store.is_persistent() {
+                StoreKind::Persistent { overflow }
+            } else {
+                StoreKind::Transient
+            };
+        }
+        shown
+    }
+
+    /// Writes the status of a target of a type.
+    pub(super) fn report<T: Target>(
+        &self,
+        kind: StatusKind,
+        merge_failed: bool,
+        out: &mut StatusBuf<'_>,
+    ) {
+        let health = Health {
+            // Not before the header says so too.
+            valid: self.role() != HandoverState::HandedOver && self.store.state() != StoreState::Invalid,
+            merge_failed,
+            overflowed: self.store.is_overflowed(),
+        };
+        match kind {
+            StatusKind::Info => {
+                let usage = match self.role() {
+                    // The store is not its own yet.
+                    HandoverState::Destination => Usage {
+                        total: self.cow.sectors(),
+                        ..Usage::default()
+                    },
+                    _ => self.store.usage(&self.cow),
+                };
+                let info = if self.is_merged {
+                    StatusLine::of_merge(health, usage)
+                } else {
+                    StatusLine::of_snapshot(health, usage)
+                };
+                out.emit(fmt!("{}", info));
+            }
+            StatusKind::Table => {
+                let shown = self.shown_options();
+                out.emit(fmt!("{} {} {}", self.origin, self.cow, shown));
+            }
+            StatusKind::Ima => {
+                let [major, minor, patch] = T::VERSION;
+                out.emit(fmt!(
+                    "target_name={},target_version={}.{}.{},snap_origin_name={},snap_cow_name={}{}",
+                    CStrDisplay(T::NAME),
+                    major,
+                    minor,
+                    patch,
+                    self.origin,
+                    self.cow,
+                    health
+                ));
+            }
+        }
+    }
+}
