@@ -31,7 +31,7 @@ use kernel::{
 
 impl SnapshotTarget {
     /// The snapshot is lost. The worker only.
-    pub(super) fn fail(self: &Arc<Self>, reason: Error) {
+    pub(super) fn invalidate(self: &Arc<Self>, reason: Error) {
         if self.store.state() != StoreState::Valid {
             return;
         }
@@ -43,15 +43,15 @@ impl SnapshotTarget {
         err!("snapshots", "Invalidating snapshot: {}", what);
         if self.store.is_persistent() {
             self.store.set_state(StoreState::Invalidating);
-            self.live().wake_committer();
+            self.live_target().wake_committer();
         } else {
             self.store.set_state(StoreState::Invalid);
-            self.live().handle.raise_event();
+            self.live_target().handle.raise_event();
         }
     }
 
     /// There is no room for a write to the snapshot. The worker only.
-    pub(super) fn full(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut ReleasedBios) {
+    pub(super) fn handle_no_space(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut ReleasedBios) {
         if self.options.store == (StoreKind::Persistent { overflow: true }) {
             if !self.store.is_overflowed() {
                 self.store.set_overflowed();
@@ -59,23 +59,23 @@ impl SnapshotTarget {
                     "snapshots",
                     "Snapshot overflowed: Unable to allocate exception."
                 );
-                self.live().handle.raise_event();
+                self.live_target().handle.raise_event();
             }
         } else {
-            self.fail(ENOSPC);
+            self.invalidate(ENOSPC);
             self.store.abandon_all(out);
         }
         self.store.fail_write(bio);
     }
 
     /// Whether it is the one of the tables with its store that writes records.
-    pub(super) fn is_committing(&self) -> bool {
+    pub(super) fn is_committer(&self) -> bool {
         self.role().has_store()
     }
 
     /// Sees that records are written, if there are any to be. The worker only.
-    pub(super) fn commit(self: &Arc<Self>) {
-        if !self.is_committing() || !self.store.allocation().pending.has_batch() {
+    pub(super) fn start_commit(self: &Arc<Self>) {
+        if !self.is_committer() || !self.store.allocation().pending.has_batch() {
             return;
         }
         if self.store.is_persistent() {
@@ -87,13 +87,13 @@ impl SnapshotTarget {
     }
 
     /// Takes note that the data of an exception has come. Any context.
-    pub(super) fn data_came(self: &Arc<Self>, seq: Seq) {
+    pub(super) fn data_written(self: &Arc<Self>, seq: Seq) {
         let mut allocation = self.store.allocation();
         allocation.pending.set_copied(seq);
         let batch = allocation.pending.has_batch();
         drop(allocation);
         let valid = self.store.state() == StoreState::Valid;
-        if valid && self.store.is_persistent() && self.is_committing() {
+        if valid && self.store.is_persistent() && self.is_committer() {
             // Nearly always: straight on.
             if batch {
                 self.wake_committer();
@@ -105,7 +105,7 @@ impl SnapshotTarget {
 
     fn wake_committer(self: &Arc<Self>) {
         self.group
-            .commits()
+            .io_queue()
             .enqueue::<SnapshotTarget, { Committer::ID }>(self.clone());
     }
 }
@@ -123,14 +123,14 @@ impl WorkItem<1> for SnapshotTarget {
     fn run(this: Arc<SnapshotTarget>) {
         let _noio = NoIo::enter();
         let store = &this.store;
-        while this.is_committing() && store.commit_batch(&this.cow, &this.io) {
-            this.group.work_now();
+        while this.is_committer() && store.commit_batch(&this.cow, &this.io) {
+            this.group.run_worker();
         }
         if store.finish_invalidation(&this.cow, &this.io) {
-            this.live().handle.raise_event();
-            this.group.work_now();
+            this.live_target().handle.raise_event();
+            this.group.run_worker();
         }
-        if !this.is_committing() {
+        if !this.is_committer() {
             // Another table has taken over meanwhile: its committer goes on.
             this.group.wake();
         }

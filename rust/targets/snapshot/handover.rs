@@ -7,7 +7,7 @@
 
 use super::{
     commit::Committer,
-    group::Calm,
+    group::ActivationGuard,
     store::StoreState,
     table_line::read_header,
     SnapshotTarget, //
@@ -44,7 +44,7 @@ pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
     let group = &this.group;
     let members = group.members.lock();
     // The worker does not run now, and begins nothing for it any more.
-    let was_live = this.changes_role(HandoverState::destroy);
+    let was_live = this.change_role(HandoverState::destroy);
     drop(members);
     if was_live {
         delay_point!(c"snapshot: leaving, not yet idle");
@@ -55,34 +55,34 @@ pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
     delay_point!(c"snapshot: idle, not yet off the roster");
     let mut members = group.members.lock();
     if this.role() == HandoverState::Destroying {
-        if members.sharing(this.cow.number()).waiting.is_some() {
+        if members.sharing_cow(this.cow.number()).destination.is_some() {
             err!("snapshots", "Cancelling snapshot handover.");
         }
         this.store.set_live_target(None);
     }
-    members.remove(this);
+    members.remove_snapshot(this);
     drop(members);
-    group.forget(this);
+    group.remove_for_map(this);
     // Copies and worker call the committer, and that the worker: none of them is to have the
     // last reference.
-    group.settle();
-    this.outlet.settle();
+    group.drain();
+    this.submitter.drain();
     this.copies.drain();
     flush::<SnapshotTarget, { Committer::ID }>(this);
-    group.settle();
+    group.drain();
     group.leave();
 }
 
 pub(super) fn preresume(this: ArcBorrow<'_, SnapshotTarget>) -> Result {
     let members = this.group.members.lock();
-    let sharing = members.sharing(this.cow.number());
-    let source = sharing.live.map(|live| Source {
+    let sharing = members.sharing_cow(this.cow.number());
+    let source = sharing.source.map(|live| Source {
         state: live.role(),
         is_merge: live.is_merged,
         is_replaced: live.handle.mapped_device() == this.handle.mapped_device(),
     });
-    let is_waited_for = sharing.waiting.is_some();
-    let reload = this.changes_role(|role| role.preresume(source, is_waited_for));
+    let is_waited_for = sharing.destination.is_some();
+    let reload = this.change_role(|role| role.preresume(source, is_waited_for));
     drop(members);
     match reload {
         Ok(true) => {
@@ -103,14 +103,14 @@ pub(super) fn resume(this: ArcBorrow<'_, SnapshotTarget>) {
         return;
     }
     let this: Arc<SnapshotTarget> = this.into();
-    this.take_over(&this.group.calm(&this));
+    this.take_over(&this.group.lock_for_activation(&this));
     // What the former table has left to do.
     this.group.wake();
 }
 
 pub(super) fn postsuspend(this: ArcBorrow<'_, SnapshotTarget>) {
     let _roster = this.group.members.lock();
-    this.changes_role(HandoverState::postsuspend);
+    this.change_role(HandoverState::postsuspend);
 }
 
 impl SnapshotTarget {
@@ -119,7 +119,7 @@ impl SnapshotTarget {
     }
 
     /// Changes the role. Under the roster.
-    pub(super) fn changes_role<R>(&self, change: impl FnOnce(&mut HandoverState) -> R) -> R {
+    pub(super) fn change_role<R>(&self, change: impl FnOnce(&mut HandoverState) -> R) -> R {
         let mut role = self.role();
         let result = change(&mut role);
         self.role.store(role.to_bits(), Release);
@@ -127,16 +127,16 @@ impl SnapshotTarget {
     }
 
     /// Becomes the live one of the tables with the store.
-    fn take_over(self: &Arc<Self>, calm: &Calm<'_>) {
+    fn take_over(self: &Arc<Self>, guard: &ActivationGuard<'_>) {
         let others =
-            calm.members().tables.iter().filter(|other| {
+            guard.members().snapshots.iter().filter(|other| {
                 other.cow.number() == self.cow.number() && !Arc::ptr_eq(other, self)
             });
-        self.group.switch(|| {
+        self.group.exclude_map(|| {
             for other in others {
-                other.changes_role(HandoverState::hand_over);
+                other.change_role(HandoverState::hand_over);
             }
-            self.changes_role(HandoverState::resume);
+            self.change_role(HandoverState::resume);
         });
         self.store.set_live_target(Some(self.clone()));
         // Who is being destroyed need not wait any more.
@@ -172,7 +172,7 @@ impl SnapshotTarget {
     }
 
     /// The one of the tables with its store that is live; itself if there is none.
-    pub(super) fn live(self: &Arc<Self>) -> Arc<Self> {
+    pub(super) fn live_target(self: &Arc<Self>) -> Arc<Self> {
         self.store.live_target().unwrap_or_else(|| self.clone())
     }
 }

@@ -138,7 +138,7 @@ pub(super) struct Span {
 impl SnapshotTarget {
     /// Where a bio is.
     pub(super) fn span<'a>(&self, bio: &MapBio<'a, PerBioData>) -> Span {
-        let at = self.absolute(bio.sector());
+        let at = self.origin_sector(bio.sector());
         let size = self.store().chunk_size();
         let chunk = size.chunk(at);
         let last = at.0.saturating_add(bio.sectors().0.saturating_sub(1));
@@ -185,7 +185,7 @@ pub(super) fn map<'a>(
     match store.find(span.chunk, span.chunks, is_read) {
         (Lookup::Mapped(new, len), _) => {
             bio.accept_partial(this.part(&span, len));
-            bio.set_sector(this.place(new, span.at));
+            bio.set_sector(this.cow_sector(new, span.at));
             bio.remap(&this.cow)
         }
         (Lookup::Hole(len), Some(per_bio)) => {
@@ -216,14 +216,14 @@ fn write<'a>(
         ChunkState::Completed(new, len) => {
             drop(allocation);
             bio.accept_partial(this.part(&span, len));
-            bio.set_sector(this.place(new, span.at));
+            bio.set_sector(this.cow_sector(new, span.at));
             return bio.remap(&this.cow);
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
                 let (new, _) = pending.cow_chunk(span.chunk).unwrap_or_default();
                 bio.accept_partial(this.part(&span, len));
-                bio.set_sector(this.place(new, span.at));
+                bio.set_sector(this.cow_sector(new, span.at));
                 if pending.is_completed() {
                     drop(allocation);
                     return bio.remap(&this.cow);
@@ -243,7 +243,7 @@ fn write<'a>(
             let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
             if let Ok((seq, run)) = reserved {
                 bio.accept_partial(this.part(&span, run.len));
-                bio.set_sector(this.place(run.new, span.at));
+                bio.set_sector(this.cow_sector(run.new, span.at));
                 if whole != 0 {
                     drop(allocation);
                     bio.set_per_bio(PerBioData::full_chunk_write(seq));
@@ -302,7 +302,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
                 0
             };
             bio.accept_partial(this.part(&span, whole.max(1)));
-            bio.set_sector(this.place(new, span.at));
+            bio.set_sector(this.cow_sector(new, span.at));
             if whole == 0 {
                 return bio.remap(&this.cow);
             }
@@ -365,7 +365,7 @@ impl SnapshotTarget {
     pub(super) fn data_done(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut ReleasedBios) {
         let store = self.store();
         if !ok {
-            self.fail(kernel::error::code::EIO);
+            self.invalidate(kernel::error::code::EIO);
         }
         if store.state() == StoreState::Valid {
             store.allocation().pending.set_copied(seq);

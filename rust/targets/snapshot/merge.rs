@@ -171,7 +171,7 @@ impl Target for MergeTarget {
         origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (table, claim) = SnapshotTarget::make(builder, origins, args, true)?;
+        let (table, claim) = SnapshotTarget::construct(builder, origins, args, true)?;
         let made = Self::make(&table);
         match &made {
             Ok(this) => table.group.members.lock().set_merge(Some(this.clone())),
@@ -212,7 +212,7 @@ impl Target for MergeTarget {
         match table.store().find(span.chunk, span.chunks, false).0 {
             Lookup::Mapped(builder, len) => {
                 bio.accept_partial(table.part(&span, len));
-                bio.set_sector(table.place(builder, span.at));
+                bio.set_sector(table.cow_sector(builder, span.at));
                 bio.remap(&table.cow)
             }
             Lookup::Hole(len) => {
@@ -259,7 +259,7 @@ impl Target for MergeTarget {
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
         let failed = this.progress.lock().machine.has_failed();
-        this.table.report::<Self>(kind, failed, out);
+        this.table.emit_status::<Self>(kind, failed, out);
     }
 
     fn iterate_devices(
@@ -333,7 +333,7 @@ impl MergeTarget {
                 Place::Open(builder, len, per_bio) => {
                     bio.accept_partial(table.part(&span, len));
                     bio.set_per_bio(per_bio);
-                    bio.set_sector(table.place(builder, span.at));
+                    bio.set_sector(table.cow_sector(builder, span.at));
                     return bio.remap(&table.cow);
                 }
                 Place::Merged(len) => {
@@ -372,8 +372,8 @@ impl MergeTarget {
     /// again.
     fn wake_locked(self: &Arc<Self>, progress: &Progress) {
         if !progress.machine.is_idle() {
-            let commits = self.table.group.commits();
-            commits.enqueue::<MergeTarget, 1>(self.clone());
+            let io_queue = self.table.group.io_queue();
+            io_queue.enqueue::<MergeTarget, 1>(self.clone());
         }
     }
 
@@ -476,10 +476,10 @@ impl MergeTarget {
             let run = self.run(number)?;
             Some((
                 table.store().chunk_size().start(run.old)?,
-                table.copied(run),
+                table.copy_len(run),
             ))
         };
-        let clear = table.group.guard(place, &mut first);
+        let clear = table.group.preserve_for_merge(place, &mut first);
         let mut progress = self.progress.lock();
         progress.next = first;
         if !clear || !progress.machine.batch_preserved() {
@@ -537,17 +537,17 @@ impl MergeTarget {
                 self.progress.lock().machine.all_copies_started();
                 return true;
             };
-            let len = table.copied(run);
+            let len = table.copy_len(run);
             let size = table.store().chunk_size();
             let places = size.cow_start(run.new).zip(size.start(run.old));
             if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
-                let Some(job) = table.group.merge_job(self, (from, to), len) else {
+                let Some(job) = table.group.new_merge_copy(self, (from, to), len) else {
                     return false;
                 };
                 if !self.progress.lock().machine.start_copy() {
                     return true;
                 }
-                table.copies.start(job, table.group.commits());
+                table.copies.start(job, table.group.io_queue());
             }
             self.progress.lock().next = next.saturating_add(1);
         }
@@ -618,12 +618,12 @@ impl MergeTarget {
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             }
-            let at = table.absolute(bio.sector());
+            let at = table.origin_sector(bio.sector());
             let open = |_, most| BatchLookup::Outside(most);
             match store.find_open(store.chunk_size().chunk(at), 1, open) {
                 Place::Open(builder, _, per_bio) => {
                     bio.set_per_bio(per_bio);
-                    bio.set_sector(table.place(builder, at));
+                    bio.set_sector(table.cow_sector(builder, at));
                     bio.submit(&table.cow);
                 }
                 // It was closed, so it is in the table.

@@ -28,7 +28,7 @@ mod handover;
 mod io;
 mod merge;
 mod origin;
-mod sending;
+mod submitter;
 mod status;
 mod store;
 mod table_line;
@@ -88,7 +88,7 @@ use crate::{
 use commit::Committer;
 pub(crate) use group::Origins;
 use group::{
-    Copies,
+    CopyQueue,
     OriginGroup, //
 };
 use io::PerBioData;
@@ -106,7 +106,7 @@ use kernel::{
 };
 pub(crate) use merge::MergeTarget;
 pub(crate) use origin::OriginTarget;
-use sending::Outlet;
+use submitter::BioSubmitter;
 use store::{
     CowStore,
     ReserveError,
@@ -131,9 +131,9 @@ pub(crate) struct SnapshotTarget {
     is_merged: bool,
     role: Atomic<u32>,
     /// For bios that the worker sends to the COW device.
-    outlet: Arc<Outlet>,
+    submitter: Arc<BioSubmitter>,
     /// For copies to the COW device alone, or from it.
-    copies: Arc<Copies>,
+    copies: Arc<CopyQueue>,
     /// Writes, and discards, that the worker has to look at.
     #[pin]
     deferred: IrqLock<BioQueue<PerBioData>>,
@@ -162,7 +162,7 @@ impl Target for SnapshotTarget {
         origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (this, _claim) = Self::make(builder, origins, args, false)?;
+        let (this, _claim) = Self::construct(builder, origins, args, false)?;
         Ok(this)
     }
 
@@ -191,7 +191,7 @@ impl Target for SnapshotTarget {
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
-        this.report::<Self>(kind, false, out);
+        this.emit_status::<Self>(kind, false, out);
     }
 
     fn iterate_devices(
@@ -218,14 +218,14 @@ impl SnapshotTarget {
 
     /// Whether origin writes wait for the exceptions that it has begun; or, if it is lost, until
     /// the header says so.
-    fn is_guarded(&self) -> bool {
-        self.is_committing() && !self.is_merged
+    fn is_preserving(&self) -> bool {
+        self.is_committer() && !self.is_merged
     }
 
     /// Whether origin writes have to look at the snapshot at all.
-    fn is_watched(&self) -> bool {
+    fn has_to_be_checked(&self) -> bool {
         match self.store.state() {
-            StoreState::Valid | StoreState::Invalidating => self.is_guarded(),
+            StoreState::Valid | StoreState::Invalidating => self.is_preserving(),
             StoreState::Invalid => self.is_active(),
         }
     }
@@ -239,12 +239,12 @@ impl SnapshotTarget {
     }
 
     /// Where a sector of the target is on the origin: at the same place as on the mapped device.
-    fn absolute(&self, sector: Sector) -> Sector {
+    fn origin_sector(&self, sector: Sector) -> Sector {
         Sector(self.begin.0.saturating_add(sector.0))
     }
 
     /// Where a sector of the origin is on the COW device, if its chunk is there.
-    fn place(&self, chunk: CowChunk, at: Sector) -> Sector {
+    fn cow_sector(&self, chunk: CowChunk, at: Sector) -> Sector {
         let size = self.store.chunk_size();
         let start = size.cow_start(chunk).unwrap_or_default();
         Sector(start.0.saturating_add(size.offset(at).0))
@@ -256,7 +256,7 @@ impl SnapshotTarget {
     }
 
     /// The chunks of the snapshot that a write to the origin touches.
-    fn chunks(&self, start: Sector, len: Sectors) -> Chunks {
+    fn chunk_range(&self, start: Sector, len: Sectors) -> Chunks {
         let size = self.store.chunk_size();
         let end = Sector(start.0.saturating_add(len.0)).min(self.end());
         if start >= end {
@@ -274,25 +274,25 @@ impl SnapshotTarget {
 
     /// How much of a write to the origin, from its start on, does not concern the snapshot. Any
     /// context.
-    fn clear(&self, start: Sector, len: Sectors) -> Sectors {
-        let chunks = self.chunks(start, len);
+    fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
+        let chunks = self.chunk_range(start, len);
         match self.store.state() {
             StoreState::Valid => {}
             StoreState::Invalidating if !chunks.is_empty() => return Sectors(0),
             StoreState::Invalidating | StoreState::Invalid => return len,
         }
-        let clear = self.store.preserved(chunks.start, chunks.len());
-        if clear >= chunks.len() {
+        let preserved = self.store.preserved(chunks.start, chunks.len());
+        if preserved >= chunks.len() {
             return len;
         }
-        let first = Chunk(chunks.start.0.saturating_add(clear));
+        let first = Chunk(chunks.start.0.saturating_add(preserved));
         let upto = self.store.chunk_size().start(first).unwrap_or_default();
         upto.since(start).unwrap_or_default()
     }
 
     /// Gives out chunks for a hole, so many at least and at most, but not for those behind the
     /// snapshot's end.
-    fn reserve(&self, chunk: Chunk, (least, most): (u64, u64)) -> Result<(Seq, Run), ReserveError> {
+    fn reserve_chunks(&self, chunk: Chunk, (least, most): (u64, u64)) -> Result<(Seq, Run), ReserveError> {
         let size = self.store.chunk_size();
         let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
         let left = behind.saturating_add(1).saturating_sub(chunk.0);
@@ -306,7 +306,7 @@ impl SnapshotTarget {
     }
 
     /// How much is to be copied for a run: the last chunk of the origin may be short.
-    fn copied(&self, run: Run) -> Sectors {
+    fn copy_len(&self, run: Run) -> Sectors {
         let size = self.store.chunk_size();
         let start = size.start(run.old).unwrap_or_default();
         let left = self.origin.sectors().0.saturating_sub(start.0);

@@ -6,7 +6,7 @@
 use super::{
     group::Membership,
     io::PerBioData,
-    sending::Outlet,
+    submitter::BioSubmitter,
     OriginGroup,
     Origins, //
 };
@@ -70,7 +70,7 @@ pub(crate) struct OriginTarget {
     /// Its name among the targets of the family.
     id: u32,
     /// For writes that the worker sends on.
-    pub(super) outlet: Arc<Outlet>,
+    pub(super) submitter: Arc<BioSubmitter>,
     /// Writes that the worker has to look at.
     #[pin]
     pub(super) deferred: IrqLock<BioQueue<PerBioData>>,
@@ -108,13 +108,13 @@ impl Target for OriginTarget {
 
     fn dtr(this: &Arc<Self>) {
         this.retire();
-        this.group.settle();
+        this.group.drain();
         this.group.leave();
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         if bio.is_flush() {
-            let at = this.absolute(bio.sector());
+            let at = this.origin_sector(bio.sector());
             bio.set_sector(at);
             return bio.remap(&this.device);
         }
@@ -143,8 +143,8 @@ impl OriginTarget {
         begin: Sector,
         len: Sectors,
     ) -> Result<Arc<Self>> {
-        let outlet = Outlet::new(device.shared())?;
-        let id = group.members.lock().new_id();
+        let submitter = BioSubmitter::new(device.shared())?;
+        let id = group.members.lock().new_origin_id();
         let this = Arc::pin_init(
             pin_init!(OriginTarget {
                 group,
@@ -152,7 +152,7 @@ impl OriginTarget {
                 begin,
                 len,
                 id,
-                outlet,
+                submitter,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_origin"),
             }),
             GFP_KERNEL,
@@ -170,19 +170,19 @@ impl OriginTarget {
         let taken = lists::remove_first(&mut members.origins, |other| Arc::ptr_eq(other, self));
         drop(members);
         drop(taken);
-        self.outlet.settle();
+        self.submitter.drain();
     }
 
     /// Decides on a read or a write.
     pub(super) fn pass<'a>(&self, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
-        let at = self.absolute(bio.sector());
+        let at = self.origin_sector(bio.sector());
         if bio.op() == Op::Read {
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
-        let clear = self.group.clear(at, bio.sectors());
-        if !clear.is_zero() {
-            bio.accept_partial(clear);
+        let preserved = self.group.preserved_len(at, bio.sectors());
+        if !preserved.is_zero() {
+            bio.accept_partial(preserved);
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
@@ -211,7 +211,7 @@ impl OriginTarget {
     }
 
     /// Where a sector of the target is on the device: at the same place as on the mapped device.
-    pub(super) fn absolute(&self, sector: Sector) -> Sector {
+    pub(super) fn origin_sector(&self, sector: Sector) -> Sector {
         Sector(self.begin.0.saturating_add(sector.0))
     }
 }

@@ -32,7 +32,7 @@ use kernel::prelude::*;
 
 impl SnapshotTarget {
     /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
-    fn shown_options(&self) -> Options {
+    fn table_options(&self) -> Options {
         let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
         let mut shown = self.options;
         shown.chunk_size = None;
@@ -48,7 +48,7 @@ impl SnapshotTarget {
     }
 
     /// Writes the status of a target of a type.
-    pub(super) fn report<T: Target>(
+    pub(super) fn emit_status<T: Target>(
         &self,
         kind: StatusKind,
         merge_failed: bool,
@@ -78,7 +78,7 @@ impl SnapshotTarget {
                 out.emit(fmt!("{}", info));
             }
             StatusKind::Table => {
-                let shown = self.shown_options();
+                let shown = self.table_options();
                 out.emit(fmt!("{} {} {}", self.origin, self.cow, shown));
             }
             StatusKind::Ima => {

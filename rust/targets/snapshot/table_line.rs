@@ -4,12 +4,12 @@
 
 use super::{
     group::{
-        Copies,
+        CopyQueue,
         Membership,
         Origins,
         Reservation, //
     },
-    sending::Outlet,
+    submitter::BioSubmitter,
     store::{
         CowStore,
         StoreState, //
@@ -81,7 +81,7 @@ const NO_MERGE: &CStr = c"Snapshot exception store does not support snapshot-mer
 
 impl SnapshotTarget {
     /// Makes a table; what comes with it is dropped when it is complete. Sleeps.
-    pub(super) fn make(
+    pub(super) fn construct(
         builder: &mut TargetBuilder<'_>,
         origins: &Arc<Origins>,
         mut args: Arguments<'_>,
@@ -137,7 +137,7 @@ impl SnapshotTarget {
         let membership = Membership::new(builder, origins, origin.number())
             .or_message(c"Snapshot origin struct allocation failed")?;
         let group = membership.group().clone();
-        let (source, claim) = origins.claim(&group, cow.number(), is_merged)?;
+        let (source, reservation) = origins.reserve_cow(&group, cow.number(), is_merged)?;
         let io = builder.io_client().or_message(memory)?;
         let begin = builder.begin();
         let (store, role) = match source {
@@ -154,8 +154,8 @@ impl SnapshotTarget {
             }
         };
 
-        let outlet = Outlet::new(cow.shared()).or_message(memory)?;
-        let copies = Copies::new(builder).or_message(memory)?;
+        let submitter = BioSubmitter::new(cow.shared()).or_message(memory)?;
+        let copies = CopyQueue::new(builder).or_message(memory)?;
         builder.pass_flushes(if is_merged { 2 } else { 1 });
         match (
             features.discard_zeroes_cow,
@@ -179,7 +179,7 @@ impl SnapshotTarget {
                 options,
                 is_merged,
                 role: Atomic::new(role.to_bits()),
-                outlet,
+                submitter,
                 copies,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
                 direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
@@ -188,9 +188,9 @@ impl SnapshotTarget {
             GFP_KERNEL,
         )
         .or_message(memory)?;
-        group.enter(&this).or_message(memory)?;
+        group.add_snapshot(&this).or_message(memory)?;
         membership.keep();
-        Ok((this, claim))
+        Ok((this, reservation))
     }
 }
 

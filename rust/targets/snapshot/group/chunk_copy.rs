@@ -64,22 +64,22 @@ use kernel::{
 };
 
 /// Where a copy goes to.
-pub(super) struct Destination {
-    pub(super) table: Arc<SnapshotTarget>,
+pub(super) struct CopyDestination {
+    pub(super) snapshot: Arc<SnapshotTarget>,
     pub(super) seq: Seq,
     start: Sector,
 }
 
 /// No destinations.
-pub(super) const NOWHERE: [Option<Destination>; MAX_DESTINATIONS] =
+pub(super) const NO_DESTINATIONS: [Option<CopyDestination>; MAX_DESTINATIONS] =
     [const { None }; MAX_DESTINATIONS];
 
-impl Destination {
-    pub(super) fn new(table: &Arc<SnapshotTarget>, seq: Seq, run: Run) -> Self {
-        Destination {
-            table: table.clone(),
+impl CopyDestination {
+    pub(super) fn new(snapshot: &Arc<SnapshotTarget>, seq: Seq, run: Run) -> Self {
+        CopyDestination {
+            snapshot: snapshot.clone(),
             seq,
-            start: table
+            start: snapshot
                 .store()
                 .chunk_size()
                 .cow_start(run.new)
@@ -92,23 +92,23 @@ impl Destination {
 /// discard.
 pub(in super::super) struct ChunkCopy {
     pub(super) group: Arc<OriginGroup>,
-    pub(super) work: NextStep,
+    pub(super) kind: CopyKind,
     pub(super) len: Sectors,
     pub(super) result: Option<KcopydResult>,
 }
 
-pub(super) enum NextStep {
-    Copy {
-        start: Sector,
-        to: [Option<Destination>; MAX_DESTINATIONS],
+pub(super) enum CopyKind {
+    Preserve {
+        from: Sector,
+        to: [Option<CopyDestination>; MAX_DESTINATIONS],
     },
-    MergeTarget {
+    Merge {
         merge: Arc<MergeTarget>,
         from: Sector,
         to: Sector,
     },
     Zero {
-        table: Arc<SnapshotTarget>,
+        snapshot: Arc<SnapshotTarget>,
         start: Sector,
         bio: Bio<PerBioData>,
     },
@@ -116,13 +116,13 @@ pub(super) enum NextStep {
 
 impl CopyJob for ChunkCopy {
     fn source(&self) -> Option<(&Device, Sector)> {
-        match &self.work {
-            NextStep::Copy { start, to } => {
+        match &self.kind {
+            CopyKind::Preserve { from, to } => {
                 let first = to.first()?.as_ref()?;
-                Some((&first.table.origin, *start))
+                Some((&first.snapshot.origin, *from))
             }
-            NextStep::MergeTarget { merge, from, .. } => Some((&merge.snapshot().cow, *from)),
-            NextStep::Zero { .. } => None,
+            CopyKind::Merge { merge, from, .. } => Some((&merge.snapshot().cow, *from)),
+            CopyKind::Zero { .. } => None,
         }
     }
 
@@ -131,49 +131,49 @@ impl CopyJob for ChunkCopy {
     }
 
     fn destination(&self, number: usize) -> Option<(&Device, Sector)> {
-        match &self.work {
-            NextStep::Copy { to, .. } => {
+        match &self.kind {
+            CopyKind::Preserve { to, .. } => {
                 let to = to.get(number)?.as_ref()?;
-                Some((&to.table.cow, to.start))
+                Some((&to.snapshot.cow, to.start))
             }
-            NextStep::MergeTarget { merge, to, .. } => {
+            CopyKind::Merge { merge, to, .. } => {
                 (number == 0).then_some((&merge.snapshot().origin, *to))
             }
-            NextStep::Zero { table, start, .. } => (number == 0).then_some((&table.cow, *start)),
+            CopyKind::Zero { snapshot, start, .. } => (number == 0).then_some((&snapshot.cow, *start)),
         }
     }
 
     fn done(mut this: PoolBox<Request<Self>>, result: KcopydResult) {
         let group = this.context.group.clone();
-        match &this.context.work {
-            NextStep::Copy { to, .. } if all_written(to, result) => {
+        match &this.context.kind {
+            CopyKind::Preserve { to, .. } if all_written(to, result) => {
                 for to in to.iter().flatten() {
-                    to.table.data_came(to.seq);
+                    to.snapshot.data_written(to.seq);
                 }
                 drop(this);
-                if group.starved.load(Relaxed) {
+                if group.waiting_for_memory.load(Relaxed) {
                     group.wake();
                 }
             }
-            NextStep::MergeTarget { merge, .. } => {
+            CopyKind::Merge { merge, .. } => {
                 let merge = merge.clone();
                 // Its memory first, for the next one.
                 drop(this);
-                if group.starved.load(Relaxed) {
+                if group.waiting_for_memory.load(Relaxed) {
                     group.wake();
                 }
                 merge.copy_done(result);
             }
             _ => {
                 this.context.result = Some(result);
-                group.inbox.lock().jobs.push(this);
+                group.deferred.lock().done_copies.push(this);
                 group.wake();
             }
         }
     }
 }
 
-fn all_written(to: &[Option<Destination>], result: KcopydResult) -> bool {
+fn all_written(to: &[Option<CopyDestination>], result: KcopydResult) -> bool {
     let mut used = (0..MAX_DESTINATIONS).zip(to.iter().flatten());
     used.all(|(number, _)| result.is_written(number))
 }
@@ -181,27 +181,27 @@ fn all_written(to: &[Option<Destination>], result: KcopydResult) -> bool {
 impl OriginGroup {
     /// A copy without destinations, from a sector of the origin; none if there is no memory, until
     /// another one has ended.
-    pub(super) fn new_job(self: &Arc<Self>, start: Sector) -> Option<PoolBox<Request<ChunkCopy>>> {
-        let job = ChunkCopy {
+    pub(super) fn new_preserving_copy(self: &Arc<Self>, from: Sector) -> Option<PoolBox<Request<ChunkCopy>>> {
+        let copy = ChunkCopy {
             group: self.clone(),
-            work: NextStep::Copy { start, to: NOWHERE },
+            kind: CopyKind::Preserve { from, to: NO_DESTINATIONS },
             len: Sectors(0),
             result: None,
         };
-        self.seat(Request::new(job)).ok()
+        self.try_alloc_copy(Request::new(copy)).ok()
     }
 
     /// A copy from a snapshot to its origin; none if there is no memory: then the merge is called
     /// when there is.
-    pub(in super::super) fn merge_job(
+    pub(in super::super) fn new_merge_copy(
         self: &Arc<Self>,
         merge: &Arc<MergeTarget>,
         (from, to): (Sector, Sector),
         len: Sectors,
     ) -> Option<PoolBox<Request<ChunkCopy>>> {
-        let job = ChunkCopy {
+        let copy = ChunkCopy {
             group: self.clone(),
-            work: NextStep::MergeTarget {
+            kind: CopyKind::Merge {
                 merge: merge.clone(),
                 from,
                 to,
@@ -209,20 +209,20 @@ impl OriginGroup {
             len,
             result: None,
         };
-        self.seat(Request::new(job)).ok()
+        self.try_alloc_copy(Request::new(copy)).ok()
     }
 
     /// Takes memory for a job, or gives it back if there is none; then the end of another job wakes
     /// the worker.
     #[allow(clippy::result_large_err)] // The job itself comes back: a box would need the memory that there is none of.
-    pub(super) fn seat(
+    pub(super) fn try_alloc_copy(
         &self,
-        job: Request<ChunkCopy>,
+        copy: Request<ChunkCopy>,
     ) -> Result<PoolBox<Request<ChunkCopy>>, Request<ChunkCopy>> {
-        self.jobs.try_boxed(job).or_else(|job| {
+        self.copy_pool.try_boxed(copy).or_else(|copy| {
             // Once more: the last of them may have ended just before it could know.
-            self.starved.store(true, Relaxed);
-            self.jobs.try_boxed(job)
+            self.waiting_for_memory.store(true, Relaxed);
+            self.copy_pool.try_boxed(copy)
         })
     }
 }
@@ -230,25 +230,25 @@ impl OriginGroup {
 /// Copies of one client of kcopyd, whose thread sends their I/O and may have to wait for a device
 /// as well.
 #[pin_data]
-pub(in super::super) struct Copies {
+pub(in super::super) struct CopyQueue {
     client: KcopydClient,
     #[pin]
-    jobs: IrqLock<RequestList<ChunkCopy>>,
+    copies: IrqLock<RequestList<ChunkCopy>>,
     #[pin]
-    starter: Work<Copies, 1>,
+    starter: Work<CopyQueue, 1>,
 }
 
 impl_has_work! {
-    impl HasWork<Copies, 1> for Copies { self.starter }
+    impl HasWork<CopyQueue, 1> for CopyQueue { self.starter }
 }
 
-impl Copies {
+impl CopyQueue {
     /// Sleeps.
     pub(in super::super) fn new(new: &TargetBuilder<'_>) -> Result<Arc<Self>> {
         let client = new.copy_client()?;
-        let new = pin_init!(Copies {
+        let new = pin_init!(CopyQueue {
             client,
-            jobs <- new_irq_lock!(RequestList::default(), "dm_snap_copies"),
+            copies <- new_irq_lock!(RequestList::default(), "dm_snap_copies"),
             starter <- new_work!("dm_snap_starter"),
         });
         Arc::pin_init(new, GFP_KERNEL)
@@ -262,31 +262,31 @@ impl Copies {
     /// Starts a copy soon. Any context.
     pub(in super::super) fn start(
         self: &Arc<Self>,
-        job: PoolBox<Request<ChunkCopy>>,
+        copy: PoolBox<Request<ChunkCopy>>,
         queue: &WorkQueue,
     ) {
-        self.jobs.lock().push(job);
-        queue.enqueue::<Copies, 1>(self.clone());
+        self.copies.lock().push(copy);
+        queue.enqueue::<CopyQueue, 1>(self.clone());
     }
 
     /// Waits until all copies that were started have ended, and let go of what they used. Sleeps.
     pub(in super::super) fn drain(self: &Arc<Self>) {
-        flush::<Copies, 1>(self);
+        flush::<CopyQueue, 1>(self);
         self.client.drain();
     }
 }
 
-impl WorkItem<1> for Copies {
-    type Pointer = Arc<Copies>;
+impl WorkItem<1> for CopyQueue {
+    type Pointer = Arc<CopyQueue>;
 
     /// Sleeps until there is memory for the copies, which may be until others have ended. No lock
     /// is held then.
-    fn run(this: Arc<Copies>) {
+    fn run(this: Arc<CopyQueue>) {
         let _noio = NoIo::enter();
-        let jobs = this.jobs.lock().take();
-        let mut jobs = jobs.reversed();
-        while let Some(job) = jobs.pop() {
-            this.client.copy(job);
+        let copies = this.copies.lock().take();
+        let mut copies = copies.reversed();
+        while let Some(copy) = copies.pop() {
+            this.client.copy(copy);
         }
     }
 }

@@ -66,7 +66,7 @@ use crate::{
     }, //
 };
 use chunk_copy::ChunkCopy;
-pub(super) use chunk_copy::Copies;
+pub(super) use chunk_copy::CopyQueue;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -86,7 +86,7 @@ use kernel::{
     }, //
 };
 pub(super) use members::{
-    Calm,
+    ActivationGuard,
     Membership,
     Reservation, //
 };
@@ -107,10 +107,10 @@ const AGAIN: Delta = Delta::from_millis(20);
 #[derive(Default)]
 struct DeferredWork {
     /// Copies that have ended.
-    jobs: RequestList<ChunkCopy>,
+    done_copies: RequestList<ChunkCopy>,
     /// Writes to the origin that wait for room, or for a header that says that a snapshot is
     /// invalid.
-    origin: BioQueue<PerBioData>,
+    origin_writes: BioQueue<PerBioData>,
 }
 
 /// See above.
@@ -120,13 +120,13 @@ pub(crate) struct OriginGroup {
     origins: Arc<Origins>,
     /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is
     /// above.
-    queue: WorkQueue,
-    commits: WorkQueue,
+    worker_queue: WorkQueue,
+    io_queue: WorkQueue,
     /// Copies to several snapshots. Others are their table's.
-    copies: Arc<Copies>,
-    jobs: Arc<Pool<Request<ChunkCopy>>>,
+    shared_copies: Arc<CopyQueue>,
+    copy_pool: Arc<Pool<Request<ChunkCopy>>>,
     /// Somebody waits for memory for a job.
-    starved: Atomic<bool>,
+    waiting_for_memory: Atomic<bool>,
     #[pin]
     pub(super) members: Mutex<Members>,
     /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to
@@ -134,7 +134,7 @@ pub(crate) struct OriginGroup {
     #[pin]
     active: RwSem<KVVec<Arc<SnapshotTarget>>>,
     #[pin]
-    inbox: IrqLock<DeferredWork>,
+    deferred: IrqLock<DeferredWork>,
     #[pin]
     worker: Work<OriginGroup, 1>,
     #[pin]
@@ -151,28 +151,28 @@ impl_has_delayed_work! {
 
 impl HasQueue for OriginGroup {
     fn queue(&self) -> &WorkQueue {
-        &self.queue
+        &self.worker_queue
     }
 }
 
 impl OriginGroup {
-    fn new(new: &TargetBuilder<'_>, origins: &Arc<Origins>, number: u32) -> Result<Arc<Self>> {
-        let queue = new.queue(c"dm-snap", QueueKind::PerCpu)?;
-        let commits = new.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
-        let copies = Copies::new(new)?;
-        let jobs = Pool::new(COPIES)?;
+    fn new(builder: &TargetBuilder<'_>, origins: &Arc<Origins>, number: u32) -> Result<Arc<Self>> {
+        let worker_queue = builder.queue(c"dm-snap", QueueKind::PerCpu)?;
+        let io_queue = builder.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
+        let shared_copies = CopyQueue::new(builder)?;
+        let copy_pool = Pool::new(COPIES)?;
         Arc::pin_init(
             pin_init!(OriginGroup {
                 number,
                 origins: origins.clone(),
-                queue,
-                commits,
-                copies,
-                jobs,
-                starved: Atomic::new(false),
+                worker_queue,
+                io_queue,
+                shared_copies,
+                copy_pool,
+                waiting_for_memory: Atomic::new(false),
                 members <- new_mutex!(Members::default(), "dm_snap_members"),
                 active <- new_rw_sem!(KVVec::new(), "dm_snap_active"),
-                inbox <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
+                deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
             }),
@@ -181,13 +181,13 @@ impl OriginGroup {
     }
 
     /// Takes a new table in. Sleeps.
-    pub(super) fn enter(&self, table: &Arc<SnapshotTarget>) -> Result {
+    pub(super) fn add_snapshot(&self, snapshot: &Arc<SnapshotTarget>) -> Result {
         let _noio = NoIo::enter();
         let mut members = self.members.lock();
-        lists::push(&mut members.tables, table.clone(), GFP_KERNEL)?;
-        let added = self.add(table, members.tables.len());
+        lists::push(&mut members.snapshots, snapshot.clone(), GFP_KERNEL)?;
+        let added = self.add_for_map(snapshot, members.snapshots.len());
         if added.is_err() {
-            members.remove(table);
+            members.remove_snapshot(snapshot);
         }
         added
     }
@@ -198,13 +198,13 @@ impl OriginGroup {
     }
 
     /// The queue for the work items of its targets, which wait for I/O.
-    pub(super) fn commits(&self) -> &WorkQueue {
-        &self.commits
+    pub(super) fn io_queue(&self) -> &WorkQueue {
+        &self.io_queue
     }
 
     /// Lets the worker look. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
-        self.queue.enqueue::<OriginGroup, 1>(self.clone());
+        self.worker_queue.enqueue::<OriginGroup, 1>(self.clone());
     }
 
     /// Lets the worker look after a while, when there may be memory again. Any context.
@@ -213,30 +213,30 @@ impl OriginGroup {
     }
 
     /// Puts a table on the list for `map`, which then has so many. Sleeps.
-    fn add(&self, table: &Arc<SnapshotTarget>, tables: usize) -> Result {
-        let mut before = KVVec::with_capacity(tables.saturating_mul(2), GFP_KERNEL)?;
+    fn add_for_map(&self, snapshot: &Arc<SnapshotTarget>, count: usize) -> Result {
+        let mut old = KVVec::with_capacity(count.saturating_mul(2), GFP_KERNEL)?;
         let mut active = self.active.write();
         if active.len() == active.capacity() {
-            for table in active.iter() {
-                before.push_within_capacity(table.clone())?;
+            for snapshot in active.iter() {
+                old.push_within_capacity(snapshot.clone())?;
             }
-            core::mem::swap(&mut *active, &mut before);
+            core::mem::swap(&mut *active, &mut old);
         }
-        active.push_within_capacity(table.clone())?;
+        active.push_within_capacity(snapshot.clone())?;
         // What is left of the one list is dropped outside of the lock.
         drop(active);
-        drop(before);
+        drop(old);
         Ok(())
     }
 
     /// Takes a table off that list. Sleeps.
-    pub(super) fn forget(&self, table: &Arc<SnapshotTarget>) {
-        let taken = lists::remove_first(&mut self.active.write(), |it| Arc::ptr_eq(it, table));
+    pub(super) fn remove_for_map(&self, snapshot: &Arc<SnapshotTarget>) {
+        let taken = lists::remove_first(&mut self.active.write(), |it| Arc::ptr_eq(it, snapshot));
         drop(taken);
     }
 
     /// Changes roles: for a write to the origin, all at once.
-    pub(super) fn switch(&self, change: impl FnOnce()) {
+    pub(super) fn exclude_map(&self, change: impl FnOnce()) {
         let _active = self.active.write();
         change();
     }
@@ -244,18 +244,18 @@ impl OriginGroup {
     /// Takes the roster at a moment when a table may go live: if origin writes will care about it,
     /// no merge of the origin is in a batch then, and none begins before the roster is let go.
     /// Sleeps, as long as a batch takes.
-    pub(super) fn calm(&self, table: &SnapshotTarget) -> Calm<'_> {
+    pub(super) fn lock_for_activation(&self, snapshot: &SnapshotTarget) -> ActivationGuard<'_> {
         let mut pause: Option<MergePause> = None;
         loop {
             delay_point!(c"snapshot: merge paused, not yet live");
             let members = self.members.lock();
             let merge = match &members.merging {
-                Merging::There(merge) if !table.is_merged => Some(merge.clone()),
+                Merging::Present(merge) if !snapshot.is_merged => Some(merge.clone()),
                 _ => None,
             };
             let is_paused = |merge| pause.as_ref().is_some_and(|pause| pause.is_of(merge));
             if merge.as_ref().is_none_or(is_paused) {
-                return Calm {
+                return ActivationGuard {
                     members,
                     _pause: pause,
                 };
@@ -268,10 +268,10 @@ impl OriginGroup {
 
     /// How much of a write to the origin, from its start on, no snapshot cares about. Process
     /// context; sleeps while the list is being changed.
-    pub(super) fn clear(&self, start: Sector, len: Sectors) -> Sectors {
+    pub(super) fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
         let active = self.active.read();
-        let tables = active.iter().filter(|table| table.is_watched());
-        tables.fold(len, |len, table| table.clear(start, len))
+        let snapshots = active.iter().filter(|snapshot| snapshot.has_to_be_checked());
+        snapshots.fold(len, |len, snapshot| snapshot.preserved_len(start, len))
     }
 
     /// Waits until copies and worker have let go of the family, if it has no snapshots any more.
@@ -279,10 +279,10 @@ impl OriginGroup {
     ///
     /// Nothing of it is to be on its way when its last target leaves: another family may be made
     /// for the origin.
-    pub(super) fn settle(self: &Arc<Self>) {
-        let is_last = self.members.lock().tables.is_empty();
+    pub(super) fn drain(self: &Arc<Self>) {
+        let is_last = self.members.lock().snapshots.is_empty();
         if is_last {
-            self.copies.drain();
+            self.shared_copies.drain();
             // Without tables the worker does not ask for it again.
             flush::<OriginGroup, 1>(self);
             cancel_delayed::<OriginGroup, { RetryWork::ID }>(self);

@@ -6,8 +6,8 @@
 
 use super::{
     chunk_copy::{
-        Destination,
-        NextStep, //
+        CopyDestination,
+        CopyKind, //
     },
     members::Members,
     OriginGroup, //
@@ -77,15 +77,15 @@ enum Covered {
     /// Some are there, or on their way, by now.
     Changed,
     /// Not now.
-    Later,
+    Retry,
     /// The COW device is full.
     Full,
 }
 
 impl OriginGroup {
     /// Looks at the writes to the origin that wait, and at those that came.
-    pub(super) fn origin_writes(self: &Arc<Self>, members: &Members, out: &mut ReleasedBios) {
-        let mut bios = self.inbox.lock().origin.take();
+    pub(super) fn process_origin_writes(self: &Arc<Self>, members: &Members, out: &mut ReleasedBios) {
+        let mut bios = self.deferred.lock().origin_writes.take();
         bios.append(&mut out.retry);
         for origin in members.origins.iter() {
             bios.append(&mut origin.deferred.lock());
@@ -98,13 +98,13 @@ impl OriginGroup {
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             };
-            let (start, len) = (origin.absolute(bio.sector()), bio.sectors());
+            let (start, len) = (origin.origin_sector(bio.sector()), bio.sectors());
             match self.origin_write(members, bio, start, len, out) {
                 (Verdict::Clear, Some(mut bio)) => {
                     bio.set_sector(start);
-                    origin.outlet.send(bio, &self.commits);
+                    origin.submitter.submit(bio, &self.io_queue);
                 }
-                (Verdict::Later, Some(bio)) => self.inbox.lock().origin.push(bio),
+                (Verdict::Later, Some(bio)) => self.deferred.lock().origin_writes.push(bio),
                 _ => {}
             }
             // What was released by a snapshot that became invalid just now.
@@ -122,11 +122,11 @@ impl OriginGroup {
         len: Sectors,
         out: &mut ReleasedBios,
     ) -> (Verdict, Option<Bio<PerBioData>>) {
-        match self.guard_part(members, start, len, out) {
+        match self.preserve_extent(members, start, len, out) {
             Guarded::Clear => (Verdict::Clear, Some(bio)),
             Guarded::Later => (Verdict::Later, Some(bio)),
-            Guarded::OnItsWay(table, seq) => {
-                if let Some(pending) = table.store().allocation().pending.get(seq) {
+            Guarded::OnItsWay(snapshot, seq) => {
+                if let Some(pending) = snapshot.store().allocation().pending.get(seq) {
                     pending.waiting.origin_bios.push(bio);
                     return (Verdict::Waits, None);
                 }
@@ -140,7 +140,7 @@ impl OriginGroup {
     /// Sees that no snapshot needs parts of the origin, numbered from zero: all but the `first` are
     /// known to be clear, which goes on as far as that is so. False if some have to wait; the
     /// worker calls the merge when something has ended. Sleeps, but not for I/O.
-    pub(in super::super) fn guard(
+    pub(in super::super) fn preserve_for_merge(
         self: &Arc<Self>,
         part: impl Fn(usize) -> Option<(Sector, Sectors)>,
         first: &mut usize,
@@ -151,7 +151,7 @@ impl OriginGroup {
         let mut number = *first;
         while let Some((start, len)) = part(number) {
             all &= matches!(
-                self.guard_part(&members, start, len, &mut out),
+                self.preserve_extent(&members, start, len, &mut out),
                 Guarded::Clear
             );
             number = number.saturating_add(1);
@@ -161,7 +161,7 @@ impl OriginGroup {
         }
         drop(members);
         if out.has_failed || !out.retry.is_empty() {
-            self.inbox.lock().origin.append(&mut out.retry);
+            self.deferred.lock().origin_writes.append(&mut out.retry);
             self.wake();
         }
         all
@@ -169,7 +169,7 @@ impl OriginGroup {
 
     /// Finds out what of a part of the origin which snapshot needs, and starts to copy all that at
     /// once.
-    fn guard_part<'a>(
+    fn preserve_extent<'a>(
         self: &Arc<Self>,
         members: &'a Members,
         start: Sector,
@@ -178,12 +178,12 @@ impl OriginGroup {
     ) -> Guarded<'a> {
         let mut last: Option<(&Arc<SnapshotTarget>, Seq)> = None;
         let mut later = false;
-        for (number, table) in (0..members.tables.len()).zip(members.tables.iter()) {
-            let store = table.store();
-            let chunks = table.chunks(start, len);
+        for (number, snapshot) in (0..members.snapshots.len()).zip(members.snapshots.iter()) {
+            let store = snapshot.store();
+            let chunks = snapshot.chunk_range(start, len);
             match store.state() {
-                StoreState::Valid if table.is_guarded() => {}
-                StoreState::Invalidating if table.is_guarded() => {
+                StoreState::Valid if snapshot.is_preserving() => {}
+                StoreState::Invalidating if snapshot.is_preserving() => {
                     later |= !chunks.is_empty();
                     continue;
                 }
@@ -196,26 +196,26 @@ impl OriginGroup {
                 let passed = match look {
                     ChunkState::Completed(_, len) => len,
                     ChunkState::Pending(seq, len) => {
-                        last = Some((table, seq));
+                        last = Some((snapshot, seq));
                         len
                     }
                     // It is being destroyed, and begins nothing any more; what it has begun is for
                     // the table after it.
-                    ChunkState::Hole(len) if !table.is_active() => len,
+                    ChunkState::Hole(len) if !snapshot.is_active() => len,
                     ChunkState::Hole(len) => {
-                        let tables = members.tables.get(number..).unwrap_or_default();
-                        match self.cover(tables, chunk, len) {
+                        let snapshots = members.snapshots.get(number..).unwrap_or_default();
+                        match self.reserve_and_copy(snapshots, chunk, len) {
                             Covered::Chunks(len, seq) => {
-                                last = Some((table, seq));
+                                last = Some((snapshot, seq));
                                 len
                             }
                             Covered::Changed => continue,
-                            Covered::Later => {
+                            Covered::Retry => {
                                 later = true;
                                 break;
                             }
                             Covered::Full => {
-                                table.fail(ENOSPC);
+                                snapshot.invalidate(ENOSPC);
                                 store.abandon_all(out);
                                 later |= store.state() == StoreState::Invalidating;
                                 break;
@@ -227,7 +227,7 @@ impl OriginGroup {
             }
         }
         match last {
-            Some((table, seq)) => Guarded::OnItsWay(table, seq),
+            Some((snapshot, seq)) => Guarded::OnItsWay(snapshot, seq),
             None if later => Guarded::Later,
             None => Guarded::Clear,
         }
@@ -235,57 +235,57 @@ impl OriginGroup {
 
     /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to
     /// all others that have the same hole, and chunks of the same size.
-    fn cover(self: &Arc<Self>, tables: &[Arc<SnapshotTarget>], chunk: Chunk, len: u64) -> Covered {
-        let Some((first, others)) = tables.split_first() else {
-            return Covered::Later;
+    fn reserve_and_copy(self: &Arc<Self>, snapshots: &[Arc<SnapshotTarget>], chunk: Chunk, len: u64) -> Covered {
+        let Some((first, others)) = snapshots.split_first() else {
+            return Covered::Retry;
         };
         let size = first.store().chunk_size();
         let Some(start) = size.start(chunk) else {
             return Covered::Full;
         };
-        let Some(mut job) = self.new_job(start) else {
-            return Covered::Later;
+        let Some(mut copy) = self.new_preserving_copy(start) else {
+            return Covered::Retry;
         };
-        let NextStep::Copy { to, .. } = &mut job.context.work else {
-            return Covered::Later;
+        let CopyKind::Preserve { to, .. } = &mut copy.context.kind else {
+            return Covered::Retry;
         };
         let most = len.min(size.chunks_in(COPY).max(1));
-        let (seq, run) = match first.reserve(chunk, (1, most)) {
+        let (seq, run) = match first.reserve_chunks(chunk, (1, most)) {
             Ok((seq, run)) => (seq, run),
             Err(ReserveError::Changed) => return Covered::Changed,
-            Err(ReserveError::Busy) => return Covered::Later,
+            Err(ReserveError::Busy) => return Covered::Retry,
             Err(ReserveError::NoSpace) => return Covered::Full,
         };
         let mut places = to.iter_mut();
-        let mut add = |table: &Arc<SnapshotTarget>, seq, run: Run| {
+        let mut add = |snapshot: &Arc<SnapshotTarget>, seq, run: Run| {
             if let Some(place) = places.next() {
-                *place = Some(Destination::new(table, seq, run));
+                *place = Some(CopyDestination::new(snapshot, seq, run));
             }
             places.len() != 0
         };
         let mut room = add(first, seq, run);
-        for table in others.iter() {
-            let store = table.store();
+        for snapshot in others.iter() {
+            let store = snapshot.store();
             if !room
-                || !table.is_active()
+                || !snapshot.is_active()
                 || store.state() != StoreState::Valid
                 || store.chunk_size() != size
             {
                 continue;
             }
-            if let Ok((seq, run)) = table.reserve(chunk, (run.len, run.len)) {
-                room = add(table, seq, run);
+            if let Ok((seq, run)) = snapshot.reserve_chunks(chunk, (run.len, run.len)) {
+                room = add(snapshot, seq, run);
             }
         }
         let is_shared = MAX_DESTINATIONS.saturating_sub(places.len()) > 1;
-        job.context.len = first.copied(run);
+        copy.context.len = first.copy_len(run);
         // So a copy waits for the devices of those alone that need it.
         let copies = if is_shared {
-            &self.copies
+            &self.shared_copies
         } else {
             &first.copies
         };
-        copies.start(job, &self.commits);
+        copies.start(copy, &self.io_queue);
         Covered::Chunks(run.len, seq)
     }
 }

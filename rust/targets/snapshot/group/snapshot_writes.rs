@@ -7,8 +7,8 @@
 use super::{
     chunk_copy::{
         ChunkCopy,
-        Destination,
-        NextStep, //
+        CopyDestination,
+        CopyKind, //
     },
     OriginGroup, //
 };
@@ -54,42 +54,42 @@ impl OriginGroup {
     /// memory just now.
     fn zero(
         self: &Arc<Self>,
-        table: &Arc<SnapshotTarget>,
+        snapshot: &Arc<SnapshotTarget>,
         bio: Bio<PerBioData>,
     ) -> Result<(), Bio<PerBioData>> {
-        let job = ChunkCopy {
+        let copy = ChunkCopy {
             group: self.clone(),
             len: bio.sectors(),
-            work: NextStep::Zero {
-                table: table.clone(),
+            kind: CopyKind::Zero {
+                snapshot: snapshot.clone(),
                 start: bio.sector(),
                 bio,
             },
             result: None,
         };
-        match self.seat(Request::new(job)) {
-            Ok(job) => {
-                table.copies.start(job, &self.commits);
+        match self.try_alloc_copy(Request::new(copy)) {
+            Ok(copy) => {
+                snapshot.copies.start(copy, &self.io_queue);
                 Ok(())
             }
-            Err(request) => match request.context.work {
-                NextStep::Zero { bio, .. } => Err(bio),
+            Err(request) => match request.context.kind {
+                CopyKind::Zero { bio, .. } => Err(bio),
                 // Not what was made above.
-                NextStep::Copy { .. } | NextStep::MergeTarget { .. } => Ok(()),
+                CopyKind::Preserve { .. } | CopyKind::Merge { .. } => Ok(()),
             },
         }
     }
 
     /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
-    pub(super) fn own_writes(self: &Arc<Self>, table: &Arc<SnapshotTarget>, out: &mut ReleasedBios) {
-        let mut bios = table.deferred.lock().take();
+    pub(super) fn process_snapshot_writes(self: &Arc<Self>, snapshot: &Arc<SnapshotTarget>, out: &mut ReleasedBios) {
+        let mut bios = snapshot.deferred.lock().take();
         while let Some(bio) = bios.pop() {
-            if let Err(bio) = self.own_write(table, bio, out) {
+            if let Err(bio) = self.process_snapshot_write(snapshot, bio, out) {
                 // In their order, before those that came meanwhile.
                 let mut later = BioQueue::new();
                 later.push(bio);
                 later.append(&mut bios);
-                let mut deferred = table.deferred.lock();
+                let mut deferred = snapshot.deferred.lock();
                 later.append(&mut deferred);
                 *deferred = later;
                 return;
@@ -99,13 +99,13 @@ impl OriginGroup {
 
     /// A write within one chunk, or of one. Gives it back if it has to wait until something has
     /// ended.
-    fn own_write(
+    fn process_snapshot_write(
         self: &Arc<Self>,
-        table: &Arc<SnapshotTarget>,
+        snapshot: &Arc<SnapshotTarget>,
         mut bio: Bio<PerBioData>,
         out: &mut ReleasedBios,
     ) -> Result<(), Bio<PerBioData>> {
-        let store = table.store();
+        let store = snapshot.store();
         match store.state() {
             StoreState::Valid if !store.is_overflowed() => {}
             StoreState::Invalidating => return Err(bio),
@@ -115,19 +115,19 @@ impl OriginGroup {
             }
         }
         if matches!(bio.per_bio().kind(), BioKind::ZeroedDiscard) {
-            return self.zero(table, bio);
+            return self.zero(snapshot, bio);
         }
-        let at = table.absolute(bio.sector());
+        let at = snapshot.origin_sector(bio.sector());
         let size = store.chunk_size();
         let chunk = size.chunk(at);
         let mut allocation = store.allocation();
         match store.lookup(&mut allocation, chunk, 1) {
             ChunkState::Completed(new, _) => {
                 drop(allocation);
-                bio.set_sector(table.place(new, at));
+                bio.set_sector(snapshot.cow_sector(new, at));
                 out.ready.push(bio);
             }
-            ChunkState::Pending(seq, _) => park_own(allocation, table, seq, bio, at, out),
+            ChunkState::Pending(seq, _) => wait_for_exception(allocation, snapshot, seq, bio, at, out),
             ChunkState::Hole(_) => {
                 let is_whole = bio.sectors() == size.len();
                 let stage = if is_whole {
@@ -135,17 +135,17 @@ impl OriginGroup {
                 } else {
                     Stage::Queued
                 };
-                match store.reserve(&mut allocation, &table.cow, chunk, stage, (1, 1)) {
+                match store.reserve(&mut allocation, &snapshot.cow, chunk, stage, (1, 1)) {
                     Ok((seq, run)) if is_whole => {
                         drop(allocation);
                         bio.set_per_bio(PerBioData::full_chunk_write(seq));
-                        bio.set_sector(table.place(run.new, at));
+                        bio.set_sector(snapshot.cow_sector(run.new, at));
                         out.ready.push(bio);
                     }
-                    Ok((seq, _)) => park_own(allocation, table, seq, bio, at, out),
+                    Ok((seq, _)) => wait_for_exception(allocation, snapshot, seq, bio, at, out),
                     Err(ReserveError::NoSpace) => {
                         drop(allocation);
-                        table.full(bio, out);
+                        snapshot.handle_no_space(bio, out);
                     }
                     Err(ReserveError::Changed | ReserveError::Busy) => return Err(bio),
                 }
@@ -156,8 +156,8 @@ impl OriginGroup {
 
     /// Starts the copies for writes to parts of chunks, as far as there is memory; the others
     /// follow when some have ended.
-    pub(super) fn start_copies(self: &Arc<Self>, table: &Arc<SnapshotTarget>) {
-        let store = table.store();
+    pub(super) fn start_waiting_copies(self: &Arc<Self>, snapshot: &Arc<SnapshotTarget>) {
+        let store = snapshot.store();
         loop {
             let waiting = {
                 let mut allocation = store.allocation();
@@ -170,41 +170,41 @@ impl OriginGroup {
             let Some((seq, run)) = waiting else {
                 return;
             };
-            let Some(mut job) = self.new_job(store.chunk_size().start(run.old).unwrap_or_default())
+            let Some(mut copy) = self.new_preserving_copy(store.chunk_size().start(run.old).unwrap_or_default())
             else {
                 return;
             };
-            if let NextStep::Copy { to, .. } = &mut job.context.work {
+            if let CopyKind::Preserve { to, .. } = &mut copy.context.kind {
                 if let Some(place) = to.first_mut() {
-                    *place = Some(Destination::new(table, seq, run));
+                    *place = Some(CopyDestination::new(snapshot, seq, run));
                 }
             }
-            job.context.len = table.copied(run);
+            copy.context.len = snapshot.copy_len(run);
             if let Some(pending) = store.allocation().pending.get(seq) {
                 pending.stage = Stage::Copying;
             }
-            table.copies.start(job, &self.commits);
+            snapshot.copies.start(copy, &self.io_queue);
         }
     }
 }
 
 /// Lets a write to a snapshot wait for an exception, unless that is there.
-fn park_own(
+fn wait_for_exception(
     mut allocation: IrqGuard<'_, Allocation>,
-    table: &SnapshotTarget,
+    snapshot: &SnapshotTarget,
     seq: Seq,
     mut bio: Bio<PerBioData>,
     at: Sector,
     out: &mut ReleasedBios,
 ) {
-    let chunk = table.store().chunk_size().chunk(at);
+    let chunk = snapshot.store().chunk_size().chunk(at);
     let Some(pending) = allocation.pending.get(seq) else {
         // It was there just now, under the same lock.
         drop(allocation);
         return bio.end(BlkStatus::IO_ERROR);
     };
     let (new, _) = pending.cow_chunk(chunk).unwrap_or_default();
-    bio.set_sector(table.place(new, at));
+    bio.set_sector(snapshot.cow_sector(new, at));
     if pending.is_completed() {
         return out.ready.push(bio);
     }

@@ -5,8 +5,8 @@
 use super::{
     chunk_copy::{
         ChunkCopy,
-        NextStep,
-        NOWHERE, //
+        CopyKind,
+        NO_DESTINATIONS, //
     },
     members::{
         Members,
@@ -49,7 +49,7 @@ impl WorkItem<1> for OriginGroup {
 
     fn run(this: Arc<OriginGroup>) {
         let _noio = NoIo::enter();
-        this.work_now();
+        this.run_worker();
     }
 }
 
@@ -71,24 +71,24 @@ impl WorkItem<2> for OriginGroup {
 impl OriginGroup {
     /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but
     /// not for I/O.
-    pub(in super::super) fn work_now(self: &Arc<Self>) {
-        self.work(&mut self.members.lock());
+    pub(in super::super) fn run_worker(self: &Arc<Self>) {
+        self.process_deferred(&mut self.members.lock());
     }
 
     /// Takes everything on that has come. What happens meanwhile is for the next time: the work
     /// item is queued again then.
-    fn work(self: &Arc<Self>, members: &mut Members) {
+    fn process_deferred(self: &Arc<Self>, members: &mut Members) {
         let mut out = ReleasedBios::default();
-        self.starved.store(false, Relaxed);
-        let mut jobs = self.inbox.lock().jobs.take();
-        while let Some(job) = jobs.pop() {
-            self.job_ended(job, &mut out);
+        self.waiting_for_memory.store(false, Relaxed);
+        let mut copies = self.deferred.lock().done_copies.take();
+        while let Some(copy) = copies.pop() {
+            self.copy_done(copy, &mut out);
         }
-        for table in members.tables.iter() {
-            table.process_full_chunk_writes(&mut out);
-            let store = table.store();
+        for snapshot in members.snapshots.iter() {
+            snapshot.process_full_chunk_writes(&mut out);
+            let store = snapshot.store();
             if store.has_commit_failed() {
-                table.fail(EIO);
+                snapshot.invalidate(EIO);
                 store.abandon_batch(&mut out);
             }
             if store.state() != StoreState::Valid {
@@ -96,42 +96,42 @@ impl OriginGroup {
             } else if !store.complete_committed(&mut members.spares, &mut out) {
                 self.wake_later();
             }
-            table.outlet.send_all(&mut out.ready, &self.commits);
+            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
         }
         while let Some(mut bio) = out.completed.pop() {
             bio.set_per_bio(PerBioData::NONE);
             bio.end(BlkStatus::OK);
         }
-        for table in members.tables.iter() {
-            self.own_writes(table, &mut out);
-            table.outlet.send_all(&mut out.ready, &self.commits);
-            self.start_copies(table);
+        for snapshot in members.snapshots.iter() {
+            self.process_snapshot_writes(snapshot, &mut out);
+            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
+            self.start_waiting_copies(snapshot);
         }
-        self.origin_writes(members, &mut out);
-        for table in members.tables.iter() {
+        self.process_origin_writes(members, &mut out);
+        for snapshot in members.snapshots.iter() {
             // Two tables may share a store: what the second one has released may be the first
             // one's.
-            table.outlet.send_all(&mut out.ready, &self.commits);
-            table.store().end_failed_writes();
-            table.commit();
+            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
+            snapshot.store().end_failed_writes();
+            snapshot.start_commit();
         }
-        if let Merging::There(merge) = &members.merging {
+        if let Merging::Present(merge) = &members.merging {
             merge.wake();
         }
     }
 
     /// Takes note of a copy that has ended. If one of several destinations failed, the others get
     /// another copy.
-    fn job_ended(self: &Arc<Self>, mut job: PoolBox<Request<ChunkCopy>>, out: &mut ReleasedBios) {
-        let result = job.context.result.take();
+    fn copy_done(self: &Arc<Self>, mut copy: PoolBox<Request<ChunkCopy>>, out: &mut ReleasedBios) {
+        let result = copy.context.result.take();
         let at = |number| result.map_or(DestinationResult::Failed, |result| result.at(number));
-        if let NextStep::Copy { to, .. } = &mut job.context.work {
-            let ended = core::mem::replace(to, NOWHERE);
+        if let CopyKind::Preserve { to, .. } = &mut copy.context.kind {
+            let ended = core::mem::replace(to, NO_DESTINATIONS);
             let mut again = to.iter_mut();
             for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
                 let arrival = at(number);
                 if arrival == DestinationResult::Unknown
-                    && to.table.store().state() == StoreState::Valid
+                    && to.snapshot.store().state() == StoreState::Valid
                 {
                     if let Some(place) = again.next() {
                         *place = Some(to);
@@ -139,15 +139,15 @@ impl OriginGroup {
                     }
                 }
                 let is_written = arrival == DestinationResult::Written;
-                to.table.data_done(to.seq, is_written, out);
+                to.snapshot.data_done(to.seq, is_written, out);
             }
             if again.len() != MAX_DESTINATIONS {
                 // What it reads is still there: writes to the origin wait for these exceptions.
-                self.copies.start(job, &self.commits);
+                self.shared_copies.start(copy, &self.io_queue);
             }
             return;
         }
-        if let NextStep::Zero { mut bio, .. } = job.into_inner().context.work {
+        if let CopyKind::Zero { mut bio, .. } = copy.into_inner().context.kind {
             bio.set_per_bio(PerBioData::NONE);
             bio.end(if at(0) == DestinationResult::Written {
                 BlkStatus::OK

@@ -42,55 +42,55 @@ use kernel::{
 
 /// Bios of a target that are to be sent to one of its devices.
 #[pin_data]
-pub(super) struct Outlet {
+pub(super) struct BioSubmitter {
     device: Device,
     #[pin]
     bios: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    sender: Work<Outlet, 1>,
+    work: Work<BioSubmitter, 1>,
 }
 
 impl_has_work! {
-    impl HasWork<Outlet, 1> for Outlet { self.sender }
+    impl HasWork<BioSubmitter, 1> for BioSubmitter { self.work }
 }
 
-impl Outlet {
+impl BioSubmitter {
     /// Sleeps.
     pub(super) fn new(device: Device) -> Result<Arc<Self>> {
-        let new = pin_init!(Outlet {
+        let new = pin_init!(BioSubmitter {
             device,
-            bios <- new_irq_lock!(BioQueue::new(), "dm_snap_outlet"),
-            sender <- new_work!("dm_snap_sender"),
+            bios <- new_irq_lock!(BioQueue::new(), "dm_snap_submitter"),
+            work <- new_work!("dm_snap_submit"),
         });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
     /// Sends a bio soon. Any context.
-    pub(super) fn send(self: &Arc<Self>, bio: Bio<PerBioData>, queue: &WorkQueue) {
+    pub(super) fn submit(self: &Arc<Self>, bio: Bio<PerBioData>, queue: &WorkQueue) {
         self.bios.lock().push(bio);
-        queue.enqueue::<Outlet, 1>(self.clone());
+        queue.enqueue::<BioSubmitter, 1>(self.clone());
     }
 
     /// Sends bios soon: those of its own target. Leaves others where they are. Any context.
-    pub(super) fn send_all(self: &Arc<Self>, bios: &mut BioQueue<PerBioData>, queue: &WorkQueue) {
+    pub(super) fn submit_own(self: &Arc<Self>, bios: &mut BioQueue<PerBioData>, queue: &WorkQueue) {
         let mut own = bios.take_for(&self.device);
         if !own.is_empty() {
             self.bios.lock().append(&mut own);
-            queue.enqueue::<Outlet, 1>(self.clone());
+            queue.enqueue::<BioSubmitter, 1>(self.clone());
         }
     }
 
     /// Waits until the work item has ended; there are no bios any more. Sleeps.
-    pub(super) fn settle(self: &Arc<Self>) {
-        flush::<Outlet, 1>(self);
+    pub(super) fn drain(self: &Arc<Self>) {
+        flush::<BioSubmitter, 1>(self);
     }
 }
 
-impl WorkItem<1> for Outlet {
-    type Pointer = Arc<Outlet>;
+impl WorkItem<1> for BioSubmitter {
+    type Pointer = Arc<BioSubmitter>;
 
     /// Sleeps until the device takes the bios. No lock is held then.
-    fn run(this: Arc<Outlet>) {
+    fn run(this: Arc<BioSubmitter>) {
         let _noio = NoIo::enter();
         let mut bios = this.bios.lock().take();
         plugged(|| {
