@@ -47,112 +47,83 @@ use kernel::{
     sync::Arc, //
 };
 
-/// At most so much is copied at once, unless a chunk is larger.
-const COPY: Sectors = Sectors(2048);
+/// Maximum size of one copy for an origin write, unless a single chunk is larger.
+const MAX_COPY: Sectors = Sectors(2048);
 
-/// What became of a write to the origin.
-enum Verdict {
-    /// No snapshot needs what it overwrites.
-    Clear,
-    /// It waits for an exception.
-    Waits,
-    /// It has to be looked at again, when a copy or a header has ended.
-    Later,
-}
-
-/// What snapshots need of a part of the origin.
-enum Guarded<'a> {
-    /// Nothing.
-    Clear,
-    /// This exception, at least.
-    OnItsWay(&'a Arc<SnapshotTarget>, Seq),
-    /// It has to be looked at again, when a copy or a header has ended.
-    Later,
-}
-
-/// What became of the chunks of a hole.
-enum Covered {
-    /// So many are on their way now; the last one of them has this name.
-    Chunks(u64, Seq),
-    /// Some are there, or on their way, by now.
-    Changed,
-    /// Not now.
+/// How far an extent of the origin is preserved in all snapshots.
+enum Preservation<'a> {
+    /// No snapshot needs the extent any more: it may be overwritten.
+    Complete,
+    /// This pending exception, and perhaps others, must be completed first. Then the extent has to
+    /// be checked again.
+    Pending(&'a Arc<SnapshotTarget>, Seq),
+    /// Nothing can be waited for by name: memory or room for pending exceptions is short, or an
+    /// invalid snapshot waits for its header. The worker runs again when that has changed.
     Retry,
-    /// The COW device is full.
-    Full,
 }
 
 impl OriginGroup {
-    /// Looks at the writes to the origin that wait, and at those that came.
-    pub(super) fn process_origin_writes(self: &Arc<Self>, members: &Members, out: &mut ReleasedBios) {
+    /// Sends origin writes that no snapshot needs to wait for, and starts the copies for the
+    /// others. The worker only.
+    ///
+    /// C counterpart: `do_origin`.
+    pub(super) fn process_origin_writes(
+        self: &Arc<Self>,
+        members: &Members,
+        out: &mut ReleasedBios,
+    ) {
         let mut bios = self.deferred.lock().origin_writes.take();
         bios.append(&mut out.retry);
         for origin in members.origins.iter() {
             bios.append(&mut origin.deferred.lock());
         }
-        while let Some(bio) = bios.pop() {
+        while let Some(mut bio) = bios.pop() {
             let id = bio.per_bio().origin_id();
-            let origin = members.origins.iter().find(|it| it.id() == id);
-            let Some(origin) = origin else {
-                // A table stays as long as it has bios.
+            let Some(origin) = members.origins.iter().find(|origin| origin.id() == id) else {
+                // BUG: device-mapper keeps a table as long as it has bios.
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             };
             let (start, len) = (origin.origin_sector(bio.sector()), bio.sectors());
-            match self.origin_write(members, bio, start, len, out) {
-                (Verdict::Clear, Some(mut bio)) => {
+            match self.preserve_extent(members, start, len, out) {
+                Preservation::Complete => {
                     bio.set_sector(start);
                     origin.submitter.submit(bio, &self.io_queue);
                 }
-                (Verdict::Later, Some(bio)) => self.deferred.lock().origin_writes.push(bio),
-                _ => {}
+                Preservation::Pending(snapshot, seq) => {
+                    if let Err(bio) = park_origin_write(snapshot, seq, bio) {
+                        // The snapshot became invalid just now, and abandoned the exception.
+                        self.wake();
+                        self.deferred.lock().origin_writes.push(bio);
+                    }
+                }
+                Preservation::Retry => self.deferred.lock().origin_writes.push(bio),
             }
-            // What was released by a snapshot that became invalid just now.
+            // A snapshot that became invalid just now has released origin writes.
             bios.append(&mut out.retry);
         }
     }
 
-    /// Finds out what of a write to the origin which snapshot needs, and starts to copy all that at
-    /// once.
-    fn origin_write(
-        self: &Arc<Self>,
-        members: &Members,
-        bio: Bio<PerBioData>,
-        start: Sector,
-        len: Sectors,
-        out: &mut ReleasedBios,
-    ) -> (Verdict, Option<Bio<PerBioData>>) {
-        match self.preserve_extent(members, start, len, out) {
-            Guarded::Clear => (Verdict::Clear, Some(bio)),
-            Guarded::Later => (Verdict::Later, Some(bio)),
-            Guarded::OnItsWay(snapshot, seq) => {
-                if let Some(pending) = snapshot.store().allocation().pending.get(seq) {
-                    pending.waiting.origin_bios.push(bio);
-                    return (Verdict::Waits, None);
-                }
-                // Given up just now, with its snapshot.
-                self.wake();
-                (Verdict::Later, Some(bio))
-            }
-        }
-    }
-
-    /// Sees that no snapshot needs parts of the origin, numbered from zero: all but the `first` are
-    /// known to be clear, which goes on as far as that is so. False if some have to wait; the
-    /// worker calls the merge when something has ended. Sleeps, but not for I/O.
+    /// Makes sure that no other snapshot needs the extents that a merge is about to overwrite.
+    ///
+    /// `extent` returns them by number, from zero on. Those below `first` are known to be
+    /// preserved; `first` advances past each further one that is. Returns false if some are not yet
+    /// preserved: the worker wakes the merge when a copy or a commit has completed.
+    ///
+    /// May sleep, but not for I/O. C counterpart: `origin_write_extent`.
     pub(in super::super) fn preserve_for_merge(
         self: &Arc<Self>,
-        part: impl Fn(usize) -> Option<(Sector, Sectors)>,
+        extent: impl Fn(usize) -> Option<(Sector, Sectors)>,
         first: &mut usize,
     ) -> bool {
         let members = self.members.lock();
         let mut out = ReleasedBios::default();
         let mut all = true;
         let mut number = *first;
-        while let Some((start, len)) = part(number) {
+        while let Some((start, len)) = extent(number) {
             all &= matches!(
                 self.preserve_extent(&members, start, len, &mut out),
-                Guarded::Clear
+                Preservation::Complete
             );
             number = number.saturating_add(1);
             if all {
@@ -167,106 +138,107 @@ impl OriginGroup {
         all
     }
 
-    /// Finds out what of a part of the origin which snapshot needs, and starts to copy all that at
-    /// once.
+    /// Finds out which snapshots need parts of an extent of the origin, and starts all copies that
+    /// are missing at once. Called with `members` held.
+    ///
+    /// C counterpart: `__origin_write`.
     fn preserve_extent<'a>(
         self: &Arc<Self>,
         members: &'a Members,
         start: Sector,
         len: Sectors,
         out: &mut ReleasedBios,
-    ) -> Guarded<'a> {
+    ) -> Preservation<'a> {
         let mut last: Option<(&Arc<SnapshotTarget>, Seq)> = None;
-        let mut later = false;
+        let mut retry = false;
         for (number, snapshot) in (0..members.snapshots.len()).zip(members.snapshots.iter()) {
             let store = snapshot.store();
             let chunks = snapshot.chunk_range(start, len);
             match store.state() {
                 StoreState::Valid if snapshot.is_preserving() => {}
                 StoreState::Invalidating if snapshot.is_preserving() => {
-                    later |= !chunks.is_empty();
+                    // The write must not reach the origin before the header says `invalid`.
+                    retry |= !chunks.is_empty();
                     continue;
                 }
                 _ => continue,
             }
             let mut chunk = chunks.start;
             while chunk < chunks.end {
-                let most = chunks.end.0.saturating_sub(chunk.0);
-                let look = store.lookup(&mut store.allocation(), chunk, most);
-                let passed = match look {
+                let left = chunks.end.0.saturating_sub(chunk.0);
+                let state = store.lookup(&mut store.allocation(), chunk, left);
+                let checked = match state {
                     ChunkState::Completed(_, len) => len,
                     ChunkState::Pending(seq, len) => {
                         last = Some((snapshot, seq));
                         len
                     }
-                    // It is being destroyed, and begins nothing any more; what it has begun is for
-                    // the table after it.
+                    // A snapshot that is being destroyed starts nothing any more; the pending
+                    // exceptions that it leaves are completed by the table that takes over.
                     ChunkState::Hole(len) if !snapshot.is_active() => len,
                     ChunkState::Hole(len) => {
-                        let snapshots = members.snapshots.get(number..).unwrap_or_default();
-                        match self.reserve_and_copy(snapshots, chunk, len) {
-                            Covered::Chunks(len, seq) => {
+                        let rest = members.snapshots.get(number..).unwrap_or_default();
+                        match self.reserve_and_copy(rest, chunk, len) {
+                            Ok((seq, run)) => {
                                 last = Some((snapshot, seq));
-                                len
+                                run.len
                             }
-                            Covered::Changed => continue,
-                            Covered::Retry => {
-                                later = true;
+                            // A bio of the snapshot was faster: look the chunk up again.
+                            Err(ReserveError::Changed) => continue,
+                            Err(ReserveError::Busy) => {
+                                retry = true;
                                 break;
                             }
-                            Covered::Full => {
+                            Err(ReserveError::NoSpace) => {
                                 snapshot.invalidate(ENOSPC);
                                 store.abandon_all(out);
-                                later |= store.state() == StoreState::Invalidating;
+                                retry |= store.state() == StoreState::Invalidating;
                                 break;
                             }
                         }
                     }
                 };
-                chunk = Chunk(chunk.0.saturating_add(passed.max(1)));
+                chunk = Chunk(chunk.0.saturating_add(checked.max(1)));
             }
         }
         match last {
-            Some((snapshot, seq)) => Guarded::OnItsWay(snapshot, seq),
-            None if later => Guarded::Later,
-            None => Guarded::Clear,
+            Some((snapshot, seq)) => Preservation::Pending(snapshot, seq),
+            None if retry => Preservation::Retry,
+            None => Preservation::Complete,
         }
     }
 
-    /// Gives out chunks for a hole in the first of these tables, and starts one copy to it and to
-    /// all others that have the same hole, and chunks of the same size.
-    fn reserve_and_copy(self: &Arc<Self>, snapshots: &[Arc<SnapshotTarget>], chunk: Chunk, len: u64) -> Covered {
-        let Some((first, others)) = snapshots.split_first() else {
-            return Covered::Retry;
-        };
+    /// Reserves COW chunks for a hole of the first snapshot, and starts one copy to it and to all
+    /// other snapshots that have the same hole and the same chunk size.
+    ///
+    /// `Busy` also means that memory for the copy is short.
+    fn reserve_and_copy(
+        self: &Arc<Self>,
+        snapshots: &[Arc<SnapshotTarget>],
+        chunk: Chunk,
+        len: u64,
+    ) -> Result<(Seq, Run), ReserveError> {
+        let (first, others) = snapshots.split_first().ok_or(ReserveError::Busy)?;
         let size = first.store().chunk_size();
-        let Some(start) = size.start(chunk) else {
-            return Covered::Full;
-        };
-        let Some(mut copy) = self.new_preserving_copy(start) else {
-            return Covered::Retry;
-        };
+        let start = size.start(chunk).ok_or(ReserveError::NoSpace)?;
+        // Memory first: once chunks are reserved, the copy must be started.
+        let mut copy = self.new_preserving_copy(start).ok_or(ReserveError::Busy)?;
         let CopyKind::Preserve { to, .. } = &mut copy.context.kind else {
-            return Covered::Retry;
+            return Err(ReserveError::Busy);
         };
-        let most = len.min(size.chunks_in(COPY).max(1));
-        let (seq, run) = match first.reserve_chunks(chunk, (1, most)) {
-            Ok((seq, run)) => (seq, run),
-            Err(ReserveError::Changed) => return Covered::Changed,
-            Err(ReserveError::Busy) => return Covered::Retry,
-            Err(ReserveError::NoSpace) => return Covered::Full,
-        };
-        let mut places = to.iter_mut();
+        let most = len.min(size.chunks_in(MAX_COPY).max(1));
+        let (seq, run) = first.reserve_chunks(chunk, (1, most))?;
+        let mut slots = to.iter_mut();
         let mut add = |snapshot: &Arc<SnapshotTarget>, seq, run: Run| {
-            if let Some(place) = places.next() {
-                *place = Some(CopyDestination::new(snapshot, seq, run));
+            if let Some(slot) = slots.next() {
+                *slot = Some(CopyDestination::new(snapshot, seq, run));
             }
-            places.len() != 0
+            slots.len() != 0
         };
-        let mut room = add(first, seq, run);
+        let mut has_slot = add(first, seq, run);
         for snapshot in others.iter() {
             let store = snapshot.store();
-            if !room
+            if !has_slot
                 || !snapshot.is_active()
                 || store.state() != StoreState::Valid
                 || store.chunk_size() != size
@@ -274,18 +246,34 @@ impl OriginGroup {
                 continue;
             }
             if let Ok((seq, run)) = snapshot.reserve_chunks(chunk, (run.len, run.len)) {
-                room = add(snapshot, seq, run);
+                has_slot = add(snapshot, seq, run);
             }
         }
-        let is_shared = MAX_DESTINATIONS.saturating_sub(places.len()) > 1;
+        let is_shared = MAX_DESTINATIONS.saturating_sub(slots.len()) > 1;
         copy.context.len = first.copy_len(run);
-        // So a copy waits for the devices of those alone that need it.
-        let copies = if is_shared {
+        // A copy to one snapshot waits in that snapshot's queue: a slow COW device delays only its
+        // own snapshot.
+        let queue = if is_shared {
             &self.shared_copies
         } else {
             &first.copies
         };
-        copies.start(copy, &self.io_queue);
-        Covered::Chunks(run.len, seq)
+        queue.start(copy, &self.io_queue);
+        Ok((seq, run))
+    }
+}
+
+/// Queues an origin write on a pending exception; gives it back if there is no such exception.
+fn park_origin_write(
+    snapshot: &SnapshotTarget,
+    seq: Seq,
+    bio: Bio<PerBioData>,
+) -> Result<(), Bio<PerBioData>> {
+    match snapshot.store().allocation().pending.get(seq) {
+        Some(pending) => {
+            pending.waiting.origin_bios.push(bio);
+            Ok(())
+        }
+        None => Err(bio),
     }
 }
