@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The committer of a snapshot, and how the snapshot becomes invalid.
+//! The committer, which writes the records of exceptions; and how a snapshot becomes invalid.
 //!
 //! C counterparts: `complete_exception`, `pending_complete`, `__invalidate_snapshot`.
 
@@ -10,6 +10,7 @@ use super::{
         ReleasedBios,
         StoreState, //
     },
+    work_id,
     SnapshotTarget, //
 };
 use crate::{
@@ -30,7 +31,7 @@ use kernel::{
 };
 
 impl SnapshotTarget {
-    /// The snapshot is lost. The worker only.
+    /// Makes the snapshot invalid: in memory now, on disk by the committer. The worker only.
     pub(super) fn invalidate(self: &Arc<Self>, reason: Error) {
         if self.store.state() != StoreState::Valid {
             return;
@@ -50,7 +51,8 @@ impl SnapshotTarget {
         }
     }
 
-    /// There is no room for a write to the snapshot. The worker only.
+    /// Fails a write for which the COW device has no space. The snapshot overflows if its table
+    /// line allows that, and becomes invalid otherwise. The worker only.
     pub(super) fn handle_no_space(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut ReleasedBios) {
         if self.options.store == (StoreKind::Persistent { overflow: true }) {
             if !self.store.is_overflowed() {
@@ -68,12 +70,13 @@ impl SnapshotTarget {
         self.store.fail_write(bio);
     }
 
-    /// Whether it is the one of the tables with its store that writes records.
+    /// Whether this one of the tables with the same store writes the records. Any context.
     pub(super) fn is_committer(&self) -> bool {
         self.role().has_store()
     }
 
-    /// Sees that records are written, if there are any to be. The worker only.
+    /// Starts to write the records of exceptions whose data was written, if there are any. The
+    /// worker only.
     pub(super) fn start_commit(self: &Arc<Self>) {
         if !self.is_committer() || !self.store.allocation().pending.has_batch() {
             return;
@@ -86,16 +89,16 @@ impl SnapshotTarget {
         }
     }
 
-    /// Takes note that the data of an exception has come. Any context.
+    /// Records that the data of a pending exception was written. Any context.
     pub(super) fn data_written(self: &Arc<Self>, seq: Seq) {
         let mut allocation = self.store.allocation();
         allocation.pending.set_copied(seq);
-        let batch = allocation.pending.has_batch();
+        let has_batch = allocation.pending.has_batch();
         drop(allocation);
-        let valid = self.store.state() == StoreState::Valid;
-        if valid && self.store.is_persistent() && self.is_committer() {
-            // Nearly always: straight on.
-            if batch {
+        let is_valid = self.store.state() == StoreState::Valid;
+        if is_valid && self.store.is_persistent() && self.is_committer() {
+            // The common case: the committer needs no worker in between.
+            if has_batch {
                 self.wake_committer();
             }
         } else {
@@ -103,22 +106,19 @@ impl SnapshotTarget {
         }
     }
 
+    /// Queues the committer. Any context.
     fn wake_committer(self: &Arc<Self>) {
         self.group
             .io_queue()
-            .enqueue::<SnapshotTarget, { Committer::ID }>(self.clone());
+            .enqueue::<SnapshotTarget, { work_id::COMMITTER }>(self.clone());
     }
 }
 
-/// Writes records, batch after batch, and the header when the snapshot is lost.
-pub(super) struct Committer;
-
-impl Committer {
-    pub(super) const ID: u64 = 1;
-}
-
-impl WorkItem<1> for SnapshotTarget {
+impl WorkItem<{ work_id::COMMITTER }> for SnapshotTarget {
     type Pointer = Arc<SnapshotTarget>;
+
+    /// The committer: writes records, batch after batch, then the header if the snapshot became
+    /// invalid.
 
     fn run(this: Arc<SnapshotTarget>) {
         let _noio = NoIo::enter();
@@ -131,7 +131,7 @@ impl WorkItem<1> for SnapshotTarget {
             this.group.run_worker();
         }
         if !this.is_committer() {
-            // Another table has taken over meanwhile: its committer goes on.
+            // Another table has taken over meanwhile: the worker wakes that one's committer.
             this.group.wake();
         }
     }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hooks of a snapshot that decide which of the tables with one COW device has its store.
+//! Exception handover: the hooks of a snapshot that decide which of the tables with one COW device
+//! has the store.
 //!
-//! The rules are in [`HandoverState`]. C counterparts: `snapshot_preresume`, `snapshot_resume`,
-//! `snapshot_dtr`, `__handover_exceptions`.
+//! [`HandoverState`] has the states and the rules. C counterparts: `snapshot_preresume`,
+//! `snapshot_resume`, `snapshot_dtr`, `__handover_exceptions`.
 
 use super::{
-    commit::Committer,
     group::ActivationGuard,
     store::StoreState,
     table_line::read_header,
+    work_id,
     SnapshotTarget, //
 };
 use crate::{
@@ -40,16 +41,17 @@ use kernel::{
     }, //
 };
 
+/// Destroys a snapshot: no bio of it is in flight any more. May sleep for I/O.
 pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
     let group = &this.group;
+    // Under the lock the worker does not run; afterwards it starts nothing for the snapshot.
     let members = group.members.lock();
-    // The worker does not run now, and begins nothing for it any more.
     let was_live = this.change_role(HandoverState::destroy);
     drop(members);
     if was_live {
         delay_point!(c"snapshot: leaving, not yet idle");
         group.wake();
-        // What a former table has begun, the one that took over ends; that may be now.
+        // Another table may take over now: then it completes the pending exceptions.
         this.store.wait_idle(|| this.role() == HandoverState::HandedOver);
     }
     delay_point!(c"snapshot: idle, not yet off the roster");
@@ -63,26 +65,28 @@ pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
     members.remove_snapshot(this);
     drop(members);
     group.remove_for_map(this);
-    // Copies and worker call the committer, and that the worker: none of them is to have the
-    // last reference.
+    // None of the work items may hold the last reference to the snapshot. Copies and the worker
+    // queue the committer, and the committer queues the worker: so it is drained twice.
     group.drain();
     this.submitter.drain();
     this.copies.drain();
-    flush::<SnapshotTarget, { Committer::ID }>(this);
+    flush::<SnapshotTarget, { work_id::COMMITTER }>(this);
     group.drain();
     group.leave();
 }
 
+/// Checks whether a snapshot may be resumed, and reads its store again if that is needed. May sleep
+/// for I/O.
 pub(super) fn preresume(this: ArcBorrow<'_, SnapshotTarget>) -> Result {
     let members = this.group.members.lock();
     let sharing = members.sharing_cow(this.cow.number());
-    let source = sharing.source.map(|live| Source {
-        state: live.role(),
-        is_merge: live.is_merged,
-        is_replaced: live.handle.mapped_device() == this.handle.mapped_device(),
+    let source = sharing.source.map(|source| Source {
+        state: source.role(),
+        is_merge: source.is_merged,
+        is_replaced: source.handle.mapped_device() == this.handle.mapped_device(),
     });
-    let is_waited_for = sharing.destination.is_some();
-    let reload = this.change_role(|role| role.preresume(source, is_waited_for));
+    let has_destination = sharing.destination.is_some();
+    let reload = this.change_role(|role| role.preresume(source, has_destination));
     drop(members);
     match reload {
         Ok(true) => {
@@ -97,28 +101,31 @@ pub(super) fn preresume(this: ArcBorrow<'_, SnapshotTarget>) -> Result {
     }
 }
 
+/// Makes a new snapshot live. May sleep while a merge of the origin comes to rest.
 pub(super) fn resume(this: ArcBorrow<'_, SnapshotTarget>) {
     if !this.role().is_waiting() {
-        // It is live since `preresume`; or another one has taken over.
+        // It was live before: `preresume` made it so again, unless another table has taken over.
         return;
     }
     let this: Arc<SnapshotTarget> = this.into();
     this.take_over(&this.group.lock_for_activation(&this));
-    // What the former table has left to do.
+    // The worker continues with what the earlier table has left pending.
     this.group.wake();
 }
 
+/// Records that the device of a snapshot is suspended: now another table may take over.
 pub(super) fn postsuspend(this: ArcBorrow<'_, SnapshotTarget>) {
-    let _roster = this.group.members.lock();
+    let _members = this.group.members.lock();
     this.change_role(HandoverState::postsuspend);
 }
 
 impl SnapshotTarget {
+    /// The state of the handover. Any context.
     pub(super) fn role(&self) -> HandoverState {
         HandoverState::from_bits(self.role.load(Acquire))
     }
 
-    /// Changes the role. Under the roster.
+    /// Changes the state of the handover. Called with `members` held.
     pub(super) fn change_role<R>(&self, change: impl FnOnce(&mut HandoverState) -> R) -> R {
         let mut role = self.role();
         let result = change(&mut role);
@@ -126,7 +133,7 @@ impl SnapshotTarget {
         result
     }
 
-    /// Becomes the live one of the tables with the store.
+    /// Becomes the live one of the tables with the same COW device.
     fn take_over(self: &Arc<Self>, guard: &ActivationGuard<'_>) {
         let others =
             guard.members().snapshots.iter().filter(|other| {
@@ -139,18 +146,18 @@ impl SnapshotTarget {
             self.change_role(HandoverState::resume);
         });
         self.store.set_live_target(Some(self.clone()));
-        // Who is being destroyed need not wait any more.
+        // The destructor of an earlier table may wait for what is now completed here.
         self.store.wake_idle();
     }
 
-    /// Reads the store again. Nobody else has it. Sleeps for I/O.
+    /// Reads the store again. No other table uses it. May sleep for I/O.
     fn reload(&self) -> Result {
         if self.store.state() == StoreState::Invalid {
-            // Known to be lost, even if the header could not say so.
+            // Known to be invalid, even if the header could not be written.
             return Ok(());
         }
         if !self.store.is_persistent() {
-            // It went with its last table.
+            // A transient store does not outlive the table that had it.
             self.store.set_state(StoreState::Invalid);
             return Ok(());
         }
@@ -171,7 +178,8 @@ impl SnapshotTarget {
         }
     }
 
-    /// The one of the tables with its store that is live; itself if there is none.
+    /// The live one of the tables with the same store, or the snapshot itself if none is live. Any
+    /// context.
     pub(super) fn live_target(self: &Arc<Self>) -> Arc<Self> {
         self.store.live_target().unwrap_or_else(|| self.clone())
     }

@@ -329,7 +329,7 @@ pub(super) fn end_io<'a>(
             let per_bio = bio.per_bio().with_failure(failed);
             bio.set_per_bio(per_bio);
             let (bio, ended) = bio.take();
-            this.direct.lock().push(bio);
+            this.full_chunk_writes.lock().push(bio);
             this.group.wake();
             ended
         }
@@ -340,7 +340,7 @@ pub(super) fn end_io<'a>(
 impl SnapshotTarget {
     /// Takes on the writes that are the data of an exception, and have ended. The worker only.
     pub(super) fn process_full_chunk_writes(self: &Arc<Self>, out: &mut ReleasedBios) {
-        let mut bios = self.direct.lock().take();
+        let mut bios = self.full_chunk_writes.lock().take();
         while let Some(bio) = bios.pop() {
             let BioKind::FullChunkWrite(seq, failed) = bio.per_bio().kind() else {
                 self.store().fail_write(bio);

@@ -23,6 +23,7 @@ use super::{
         Place,
         StoreState, //
     },
+    work_id,
     OriginTarget,
     Origins,
     SnapshotTarget, //
@@ -150,11 +151,11 @@ pub(crate) struct MergeTarget {
     #[pin]
     rest: WaitQueue,
     #[pin]
-    merger: Work<MergeTarget, 1>,
+    merger: Work<MergeTarget, { work_id::MERGER }>,
 }
 
 impl_has_work! {
-    impl HasWork<MergeTarget, 1> for MergeTarget { self.merger }
+    impl HasWork<MergeTarget, { work_id::MERGER }> for MergeTarget { self.merger }
 }
 
 #[vtable]
@@ -184,8 +185,8 @@ impl Target for MergeTarget {
     fn dtr(this: &Arc<Self>) {
         this.stop();
         this.table.group.members.lock().set_merge(None);
-        flush::<MergeTarget, 1>(this);
-        this.front.retire();
+        flush::<MergeTarget, { work_id::MERGER }>(this);
+        this.front.remove_from_group();
         SnapshotTarget::dtr(&this.table);
     }
 
@@ -203,7 +204,7 @@ impl Target for MergeTarget {
             return bio.end(BlkStatus::OK);
         }
         if table.store().state() != StoreState::Valid || table.role() == HandoverState::HandedOver {
-            return this.front.pass(bio);
+            return this.front.map_to_origin(bio);
         }
         let span = table.span(&bio);
         if bio.op() != Op::Read {
@@ -217,7 +218,7 @@ impl Target for MergeTarget {
             }
             Lookup::Hole(len) => {
                 bio.accept_partial(table.part(&span, len));
-                this.front.pass(bio)
+                this.front.map_to_origin(bio)
             }
         }
     }
@@ -295,7 +296,7 @@ impl MergeTarget {
             barriers: [None; STRIPES],
             spares: SpareNodes::new(),
         };
-        let front = OriginTarget::enter(
+        let front = OriginTarget::add_to_group(
             table.group.clone(),
             table.origin.shared(),
             table.begin,
@@ -315,7 +316,7 @@ impl MergeTarget {
             GFP_KERNEL,
         );
         if this.is_err() {
-            front.retire();
+            front.remove_from_group();
         }
         this.or_message(memory)
     }
@@ -338,7 +339,7 @@ impl MergeTarget {
                 }
                 Place::Merged(len) => {
                     bio.accept_partial(table.part(&span, len));
-                    return this.front.pass(bio);
+                    return this.front.map_to_origin(bio);
                 }
                 Place::Closed => {}
             }
@@ -373,7 +374,7 @@ impl MergeTarget {
     fn wake_locked(self: &Arc<Self>, progress: &Progress) {
         if !progress.machine.is_idle() {
             let io_queue = self.table.group.io_queue();
-            io_queue.enqueue::<MergeTarget, 1>(self.clone());
+            io_queue.enqueue::<MergeTarget, { work_id::MERGER }>(self.clone());
         }
     }
 
@@ -662,7 +663,7 @@ impl Progress {
     }
 }
 
-impl WorkItem<1> for MergeTarget {
+impl WorkItem<{ work_id::MERGER }> for MergeTarget {
     type Pointer = Arc<MergeTarget>;
 
     fn run(this: Arc<MergeTarget>) {

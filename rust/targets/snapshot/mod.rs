@@ -1,23 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot`, `snapshot-origin` and `snapshot-merge` targets: what an origin was when the
-//! snapshot was taken.
+//! The `snapshot`, `snapshot-origin` and `snapshot-merge` targets.
 //!
-//! | file | what |
+//! | file | subject |
 //! | --- | --- |
-//! | `mod.rs` | the hooks of `snapshot` that are not I/O: table line, status, who takes over from whom |
+//! | `mod.rs` | the target `snapshot`; numbers of work items |
+//! | `table_line.rs`, `status.rs` | its constructor; its status lines |
+//! | `io.rs` | its I/O path, from `map` to `end_io` |
+//! | `handover.rs` | suspend, resume and destruction; exception handover |
+//! | `commit.rs` | its committer, and how it becomes invalid |
 //! | `origin.rs` | the target `snapshot-origin` |
-//! | `merge.rs` | the target `snapshot-merge` |
-//! | `io.rs` | the way of a bio of a snapshot, from `map` to `end_io` |
-//! | `group.rs` | all targets of one origin, and the worker that copies for them |
-//! | `sending.rs` | how bios and copies that the worker has decided on are sent |
-//! | `store.rs` | what the tables of one COW device share: its exceptions, and its state |
-//! | `disk.rs` | the persistent store on the COW device |
+//! | `merge/` | the target `snapshot-merge` |
+//! | `group/` | all targets on one origin, and the worker that copies for them |
+//! | `submitter.rs` | bios that the worker sends |
+//! | `store/` | what the tables of one COW device share: exceptions, free space, state |
 //!
-//! Locks: `members` (who belongs to an origin; the worker has it while it runs) > `active` >
-//! `allocation` (exceptions on their way) > `stripe` (the table of exceptions). `disk` is the
-//! committer's, and is held during I/O; only `allocation` is taken under it. Lists of bios have locks
-//! of their own, and so has the list of families.
+//! # Locks
+//!
+//! In their order: a lock may be taken while those above it are held, unless the last column says
+//! otherwise.
+//!
+//! | lock | type | protects | notes |
+//! | --- | --- | --- | --- |
+//! | `Origins::groups` | mutex | the list of groups | taken alone |
+//! | `MergeTarget::merger` | mutex | state of the merge's work item | held during I/O |
+//! | `OriginGroup::members` | mutex | targets, handover states | its holder is the worker |
+//! | `OriginGroup::map_snapshots` | rw semaphore | snapshots that `map` of an origin checks | |
+//! | `CowStore::disk` | mutex | persistent store | held during I/O; not with the two above |
+//! | `CowStore::allocation` | irq spinlock | pending exceptions, free space | |
+//! | `Stripe` | irq spinlock | a part of the exception table, its tracked bios | |
+//! | `MergeTarget::progress` | irq spinlock | state and batch of a merge | |
+//! | lists of bios and copies, `CowStore::live_target` | irq spinlocks | themselves | innermost |
+//!
+//! Memory is allocated under mutexes only, and in a no-I/O scope: the device that reclaim writes to
+//! may be one that waits for the lock.
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
@@ -28,9 +44,9 @@ mod handover;
 mod io;
 mod merge;
 mod origin;
-mod submitter;
 mod status;
 mod store;
+mod submitter;
 mod table_line;
 
 use crate::{
@@ -85,7 +101,6 @@ use crate::{
     },
     sys::irq_lock::IrqLock, //
 };
-use commit::Committer;
 pub(crate) use group::Origins;
 use group::{
     CopyQueue,
@@ -106,16 +121,26 @@ use kernel::{
 };
 pub(crate) use merge::MergeTarget;
 pub(crate) use origin::OriginTarget;
-use submitter::BioSubmitter;
 use store::{
     CowStore,
     ReserveError,
     StoreState, //
 };
+use submitter::BioSubmitter;
 
-/// A snapshot: one line of a table.
+/// Numbers of the work items.
+mod work_id {
+    pub(super) const WORKER: u64 = 1;
+    pub(super) const WORKER_RETRY: u64 = 2;
+    pub(super) const BIO_SUBMITTER: u64 = 3;
+    pub(super) const COPY_STARTER: u64 = 4;
+    pub(super) const COMMITTER: u64 = 5;
+    pub(super) const MERGER: u64 = 6;
+}
+
+/// A snapshot of an origin. C counterpart: `struct dm_snapshot`.
 ///
-/// Fields drop in order: what uses the devices goes before them.
+/// Fields drop in order: what uses the devices, then the devices.
 #[pin_data]
 pub(crate) struct SnapshotTarget {
     group: Arc<OriginGroup>,
@@ -127,25 +152,26 @@ pub(crate) struct SnapshotTarget {
     begin: Sector,
     len: Sectors,
     options: Options,
-    /// It is merged into its origin: it has no new exceptions.
+    /// It belongs to a merge: it gets no new exceptions.
     is_merged: bool,
+    /// The state of the handover; see [`SnapshotTarget::role`].
     role: Atomic<u32>,
-    /// For bios that the worker sends to the COW device.
+    /// Bios that the worker sends to the COW device.
     submitter: Arc<BioSubmitter>,
-    /// For copies to the COW device alone, or from it.
+    /// Copies to this COW device alone, or from it.
     copies: Arc<CopyQueue>,
-    /// Writes, and discards, that the worker has to look at.
+    /// Bios that `map` has left to the worker: writes, and discards that zero chunks.
     #[pin]
     deferred: IrqLock<BioQueue<PerBioData>>,
-    /// Writes that are the data of an exception, and have ended.
+    /// Full chunk writes that have completed: they are the data of a pending exception.
     #[pin]
-    direct: IrqLock<BioQueue<PerBioData>>,
+    full_chunk_writes: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    committer: Work<SnapshotTarget, { Committer::ID }>,
+    committer: Work<SnapshotTarget, { work_id::COMMITTER }>,
 }
 
 impl_has_work! {
-    impl HasWork<SnapshotTarget, { Committer::ID }> for SnapshotTarget { self.committer }
+    impl HasWork<SnapshotTarget, { work_id::COMMITTER }> for SnapshotTarget { self.committer }
 }
 
 #[vtable]
@@ -162,7 +188,7 @@ impl Target for SnapshotTarget {
         origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (this, _claim) = Self::construct(builder, origins, args, false)?;
+        let (this, _reservation) = Self::construct(builder, origins, args, false)?;
         Ok(this)
     }
 
@@ -211,18 +237,19 @@ impl Target for SnapshotTarget {
 }
 
 impl SnapshotTarget {
-    /// Whether origin writes care about the snapshot, and it may have new exceptions.
+    /// Whether origin writes must preserve data for the snapshot, which gets new exceptions for
+    /// that. Any context.
     fn is_active(&self) -> bool {
         self.role().is_live() && !self.is_merged
     }
 
-    /// Whether origin writes wait for the exceptions that it has begun; or, if it is lost, until
-    /// the header says so.
+    /// Whether origin writes wait for pending exceptions of the snapshot or, if it has become
+    /// invalid, until its header says so. Any context.
     fn is_preserving(&self) -> bool {
         self.is_committer() && !self.is_merged
     }
 
-    /// Whether origin writes have to look at the snapshot at all.
+    /// Whether an origin write has to check the snapshot at all. Any context.
     fn has_to_be_checked(&self) -> bool {
         match self.store.state() {
             StoreState::Valid | StoreState::Invalidating => self.is_preserving(),
@@ -238,24 +265,26 @@ impl SnapshotTarget {
         self.options.features
     }
 
-    /// Where a sector of the target is on the origin: at the same place as on the mapped device.
+    /// The sector of the origin for a sector of a bio, which is relative to the target. Any
+    /// context.
     fn origin_sector(&self, sector: Sector) -> Sector {
         Sector(self.begin.0.saturating_add(sector.0))
     }
 
-    /// Where a sector of the origin is on the COW device, if its chunk is there.
+    /// The sector of the COW device for a sector of the origin whose chunk is at `chunk`. Any
+    /// context. C counterpart: `remap_exception`.
     fn cow_sector(&self, chunk: CowChunk, at: Sector) -> Sector {
         let size = self.store.chunk_size();
         let start = size.cow_start(chunk).unwrap_or_default();
         Sector(start.0.saturating_add(size.offset(at).0))
     }
 
-    /// The sector behind the snapshot.
+    /// The first sector of the origin after the snapshot.
     fn end(&self) -> Sector {
         Sector(self.begin.0.saturating_add(self.len.0))
     }
 
-    /// The chunks of the snapshot that a write to the origin touches.
+    /// The chunks of the snapshot that an origin write touches. Any context.
     fn chunk_range(&self, start: Sector, len: Sectors) -> Chunks {
         let size = self.store.chunk_size();
         let end = Sector(start.0.saturating_add(len.0)).min(self.end());
@@ -272,7 +301,7 @@ impl SnapshotTarget {
         }
     }
 
-    /// How much of a write to the origin, from its start on, does not concern the snapshot. Any
+    /// Length of the leading part of an origin write that is preserved in this snapshot. Any
     /// context.
     fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
         let chunks = self.chunk_range(start, len);
@@ -285,17 +314,25 @@ impl SnapshotTarget {
         if preserved >= chunks.len() {
             return len;
         }
-        let first = Chunk(chunks.start.0.saturating_add(preserved));
-        let upto = self.store.chunk_size().start(first).unwrap_or_default();
-        upto.since(start).unwrap_or_default()
+        let first_needed = Chunk(chunks.start.0.saturating_add(preserved));
+        let end = self.store.chunk_size().start(first_needed);
+        end.unwrap_or_default().since(start).unwrap_or_default()
     }
 
-    /// Gives out chunks for a hole, so many at least and at most, but not for those behind the
-    /// snapshot's end.
-    fn reserve_chunks(&self, chunk: Chunk, (least, most): (u64, u64)) -> Result<(Seq, Run), ReserveError> {
+    /// Reserves COW chunks for a hole: from `least` to `most`, but none after the end of the
+    /// snapshot. Any context. C counterpart: `__find_pending_exception`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReserveError`].
+    fn reserve_chunks(
+        &self,
+        chunk: Chunk,
+        (least, most): (u64, u64),
+    ) -> Result<(Seq, Run), ReserveError> {
         let size = self.store.chunk_size();
-        let behind = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
-        let left = behind.saturating_add(1).saturating_sub(chunk.0);
+        let last = size.chunk(Sector(self.end().0.saturating_sub(1))).0;
+        let left = last.saturating_add(1).saturating_sub(chunk.0);
         if left == 0 {
             return Err(ReserveError::Changed);
         }
@@ -305,7 +342,8 @@ impl SnapshotTarget {
             .reserve(&mut allocation, &self.cow, chunk, Stage::Copying, wanted)
     }
 
-    /// How much is to be copied for a run: the last chunk of the origin may be short.
+    /// Length of the copy for a run of chunks: the last chunk of the origin may be short. Any
+    /// context.
     fn copy_len(&self, run: Run) -> Sectors {
         let size = self.store.chunk_size();
         let start = size.start(run.old).unwrap_or_default();

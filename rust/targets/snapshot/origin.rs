@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot-origin` target: passes everything through, but a write only when all snapshots
-//! have what it overwrites.
+//! The `snapshot-origin` target: passes I/O through to the origin, but a write only after all
+//! snapshots have a copy of what it overwrites.
+//!
+//! C counterparts: `struct dm_origin`, `origin_map`, `do_origin`.
 
 use super::{
     group::Membership,
@@ -56,22 +58,22 @@ use kernel::{
     }, //
 };
 
-/// The longest write that the worker looks at in one go. It may be as long as the device, if it is
-/// a discard.
-const DEFERRED: Sectors = Sectors(2048);
+/// Maximum size of a deferred write: longer ones are split. A discard may be as long as the device,
+/// and would keep the worker busy for too long.
+const MAX_DEFERRED: Sectors = Sectors(2048);
 
-/// An origin: one line of a table.
+/// An origin that is in use. C counterpart: `struct dm_origin`.
 #[pin_data]
 pub(crate) struct OriginTarget {
     group: Arc<OriginGroup>,
     device: Device,
     begin: Sector,
     len: Sectors,
-    /// Its name among the targets of the family.
+    /// Its number among the origin targets of the group.
     id: u32,
-    /// For writes that the worker sends on.
+    /// Writes that the worker sends to the origin.
     pub(super) submitter: Arc<BioSubmitter>,
-    /// Writes that the worker has to look at.
+    /// Writes that `map` has left to the worker.
     #[pin]
     pub(super) deferred: IrqLock<BioQueue<PerBioData>>,
 }
@@ -101,13 +103,14 @@ impl Target for OriginTarget {
         let membership = Membership::new(builder, origins, device.number()).or_message(memory)?;
         let group = membership.group().clone();
         builder.pass_flushes(1);
-        let this = Self::enter(group, device, builder.begin(), builder.len()).or_message(memory)?;
+        let this =
+            Self::add_to_group(group, device, builder.begin(), builder.len()).or_message(memory)?;
         membership.keep();
         Ok(this)
     }
 
     fn dtr(this: &Arc<Self>) {
-        this.retire();
+        this.remove_from_group();
         this.group.drain();
         this.group.leave();
     }
@@ -118,7 +121,7 @@ impl Target for OriginTarget {
             bio.set_sector(at);
             return bio.remap(&this.device);
         }
-        this.pass(bio)
+        this.map_to_origin(bio)
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
@@ -136,8 +139,8 @@ impl Target for OriginTarget {
 }
 
 impl OriginTarget {
-    /// Makes one, and takes it into its family. Sleeps.
-    pub(super) fn enter(
+    /// Makes an origin target, and adds it to its group. May sleep.
+    pub(super) fn add_to_group(
         group: Arc<OriginGroup>,
         device: Device,
         begin: Sector,
@@ -164,8 +167,8 @@ impl OriginTarget {
         Ok(this)
     }
 
-    /// Takes it out of its family. It has no bios any more. Sleeps.
-    pub(super) fn retire(self: &Arc<Self>) {
+    /// Removes the target from its group. It has no bios any more. May sleep.
+    pub(super) fn remove_from_group(self: &Arc<Self>) {
         let mut members = self.group.members.lock();
         let taken = lists::remove_first(&mut members.origins, |other| Arc::ptr_eq(other, self));
         drop(members);
@@ -173,8 +176,10 @@ impl OriginTarget {
         self.submitter.drain();
     }
 
-    /// Decides on a read or a write.
-    pub(super) fn pass<'a>(&self, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
+    /// Maps a read or a write to the origin; defers a write that a snapshot needs data from.
+    ///
+    /// Process context: may sleep while a snapshot is added or activated.
+    pub(super) fn map_to_origin<'a>(&self, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         let at = self.origin_sector(bio.sector());
         if bio.op() == Op::Read {
             bio.set_sector(at);
@@ -186,7 +191,7 @@ impl OriginTarget {
             bio.set_sector(at);
             return bio.remap(&self.device);
         }
-        bio.accept_partial(DEFERRED);
+        bio.accept_partial(MAX_DEFERRED);
         bio.set_per_bio(PerBioData::origin_write(self.id));
         let (bio, mapped) = bio.take();
         self.deferred.lock().push(bio);
@@ -194,7 +199,7 @@ impl OriginTarget {
         mapped
     }
 
-    /// Leaves writes to the worker. Any context.
+    /// Defers writes to the worker. Any context.
     pub(super) fn defer(&self, mut bios: BioQueue<PerBioData>) {
         let mut deferred = self.deferred.lock();
         while let Some(mut bio) = bios.pop() {
@@ -205,12 +210,12 @@ impl OriginTarget {
         self.group.wake();
     }
 
-    /// Its name among the targets of the family.
+    /// Its number among the origin targets of the group, as kept with a bio.
     pub(super) fn id(&self) -> u64 {
         self.id.into()
     }
 
-    /// Where a sector of the target is on the device: at the same place as on the mapped device.
+    /// The sector of the origin for a sector of a bio, which is relative to the target.
     pub(super) fn origin_sector(&self, sector: Sector) -> Sector {
         Sector(self.begin.0.saturating_add(sector.0))
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The status lines of a snapshot. C counterpart: `snapshot_status`.
+//! Status lines of `snapshot` and `snapshot-merge`. C counterpart: `snapshot_status`.
 
 use super::{
     store::StoreState,
@@ -31,7 +31,7 @@ use crate::{
 use kernel::prelude::*;
 
 impl SnapshotTarget {
-    /// What the table line says. The size of a chunk is that of the store, as long as it is ours.
+    /// Options for the table line. The chunk size is that of the store, if the table has the store.
     fn table_options(&self) -> Options {
         let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
         let mut shown = self.options;
@@ -47,7 +47,7 @@ impl SnapshotTarget {
         shown
     }
 
-    /// Writes the status of a target of a type.
+    /// Emits the status of a target of type `T`. May sleep.
     pub(super) fn emit_status<T: Target>(
         &self,
         kind: StatusKind,
@@ -55,7 +55,7 @@ impl SnapshotTarget {
         out: &mut StatusBuf<'_>,
     ) {
         let health = Health {
-            // Not before the header says so too.
+            // While it is being invalidated it counts as valid: the status follows the header.
             valid: self.role() != HandoverState::HandedOver && self.store.state() != StoreState::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
@@ -63,7 +63,7 @@ impl SnapshotTarget {
         match kind {
             StatusKind::Info => {
                 let usage = match self.role() {
-                    // The store is not its own yet.
+                    // The store still belongs to the table that it is to take over from.
                     HandoverState::Destination => Usage {
                         total: self.cow.sectors(),
                         ..Usage::default()

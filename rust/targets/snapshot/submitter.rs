@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bios and copies that the worker has decided on, and the work items that send them.
+//! Submission of the bios that the worker has decided on.
 //!
-//! A device may have no request free, so whoever sends something to it may have to wait for it. The
-//! worker must not: all targets of an origin need its lock. So it leaves what it sends to a work
-//! item of that device alone. On the CPU of the worker that item runs next, without a switch of
-//! threads, unless one before it has to wait.
+//! Submitting a bio may sleep until the device has a free request. The worker must not sleep for
+//! that, as all targets on an origin need its lock. So it hands bios to a work item that serves one
+//! device alone. That item runs next on the CPU of the worker, without a thread switch, unless an
+//! earlier item sleeps.
 
-use super::io::PerBioData;
+use super::{
+    io::PerBioData,
+    work_id, //
+};
 use crate::{
     dm::{
         bio::{
@@ -40,56 +43,57 @@ use kernel::{
     }, //
 };
 
-/// Bios of a target that are to be sent to one of its devices.
+/// Bios that wait to be submitted to one device, and the work item that does it.
 #[pin_data]
 pub(super) struct BioSubmitter {
     device: Device,
     #[pin]
     bios: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    work: Work<BioSubmitter, 1>,
+    work: Work<BioSubmitter, { work_id::BIO_SUBMITTER }>,
 }
 
 impl_has_work! {
-    impl HasWork<BioSubmitter, 1> for BioSubmitter { self.work }
+    impl HasWork<BioSubmitter, { work_id::BIO_SUBMITTER }> for BioSubmitter { self.work }
 }
 
 impl BioSubmitter {
-    /// Sleeps.
+    /// Makes a submitter without bios. May sleep.
     pub(super) fn new(device: Device) -> Result<Arc<Self>> {
-        let new = pin_init!(BioSubmitter {
+        let submitter = pin_init!(BioSubmitter {
             device,
             bios <- new_irq_lock!(BioQueue::new(), "dm_snap_submitter"),
             work <- new_work!("dm_snap_submit"),
         });
-        Arc::pin_init(new, GFP_KERNEL)
+        Arc::pin_init(submitter, GFP_KERNEL)
     }
 
-    /// Sends a bio soon. Any context.
+    /// Queues a bio, and the work item that submits it. Any context.
     pub(super) fn submit(self: &Arc<Self>, bio: Bio<PerBioData>, queue: &WorkQueue) {
         self.bios.lock().push(bio);
-        queue.enqueue::<BioSubmitter, 1>(self.clone());
+        queue.enqueue::<BioSubmitter, { work_id::BIO_SUBMITTER }>(self.clone());
     }
 
-    /// Sends bios soon: those of its own target. Leaves others where they are. Any context.
+    /// Queues those bios that belong to the target of this submitter, and leaves the others in the
+    /// list. Any context.
     pub(super) fn submit_own(self: &Arc<Self>, bios: &mut BioQueue<PerBioData>, queue: &WorkQueue) {
         let mut own = bios.take_for(&self.device);
         if !own.is_empty() {
             self.bios.lock().append(&mut own);
-            queue.enqueue::<BioSubmitter, 1>(self.clone());
+            queue.enqueue::<BioSubmitter, { work_id::BIO_SUBMITTER }>(self.clone());
         }
     }
 
-    /// Waits until the work item has ended; there are no bios any more. Sleeps.
+    /// Waits until the work item has ended. Called when the target has no bios any more. May sleep.
     pub(super) fn drain(self: &Arc<Self>) {
-        flush::<BioSubmitter, 1>(self);
+        flush::<BioSubmitter, { work_id::BIO_SUBMITTER }>(self);
     }
 }
 
-impl WorkItem<1> for BioSubmitter {
+impl WorkItem<{ work_id::BIO_SUBMITTER }> for BioSubmitter {
     type Pointer = Arc<BioSubmitter>;
 
-    /// Sleeps until the device takes the bios. No lock is held then.
+    /// Submits the queued bios. May sleep until the device takes them; no lock is held meanwhile.
     fn run(this: Arc<BioSubmitter>) {
         let _noio = NoIo::enter();
         let mut bios = this.bios.lock().take();

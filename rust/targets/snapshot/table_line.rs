@@ -9,11 +9,11 @@ use super::{
         Origins,
         Reservation, //
     },
-    submitter::BioSubmitter,
     store::{
         CowStore,
         StoreState, //
     },
+    submitter::BioSubmitter,
     SnapshotTarget, //
 };
 use crate::{
@@ -78,9 +78,13 @@ use kernel::{
 };
 
 const NO_MERGE: &CStr = c"Snapshot exception store does not support snapshot-merge.";
+const NO_MEMORY: &CStr = c"Cannot allocate private snapshot structure";
 
 impl SnapshotTarget {
-    /// Makes a table; what comes with it is dropped when it is complete. Sleeps.
+    /// Makes a snapshot, or the snapshot inside of a merge. The caller drops the reservation when
+    /// the target is complete. May sleep for I/O.
+    ///
+    /// The order of the checks decides which error a table line with several mistakes gets.
     pub(super) fn construct(
         builder: &mut TargetBuilder<'_>,
         origins: &Arc<Origins>,
@@ -102,43 +106,25 @@ impl SnapshotTarget {
             warning!("snapshots", "extra arguments are ignored");
         }
 
-        let origin = builder
-            .open(
-                origin,
-                if is_merged {
-                    Access::ReadWrite
-                } else {
-                    Access::Read
-                },
-            )
-            .or_message(c"Cannot get origin device")?;
-        let cow = builder
-            .open(cow, builder.access())
-            .or_message(c"Cannot get COW device")?;
-        if cow.number() == origin.number() {
-            let text = c"COW device cannot be the same as origin device";
-            return Err(CtrError::new(text, EINVAL));
-        }
+        let (origin, cow) = open_devices(builder, origin, cow, is_merged)?;
         let blocks = BlockSizes {
             cow: cow.logical_block_size(),
             origin: origin.logical_block_size(),
         };
-        let options = Options::parse(bytes(kind), bytes(size), blocks, features);
-        let options = options.map_err(|reason| {
-            err!("snapshots", "{}", reason);
-            refused(NO_STORE)
-        })?;
-
+        let options =
+            Options::parse(bytes(kind), bytes(size), blocks, features).map_err(|reason| {
+                err!("snapshots", "{}", reason);
+                refused(NO_STORE)
+            })?;
         if is_merged && !options.store.can_merge() {
             return Err(CtrError::new(NO_MERGE, EINVAL));
         }
 
-        let memory = c"Cannot allocate private snapshot structure";
         let membership = Membership::new(builder, origins, origin.number())
             .or_message(c"Snapshot origin struct allocation failed")?;
         let group = membership.group().clone();
         let (source, reservation) = origins.reserve_cow(&group, cow.number(), is_merged)?;
-        let io = builder.io_client().or_message(memory)?;
+        let io = builder.io_client().or_message(NO_MEMORY)?;
         let begin = builder.begin();
         let (store, role) = match source {
             Some(store) => {
@@ -154,21 +140,13 @@ impl SnapshotTarget {
             }
         };
 
-        let submitter = BioSubmitter::new(cow.shared()).or_message(memory)?;
-        let copies = CopyQueue::new(builder).or_message(memory)?;
-        builder.pass_flushes(if is_merged { 2 } else { 1 });
-        match (
-            features.discard_zeroes_cow,
-            features.discard_passdown_origin,
-        ) {
-            (true, true) => builder.split_discards(2),
-            (true, false) => builder.split_discards(1),
-            _ => {}
-        }
-        let (its, handle, len) = (group.clone(), builder.handle(), builder.len());
+        let submitter = BioSubmitter::new(cow.shared()).or_message(NO_MEMORY)?;
+        let copies = CopyQueue::new(builder).or_message(NO_MEMORY)?;
+        ask_for_bios(builder, features, is_merged);
+        let (handle, len) = (builder.handle(), builder.len());
         let this = Arc::pin_init(
             pin_init!(SnapshotTarget {
-                group: its,
+                group,
                 store,
                 io,
                 origin,
@@ -182,19 +160,57 @@ impl SnapshotTarget {
                 submitter,
                 copies,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),
-                direct <- new_irq_lock!(BioQueue::new(), "dm_snap_direct"),
+                full_chunk_writes <- new_irq_lock!(BioQueue::new(), "dm_snap_full_chunk_writes"),
                 committer <- new_work!("dm_snap_committer"),
             }),
             GFP_KERNEL,
         )
-        .or_message(memory)?;
-        group.add_snapshot(&this).or_message(memory)?;
+        .or_message(NO_MEMORY)?;
+        this.group.add_snapshot(&this).or_message(NO_MEMORY)?;
         membership.keep();
         Ok((this, reservation))
     }
 }
 
-/// Reads the store of a COW device, or makes one. Sleeps for I/O.
+/// Opens the origin and the COW device.
+fn open_devices(
+    builder: &TargetBuilder<'_>,
+    origin: &CStr,
+    cow: &CStr,
+    is_merged: bool,
+) -> Result<(Device, Device), CtrError> {
+    let access = if is_merged {
+        Access::ReadWrite
+    } else {
+        Access::Read
+    };
+    let origin = builder
+        .open(origin, access)
+        .or_message(c"Cannot get origin device")?;
+    let cow = builder
+        .open(cow, builder.access())
+        .or_message(c"Cannot get COW device")?;
+    if cow.number() == origin.number() {
+        let text = c"COW device cannot be the same as origin device";
+        return Err(CtrError::new(text, EINVAL));
+    }
+    Ok((origin, cow))
+}
+
+/// Asks device-mapper for flushes and discards: one bio for each device that gets them.
+fn ask_for_bios(builder: &mut TargetBuilder<'_>, features: Features, is_merged: bool) {
+    builder.pass_flushes(if is_merged { 2 } else { 1 });
+    match (
+        features.discard_zeroes_cow,
+        features.discard_passdown_origin,
+    ) {
+        (true, true) => builder.split_discards(2),
+        (true, false) => builder.split_discards(1),
+        _ => {}
+    }
+}
+
+/// Loads the store of a COW device, or makes a new one. May sleep for I/O.
 fn open_store(
     cow: &Device,
     io: &IoClient,
@@ -225,7 +241,8 @@ fn open_store(
     Ok(store)
 }
 
-/// A target whose chunks are not those of the origin cannot be cut at their borders.
+/// Refuses a target that does not begin at a chunk boundary of the origin: device-mapper splits
+/// bios at chunk boundaries of the target.
 fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
     if size.offset(begin).is_zero() {
         return Ok(());
@@ -234,11 +251,16 @@ fn check_begin(begin: Sector, size: ChunkSize) -> Result<(), CtrError> {
     Err(CtrError::new(text, EINVAL))
 }
 
-/// Reads the header of a COW device, with the size of its chunks. Sleeps for I/O.
+/// Reads the header of a COW device; returns it and the chunk size. May sleep for I/O.
 ///
-/// The device is flushed first. Records that only its volatile cache has, since their write was
-/// reported as failed, let writes to the origin pass; a power cut would then take the records back,
-/// and leave those writes.
+/// The device is flushed first. Its volatile cache may hold records whose write was reported as
+/// failed. Once they are loaded, origin writes rely on them: without the flush a power cut could
+/// drop the records, and keep those writes.
+///
+/// # Errors
+///
+/// `EIO` if the device is too small or cannot be read; otherwise that of the header. C counterpart:
+/// `read_header`.
 pub(super) fn read_header(
     cow: &Device,
     io: &IoClient,
@@ -252,8 +274,8 @@ pub(super) fn read_header(
     cow.flush()?;
     let mut buffer = Buffer::new(sectors(blocks.cow))?;
     io.transfer(Transfer::Read, cow, Sector(0), &mut buffer)?;
-    if let Some(table) = options.chunk_size {
-        if let Some(other) = ChunkSizeOverride::find(&buffer, table) {
+    if let Some(requested) = options.chunk_size {
+        if let Some(other) = ChunkSizeOverride::find(&buffer, requested) {
             warning!("persistent snapshot", "{}", other);
         }
     }
@@ -271,11 +293,12 @@ pub(super) fn read_header(
     }
 }
 
-/// Bytes of a block as sectors.
+/// The size of a block in sectors; at least one.
 fn sectors(bytes: u32) -> u32 {
     (bytes >> SECTOR_SHIFT).max(1)
 }
 
+/// The error of device-mapper for a refused argument.
 fn refused(error: ArgumentError) -> CtrError {
     CtrError::new(error.message, error.error)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The targets of one origin, and what constructors have reserved.
+//! The targets on one origin, and the COW devices that constructors have reserved.
 //!
 //! C counterpart: `struct origin::snapshots`.
 
@@ -29,46 +29,55 @@ use kernel::{
     }, //
 };
 
-/// The tables with the same COW device.
+/// The snapshots with the same COW device: more than one only for a handover.
+///
+/// C counterpart: the results of `__find_snapshots_sharing_cow`.
 #[derive(Default)]
 pub(in super::super) struct SharingCow<'a> {
+    /// The snapshot that has the store.
     pub(in super::super) source: Option<&'a Arc<SnapshotTarget>>,
-    /// Not live yet.
+    /// The snapshot that was not resumed yet.
     pub(in super::super) destination: Option<&'a Arc<SnapshotTarget>>,
-    /// How many there are.
+    /// The number of all of them, those included that have handed their store over.
     pub(in super::super) count: usize,
 }
 
-/// The merge of an origin: there is at most one.
+/// The merge into an origin; there is at most one.
 #[derive(Default)]
 pub(super) enum Merging {
     #[default]
     None,
-    /// A constructor has it in its hands.
+    /// A constructor is making it.
     Reserved,
+    /// This target merges, or did, or will.
     Present(Arc<MergeTarget>),
 }
 
-/// Who belongs to a family.
+/// The targets of a group.
 #[derive(Default)]
 pub(in super::super) struct Members {
-    /// The snapshots of all tables.
+    /// All snapshots, the one that is merged included.
     pub(in super::super) snapshots: KVVec<Arc<SnapshotTarget>>,
+    /// All `snapshot-origin` targets, and the one inside of a merge.
     pub(in super::super) origins: KVVec<Arc<OriginTarget>>,
     pub(super) merging: Merging,
-    /// COW devices that constructors have in their hands.
+    /// The device numbers of COW devices that constructors use.
     pub(super) reserved_cows: KVVec<u32>,
-    /// The number of the last origin.
+    /// The last number that [`new_origin_id`](Self::new_origin_id) returned.
     last_origin_id: u32,
-    /// Memory for the tables of exceptions.
+    /// Memory for the exception tables, which cannot allocate under their locks.
     pub(super) spares: SpareNodes,
 }
 
 impl Members {
-    /// The tables with a COW device.
+    /// Finds the snapshots with a COW device.
     pub(in super::super) fn sharing_cow(&self, cow: u32) -> SharingCow<'_> {
         let mut sharing = SharingCow::default();
-        for snapshot in self.snapshots.iter().filter(|snapshot| snapshot.cow.number() == cow) {
+        for snapshot in self
+            .snapshots
+            .iter()
+            .filter(|snapshot| snapshot.cow.number() == cow)
+        {
             sharing.count = sharing.count.saturating_add(1);
             match snapshot.role() {
                 role if role.has_store() => sharing.source = Some(snapshot),
@@ -79,23 +88,23 @@ impl Members {
         sharing
     }
 
-    /// Whether any table has a COW device, or will.
+    /// Whether a snapshot, or a constructor, uses a COW device.
     pub(super) fn has_cow(&self, cow: u32) -> bool {
         self.sharing_cow(cow).count != 0 || self.reserved_cows.contains(&cow)
     }
 
-    /// A name for an origin.
+    /// Returns a number by which bios can name an origin target.
     pub(in super::super) fn new_origin_id(&mut self) -> u32 {
         self.last_origin_id = self.last_origin_id.wrapping_add(1);
         self.last_origin_id
     }
 
-    /// Says which merge there is, if there is one.
+    /// Sets the merge of the origin.
     pub(in super::super) fn set_merge(&mut self, merge: Option<Arc<MergeTarget>>) {
         self.merging = merge.map_or(Merging::None, Merging::Present);
     }
 
-    /// Ends the claim of a constructor.
+    /// Ends the reservation of a constructor.
     fn cancel_reservation(&mut self, cow: u32, is_merge: bool) {
         lists::remove_first(&mut self.reserved_cows, |other| *other == cow);
         if is_merge && matches!(self.merging, Merging::Reserved) {
@@ -103,15 +112,16 @@ impl Members {
         }
     }
 
-    /// Takes a table off.
+    /// Removes a snapshot.
     pub(in super::super) fn remove_snapshot(&mut self, snapshot: &Arc<SnapshotTarget>) {
         lists::remove_first(&mut self.snapshots, |other| Arc::ptr_eq(other, snapshot));
     }
 }
 
-/// The roster, at a moment when a table may go live. For a snapshot that origin writes care about
-/// no merge of the origin is in a batch: that would be overwritten, and the snapshot has no copies
-/// of it.
+/// The lock of [`Members`] while a snapshot is activated; see
+/// [`OriginGroup::lock_for_activation`].
+///
+/// Fields drop in order: `members` is unlocked before the merge continues.
 pub(in super::super) struct ActivationGuard<'a> {
     pub(super) members: MutexGuard<'a, Members>,
     pub(super) _pause: Option<MergePause>,
@@ -123,14 +133,15 @@ impl ActivationGuard<'_> {
     }
 }
 
-/// A target's place in its family, until it is kept: then the destructor gives it up.
+/// A constructor's use of a group. Drops it unless [`keep`](Self::keep) leaves that to the
+/// destructor of the target.
 pub(in super::super) struct Membership {
     group: Arc<OriginGroup>,
     kept: bool,
 }
 
 impl Membership {
-    /// Sleeps.
+    /// Joins the group of the origin with a device number. May sleep.
     pub(in super::super) fn new(
         builder: &TargetBuilder<'_>,
         origins: &Arc<Origins>,
@@ -146,6 +157,7 @@ impl Membership {
         &self.group
     }
 
+    /// From now on the destructor of the target calls [`OriginGroup::leave`].
     pub(in super::super) fn keep(mut self) {
         self.kept = true;
     }
@@ -159,8 +171,7 @@ impl Drop for Membership {
     }
 }
 
-/// A COW device, and perhaps the merge of an origin, that a constructor has in its hands: no other
-/// one may.
+/// A constructor's exclusive right to a COW device, and perhaps to the merge of its origin.
 pub(in super::super) struct Reservation {
     pub(super) group: Arc<OriginGroup>,
     pub(super) cow: u32,
@@ -169,6 +180,9 @@ pub(in super::super) struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.group.members.lock().cancel_reservation(self.cow, self.is_merge);
+        self.group
+            .members
+            .lock()
+            .cancel_reservation(self.cow, self.is_merge);
     }
 }

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All that has to do with one origin: its snapshots, its `snapshot-origin` targets, and the worker
-//! that copies.
+//! All targets on one origin, and their worker.
 //!
 //! ```text
-//!  write to the origin ──┐                ┌─▶ kcopyd ─▶ copied ─┐
-//!  write to a snapshot ──┴─▶ worker: book ┤                     ├─▶ committer: record ─▶ worker: table ─▶ bios go on
-//!                                         └─▶ direct write ─────┘
+//!  origin write ───┐                   ┌─▶ kcopyd ────────────┐
+//!  snapshot write ─┴▶ worker: reserve ─┤                      ├─▶ committer: write record ─┐
+//!                                      └─▶ full chunk write ──┘                            │
+//!  bios continue ◀──────────────────────── worker: insert into the exception table ◀───────┘
 //! ```
 //!
-//! Whoever has the roster is the worker: the work item, or a committer whose batch has become
-//! durable. The worker alone takes exceptions out of the books, so what it found there stays until
-//! it is done. It does no I/O and waits for none: bios and copies that it decides on are sent by
-//! others (`sending.rs`).
+//! The holder of `members` is the worker: either the work item, or a committer after its batch
+//! became durable. Only the worker removes pending exceptions, so those that it has found stay
+//! until it is done. It does no I/O, and waits for none: work items submit the bios
+//! (`submitter.rs`) and start the copies (`chunk_copy.rs`) that it decides on.
+//!
+//! C counterpart: `struct origin`, which has no worker: there the thread of each bio, and that of
+//! kcopyd, do its work under the locks of the snapshots.
 
 mod chunk_copy;
 mod members;
@@ -24,6 +27,7 @@ mod worker;
 use super::{
     io::PerBioData,
     merge::MergePause,
+    work_id,
     MergeTarget,
     SnapshotTarget, //
 };
@@ -95,58 +99,58 @@ use members::{
     Merging, //
 };
 pub(crate) use origins::Origins;
-use worker::RetryWork;
 
-/// Copies that can always be started.
-const COPIES: u16 = 16;
+/// Number of copies for which memory is reserved.
+const RESERVED_COPIES: u16 = 16;
 
-/// After so long the worker looks for memory again.
-const AGAIN: Delta = Delta::from_millis(20);
+/// Delay before the worker tries to allocate memory again.
+const RETRY_DELAY: Delta = Delta::from_millis(20);
 
-/// What came for the worker.
+/// Work for the worker that belongs to no single target.
 #[derive(Default)]
 struct DeferredWork {
-    /// Copies that have ended.
+    /// Copies that have completed.
     done_copies: RequestList<ChunkCopy>,
-    /// Writes to the origin that wait for room, or for a header that says that a snapshot is
-    /// invalid.
+    /// Origin writes that wait for memory, for room for pending exceptions, or for the header of a
+    /// snapshot that became invalid.
     origin_writes: BioQueue<PerBioData>,
 }
 
-/// See above.
+/// All targets on one origin.
 #[pin_data]
 pub(crate) struct OriginGroup {
+    /// The device number of the origin.
     number: u32,
     origins: Arc<Origins>,
-    /// Of its own, as snapshots may lie upon each other: what is below must not wait for what is
-    /// above.
+    /// Each group has queues of its own, as the origin of one group may be a snapshot of another: a
+    /// lower device must not wait for an upper one.
     worker_queue: WorkQueue,
     io_queue: WorkQueue,
-    /// Copies to several snapshots. Others are their table's.
+    /// Copies to several snapshots. Copies to one are in that snapshot's own queue.
     shared_copies: Arc<CopyQueue>,
     copy_pool: Arc<Pool<Request<ChunkCopy>>>,
-    /// Somebody waits for memory for a job.
+    /// A copy could not be allocated: the next one that completes wakes the worker.
     waiting_for_memory: Atomic<bool>,
     #[pin]
     pub(super) members: Mutex<Members>,
-    /// The snapshots of all tables once more, for `map`. A table that becomes active, or ceases to
-    /// be, does so under this lock.
+    /// The same snapshots as in `members`, for `map` of origin writes, which must not wait for the
+    /// worker. A snapshot becomes active or inactive under this lock.
     #[pin]
-    active: RwSem<KVVec<Arc<SnapshotTarget>>>,
+    map_snapshots: RwSem<KVVec<Arc<SnapshotTarget>>>,
     #[pin]
     deferred: IrqLock<DeferredWork>,
     #[pin]
-    worker: Work<OriginGroup, 1>,
+    worker: Work<OriginGroup, { work_id::WORKER }>,
     #[pin]
-    retry: DelayedWork<OriginGroup, { RetryWork::ID }>,
+    retry: DelayedWork<OriginGroup, { work_id::WORKER_RETRY }>,
 }
 
 impl_has_work! {
-    impl HasWork<OriginGroup, 1> for OriginGroup { self.worker }
+    impl HasWork<OriginGroup, { work_id::WORKER }> for OriginGroup { self.worker }
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<OriginGroup, { RetryWork::ID }> for OriginGroup { self.retry }
+    impl HasDelayedWork<OriginGroup, { work_id::WORKER_RETRY }> for OriginGroup { self.retry }
 }
 
 impl HasQueue for OriginGroup {
@@ -160,7 +164,7 @@ impl OriginGroup {
         let worker_queue = builder.queue(c"dm-snap", QueueKind::PerCpu)?;
         let io_queue = builder.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
         let shared_copies = CopyQueue::new(builder)?;
-        let copy_pool = Pool::new(COPIES)?;
+        let copy_pool = Pool::new(RESERVED_COPIES)?;
         Arc::pin_init(
             pin_init!(OriginGroup {
                 number,
@@ -171,7 +175,7 @@ impl OriginGroup {
                 copy_pool,
                 waiting_for_memory: Atomic::new(false),
                 members <- new_mutex!(Members::default(), "dm_snap_members"),
-                active <- new_rw_sem!(KVVec::new(), "dm_snap_active"),
+                map_snapshots <- new_rw_sem!(KVVec::new(), "dm_snap_map"),
                 deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
@@ -180,7 +184,7 @@ impl OriginGroup {
         )
     }
 
-    /// Takes a new table in. Sleeps.
+    /// Adds a snapshot under construction. May sleep.
     pub(super) fn add_snapshot(&self, snapshot: &Arc<SnapshotTarget>) -> Result {
         let _noio = NoIo::enter();
         let mut members = self.members.lock();
@@ -192,58 +196,65 @@ impl OriginGroup {
         added
     }
 
-    /// A target is going. Sleeps.
+    /// Drops one target's use of the group. May sleep.
     pub(super) fn leave(self: &Arc<Self>) {
         self.origins.leave(self);
     }
 
-    /// The queue for the work items of its targets, which wait for I/O.
+    /// The queue for work items that wait for I/O: those of the targets and of the copy queues.
     pub(super) fn io_queue(&self) -> &WorkQueue {
         &self.io_queue
     }
 
-    /// Lets the worker look. Any context.
+    /// Queues the worker. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
-        self.worker_queue.enqueue::<OriginGroup, 1>(self.clone());
+        self.worker_queue
+            .enqueue::<OriginGroup, { work_id::WORKER }>(self.clone());
     }
 
-    /// Lets the worker look after a while, when there may be memory again. Any context.
+    /// Queues the worker after a delay, to try again what memory was short for. Any context.
     pub(super) fn wake_later(self: &Arc<Self>) {
-        enqueue_delayed::<OriginGroup, { RetryWork::ID }>(self.clone(), AGAIN);
+        enqueue_delayed::<OriginGroup, { work_id::WORKER_RETRY }>(self.clone(), RETRY_DELAY);
     }
 
-    /// Puts a table on the list for `map`, which then has so many. Sleeps.
+    /// Adds a snapshot to the list for `map`, which `count` snapshots are about to be on. May
+    /// sleep.
     fn add_for_map(&self, snapshot: &Arc<SnapshotTarget>, count: usize) -> Result {
-        let mut old = KVVec::with_capacity(count.saturating_mul(2), GFP_KERNEL)?;
-        let mut active = self.active.write();
-        if active.len() == active.capacity() {
-            for snapshot in active.iter() {
-                old.push_within_capacity(snapshot.clone())?;
+        // Allocated before the lock, which `map` waits for.
+        let mut spare = KVVec::with_capacity(count.saturating_mul(2), GFP_KERNEL)?;
+        let mut snapshots = self.map_snapshots.write();
+        if snapshots.len() == snapshots.capacity() {
+            for snapshot in snapshots.iter() {
+                spare.push_within_capacity(snapshot.clone())?;
             }
-            core::mem::swap(&mut *active, &mut old);
+            core::mem::swap(&mut *snapshots, &mut spare);
         }
-        active.push_within_capacity(snapshot.clone())?;
-        // What is left of the one list is dropped outside of the lock.
-        drop(active);
-        drop(old);
+        snapshots.push_within_capacity(snapshot.clone())?;
+        // The list that is no longer used is freed outside of the lock.
+        drop(snapshots);
+        drop(spare);
         Ok(())
     }
 
-    /// Takes a table off that list. Sleeps.
+    /// Removes a snapshot from the list for `map`. May sleep.
     pub(super) fn remove_for_map(&self, snapshot: &Arc<SnapshotTarget>) {
-        let taken = lists::remove_first(&mut self.active.write(), |it| Arc::ptr_eq(it, snapshot));
+        let taken = lists::remove_first(&mut self.map_snapshots.write(), |it| {
+            Arc::ptr_eq(it, snapshot)
+        });
         drop(taken);
     }
 
-    /// Changes roles: for a write to the origin, all at once.
+    /// Runs `change` while no `map` of an origin write looks at the snapshots, so that it sees all
+    /// changes or none. May sleep.
     pub(super) fn exclude_map(&self, change: impl FnOnce()) {
-        let _active = self.active.write();
+        let _snapshots = self.map_snapshots.write();
         change();
     }
 
-    /// Takes the roster at a moment when a table may go live: if origin writes will care about it,
-    /// no merge of the origin is in a batch then, and none begins before the roster is let go.
-    /// Sleeps, as long as a batch takes.
+    /// Locks `members` for the activation of a snapshot. Unless the snapshot is itself the merge, a
+    /// merge of the origin is paused between two batches until the guard is dropped: a batch
+    /// overwrites chunks that the snapshot has no copies of. May sleep, for as long as a batch
+    /// takes.
     pub(super) fn lock_for_activation(&self, snapshot: &SnapshotTarget) -> ActivationGuard<'_> {
         let mut pause: Option<MergePause> = None;
         loop {
@@ -261,34 +272,37 @@ impl OriginGroup {
                 };
             }
             drop(members);
-            // It came meanwhile.
+            // Pausing sleeps, so it is done without the lock; then check again, as the merge may be
+            // another one by now.
             pause = merge.map(MergeTarget::pause);
         }
     }
 
-    /// How much of a write to the origin, from its start on, no snapshot cares about. Process
-    /// context; sleeps while the list is being changed.
+    /// Length of the leading part of an origin write that is preserved in all snapshots: it may
+    /// overwrite the origin. Process context: may sleep while a snapshot is added or activated.
     pub(super) fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
-        let active = self.active.read();
-        let snapshots = active.iter().filter(|snapshot| snapshot.has_to_be_checked());
-        snapshots.fold(len, |len, snapshot| snapshot.preserved_len(start, len))
+        let snapshots = self.map_snapshots.read();
+        let checked = snapshots
+            .iter()
+            .filter(|snapshot| snapshot.has_to_be_checked());
+        checked.fold(len, |len, snapshot| snapshot.preserved_len(start, len))
     }
 
-    /// Waits until copies and worker have let go of the family, if it has no snapshots any more.
-    /// Sleeps.
+    /// Waits until the worker has run; if the group has no snapshots any more, also until the
+    /// copies and the worker hold no references to it. May sleep.
     ///
-    /// Nothing of it is to be on its way when its last target leaves: another family may be made
-    /// for the origin.
+    /// When the last target leaves nothing of the group may be in flight: another group may be made
+    /// for the same origin.
     pub(super) fn drain(self: &Arc<Self>) {
         let is_last = self.members.lock().snapshots.is_empty();
         if is_last {
             self.shared_copies.drain();
-            // Without tables the worker does not ask for it again.
-            flush::<OriginGroup, 1>(self);
-            cancel_delayed::<OriginGroup, { RetryWork::ID }>(self);
-            // A table that came meanwhile may have asked for it.
+            // Without snapshots the worker does not queue its retry again.
+            flush::<OriginGroup, { work_id::WORKER }>(self);
+            cancel_delayed::<OriginGroup, { work_id::WORKER_RETRY }>(self);
+            // A snapshot that was added meanwhile may have needed that retry.
             self.wake();
         }
-        flush::<OriginGroup, 1>(self);
+        flush::<OriginGroup, { work_id::WORKER }>(self);
     }
 }

@@ -33,38 +33,40 @@ use kernel::{
     }, //
 };
 
+/// The text of C for a COW device that takes part in a handover already.
 const PAIRING: &CStr = c"Snapshot cow pairing for exception table handover failed";
 
-/// What all snapshots share.
+/// All origin groups.
 #[pin_data]
 pub(crate) struct Origins {
-    /// No other lock is taken under this one: whoever waits for a family holds up nobody else.
+    /// No other lock is taken under this one, so waiting for a group delays no other group.
     #[pin]
-    groups: Mutex<KVVec<Entry>>,
+    groups: Mutex<KVVec<GroupEntry>>,
 }
 
-/// A family, and how many targets it has, those under construction included.
-struct Entry {
+/// A group, and the number of its targets, those under construction included.
+struct GroupEntry {
     group: Arc<OriginGroup>,
     users: Count,
 }
 
 impl Origins {
-    /// An empty world. Sleeps.
+    /// Makes an empty list. May sleep.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let new = pin_init!(Origins {
+        let origins = pin_init!(Origins {
             groups <- new_mutex!(KVVec::new(), "dm_snap_groups"),
         });
-        Arc::pin_init(new, GFP_KERNEL)
+        Arc::pin_init(origins, GFP_KERNEL)
     }
 
-    /// The family of an origin, for another of its targets. Sleeps.
+    /// Returns the group of an origin, for a target under construction, and makes it if there is
+    /// none. May sleep. C counterparts: `__lookup_origin`, `register_snapshot`.
     pub(in super::super) fn join(
         self: &Arc<Self>,
         builder: &TargetBuilder<'_>,
         number: u32,
     ) -> Result<Arc<OriginGroup>> {
-        // Who waits for the list may be about to resume a device that this memory would be written
+        // The next to take the lock may be about to resume the very device that reclaim would write
         // to.
         let _noio = NoIo::enter();
         let mut groups = self.groups.lock();
@@ -77,7 +79,7 @@ impl Origins {
             return Ok(entry.group.clone());
         }
         let group = OriginGroup::new(builder, self, number)?;
-        let entry = Entry {
+        let entry = GroupEntry {
             group: group.clone(),
             users: Count::one(),
         };
@@ -85,7 +87,7 @@ impl Origins {
         Ok(group)
     }
 
-    /// All families but one. Sleeps.
+    /// Returns all groups but one. May sleep.
     fn others(&self, number: u32) -> Result<KVVec<Arc<OriginGroup>>> {
         let groups = self.groups.lock();
         let mut others = KVVec::with_capacity(groups.len(), GFP_KERNEL)?;
@@ -95,9 +97,16 @@ impl Origins {
         Ok(others)
     }
 
-    /// Claims a COW device for a constructor: no other one may make a table with it meanwhile, nor
-    /// another merge of the same origin. Gives the store of the live table that has it, if there is
-    /// one. Sleeps.
+    /// Reserves a COW device for a constructor, and the merge of the origin if it makes one: other
+    /// constructors are refused meanwhile. Returns the store of the snapshot that has the COW
+    /// device now, if there is one: the new snapshot is to take over from it. May sleep.
+    ///
+    /// C counterpart: `__validate_exception_handover`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if a handover of the COW device is under way, or a merge of the origin; `EBUSY` if
+    /// a snapshot of another origin uses the COW device.
     pub(in super::super) fn reserve_cow(
         &self,
         group: &Arc<OriginGroup>,
@@ -126,8 +135,8 @@ impl Origins {
             cow,
             is_merge,
         };
-        // Not before others can see the claim: of two that look at the same time at least one sees
-        // the other.
+        // The other groups are searched after the reservation is visible: of two constructors that
+        // do this at the same time at least one sees the other.
         let others = self.others(group.number).or_message(memory)?;
         if others.iter().any(|other| other.members.lock().has_cow(cow)) {
             let text = c"COW device is in use by another snapshot";
@@ -136,7 +145,7 @@ impl Origins {
         Ok((store, reservation))
     }
 
-    /// A target of a family is going. Sleeps.
+    /// Drops one target's use of a group, and the group with the last one. May sleep.
     pub(super) fn leave(&self, group: &Arc<OriginGroup>) {
         let mut groups = self.groups.lock();
         let number = group.number;

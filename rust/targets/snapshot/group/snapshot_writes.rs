@@ -50,9 +50,91 @@ use kernel::{
 };
 
 impl OriginGroup {
-    /// Starts to write zeros for a discard; the bio ends with them. Gives it back if there is no
-    /// memory just now.
-    fn zero(
+    /// Processes deferred bios of a snapshot: writes that need an exception, and discards that zero
+    /// chunks. Stops at the first that has to wait. The worker only.
+    pub(super) fn process_snapshot_writes(
+        self: &Arc<Self>,
+        snapshot: &Arc<SnapshotTarget>,
+        out: &mut ReleasedBios,
+    ) {
+        let mut bios = snapshot.deferred.lock().take();
+        while let Some(bio) = bios.pop() {
+            if let Err(bio) = self.process_snapshot_write(snapshot, bio, out) {
+                // The rest keeps its order, ahead of bios that were deferred meanwhile.
+                let mut rest = BioQueue::new();
+                rest.push(bio);
+                rest.append(&mut bios);
+                let mut deferred = snapshot.deferred.lock();
+                rest.append(&mut deferred);
+                *deferred = rest;
+                return;
+            }
+        }
+    }
+
+    /// Processes one deferred bio. A write lies within one chunk. Gives the bio back if it has to
+    /// wait until a copy or a commit has completed.
+    fn process_snapshot_write(
+        self: &Arc<Self>,
+        snapshot: &Arc<SnapshotTarget>,
+        mut bio: Bio<PerBioData>,
+        out: &mut ReleasedBios,
+    ) -> Result<(), Bio<PerBioData>> {
+        let store = snapshot.store();
+        match store.state() {
+            StoreState::Valid if !store.is_overflowed() => {}
+            // It fails once the header says so.
+            StoreState::Invalidating => return Err(bio),
+            _ => {
+                bio.end(BlkStatus::IO_ERROR);
+                return Ok(());
+            }
+        }
+        if matches!(bio.per_bio().kind(), BioKind::ZeroedDiscard) {
+            return self.start_zeroing(snapshot, bio);
+        }
+        let at = snapshot.origin_sector(bio.sector());
+        let size = store.chunk_size();
+        let chunk = size.chunk(at);
+        let mut allocation = store.allocation();
+        match store.lookup(&mut allocation, chunk, 1) {
+            ChunkState::Completed(new, _) => {
+                drop(allocation);
+                bio.set_sector(snapshot.cow_sector(new, at));
+                out.ready.push(bio);
+            }
+            ChunkState::Pending(seq, _) => {
+                park_snapshot_write(allocation, snapshot, seq, bio, at, out)
+            }
+            ChunkState::Hole(_) => {
+                let is_whole = bio.sectors() == size.len();
+                let stage = if is_whole {
+                    Stage::Copying
+                } else {
+                    Stage::Queued
+                };
+                match store.reserve(&mut allocation, &snapshot.cow, chunk, stage, (1, 1)) {
+                    Ok((seq, run)) if is_whole => {
+                        drop(allocation);
+                        bio.set_per_bio(PerBioData::full_chunk_write(seq));
+                        bio.set_sector(snapshot.cow_sector(run.new, at));
+                        out.ready.push(bio);
+                    }
+                    Ok((seq, _)) => park_snapshot_write(allocation, snapshot, seq, bio, at, out),
+                    Err(ReserveError::NoSpace) => {
+                        drop(allocation);
+                        snapshot.handle_no_space(bio, out);
+                    }
+                    Err(ReserveError::Changed | ReserveError::Busy) => return Err(bio),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to zero the chunks of a discard; the bio completes with the zeros. Gives the bio back
+    /// if memory is short.
+    fn start_zeroing(
         self: &Arc<Self>,
         snapshot: &Arc<SnapshotTarget>,
         bio: Bio<PerBioData>,
@@ -74,88 +156,14 @@ impl OriginGroup {
             }
             Err(request) => match request.context.kind {
                 CopyKind::Zero { bio, .. } => Err(bio),
-                // Not what was made above.
+                // The copy that was refused is the one made here.
                 CopyKind::Preserve { .. } | CopyKind::Merge { .. } => Ok(()),
             },
         }
     }
 
-    /// Looks at the writes to a snapshot that need an exception, and at discards that become zeros.
-    pub(super) fn process_snapshot_writes(self: &Arc<Self>, snapshot: &Arc<SnapshotTarget>, out: &mut ReleasedBios) {
-        let mut bios = snapshot.deferred.lock().take();
-        while let Some(bio) = bios.pop() {
-            if let Err(bio) = self.process_snapshot_write(snapshot, bio, out) {
-                // In their order, before those that came meanwhile.
-                let mut later = BioQueue::new();
-                later.push(bio);
-                later.append(&mut bios);
-                let mut deferred = snapshot.deferred.lock();
-                later.append(&mut deferred);
-                *deferred = later;
-                return;
-            }
-        }
-    }
-
-    /// A write within one chunk, or of one. Gives it back if it has to wait until something has
-    /// ended.
-    fn process_snapshot_write(
-        self: &Arc<Self>,
-        snapshot: &Arc<SnapshotTarget>,
-        mut bio: Bio<PerBioData>,
-        out: &mut ReleasedBios,
-    ) -> Result<(), Bio<PerBioData>> {
-        let store = snapshot.store();
-        match store.state() {
-            StoreState::Valid if !store.is_overflowed() => {}
-            StoreState::Invalidating => return Err(bio),
-            _ => {
-                bio.end(BlkStatus::IO_ERROR);
-                return Ok(());
-            }
-        }
-        if matches!(bio.per_bio().kind(), BioKind::ZeroedDiscard) {
-            return self.zero(snapshot, bio);
-        }
-        let at = snapshot.origin_sector(bio.sector());
-        let size = store.chunk_size();
-        let chunk = size.chunk(at);
-        let mut allocation = store.allocation();
-        match store.lookup(&mut allocation, chunk, 1) {
-            ChunkState::Completed(new, _) => {
-                drop(allocation);
-                bio.set_sector(snapshot.cow_sector(new, at));
-                out.ready.push(bio);
-            }
-            ChunkState::Pending(seq, _) => wait_for_exception(allocation, snapshot, seq, bio, at, out),
-            ChunkState::Hole(_) => {
-                let is_whole = bio.sectors() == size.len();
-                let stage = if is_whole {
-                    Stage::Copying
-                } else {
-                    Stage::Queued
-                };
-                match store.reserve(&mut allocation, &snapshot.cow, chunk, stage, (1, 1)) {
-                    Ok((seq, run)) if is_whole => {
-                        drop(allocation);
-                        bio.set_per_bio(PerBioData::full_chunk_write(seq));
-                        bio.set_sector(snapshot.cow_sector(run.new, at));
-                        out.ready.push(bio);
-                    }
-                    Ok((seq, _)) => wait_for_exception(allocation, snapshot, seq, bio, at, out),
-                    Err(ReserveError::NoSpace) => {
-                        drop(allocation);
-                        snapshot.handle_no_space(bio, out);
-                    }
-                    Err(ReserveError::Changed | ReserveError::Busy) => return Err(bio),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the copies for writes to parts of chunks, as far as there is memory; the others
-    /// follow when some have ended.
+    /// Starts the copies for pending exceptions that a write to a part of a chunk waits for. If
+    /// memory is short, the rest follows when other copies have completed. The worker only.
     pub(super) fn start_waiting_copies(self: &Arc<Self>, snapshot: &Arc<SnapshotTarget>) {
         let store = snapshot.store();
         loop {
@@ -170,13 +178,13 @@ impl OriginGroup {
             let Some((seq, run)) = waiting else {
                 return;
             };
-            let Some(mut copy) = self.new_preserving_copy(store.chunk_size().start(run.old).unwrap_or_default())
-            else {
+            let start = store.chunk_size().start(run.old).unwrap_or_default();
+            let Some(mut copy) = self.new_preserving_copy(start) else {
                 return;
             };
             if let CopyKind::Preserve { to, .. } = &mut copy.context.kind {
-                if let Some(place) = to.first_mut() {
-                    *place = Some(CopyDestination::new(snapshot, seq, run));
+                if let Some(slot) = to.first_mut() {
+                    *slot = Some(CopyDestination::new(snapshot, seq, run));
                 }
             }
             copy.context.len = snapshot.copy_len(run);
@@ -188,8 +196,9 @@ impl OriginGroup {
     }
 }
 
-/// Lets a write to a snapshot wait for an exception, unless that is there.
-fn wait_for_exception(
+/// Queues a write to a snapshot on a pending exception; releases it if the exception is in the
+/// table already, and waits only for earlier reads of the origin.
+fn park_snapshot_write(
     mut allocation: IrqGuard<'_, Allocation>,
     snapshot: &SnapshotTarget,
     seq: Seq,
@@ -199,7 +208,7 @@ fn wait_for_exception(
 ) {
     let chunk = snapshot.store().chunk_size().chunk(at);
     let Some(pending) = allocation.pending.get(seq) else {
-        // It was there just now, under the same lock.
+        // BUG: the exception was found under this lock.
         drop(allocation);
         return bio.end(BlkStatus::IO_ERROR);
     };

@@ -32,7 +32,8 @@ use crate::{
         store::{
             ReleasedBios,
             StoreState, //
-        }, //
+        },
+        work_id, //
     }, //
 };
 use kernel::{
@@ -44,7 +45,7 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-impl WorkItem<1> for OriginGroup {
+impl WorkItem<{ work_id::WORKER }> for OriginGroup {
     type Pointer = Arc<OriginGroup>;
 
     fn run(this: Arc<OriginGroup>) {
@@ -53,14 +54,7 @@ impl WorkItem<1> for OriginGroup {
     }
 }
 
-/// Runs the worker after a while.
-pub(super) struct RetryWork;
-
-impl RetryWork {
-    pub(super) const ID: u64 = 2;
-}
-
-impl WorkItem<2> for OriginGroup {
+impl WorkItem<{ work_id::WORKER_RETRY }> for OriginGroup {
     type Pointer = Arc<OriginGroup>;
 
     fn run(this: Arc<OriginGroup>) {
@@ -69,84 +63,88 @@ impl WorkItem<2> for OriginGroup {
 }
 
 impl OriginGroup {
-    /// Does the worker's work in this thread. It must not start I/O when it allocates. Sleeps, but
-    /// not for I/O.
+    /// Runs the worker in this thread, which is in a no-I/O scope. May sleep, but not for I/O.
     pub(in super::super) fn run_worker(self: &Arc<Self>) {
         self.process_deferred(&mut self.members.lock());
     }
 
-    /// Takes everything on that has come. What happens meanwhile is for the next time: the work
-    /// item is queued again then.
+    /// Processes everything that was deferred to the worker. What is deferred meanwhile queues the
+    /// work item again.
+    ///
+    /// First the steps that complete something, then those that start something: so bios are
+    /// decided on by the latest state, and with all memory that could be freed.
     fn process_deferred(self: &Arc<Self>, members: &mut Members) {
         let mut out = ReleasedBios::default();
+        // Cleared before any allocation: a failed one sets it again, and tries once more.
         self.waiting_for_memory.store(false, Relaxed);
-        let mut copies = self.deferred.lock().done_copies.take();
-        while let Some(copy) = copies.pop() {
-            self.copy_done(copy, &mut out);
-        }
-        for snapshot in members.snapshots.iter() {
-            snapshot.process_full_chunk_writes(&mut out);
-            let store = snapshot.store();
-            if store.has_commit_failed() {
-                snapshot.invalidate(EIO);
-                store.abandon_batch(&mut out);
-            }
-            if store.state() != StoreState::Valid {
-                store.abandon_all(&mut out);
-            } else if !store.complete_committed(&mut members.spares, &mut out) {
-                self.wake_later();
-            }
-            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
-        }
-        while let Some(mut bio) = out.completed.pop() {
-            bio.set_per_bio(PerBioData::NONE);
-            bio.end(BlkStatus::OK);
-        }
+        // Completed copies free memory for new ones, and decide which snapshots become invalid.
+        self.process_done_copies(&mut out);
+        // All snapshots, before any write is decided on: completed exceptions enter the tables, and
+        // release the origin writes that wait for them.
+        self.complete_exceptions(members, &mut out);
+        // Before the origin writes, so that these wait for chunks that a snapshot's own writes
+        // provide, and no chunk is copied that the snapshot overwrites as a whole.
         for snapshot in members.snapshots.iter() {
             self.process_snapshot_writes(snapshot, &mut out);
-            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
+            snapshot
+                .submitter
+                .submit_own(&mut out.ready, &self.io_queue);
             self.start_waiting_copies(snapshot);
         }
+        // After everything that releases origin writes. This step may still make a snapshot
+        // invalid, for lack of space.
         self.process_origin_writes(members, &mut out);
-        for snapshot in members.snapshots.iter() {
-            // Two tables may share a store: what the second one has released may be the first
-            // one's.
-            snapshot.submitter.submit_own(&mut out.ready, &self.io_queue);
-            snapshot.store().end_failed_writes();
-            snapshot.start_commit();
-        }
+        // Last of all, since every step above may have failed bios, and written data whose records
+        // go into the next batch.
+        self.finish(members, &mut out);
+        // The merge decides by itself, under its own locks, whether it can go on.
         if let Merging::Present(merge) = &members.merging {
             merge.wake();
         }
     }
 
-    /// Takes note of a copy that has ended. If one of several destinations failed, the others get
-    /// another copy.
-    fn copy_done(self: &Arc<Self>, mut copy: PoolBox<Request<ChunkCopy>>, out: &mut ReleasedBios) {
+    /// Processes copies that have completed, except those that [`CopyJob::done`] reports directly.
+    ///
+    /// [`CopyJob::done`]: crate::dm::kcopyd::CopyJob::done
+    fn process_done_copies(self: &Arc<Self>, out: &mut ReleasedBios) {
+        let mut copies = self.deferred.lock().done_copies.take();
+        while let Some(copy) = copies.pop() {
+            self.process_done_copy(copy, out);
+        }
+    }
+
+    /// Completes or fails the exceptions of a copy, or its discard. If one of several destinations
+    /// failed, the others are copied again.
+    fn process_done_copy(
+        self: &Arc<Self>,
+        mut copy: PoolBox<Request<ChunkCopy>>,
+        out: &mut ReleasedBios,
+    ) {
         let result = copy.context.result.take();
         let at = |number| result.map_or(DestinationResult::Failed, |result| result.at(number));
         if let CopyKind::Preserve { to, .. } = &mut copy.context.kind {
-            let ended = core::mem::replace(to, NO_DESTINATIONS);
-            let mut again = to.iter_mut();
-            for (number, to) in (0..MAX_DESTINATIONS).zip(ended.into_iter().flatten()) {
-                let arrival = at(number);
-                if arrival == DestinationResult::Unknown
+            let done = core::mem::replace(to, NO_DESTINATIONS);
+            let mut retried = to.iter_mut();
+            for (number, to) in (0..MAX_DESTINATIONS).zip(done.into_iter().flatten()) {
+                let result = at(number);
+                if result == DestinationResult::Unknown
                     && to.snapshot.store().state() == StoreState::Valid
                 {
-                    if let Some(place) = again.next() {
-                        *place = Some(to);
+                    if let Some(slot) = retried.next() {
+                        *slot = Some(to);
                         continue;
                     }
                 }
-                let is_written = arrival == DestinationResult::Written;
+                let is_written = result == DestinationResult::Written;
                 to.snapshot.data_done(to.seq, is_written, out);
             }
-            if again.len() != MAX_DESTINATIONS {
-                // What it reads is still there: writes to the origin wait for these exceptions.
+            if retried.len() != MAX_DESTINATIONS {
+                // The origin still has the data: writes to it wait for these exceptions.
                 self.shared_copies.start(copy, &self.io_queue);
             }
             return;
         }
+        // The copies of a merge do not come here: `done` reports them to the merge.
         if let CopyKind::Zero { mut bio, .. } = copy.into_inner().context.kind {
             bio.set_per_bio(PerBioData::NONE);
             bio.end(if at(0) == DestinationResult::Written {
@@ -155,6 +153,44 @@ impl OriginGroup {
                 BlkStatus::IO_ERROR
             });
         }
-        // A merge was told in `done`.
+    }
+
+    /// Moves durable exceptions into the tables, gives up those of invalid snapshots, and ends the
+    /// writes that have become durable with their records.
+    fn complete_exceptions(self: &Arc<Self>, members: &mut Members, out: &mut ReleasedBios) {
+        for snapshot in members.snapshots.iter() {
+            // Before the state is looked at: these writes may have failed.
+            snapshot.process_full_chunk_writes(out);
+            let store = snapshot.store();
+            if store.has_commit_failed() {
+                snapshot.invalidate(EIO);
+                store.abandon_batch(out);
+            }
+            if store.state() != StoreState::Valid {
+                store.abandon_all(out);
+            } else if !store.complete_committed(&mut members.spares, out) {
+                self.wake_later();
+            }
+            snapshot
+                .submitter
+                .submit_own(&mut out.ready, &self.io_queue);
+        }
+        while let Some(mut bio) = out.completed.pop() {
+            bio.set_per_bio(PerBioData::NONE);
+            bio.end(BlkStatus::OK);
+        }
+    }
+
+    /// Sends bios that are still unsent, fails those that cannot be served, and starts commits.
+    fn finish(&self, members: &Members, out: &mut ReleasedBios) {
+        for snapshot in members.snapshots.iter() {
+            // During a handover two tables share a store: the later one may have released bios of
+            // the earlier one.
+            snapshot
+                .submitter
+                .submit_own(&mut out.ready, &self.io_queue);
+            snapshot.store().end_failed_writes();
+            snapshot.start_commit();
+        }
     }
 }
