@@ -52,7 +52,8 @@ pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
         delay_point!(c"snapshot: leaving, not yet idle");
         group.wake();
         // Another table may take over now: then it completes the pending exceptions.
-        this.store.wait_idle(|| this.role() == HandoverState::HandedOver);
+        this.store
+            .wait_idle(|| this.role() == HandoverState::HandedOver);
     }
     delay_point!(c"snapshot: idle, not yet off the roster");
     let mut members = group.members.lock();

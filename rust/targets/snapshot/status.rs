@@ -36,7 +36,10 @@ impl SnapshotTarget {
         let overflow = matches!(self.options.store, StoreKind::Persistent { overflow: true });
         let mut shown = self.options;
         shown.chunk_size = None;
-        if !matches!(self.role(), HandoverState::Destination | HandoverState::HandedOver) {
+        if !matches!(
+            self.role(),
+            HandoverState::Destination | HandoverState::HandedOver
+        ) {
             shown.chunk_size = Some(self.store.chunk_size());
             shown.store = if self.store.is_persistent() {
                 StoreKind::Persistent { overflow }
@@ -56,7 +59,8 @@ impl SnapshotTarget {
     ) {
         let health = Health {
             // While it is being invalidated it counts as valid: the status follows the header.
-            valid: self.role() != HandoverState::HandedOver && self.store.state() != StoreState::Invalid,
+            valid: self.role() != HandoverState::HandedOver
+                && self.store.state() != StoreState::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
         };
