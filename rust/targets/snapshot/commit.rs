@@ -5,7 +5,7 @@
 //! C counterparts: `complete_exception`, `pending_complete`, `__invalidate_snapshot`.
 
 use super::{
-    io::PerBioData,
+    per_bio::PerBioData,
     store::{
         ReleasedBios,
         StoreState, //

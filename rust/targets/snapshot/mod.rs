@@ -38,12 +38,12 @@
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
 mod commit;
-mod disk;
 mod group;
 mod handover;
 mod io;
 mod merge;
 mod origin;
+mod per_bio;
 mod status;
 mod store;
 mod submitter;
@@ -106,7 +106,7 @@ use group::{
     CopyQueue,
     OriginGroup, //
 };
-use io::PerBioData;
+use per_bio::PerBioData;
 use kernel::{
     prelude::*,
     sync::{

@@ -7,7 +7,7 @@
 
 use super::{
     group::Membership,
-    io::PerBioData,
+    per_bio::PerBioData,
     submitter::BioSubmitter,
     OriginGroup,
     Origins, //

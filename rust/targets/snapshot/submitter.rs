@@ -8,7 +8,7 @@
 //! earlier item sleeps.
 
 use super::{
-    io::PerBioData,
+    per_bio::PerBioData,
     work_id, //
 };
 use crate::{

@@ -44,7 +44,7 @@ use crate::{
         }, //
     },
     targets::snapshot::{
-        io::PerBioData,
+        per_bio::PerBioData,
         work_id,
         MergeTarget,
         SnapshotTarget, //

@@ -25,7 +25,7 @@ mod snapshot_writes;
 mod worker;
 
 use super::{
-    io::PerBioData,
+    per_bio::PerBioData,
     merge::MergePause,
     work_id,
     MergeTarget,

@@ -32,7 +32,7 @@ use crate::{
         }, //
     },
     targets::snapshot::{
-        io::PerBioData,
+        per_bio::PerBioData,
         store::{
             ChunkState,
             ReleasedBios,

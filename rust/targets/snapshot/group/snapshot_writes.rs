@@ -30,7 +30,7 @@ use crate::{
     },
     sys::irq_lock::IrqGuard,
     targets::snapshot::{
-        io::{
+        per_bio::{
             BioKind,
             PerBioData, //
         },

@@ -28,7 +28,7 @@ use crate::{
         pool::PoolBox, //
     },
     targets::snapshot::{
-        io::PerBioData,
+        per_bio::PerBioData,
         store::{
             ReleasedBios,
             StoreState, //

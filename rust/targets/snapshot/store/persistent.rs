@@ -6,6 +6,9 @@
 //! it. An area is cleared before the one before it is full. A header says that there is a store
 //! when the first area is clear. Header and records have their own buffers.
 
+mod load;
+mod merge;
+
 use crate::{
     dm::{
         device::Device,
@@ -13,8 +16,7 @@ use crate::{
             Buffer,
             IoClient,
             Transfer, //
-        },
-        read_ahead::ReadAhead, //
+        }, //
     },
     logic::{
         snapshot::{
@@ -23,17 +25,7 @@ use crate::{
                 CowChunk, //
             },
             header::Header,
-            layout::{
-                Layout,
-                PersistentAllocator, //
-            },
-            lists,
-            loader::{
-                LoadError,
-                LoadProgress,
-                RecordLoader, //
-            },
-            merge::CommitResult,
+            layout::Layout,
             record::{
                 Record,
                 RECORD_SIZE, //
@@ -45,13 +37,11 @@ use crate::{
             Sectors, //
         }, //
     },
-    sys::log::{
-        err,
-        warning, //
-    }, //
+    sys::log::warning, //
 };
 use core::num::NonZeroU64;
 use kernel::prelude::*;
+pub(crate) use merge::Tail;
 
 /// As much of an area is held in memory, in sectors.
 const WINDOW: u32 = 128;
@@ -88,24 +78,6 @@ pub(super) struct PersistentStore {
     /// Records of the window, their first and behind their last, that could neither be cleared nor
     /// be written back.
     in_doubt: Option<(u64, u64)>,
-}
-
-/// What was read of a store.
-pub(super) struct Loaded {
-    /// That of the last records, without what is behind them.
-    window: Buffer,
-    records: u64,
-    /// The first chunk behind all that are in use.
-    next: CowChunk,
-    ignored: KVVec<u64>,
-    stale: bool,
-}
-
-/// The last records, as a merge takes them off.
-pub(super) struct Tail {
-    /// The numbers of the first and behind the last.
-    pub(super) from: u64,
-    pub(super) to: u64,
 }
 
 /// Sectors of a window.
@@ -165,10 +137,7 @@ impl PersistentStore {
     /// The sector of a record.
     fn sector(&self, record: u64) -> Option<Sector> {
         let (area, slot) = self.layout.slot(record);
-        let start = self
-            .layout
-            .size()
-            .cow_start(self.layout.area_location(area))?;
+        let start = self.layout.size().cow_start(self.layout.area_location(area))?;
         start.checked_add(Sectors(slot / PER_SECTOR))
     }
 
@@ -254,107 +223,8 @@ impl PersistentStore {
         self.is_loose
     }
 
-    /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many
-    /// records can be passed on at a time. Sleeps.
-    pub(super) fn prepare_merge(&mut self) -> Result<usize> {
-        self.cleared = Some(Buffer::new(window(self.layout))?);
-        Ok(usize::try_from(self.per_window().get())?)
-    }
-
-    /// Reads a window, unless it is there.
-    fn read_window(&mut self, cow: &Device, io: &IoClient, base: u64) -> Result {
-        if self.base != Some(base) {
-            self.base = None;
-            let start = self.sector(base).ok_or(EINVAL)?;
-            io.transfer(Transfer::Read, cow, start, &mut self.window)?;
-            self.base = Some(base);
-        }
-        Ok(())
-    }
-
-    /// Reads the last records, at most so many, and passes on those that count, in their order.
-    /// Sleeps for I/O.
-    pub(super) fn tail(
-        &mut self,
-        cow: &Device,
-        io: &IoClient,
-        most: u64,
-        mut sink: impl FnMut(Record) -> Result,
-    ) -> Result<Tail> {
-        let to = self.records;
-        let Some(last) = to.checked_sub(1) else {
-            return Ok(Tail { from: 0, to });
-        };
-        let base = self.base(last);
-        let from = base.max(to.saturating_sub(most));
-        self.read_window(cow, io, base)?;
-        for number in from..to {
-            let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
-            let place = lists::partition_point(&self.ignored, |ignored| *ignored < number);
-            if self.ignored.get(place) != Some(&number) {
-                sink(record)?;
-            }
-        }
-        Ok(Tail { from, to })
-    }
-
-    /// Clears the records of a tail, durably. If that fails it tries to leave them as they were.
-    /// Sleeps for I/O.
-    pub(super) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> CommitResult {
-        // What was read again meanwhile may be shorter.
-        let to = tail.to.min(self.records);
-        let Some(last) = to.checked_sub(1).filter(|last| *last >= tail.from) else {
-            return CommitResult::Cleared;
-        };
-        let base = self.base(last);
-        // If it is in doubt the window has what was there before.
-        if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
-            return CommitResult::Kept;
-        }
-        let Some(mut cleared) = self.cleared.take() else {
-            return CommitResult::Kept;
-        };
-        cleared.copy_from(&self.window);
-        for slot in tail.from.saturating_sub(base)..self.per_window().get() {
-            // All of them are in the window.
-            let _ = Record::default().put(&mut cleared, slot);
-        }
-        let result = self.write_slots(cow, io, &mut cleared, (tail.from, to));
-        if result.is_ok() {
-            self.records = tail.from;
-            self.window.copy_from(&cleared);
-            self.base = Some(base);
-            self.in_doubt = None;
-        } else {
-            self.in_doubt = Some((tail.from, to));
-        }
-        self.cleared = Some(cleared);
-        match result {
-            Ok(()) => CommitResult::Cleared,
-            Err(_) if self.restore(cow, io).is_ok() => CommitResult::Kept,
-            Err(_) => CommitResult::InDoubt,
-        }
-    }
-
-    /// Writes records back that are in doubt, durably. Sleeps for I/O.
-    pub(super) fn restore(&mut self, cow: &Device, io: &IoClient) -> Result {
-        let Some(records) = self.in_doubt else {
-            return Ok(());
-        };
-        let result = self.write_window(cow, io, records);
-        if result.is_ok() {
-            self.in_doubt = None;
-            // The next batch begins with what is on disk.
-            self.base = None;
-        }
-        result
-    }
-
     fn area(&self, number: u64) -> Result<Sector> {
-        let start = self
-            .layout
-            .size()
-            .cow_start(self.layout.area_location(number));
+        let start = self.layout.size().cow_start(self.layout.area_location(number));
         start.ok_or(EINVAL)
     }
 
@@ -431,90 +301,5 @@ impl PersistentStore {
         self.write_header(cow, io, true).inspect_err(|_| {
             warning!("persistent snapshot", "write_header failed");
         })
-    }
-
-    /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up
-    /// to [`install`](Self::install). Sleeps for I/O.
-    pub(super) fn load(&self, cow: &Device, mut sink: impl FnMut(Run) -> Result) -> Result<Loaded> {
-        let (layout, end) = (self.layout, cow.sectors());
-        let piece = window(layout);
-        let pieces = layout.size().sectors().checked_div(piece);
-        let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
-        // The pieces of all areas, one behind the other.
-        let place = |number: u64| -> Option<Sector> {
-            let (area, offset) = (number / pieces, number % pieces);
-            let start = layout.size().cow_start(layout.area_location(area))?;
-            let start = start.checked_add(Sectors(offset.checked_mul(piece.into())?))?;
-            layout.has_area(area, end).then_some(start)
-        };
-        let mut window = Buffer::new(piece)?;
-        let mut reader = ReadAhead::new(cow, piece, place)?;
-        let mut loader = RecordLoader::new(layout, end);
-        let mut number = 0u64;
-        let mut stale = loop {
-            let Some(bytes) = reader.next()? else {
-                err!(
-                    "persistent snapshot",
-                    "the area behind exception {} is not on the COW device",
-                    loader.records()
-                );
-                return Err(EIO);
-            };
-            number = number.saturating_add(1);
-            match loader.feed(bytes, &mut sink) {
-                Ok(LoadProgress::More) => {}
-                Ok(LoadProgress::End { stale }) => {
-                    for (to, from) in window.iter_mut().zip(bytes) {
-                        *to = *from;
-                    }
-                    break stale;
-                }
-                Err(failure) => {
-                    if let LoadError::Damaged(bad) = &failure {
-                        err!("persistent snapshot", "{}", bad);
-                    }
-                    return Err(failure.into());
-                }
-            }
-        };
-        // The rest of the area.
-        while number % pieces != 0 {
-            let bytes = reader.next()?.ok_or(EIO)?;
-            stale |= bytes.iter().any(|byte| *byte != 0);
-            number = number.saturating_add(1);
-        }
-        let records = loader.records();
-        let used = usize::try_from(records % self.per_window())?;
-        let behind = used.checked_mul(RECORD_SIZE);
-        if let Some(behind) = behind.and_then(|at| window.get_mut(at..)) {
-            behind.fill(0);
-        }
-        Ok(Loaded {
-            window,
-            records,
-            next: loader.next(),
-            ignored: core::mem::take(loader.ignored_records()),
-            stale,
-        })
-    }
-
-    /// Takes over what was read, and whether there are records that do not count, as earlier ones
-    /// have their chunks of the origin. Gives what is free.
-    pub(super) fn install(&mut self, loaded: Loaded, is_loose: bool) -> PersistentAllocator {
-        self.base = Some(self.base(loaded.records));
-        self.window = loaded.window;
-        self.records = loaded.records;
-        self.ignored = loaded.ignored;
-        self.stale = loaded.stale;
-        self.is_loose = is_loose;
-        self.in_doubt = None;
-        if !self.ignored.is_empty() {
-            warning!(
-                "persistent snapshot",
-                "{} exceptions were ignored: their chunks are those of earlier ones",
-                self.ignored.len()
-            );
-        }
-        PersistentAllocator::new(self.layout, loaded.next, self.records)
     }
 }
