@@ -78,7 +78,7 @@ impl SnapshotTarget {
     }
 
     /// What of a bio lies in so many chunks, its first included.
-    pub(super) fn part(&self, span: &Span, chunks: u64) -> Sectors {
+    pub(super) fn leading_sectors(&self, span: &Span, chunks: u64) -> Sectors {
         let size = self.store().chunk_size();
         let len = size.len().0.saturating_mul(chunks);
         Sectors(len.saturating_sub(size.offset(span.at).0))
@@ -111,13 +111,13 @@ pub(super) fn map<'a>(
     let is_read = bio.op() == Op::Read;
     match store.find(span.chunk, span.chunks, is_read) {
         (Lookup::Mapped(new, len), _) => {
-            bio.accept_partial(this.part(&span, len));
+            bio.accept_partial(this.leading_sectors(&span, len));
             bio.set_sector(this.cow_sector(new, span.at));
             bio.remap(&this.cow)
         }
         (Lookup::Hole(len), Some(per_bio)) => {
             bio.set_per_bio(per_bio);
-            bio.accept_partial(this.part(&span, len));
+            bio.accept_partial(this.leading_sectors(&span, len));
             bio.set_sector(span.at);
             bio.remap(&this.origin)
         }
@@ -133,7 +133,7 @@ fn write<'a>(
 ) -> Mapped<'a> {
     let store = this.store();
     let size = store.chunk_size();
-    let whole = if size.offset(span.at).is_zero() {
+    let whole_chunks = if size.offset(span.at).is_zero() {
         size.chunks_in(bio.sectors())
     } else {
         0
@@ -142,14 +142,14 @@ fn write<'a>(
     match store.lookup(&mut allocation, span.chunk, span.chunks) {
         ChunkState::Completed(new, len) => {
             drop(allocation);
-            bio.accept_partial(this.part(&span, len));
+            bio.accept_partial(this.leading_sectors(&span, len));
             bio.set_sector(this.cow_sector(new, span.at));
             return bio.remap(&this.cow);
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
                 let (new, _) = pending.cow_chunk(span.chunk).unwrap_or_default();
-                bio.accept_partial(this.part(&span, len));
+                bio.accept_partial(this.leading_sectors(&span, len));
                 bio.set_sector(this.cow_sector(new, span.at));
                 if pending.is_completed() {
                     drop(allocation);
@@ -162,16 +162,16 @@ fn write<'a>(
             }
         }
         ChunkState::Hole(len) => {
-            let (stage, most) = if whole != 0 {
-                (Stage::Copying, whole.min(len))
+            let (stage, most) = if whole_chunks != 0 {
+                (Stage::Copying, whole_chunks.min(len))
             } else {
                 (Stage::Queued, 1)
             };
             let reserved = store.reserve(&mut allocation, &this.cow, span.chunk, stage, (1, most));
             if let Ok((seq, run)) = reserved {
-                bio.accept_partial(this.part(&span, run.len));
+                bio.accept_partial(this.leading_sectors(&span, run.len));
                 bio.set_sector(this.cow_sector(run.new, span.at));
-                if whole != 0 {
+                if whole_chunks != 0 {
                     drop(allocation);
                     bio.set_per_bio(PerBioData::full_chunk_write(seq));
                     return bio.remap(&this.cow);
@@ -187,7 +187,7 @@ fn write<'a>(
         }
     }
     drop(allocation);
-    bio.accept_partial(this.part(&span, 1));
+    bio.accept_partial(this.leading_sectors(&span, 1));
     defer(this, bio)
 }
 
@@ -206,7 +206,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
     let span = this.span(&bio);
     if bio.target_bio_nr() != 0 {
         // Past the snapshots, as the feature is meant.
-        if let Some(per_bio) = store.enter(span.chunk) {
+        if let Some(per_bio) = store.track(span.chunk) {
             bio.set_per_bio(per_bio);
         }
         bio.set_sector(span.at);
@@ -218,19 +218,19 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
     }
     match store.find(span.chunk, span.chunks, false).0 {
         Lookup::Hole(len) => {
-            bio.accept_partial(this.part(&span, len));
+            bio.accept_partial(this.leading_sectors(&span, len));
             bio.end(BlkStatus::OK)
         }
         Lookup::Mapped(new, len) => {
             let size = store.chunk_size();
-            let whole = if size.offset(span.at).is_zero() {
+            let whole_chunks = if size.offset(span.at).is_zero() {
                 size.chunks_in(bio.sectors()).min(len)
             } else {
                 0
             };
-            bio.accept_partial(this.part(&span, whole.max(1)));
+            bio.accept_partial(this.leading_sectors(&span, whole_chunks.max(1)));
             bio.set_sector(this.cow_sector(new, span.at));
-            if whole == 0 {
+            if whole_chunks == 0 {
                 return bio.remap(&this.cow);
             }
             bio.set_per_bio(PerBioData::ZEROED_DISCARD);
@@ -246,7 +246,7 @@ pub(super) fn end_io<'a>(
 ) -> Ended<'a> {
     match bio.per_bio().kind() {
         BioKind::Tracked(stripe, generation) => {
-            if this.store().leave(stripe, generation) {
+            if this.store().untrack(stripe, generation) {
                 this.group.wake();
             }
             bio.done()

@@ -51,7 +51,7 @@ impl PerBioData {
         PerBioData(2 << Self::SHIFT | seq.to_bits() & Self::VALUE)
     }
 
-    fn with_failure(self, failed: bool) -> Self {
+    pub(super) fn with_failure(self, failed: bool) -> Self {
         PerBioData(if failed {
             self.0 | Self::FAILED
         } else {

@@ -25,6 +25,7 @@ use crate::{
         time::now_ms, //
     },
     targets::snapshot::{
+        store::RecordRange,
         work_id,
         MergeTarget, //
     }, //
@@ -35,22 +36,22 @@ use kernel::{
 };
 
 /// What the work item has for itself.
-pub(super) struct Own {
+pub(super) struct Merger {
     batch_size: BatchSize,
     /// When the batch was begun, in milliseconds.
-    since: Millis,
-    tail: Tail,
+    batch_began_ms: u64,
+    records: RecordRange,
     /// What the parts of the table have to be drained of.
     barriers: [Option<u64>; STRIPES],
     spares: SpareNodes,
 }
 
-impl Own {
+impl Merger {
     pub(super) fn new() -> Self {
-        Own {
+        Merger {
             batch_size: BatchSize::new(),
-            since: Millis(0),
-            tail: Tail { from: 0, to: 0 },
+            batch_began_ms: 0,
+            records: RecordRange { from: 0, to: 0 },
             barriers: [None; STRIPES],
             spares: SpareNodes::new(),
         }
@@ -62,20 +63,20 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
 
     fn run(this: Arc<MergeTarget>) {
         let _noio = NoIo::enter();
-        let mut own = this.own.lock();
+        let mut merger = this.merger.lock();
         loop {
-            let task = this.progress.lock().machine.next_step();
+            let task = this.progress.lock().state.next_step();
             let goes_on = match task {
                 MergeStep::Nothing => false,
                 MergeStep::Read => {
-                    this.read(&mut own);
+                    this.read(&mut merger);
                     true
                 }
-                MergeStep::Preserve => this.guard(&mut own),
-                MergeStep::Drain => this.drain(&mut own),
+                MergeStep::Preserve => this.preserve(&mut merger),
+                MergeStep::Drain => this.drain(&mut merger),
                 MergeStep::Copy => this.copy(),
                 MergeStep::Commit => {
-                    this.commit(&mut own);
+                    this.commit(&mut merger);
                     true
                 }
                 MergeStep::Restore => {
@@ -83,15 +84,15 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
                     true
                 }
                 MergeStep::Release(fate) => {
-                    if !this.let_go(&mut own, fate) {
+                    if !this.release(&mut merger, fate) {
                         // The worker calls again.
-                        this.table.group.wake_later();
+                        this.snapshot.group.wake_later();
                         break;
                     }
                     true
                 }
             };
-            this.tell();
+            this.report_rest();
             if !goes_on {
                 break;
             }
@@ -101,16 +102,16 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
 
 impl MergeTarget {
     /// Reads the batch.
-    fn read(&self, own: &mut Own) {
-        let (table, store) = (&self.table, self.table.store());
-        own.since = now();
-        let most = own.batch_size.chunks(store.chunk_size().bytes());
-        let mut runs = core::mem::take(&mut self.progress.lock().runs);
+    fn read(&self, merger: &mut Merger) {
+        let (snapshot, store) = (&self.snapshot, self.snapshot.store());
+        merger.batch_began_ms = now_ms();
+        let most = merger.batch_size.chunks(store.chunk_size().bytes());
+        let mut runs = core::mem::take(&mut self.progress.lock().batch);
         runs.clear();
-        let tail = store.tail((&table.cow, &table.origin), &table.io, most, &mut runs);
+        let tail = store.prepare_merge_batch((&snapshot.cow, &snapshot.origin), &snapshot.io, most, &mut runs);
         let result = tail.map_err(drop).map(|tail| {
-            own.tail = tail;
-            own.tail.from != own.tail.to
+            merger.records = tail;
+            merger.records.from != merger.records.to
         });
         if result.is_err() {
             err!(
@@ -120,46 +121,46 @@ impl MergeTarget {
         }
         sort_and_join(&mut runs);
         let mut progress = self.progress.lock();
-        progress.runs = runs;
+        progress.batch = runs;
         progress.next = 0;
-        progress.machine.batch_read(result);
+        progress.state.batch_read(result);
     }
 
     /// Has other snapshots copy what the batch will overwrite, and closes it when all have. False
     /// if that has to wait.
-    fn guard(&self, own: &mut Own) -> bool {
-        let table = &self.table;
+    fn preserve(&self, merger: &mut Merger) -> bool {
+        let snapshot = &self.snapshot;
         let mut first = self.progress.lock().next;
         let place = |number| {
-            let run = self.run(number)?;
+            let run = self.batch_run(number)?;
             Some((
-                table.store().chunk_size().start(run.old)?,
-                table.copy_len(run),
+                snapshot.store().chunk_size().start(run.old)?,
+                snapshot.copy_len(run),
             ))
         };
-        let clear = table.group.preserve_for_merge(place, &mut first);
+        let clear = snapshot.group.preserve_for_merge(place, &mut first);
         let mut progress = self.progress.lock();
         progress.next = first;
-        if !clear || !progress.machine.batch_preserved() {
+        if !clear || !progress.state.batch_preserved() {
             // If it was stopped meanwhile, that has to be seen.
-            return progress.machine.next_step() != MergeStep::Preserve;
+            return progress.state.next_step() != MergeStep::Preserve;
         }
         progress.closed = true;
         progress.next = 0;
         drop(progress);
-        self.bar(own);
+        self.start_drains(merger);
         true
     }
 
     /// Takes note of the writes that came before the batch was closed.
-    fn bar(&self, own: &mut Own) {
-        let store = self.table.store();
+    fn start_drains(&self, merger: &mut Merger) {
+        let store = self.snapshot.store();
         let mut number = 0usize;
-        while let Some(mut run) = self.run(number) {
+        while let Some(mut run) = self.batch_run(number) {
             while run.len != 0 {
-                let (index, left) = store.stripe(run.old);
-                if let Some(barrier @ None) = own.barriers.get_mut(index) {
-                    *barrier = store.bar(index);
+                let (index, left) = store.stripe_of(run.old);
+                if let Some(barrier @ None) = merger.barriers.get_mut(index) {
+                    *barrier = store.start_drain(index);
                 }
                 run = run.without_first(left.min(run.len));
             }
@@ -168,54 +169,54 @@ impl MergeTarget {
     }
 
     /// Waits for the writes that came before the batch was closed. False if there are some.
-    fn drain(&self, own: &mut Own) -> bool {
-        let store = self.table.store();
+    fn drain(&self, merger: &mut Merger) -> bool {
+        let store = self.snapshot.store();
         let mut drained = true;
-        for (index, barrier) in own.barriers.iter_mut().enumerate() {
-            *barrier = barrier.filter(|barrier| !store.has_drained(index, *barrier));
+        for (index, barrier) in merger.barriers.iter_mut().enumerate() {
+            *barrier = barrier.filter(|barrier| !store.try_finish_drain(index, *barrier));
             drained &= barrier.is_none();
         }
         let mut progress = self.progress.lock();
         if drained {
-            progress.machine.batch_drained();
+            progress.state.batch_drained();
         }
-        progress.machine.next_step() != MergeStep::Drain
+        progress.state.next_step() != MergeStep::Drain
     }
 
-    fn run(&self, number: usize) -> Option<Run> {
-        self.progress.lock().runs.get(number).copied()
+    fn batch_run(&self, number: usize) -> Option<Run> {
+        self.progress.lock().batch.get(number).copied()
     }
 
     /// Starts copies. False if memory for more has to be waited for.
     fn copy(self: &Arc<Self>) -> bool {
-        let table = &self.table;
+        let snapshot = &self.snapshot;
         loop {
             let next = self.progress.lock().next;
-            let Some(run) = self.run(next) else {
-                self.progress.lock().machine.all_copies_started();
+            let Some(run) = self.batch_run(next) else {
+                self.progress.lock().state.all_copies_started();
                 return true;
             };
-            let len = table.copy_len(run);
-            let size = table.store().chunk_size();
+            let len = snapshot.copy_len(run);
+            let size = snapshot.store().chunk_size();
             let places = size.cow_start(run.new).zip(size.start(run.old));
             if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
-                let Some(job) = table.group.new_merge_copy(self, (from, to), len) else {
+                let Some(job) = snapshot.group.new_merge_copy(self, (from, to), len) else {
                     return false;
                 };
-                if !self.progress.lock().machine.start_copy() {
+                if !self.progress.lock().state.start_copy() {
                     return true;
                 }
-                table.copies.start(job, table.group.io_queue());
+                snapshot.copies.start(job, snapshot.group.io_queue());
             }
             self.progress.lock().next = next.saturating_add(1);
         }
     }
 
     /// Flushes the origin, then clears the records.
-    fn commit(&self, own: &mut Own) {
-        let table = &self.table;
+    fn commit(&self, merger: &mut Merger) {
+        let snapshot = &self.snapshot;
         let in_doubt = self.progress.lock().in_doubt;
-        let records = if table.origin.flush().is_err() {
+        let records = if snapshot.origin.flush().is_err() {
             err!("snapshots", "Flush after merge failed: shutting down merge");
             if in_doubt {
                 CommitResult::InDoubt
@@ -223,7 +224,7 @@ impl MergeTarget {
                 CommitResult::Kept
             }
         } else {
-            let result = table.store().shorten(table, &own.tail);
+            let result = snapshot.store().commit_merge_batch(snapshot, &merger.records);
             if result != CommitResult::Cleared {
                 err!(
                     "snapshots",
@@ -232,36 +233,36 @@ impl MergeTarget {
             }
             result
         };
-        self.progress.lock().machine.batch_committed(records);
+        self.progress.lock().state.batch_committed(records);
     }
 
     /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is
     /// short: then try again.
-    fn let_go(&self, own: &mut Own, fate: BatchResult) -> bool {
-        let (table, store) = (&self.table, self.table.store());
-        for (index, barrier) in own.barriers.iter_mut().enumerate() {
+    fn release(&self, merger: &mut Merger, fate: BatchResult) -> bool {
+        let (snapshot, store) = (&self.snapshot, self.snapshot.store());
+        for (index, barrier) in merger.barriers.iter_mut().enumerate() {
             if barrier.take().is_some() {
-                store.unbar(index);
+                store.cancel_drain(index);
             }
         }
         if fate == BatchResult::Merged {
             let mut number = 0usize;
-            while let Some(run) = self.run(number) {
-                if !store.remove(run, &mut own.spares) {
+            while let Some(run) = self.batch_run(number) {
+                if !store.remove_merged(run, &mut merger.spares) {
                     return false;
                 }
                 number = number.saturating_add(1);
             }
-            own.batch_size.adjust(now().0.saturating_sub(own.since.0));
+            merger.batch_size.adjust(now_ms().saturating_sub(merger.batch_began_ms));
         }
         let mut progress = self.progress.lock();
         progress.in_doubt = fate == BatchResult::InDoubt;
         progress.closed = progress.in_doubt;
         let mut waiting = progress.waiting.take();
-        progress.machine.batch_released();
+        progress.state.batch_released();
         drop(progress);
         if fate == BatchResult::Merged {
-            self.front.defer(waiting);
+            self.origin_target.defer(waiting);
             return true;
         }
         while let Some(mut bio) = waiting.pop() {
@@ -269,13 +270,13 @@ impl MergeTarget {
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             }
-            let at = table.origin_sector(bio.sector());
+            let at = snapshot.origin_sector(bio.sector());
             let open = |_, most| BatchLookup::Outside(most);
-            match store.find_open(store.chunk_size().chunk(at), 1, open) {
-                Place::Open(builder, _, per_bio) => {
+            match store.find_for_merge_write(store.chunk_size().chunk(at), 1, open) {
+                Place::Open(new, _, per_bio) => {
                     bio.set_per_bio(per_bio);
-                    bio.set_sector(table.cow_sector(builder, at));
-                    bio.submit(&table.cow);
+                    bio.set_sector(snapshot.cow_sector(new, at));
+                    bio.submit(&snapshot.cow);
                 }
                 // It was closed, so it is in the table.
                 Place::Closed | Place::Merged(_) => bio.end(BlkStatus::IO_ERROR),
@@ -286,23 +287,23 @@ impl MergeTarget {
 
     /// Writes the records back, for a write that waits.
     fn restore(&self) {
-        let table = &self.table;
-        let ok = table.store().restore(&table.cow, &table.io).is_ok();
-        self.progress.lock().machine.records_restored(ok);
+        let snapshot = &self.snapshot;
+        let ok = snapshot.store().restore_records(&snapshot.cow, &snapshot.io).is_ok();
+        self.progress.lock().state.records_restored(ok);
     }
 
     /// Tells those who wait that it rests, and users if that is the end.
-    fn tell(&self) {
+    fn report_rest(&self) {
         let mut progress = self.progress.lock();
-        if !progress.machine.is_idle() {
+        if !progress.state.is_idle() {
             return;
         }
-        let ended = progress.machine.has_failed() || progress.machine.is_finished();
-        let told = core::mem::replace(&mut progress.told, ended);
+        let ended = progress.state.has_failed() || progress.state.is_finished();
+        let event_raised = core::mem::replace(&mut progress.event_raised, ended);
         drop(progress);
-        self.rest.wake_all();
-        if ended && !told {
-            self.table.handle.raise_event();
+        self.rest_wait.wake_all();
+        if ended && !event_raised {
+            self.snapshot.handle.raise_event();
         }
     }
 }

@@ -14,6 +14,7 @@
 
 mod merger;
 
+use merger::Merger;
 use super::{
     io::Span,
     per_bio::{
@@ -93,10 +94,10 @@ use kernel::{
 };
 
 /// Where the merge is.
-struct Progress {
-    machine: MergeState,
+struct MergeProgress {
+    state: MergeState,
     /// The batch, sorted by chunks of the origin.
-    runs: KVVec<Run>,
+    batch: KVVec<Run>,
     /// The first of them that another snapshot may need, then the first that is not being copied
     /// yet.
     next: usize,
@@ -105,29 +106,29 @@ struct Progress {
     /// Writes to the batch have to be preceded by its records.
     in_doubt: bool,
     /// Users were told how it ended.
-    told: bool,
+    event_raised: bool,
     waiting: BioQueue<PerBioData>,
 }
 
 /// A merge: one line of a table.
 #[pin_data]
 pub(crate) struct MergeTarget {
-    table: Arc<SnapshotTarget>,
+    snapshot: Arc<SnapshotTarget>,
     /// The origin, where nothing has to be merged.
-    front: Arc<OriginTarget>,
+    origin_target: Arc<OriginTarget>,
     #[pin]
-    progress: IrqLock<Progress>,
+    progress: IrqLock<MergeProgress>,
     #[pin]
-    own: Mutex<Own>,
+    merger: Mutex<Merger>,
     /// For those who wait until it rests.
     #[pin]
-    rest: WaitQueue,
+    rest_wait: WaitQueue,
     #[pin]
-    merger: Work<MergeTarget, { work_id::MERGER }>,
+    work: Work<MergeTarget, { work_id::MERGER }>,
 }
 
 impl_has_work! {
-    impl HasWork<MergeTarget, { work_id::MERGER }> for MergeTarget { self.merger }
+    impl HasWork<MergeTarget, { work_id::MERGER }> for MergeTarget { self.work }
 }
 
 #[vtable]
@@ -144,11 +145,11 @@ impl Target for MergeTarget {
         origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (table, claim) = SnapshotTarget::construct(builder, origins, args, true)?;
-        let made = Self::make(&table);
+        let (snapshot, claim) = SnapshotTarget::construct(builder, origins, args, true)?;
+        let made = Self::new(&snapshot);
         match &made {
-            Ok(this) => table.group.members.lock().set_merge(Some(this.clone())),
-            Err(_) => SnapshotTarget::dtr(&table),
+            Ok(this) => snapshot.group.members.lock().set_merge(Some(this.clone())),
+            Err(_) => SnapshotTarget::dtr(&snapshot),
         }
         drop(claim);
         made
@@ -156,48 +157,48 @@ impl Target for MergeTarget {
 
     fn dtr(this: &Arc<Self>) {
         this.stop();
-        this.table.group.members.lock().set_merge(None);
+        this.snapshot.group.members.lock().set_merge(None);
         flush::<MergeTarget, { work_id::MERGER }>(this);
-        this.front.remove_from_group();
-        SnapshotTarget::dtr(&this.table);
+        this.origin_target.remove_from_group();
+        SnapshotTarget::dtr(&this.snapshot);
     }
 
     fn map<'a>(this: ArcBorrow<'_, Self>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
-        let table = &this.table;
+        let snapshot = &this.snapshot;
         bio.set_per_bio(PerBioData::NONE);
         if bio.is_flush() {
             return match bio.target_bio_nr() {
-                0 => bio.remap(&table.origin),
-                _ => bio.remap(&table.cow),
+                0 => bio.remap(&snapshot.origin),
+                _ => bio.remap(&snapshot.cow),
             };
         }
         if bio.op() == Op::Discard {
             // What is merged later would not stay discarded.
             return bio.end(BlkStatus::OK);
         }
-        if table.store().state() != StoreState::Valid || table.role() == HandoverState::HandedOver {
-            return this.front.map_to_origin(bio);
+        if snapshot.store().state() != StoreState::Valid || snapshot.role() == HandoverState::HandedOver {
+            return this.origin_target.map_to_origin(bio);
         }
-        let span = table.span(&bio);
+        let span = snapshot.span(&bio);
         if bio.op() != Op::Read {
             return Self::write(this, bio, span);
         }
-        match table.store().find(span.chunk, span.chunks, false).0 {
-            Lookup::Mapped(builder, len) => {
-                bio.accept_partial(table.part(&span, len));
-                bio.set_sector(table.cow_sector(builder, span.at));
-                bio.remap(&table.cow)
+        match snapshot.store().find(span.chunk, span.chunks, false).0 {
+            Lookup::Mapped(new, len) => {
+                bio.accept_partial(snapshot.leading_sectors(&span, len));
+                bio.set_sector(snapshot.cow_sector(new, span.at));
+                bio.remap(&snapshot.cow)
             }
             Lookup::Hole(len) => {
-                bio.accept_partial(table.part(&span, len));
-                this.front.map_to_origin(bio)
+                bio.accept_partial(snapshot.leading_sectors(&span, len));
+                this.origin_target.map_to_origin(bio)
             }
         }
     }
 
     fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
         if let BioKind::Tracked(stripe, generation) = bio.per_bio().kind() {
-            if this.table.store().leave(stripe, generation) {
+            if this.snapshot.store().untrack(stripe, generation) {
                 Arc::<Self>::from(this).wake();
             }
         }
@@ -213,75 +214,75 @@ impl Target for MergeTarget {
     }
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
-        SnapshotTarget::postsuspend(this.table.as_arc_borrow());
+        SnapshotTarget::postsuspend(this.snapshot.as_arc_borrow());
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
-        SnapshotTarget::preresume(this.table.as_arc_borrow())
+        SnapshotTarget::preresume(this.snapshot.as_arc_borrow())
     }
 
     fn resume(this: ArcBorrow<'_, Self>) {
-        SnapshotTarget::resume(this.table.as_arc_borrow());
-        if this.table.role() == HandoverState::Live {
+        SnapshotTarget::resume(this.snapshot.as_arc_borrow());
+        if this.snapshot.role() == HandoverState::Live {
             // A table before may have begun exceptions for other targets of the origin. There are
             // no new ones, and nothing is mapped before this returns.
-            this.table.store().wait_idle(|| false);
+            this.snapshot.store().wait_idle(|| false);
         }
         Arc::<Self>::from(this).start();
     }
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
-        let failed = this.progress.lock().machine.has_failed();
-        this.table.emit_status::<Self>(kind, failed, out);
+        let failed = this.progress.lock().state.has_failed();
+        this.snapshot.emit_status::<Self>(kind, failed, out);
     }
 
     fn iterate_devices(
         this: ArcBorrow<'_, Self>,
         visitor: &mut DeviceVisitor<'_>,
     ) -> Result<(), Stop> {
-        SnapshotTarget::iterate_devices(this.table.as_arc_borrow(), visitor)
+        SnapshotTarget::iterate_devices(this.snapshot.as_arc_borrow(), visitor)
     }
 
     fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
-        SnapshotTarget::io_hints(this.table.as_arc_borrow(), limits);
+        SnapshotTarget::io_hints(this.snapshot.as_arc_borrow(), limits);
     }
 }
 
 impl MergeTarget {
     /// Makes the rest, when the table is there.
-    fn make(table: &Arc<SnapshotTarget>) -> Result<Arc<Self>, CtrError> {
+    fn new(snapshot: &Arc<SnapshotTarget>) -> Result<Arc<Self>, CtrError> {
         let memory = c"Cannot allocate private snapshot structure";
-        let most = table.store().prepare_merge().or_message(memory)?;
-        let progress = Progress {
-            machine: MergeState::new(),
-            runs: KVVec::with_capacity(most, GFP_KERNEL).or_message(memory)?,
+        let most = snapshot.store().alloc_merge_buffer().or_message(memory)?;
+        let progress = MergeProgress {
+            state: MergeState::new(),
+            batch: KVVec::with_capacity(most, GFP_KERNEL).or_message(memory)?,
             next: 0,
             closed: false,
             in_doubt: false,
-            told: false,
+            event_raised: false,
             waiting: BioQueue::new(),
         };
-        let front = OriginTarget::add_to_group(
-            table.group.clone(),
-            table.origin.shared(),
-            table.begin,
-            table.len,
+        let origin_target = OriginTarget::add_to_group(
+            snapshot.group.clone(),
+            snapshot.origin.shared(),
+            snapshot.begin,
+            snapshot.len,
         );
-        let front = front.or_message(memory)?;
-        let (own_table, own_front) = (table.clone(), front.clone());
+        let origin_target = origin_target.or_message(memory)?;
+        let (own_snapshot, own_origin_target) = (snapshot.clone(), origin_target.clone());
         let this = Arc::pin_init(
             pin_init!(MergeTarget {
-                table: own_table,
-                front: own_front,
+                snapshot: own_snapshot,
+                origin_target: own_origin_target,
                 progress <- new_irq_lock!(progress, "dm_snap_merge"),
-                own <- new_mutex!(Own::new(), "dm_snap_merger"),
-                rest <- new_wait_queue!("dm_snap_merge_rest"),
-                merger <- new_work!("dm_snap_merger"),
+                merger <- new_mutex!(Merger::new(), "dm_snap_merger"),
+                rest_wait <- new_wait_queue!("dm_snap_merge_rest"),
+                work <- new_work!("dm_snap_merger"),
             }),
             GFP_KERNEL,
         );
         if this.is_err() {
-            front.remove_from_group();
+            origin_target.remove_from_group();
         }
         this.or_message(memory)
     }
@@ -292,32 +293,32 @@ impl MergeTarget {
         mut bio: MapBio<'a, PerBioData>,
         span: Span,
     ) -> Mapped<'a> {
-        let table = &this.table;
+        let snapshot = &this.snapshot;
         loop {
             let within = |chunk, most| this.progress.lock().within(chunk, most);
-            match table.store().find_open(span.chunk, span.chunks, within) {
-                Place::Open(builder, len, per_bio) => {
-                    bio.accept_partial(table.part(&span, len));
+            match snapshot.store().find_for_merge_write(span.chunk, span.chunks, within) {
+                Place::Open(new, len, per_bio) => {
+                    bio.accept_partial(snapshot.leading_sectors(&span, len));
                     bio.set_per_bio(per_bio);
-                    bio.set_sector(table.cow_sector(builder, span.at));
-                    return bio.remap(&table.cow);
+                    bio.set_sector(snapshot.cow_sector(new, span.at));
+                    return bio.remap(&snapshot.cow);
                 }
                 Place::Merged(len) => {
-                    bio.accept_partial(table.part(&span, len));
-                    return this.front.map_to_origin(bio);
+                    bio.accept_partial(snapshot.leading_sectors(&span, len));
+                    return this.origin_target.map_to_origin(bio);
                 }
                 Place::Closed => {}
             }
             // It may be open again by now.
             let mut progress = this.progress.lock();
             // A bio is counted in one part of the table.
-            let (_, left) = table.store().stripe(span.chunk);
+            let (_, left) = snapshot.store().stripe_of(span.chunk);
             if let BatchLookup::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
-                bio.accept_partial(table.part(&span, len));
+                bio.accept_partial(snapshot.leading_sectors(&span, len));
                 let (bio, mapped) = bio.take();
                 progress.waiting.push(bio);
-                progress.machine.request_restore();
-                if progress.machine.next_step() == MergeStep::Restore {
+                progress.state.request_restore();
+                if progress.state.next_step() == MergeStep::Restore {
                     Arc::<Self>::from(this).wake_locked(&progress);
                 }
                 return mapped;
@@ -326,7 +327,7 @@ impl MergeTarget {
     }
 
     pub(super) fn snapshot(&self) -> &Arc<SnapshotTarget> {
-        &self.table
+        &self.snapshot
     }
 
     /// Lets the work item look. Any context.
@@ -336,9 +337,9 @@ impl MergeTarget {
 
     /// The same under the lock: who has seen that it rests knows that the work item does not come
     /// again.
-    fn wake_locked(self: &Arc<Self>, progress: &Progress) {
-        if !progress.machine.is_idle() {
-            let io_queue = self.table.group.io_queue();
+    fn wake_locked(self: &Arc<Self>, progress: &MergeProgress) {
+        if !progress.state.is_idle() {
+            let io_queue = self.snapshot.group.io_queue();
             io_queue.enqueue::<MergeTarget, { work_id::MERGER }>(self.clone());
         }
     }
@@ -346,42 +347,42 @@ impl MergeTarget {
     /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
     /// context.
     fn start(self: &Arc<Self>) {
-        if self.table.store().state() != StoreState::Valid || self.table.role() != HandoverState::Live {
+        if self.snapshot.store().state() != StoreState::Valid || self.snapshot.role() != HandoverState::Live {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
         let mut progress = self.progress.lock();
-        progress.machine.start();
-        progress.told = false;
+        progress.state.start();
+        progress.event_raised = false;
         self.wake_locked(&progress);
     }
 
     /// Ends it, and waits for that: as long as a batch takes. Sleeps.
     fn stop(self: &Arc<Self>) {
-        self.come_to_rest(MergeState::stop);
+        self.halt(MergeState::stop);
     }
 
-    fn come_to_rest(self: &Arc<Self>, change: impl FnOnce(&mut MergeState)) {
+    fn halt(self: &Arc<Self>, change: impl FnOnce(&mut MergeState)) {
         let mut progress = self.progress.lock();
-        change(&mut progress.machine);
+        change(&mut progress.state);
         self.wake_locked(&progress);
         drop(progress);
-        self.rest
-            .wait_until(|| self.progress.lock().machine.is_idle());
+        self.rest_wait
+            .wait_until(|| self.progress.lock().state.is_idle());
     }
 
     /// Keeps it between two batches until the result is dropped: what is about to become another
     /// snapshot of the origin does so then. Sleeps as long as a batch takes.
     pub(super) fn pause(self: Arc<Self>) -> MergePause {
-        self.come_to_rest(MergeState::pause);
+        self.halt(MergeState::pause);
         MergePause(self)
     }
 
     /// A copy has ended. In the thread of kcopyd.
     pub(super) fn copy_done(self: &Arc<Self>, result: KcopydResult) {
         let mut progress = self.progress.lock();
-        let failed = progress.machine.copy_done(result.is_written(0));
-        if progress.machine.next_step() != MergeStep::Nothing {
+        let failed = progress.state.copy_done(result.is_written(0));
+        if progress.state.next_step() != MergeStep::Nothing {
             self.wake_locked(&progress);
         }
         drop(progress);
@@ -404,16 +405,16 @@ impl MergePause {
 impl Drop for MergePause {
     fn drop(&mut self) {
         let mut progress = self.0.progress.lock();
-        progress.machine.unpause();
+        progress.state.unpause();
         self.0.wake_locked(&progress);
     }
 }
 
-impl Progress {
+impl MergeProgress {
     /// Whether a chunk is closed, and for how many from it on that is so.
     fn within(&self, chunk: Chunk, most: u64) -> BatchLookup {
         if self.closed {
-            BatchLookup::find(&self.runs, chunk, most)
+            BatchLookup::find(&self.batch, chunk, most)
         } else {
             BatchLookup::Outside(most)
         }

@@ -37,7 +37,7 @@ use crate::{
 use kernel::prelude::*;
 
 /// Exceptions that a snapshot may have on their way; each may be many chunks long.
-pub(super) const ROOM: usize = 512;
+pub(super) const MAX_PENDING: usize = 512;
 
 /// What waits for an exception.
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl FreeSpace {
     }
 
     /// How much [`allocate`](Self::allocate) would give.
-    fn offer(&self, most: u64, cow: Sectors) -> u64 {
+    fn available(&self, most: u64, cow: Sectors) -> u64 {
         let found = match self {
             FreeSpace::Persistent(it) => it.clone().allocate(most, cow),
             FreeSpace::Transient(it) => it.clone().allocate(most, cow),
@@ -85,7 +85,7 @@ impl FreeSpace {
 /// Exceptions on their way, and space for more.
 pub(crate) struct Allocation {
     pub(crate) pending: PendingExceptions<WaitingBios>,
-    pub(crate) space: FreeSpace,
+    pub(crate) free: FreeSpace,
 }
 
 /// What there is of a chunk, and for how many from it on.
@@ -149,11 +149,11 @@ impl CowStore {
             ChunkState::Hole(len) if len >= least => len,
             _ => return Err(ReserveError::Changed),
         };
-        let offered = allocation.space.offer(most, cow.sectors());
+        let offered = allocation.free.available(most, cow.sectors());
         if offered < least {
             return Err(ReserveError::NoSpace);
         }
-        let Some((new, len)) = allocation.space.allocate(most, cow.sectors()) else {
+        let Some((new, len)) = allocation.free.allocate(most, cow.sectors()) else {
             return Err(ReserveError::NoSpace);
         };
         let run = Run { old, new, len };

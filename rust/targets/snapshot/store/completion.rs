@@ -64,13 +64,13 @@ impl CowStore {
             };
             let (run, stage) = (pending.run, pending.stage);
             let stage = if let Stage::Draining(barrier) = stage {
-                if !self.has_drained(self.stripe(run.old).0, barrier) {
+                if !self.try_finish_drain(self.stripe_of(run.old).0, barrier) {
                     continue;
                 }
                 Stage::Committed
             } else {
                 drop(allocation);
-                let stage = match self.complete(run, spares, &mut has_memory) {
+                let stage = match self.insert_completed(run, spares, &mut has_memory) {
                     Ok(stage) => stage,
                     Err(InsertError::NoMemory) => {
                         is_done = false;
@@ -78,7 +78,7 @@ impl CowStore {
                     }
                     Err(_) => {
                         // It cannot be: chunks are given out once. Then the snapshot is lost.
-                        self.lost.store(true, Release);
+                        self.commit_failed.store(true, Release);
                         return false;
                     }
                 };
@@ -99,7 +99,7 @@ impl CowStore {
                 }
                 if allocation.pending.is_empty() {
                     drop(allocation);
-                    self.idle.wake_all();
+                    self.idle_wait.wake_all();
                 }
             }
         }
@@ -113,10 +113,10 @@ impl CowStore {
         let empty = allocation.pending.is_empty();
         drop(allocation);
         if empty {
-            self.idle.wake_all();
+            self.idle_wait.wake_all();
         }
         if let Stage::Draining(_) = pending.stage {
-            self.unbar(self.stripe(pending.run.old).0);
+            self.cancel_drain(self.stripe_of(pending.run.old).0);
         }
         Some(pending)
     }
@@ -124,7 +124,7 @@ impl CowStore {
     /// Lets go of what waited for an exception that will never be.
     pub(crate) fn fail_waiting(&self, mut waiting: WaitingBios, out: &mut ReleasedBios) {
         out.has_failed |= !waiting.snapshot_bios.is_empty() || waiting.full_bio.is_some();
-        let mut failed = self.failed.lock();
+        let mut failed = self.failed_writes.lock();
         failed.append(&mut waiting.snapshot_bios);
         if let Some(bio) = waiting.full_bio.take() {
             failed.push(bio);
@@ -135,7 +135,7 @@ impl CowStore {
 
     /// Fails a write, by [`end_failed_writes`](Self::end_failed_writes). Any context.
     pub(crate) fn fail_write(&self, bio: Bio<PerBioData>) {
-        self.failed.lock().push(bio);
+        self.failed_writes.lock().push(bio);
     }
 
     /// Ends writes that have failed; but if the store is lost, not before its header says so. The
@@ -144,7 +144,7 @@ impl CowStore {
         if self.state() == StoreState::Invalidating {
             return;
         }
-        let mut failed = self.failed.lock().take();
+        let mut failed = self.failed_writes.lock().take();
         while let Some(mut bio) = failed.pop() {
             bio.set_per_bio(PerBioData::NONE);
             bio.end(BlkStatus::IO_ERROR);
@@ -176,7 +176,7 @@ impl CowStore {
 
     /// Takes out what a lost batch had in its hands. The store is not valid any more.
     pub(crate) fn abandon_batch(&self, out: &mut ReleasedBios) {
-        self.lost.store(false, Relaxed);
+        self.commit_failed.store(false, Relaxed);
         loop {
             let mut allocation = self.allocation.lock();
             let first = allocation.pending.first_seq();

@@ -12,9 +12,15 @@ mod merge;
 mod persistent;
 mod stripe;
 
-use allocation::FreeSpace;
+use allocation::{
+    FreeSpace,
+    MAX_PENDING, //
+};
 use persistent::PersistentStore;
-use stripe::Stripe;
+use stripe::{
+    Stripe,
+    STRIPE_SHIFT, //
+};
 use super::{
     per_bio::PerBioData,
     SnapshotTarget, //
@@ -83,7 +89,7 @@ pub(crate) use allocation::{
 };
 pub(crate) use completion::ReleasedBios;
 pub(crate) use merge::Place;
-pub(crate) use persistent::Tail;
+pub(crate) use persistent::RecordRange;
 
 /// Whether a store can be used.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,26 +104,26 @@ pub(super) enum StoreState {
 #[pin_data]
 pub(super) struct CowStore {
     persistent: bool,
-    size: ChunkSize,
-    stripe: u32,
+    chunk_size: ChunkSize,
+    stripe_shift: u32,
     stripes: KVVec<Pin<KBox<IrqLock<Stripe>>>>,
     state: Atomic<u32>,
     overflowed: Atomic<bool>,
     /// A batch could not be written.
-    lost: Atomic<bool>,
+    commit_failed: Atomic<bool>,
     /// The area of the next record; in a merge, of the last one once it has been looked at. For the
     /// status line.
-    area: Atomic<u64>,
+    current_area: Atomic<u64>,
     #[pin]
     allocation: IrqLock<Allocation>,
     /// Writes that have failed, and are told so when the header says why, if the store is lost.
     #[pin]
-    failed: IrqLock<BioQueue<PerBioData>>,
+    failed_writes: IrqLock<BioQueue<PerBioData>>,
     #[pin]
     disk: Mutex<PersistentStore>,
     /// For those who wait until nothing is on its way.
     #[pin]
-    idle: WaitQueue,
+    idle_wait: WaitQueue,
     /// The live table.
     #[pin]
     live_target: IrqLock<Option<Arc<SnapshotTarget>>>,
@@ -139,27 +145,27 @@ impl CowStore {
             FreeSpace::Transient(TransientAllocator::new(size))
         };
         let allocation = Allocation {
-            pending: PendingExceptions::new(ROOM, GFP_KERNEL)?,
-            space,
+            pending: PendingExceptions::new(MAX_PENDING, GFP_KERNEL)?,
+            free:space,
         };
-        let disk = PersistentStore::new(layout, if persistent { block } else { 0 }, ROOM)?;
+        let disk = PersistentStore::new(layout, if persistent { block } else { 0 }, MAX_PENDING)?;
         Arc::pin_init(
             pin_init!(CowStore {
                 persistent,
-                size,
+                chunk_size:size,
                 // Not longer than a run can be.
-                stripe: STRIPE
+                stripe_shift: STRIPE_SHIFT
                     .saturating_sub(size.bytes().trailing_zeros())
                     .clamp(6, MAX_RUN_CHUNKS.trailing_zeros()),
                 stripes,
                 state: Atomic::new(0),
                 overflowed: Atomic::new(false),
-                lost: Atomic::new(false),
-                area: Atomic::new(0),
+                commit_failed: Atomic::new(false),
+                current_area: Atomic::new(0),
                 allocation <- new_irq_lock!(allocation, "dm_snap_allocation"),
-                failed <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
+                failed_writes <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
-                idle <- new_wait_queue!("dm_snap_idle"),
+                idle_wait <- new_wait_queue!("dm_snap_idle"),
                 live_target <- new_irq_lock!(None, "dm_snap_owner"),
             }),
             GFP_KERNEL,
@@ -167,7 +173,7 @@ impl CowStore {
     }
 
     pub(super) fn chunk_size(&self) -> ChunkSize {
-        self.size
+        self.chunk_size
     }
 
     pub(super) fn is_persistent(&self) -> bool {
@@ -202,10 +208,10 @@ impl CowStore {
 
     /// The numbers of the status line. Any context.
     pub(super) fn usage(&self, cow: &Device) -> Usage {
-        let allocated = self.allocation.lock().space.used();
-        let layout = Layout::new(self.size);
+        let allocated = self.allocation.lock().free.used();
+        let layout = Layout::new(self.chunk_size);
         let metadata = if self.persistent {
-            layout.metadata(self.area.load(Relaxed))
+            layout.metadata(self.current_area.load(Relaxed))
         } else {
             Sectors(0)
         };
@@ -217,9 +223,9 @@ impl CowStore {
     }
 
     /// Notes in which area a record is.
-    fn note_area(&self, record: u64) {
-        let (area, _) = Layout::new(self.size).slot(record);
-        self.area.store(area, Relaxed);
+    fn set_current_area(&self, record: u64) {
+        let (area, _) = Layout::new(self.chunk_size).slot(record);
+        self.current_area.store(area, Relaxed);
     }
 
     /// Exceptions on their way. Any context.
@@ -237,16 +243,16 @@ impl CowStore {
         if !self.allocation.lock().pending.begin_batch(disk.batch()) {
             return false;
         }
-        let result = disk.commit(cow, io);
+        let result = disk.commit_batch(cow, io);
         let mut allocation = self.allocation.lock();
         match result {
             Ok(()) => {
-                self.note_area(disk.records());
+                self.set_current_area(disk.records());
                 allocation.pending.batch_committed();
             }
             Err(_) => {
                 allocation.pending.batch_failed();
-                self.lost.store(true, Release);
+                self.commit_failed.store(true, Release);
             }
         }
         true
@@ -275,15 +281,15 @@ impl CowStore {
 
     /// Whether a batch could not be written.
     pub(super) fn has_commit_failed(&self) -> bool {
-        self.lost.load(Acquire)
+        self.commit_failed.load(Acquire)
     }
 
     /// Makes an empty store on disk. Sleeps for I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
-        let empty = StripesLoader::new(self.stripe, Duplicates::Reject)?.finish()?;
-        let space = PersistentAllocator::new(Layout::new(self.size), CowChunk(0), 0);
-        self.renew(empty, space, 0);
+        let empty = StripesLoader::new(self.stripe_shift, Duplicates::Reject)?.finish()?;
+        let space = PersistentAllocator::new(Layout::new(self.chunk_size), CowChunk(0), 0);
+        self.replace_contents(empty, space, 0);
         Ok(())
     }
 
@@ -293,12 +299,12 @@ impl CowStore {
         let is_idle = || {
             self.state() != StoreState::Invalidating && self.allocation.lock().pending.is_empty()
         };
-        self.idle.wait_until(|| is_released() || is_idle());
+        self.idle_wait.wait_until(|| is_released() || is_idle());
     }
 
     /// Lets those look who wait.
     pub(super) fn wake_idle(&self) {
-        self.idle.wake_all();
+        self.idle_wait.wake_all();
     }
 
     /// The live table, if there is one. Any context.
@@ -320,10 +326,10 @@ impl CowStore {
             let loaded = disk.load(cow, |run| parts.add(run))?;
             Ok((parts.finish()?, loaded))
         };
-        let mut parts = StripesLoader::new(self.stripe, Duplicates::Reject)?;
+        let mut parts = StripesLoader::new(self.stripe_shift, Duplicates::Reject)?;
         let mut found = read(&mut parts);
         if parts.has_duplicates() {
-            parts = StripesLoader::new(self.stripe, Duplicates::KeepFirst)?;
+            parts = StripesLoader::new(self.stripe_shift, Duplicates::KeepFirst)?;
             found = read(&mut parts);
         }
         let (tables, loaded) = found?;
@@ -337,15 +343,15 @@ impl CowStore {
                 parts.skipped()
             );
         }
-        self.renew(tables, space, records);
+        self.replace_contents(tables, space, records);
         Ok(())
     }
 
     /// Puts what is on disk in the place of what is in memory.
-    fn renew(&self, tables: KVVec<ExceptionTable>, space: PersistentAllocator, records: u64) {
+    fn replace_contents(&self, tables: KVVec<ExceptionTable>, space: PersistentAllocator, records: u64) {
         self.replace_tables(tables);
-        self.note_area(records);
-        self.allocation.lock().space = FreeSpace::Persistent(space);
+        self.set_current_area(records);
+        self.allocation.lock().free = FreeSpace::Persistent(space);
         self.overflowed.store(false, Relaxed);
         self.set_state(StoreState::Valid);
     }

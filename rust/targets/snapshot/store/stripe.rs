@@ -28,12 +28,12 @@ use crate::{
 use kernel::prelude::*;
 
 /// The chunks of so many bytes (two to this power) that follow each other are in one part.
-pub(super) const STRIPE: u32 = 25;
+pub(super) const STRIPE_SHIFT: u32 = 25;
 
 /// A part of the table.
 pub(super) struct Stripe {
-    extents: ExceptionTable,
-    readers: TrackedReads,
+    table: ExceptionTable,
+    tracked: TrackedReads,
     /// Exceptions in the table whose readers of before are not all through. Then origin writes look
     /// twice.
     draining: Count,
@@ -42,8 +42,8 @@ pub(super) struct Stripe {
 impl Stripe {
     pub(super) fn new() -> Self {
         Stripe {
-            extents: ExceptionTable::new(),
-            readers: TrackedReads::default(),
+            table: ExceptionTable::new(),
+            tracked: TrackedReads::default(),
             draining: Count::default(),
         }
     }
@@ -54,28 +54,28 @@ impl CowStore {
     pub(super) fn replace_tables(&self, tables: KVVec<ExceptionTable>) {
         for (stripe, table) in self.stripes.iter().zip(tables) {
             // The old one is freed outside of the lock.
-            let old = core::mem::replace(&mut stripe.lock().extents, table);
+            let old = core::mem::replace(&mut stripe.lock().table, table);
             drop(old);
         }
     }
 
     /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
-    pub(crate) fn stripe(&self, chunk: Chunk) -> (usize, u64) {
-        stripes::stripe_of(chunk, self.stripe)
+    pub(crate) fn stripe_of(&self, chunk: Chunk) -> (usize, u64) {
+        stripes::stripe_of(chunk, self.stripe_shift)
     }
 
-    pub(super) fn with<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
+    pub(super) fn with_stripe<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
         Some(body(&mut self.stripes.get(stripe)?.lock()))
     }
 
     /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to
     /// the origin. Any context.
     pub(crate) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Lookup, Option<PerBioData>) {
-        let (index, left) = self.stripe(chunk);
-        let found = self.with(index, |stripe| {
-            let found = stripe.extents.find(chunk, most.min(left));
+        let (index, left) = self.stripe_of(chunk);
+        let found = self.with_stripe(index, |stripe| {
+            let found = stripe.table.find(chunk, most.min(left));
             let per_bio = match found {
-                Lookup::Hole(_) if count => Some(PerBioData::tracked(index, stripe.readers.track())),
+                Lookup::Hole(_) if count => Some(PerBioData::tracked(index, stripe.tracked.track())),
                 _ => None,
             };
             (found, per_bio)
@@ -84,18 +84,18 @@ impl CowStore {
     }
 
     /// Counts a reader of the origin, whatever the chunk is. Any context.
-    pub(crate) fn enter(&self, chunk: Chunk) -> Option<PerBioData> {
-        let (index, _) = self.stripe(chunk);
-        self.with(index, |stripe| {
-            PerBioData::tracked(index, stripe.readers.track())
+    pub(crate) fn track(&self, chunk: Chunk) -> Option<PerBioData> {
+        let (index, _) = self.stripe_of(chunk);
+        self.with_stripe(index, |stripe| {
+            PerBioData::tracked(index, stripe.tracked.track())
         })
     }
 
     /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any
     /// context.
-    pub(crate) fn leave(&self, stripe: usize, generation: Generation) -> bool {
-        self.with(stripe, |stripe| {
-            stripe.readers.stop_tracking(generation) && !stripe.draining.is_zero()
+    pub(crate) fn untrack(&self, stripe: usize, generation: Generation) -> bool {
+        self.with_stripe(stripe, |stripe| {
+            stripe.tracked.stop_tracking(generation) && !stripe.draining.is_zero()
         })
         .unwrap_or(false)
     }
@@ -103,8 +103,8 @@ impl CowStore {
     /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
     /// short runs only the first are looked up. Any context.
     pub(crate) fn preserved(&self, chunk: Chunk, most: u64) -> u64 {
-        stripes::count_leading(chunk, most, self.stripe, |index, chunk, wanted| {
-            let found = self.with(index, |stripe| match stripe.extents.find(chunk, wanted) {
+        stripes::count_leading(chunk, most, self.stripe_shift, |index, chunk, wanted| {
+            let found = self.with_stripe(index, |stripe| match stripe.table.find(chunk, wanted) {
                 Lookup::Mapped(_, len) if stripe.draining.is_zero() => len,
                 _ => 0,
             });
@@ -115,22 +115,22 @@ impl CowStore {
     /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process
     /// context. If there is none to be had once, it is not asked for again; many exceptions need
     /// none.
-    pub(super) fn complete(
+    pub(super) fn insert_completed(
         &self,
         run: Run,
         spares: &mut SpareNodes,
         has_memory: &mut bool,
     ) -> Result<Stage, InsertError> {
-        let (index, _) = self.stripe(run.old);
-        let wants = self.with(index, |stripe| stripe.extents.spare_root_capacity());
+        let (index, _) = self.stripe_of(run.old);
+        let wants = self.with_stripe(index, |stripe| stripe.table.spare_root_capacity());
         let wants = wants.unwrap_or(0);
         if *has_memory && !spares.is_sufficient(wants) {
             *has_memory = spares.refill(wants, GFP_KERNEL).is_ok();
         }
-        self.with(index, |stripe| {
-            stripe.extents.insert(run, spares)?;
-            let barrier = stripe.readers.barrier();
-            if stripe.readers.has_passed(barrier) {
+        self.with_stripe(index, |stripe| {
+            stripe.table.insert(run, spares)?;
+            let barrier = stripe.tracked.barrier();
+            if stripe.tracked.has_passed(barrier) {
                 return Ok(Stage::Committed);
             }
             stripe.draining.increment();
@@ -141,9 +141,9 @@ impl CowStore {
 
     /// Whether the readers of before a barrier are through; then nobody needs to look twice for
     /// this exception any more.
-    pub(crate) fn has_drained(&self, stripe: usize, barrier: u64) -> bool {
-        let passed = self.with(stripe, |stripe| {
-            let passed = stripe.readers.has_passed(barrier);
+    pub(crate) fn try_finish_drain(&self, stripe: usize, barrier: u64) -> bool {
+        let passed = self.with_stripe(stripe, |stripe| {
+            let passed = stripe.tracked.has_passed(barrier);
             if passed {
                 stripe.draining.decrement();
             }
@@ -153,12 +153,12 @@ impl CowStore {
     }
 
     /// Makes a barrier for the writes to a merge in a part of the table:
-    /// [`has_drained`](Self::has_drained) tells when those of before have ended. Nothing if they
+    /// [`try_finish_drain`](Self::has_drained) tells when those of before have ended. Nothing if they
     /// have.
-    pub(crate) fn bar(&self, stripe: usize) -> Option<u64> {
-        self.with(stripe, |stripe| {
-            let barrier = stripe.readers.barrier();
-            if stripe.readers.has_passed(barrier) {
+    pub(crate) fn start_drain(&self, stripe: usize) -> Option<u64> {
+        self.with_stripe(stripe, |stripe| {
+            let barrier = stripe.tracked.barrier();
+            if stripe.tracked.has_passed(barrier) {
                 return None;
             }
             stripe.draining.increment();
@@ -168,8 +168,8 @@ impl CowStore {
     }
 
     /// Gives up a barrier that has not been passed.
-    pub(crate) fn unbar(&self, stripe: usize) {
-        self.with(stripe, |stripe| {
+    pub(crate) fn cancel_drain(&self, stripe: usize) {
+        self.with_stripe(stripe, |stripe| {
             stripe.draining.decrement();
         });
     }

@@ -2,7 +2,10 @@
 
 //! Reading a persistent store.
 
-use super::PersistentStore;
+use super::{
+    window_sectors,
+    PersistentStore, //
+};
 use crate::{
     dm::{
         device::Device,
@@ -42,15 +45,15 @@ pub(crate) struct Loaded {
     /// The first chunk behind all that are in use.
     next: CowChunk,
     ignored: KVVec<u64>,
-    stale: bool,
+    has_stale_records: bool,
 }
 
 impl PersistentStore {
     /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up
     /// to [`install`](Self::install). Sleeps for I/O.
-    pub(crate) fn load(&self, cow: &Device, mut sink: impl FnMut(Run) -> Result) -> Result<Loaded> {
+    pub(crate) fn load(&self, cow: &Device, mut visit: impl FnMut(Run) -> Result) -> Result<Loaded> {
         let (layout, end) = (self.layout, cow.sectors());
-        let piece = window(layout);
+        let piece = window_sectors(layout);
         let pieces = layout.size().sectors().checked_div(piece);
         let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
         // The pieces of all areas, one behind the other.
@@ -74,7 +77,7 @@ impl PersistentStore {
                 return Err(EIO);
             };
             number = number.saturating_add(1);
-            match loader.feed(bytes, &mut sink) {
+            match loader.feed(bytes, &mut visit) {
                 Ok(LoadProgress::More) => {}
                 Ok(LoadProgress::End { stale }) => {
                     for (to, from) in window.iter_mut().zip(bytes) {
@@ -113,13 +116,13 @@ impl PersistentStore {
 
     /// Takes over what was read, and whether there are records that do not count, as earlier ones
     /// have their chunks of the origin. Gives what is free.
-    pub(crate) fn install(&mut self, loaded: Loaded, is_loose: bool) -> PersistentAllocator {
-        self.base = Some(self.base(loaded.records));
+    pub(crate) fn install(&mut self, loaded: Loaded, has_repeated_origins: bool) -> PersistentAllocator {
+        self.window_start = Some(self.window_of(loaded.records));
         self.window = loaded.window;
         self.records = loaded.records;
         self.ignored = loaded.ignored;
-        self.stale = loaded.stale;
-        self.is_loose = is_loose;
+        self.has_stale_records = loaded.stale;
+        self.has_repeated_origins = has_repeated_origins;
         self.in_doubt = None;
         if !self.ignored.is_empty() {
             warning!(

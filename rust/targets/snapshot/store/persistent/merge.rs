@@ -2,7 +2,10 @@
 
 //! The records at the end of a persistent store, which a merge takes off.
 
-use super::PersistentStore;
+use super::{
+    window_sectors,
+    PersistentStore, //
+};
 use crate::{
     dm::{
         device::Device,
@@ -21,7 +24,7 @@ use crate::{
 use kernel::prelude::*;
 
 /// The last records, as a merge takes them off.
-pub(crate) struct Tail {
+pub(crate) struct RecordRange {
     /// The numbers of the first and behind the last.
     pub(crate) from: u64,
     pub(crate) to: u64,
@@ -30,88 +33,88 @@ pub(crate) struct Tail {
 impl PersistentStore {
     /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many
     /// records can be passed on at a time. Sleeps.
-    pub(crate) fn prepare_merge(&mut self) -> Result<usize> {
-        self.cleared = Some(Buffer::new(window(self.layout))?);
+    pub(crate) fn alloc_merge_buffer(&mut self) -> Result<usize> {
+        self.zeroed = Some(Buffer::new(window_sectors(self.layout))?);
         Ok(usize::try_from(self.per_window().get())?)
     }
 
     /// Reads a window, unless it is there.
     fn read_window(&mut self, cow: &Device, io: &IoClient, base: u64) -> Result {
-        if self.base != Some(base) {
-            self.base = None;
-            let start = self.sector(base).ok_or(EINVAL)?;
+        if self.window_start != Some(base) {
+            self.window_start = None;
+            let start = self.record_sector(base).ok_or(EINVAL)?;
             io.transfer(Transfer::Read, cow, start, &mut self.window)?;
-            self.base = Some(base);
+            self.window_start = Some(base);
         }
         Ok(())
     }
 
     /// Reads the last records, at most so many, and passes on those that count, in their order.
     /// Sleeps for I/O.
-    pub(crate) fn tail(
+    pub(crate) fn last_records(
         &mut self,
         cow: &Device,
         io: &IoClient,
         most: u64,
-        mut sink: impl FnMut(Record) -> Result,
-    ) -> Result<Tail> {
+        mut visit: impl FnMut(Record) -> Result,
+    ) -> Result<RecordRange> {
         let to = self.records;
         let Some(last) = to.checked_sub(1) else {
-            return Ok(Tail { from: 0, to });
+            return Ok(RecordRange { from: 0, to });
         };
-        let base = self.base(last);
+        let base = self.window_of(last);
         let from = base.max(to.saturating_sub(most));
         self.read_window(cow, io, base)?;
         for number in from..to {
             let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
             let place = lists::partition_point(&self.ignored, |ignored| *ignored < number);
             if self.ignored.get(place) != Some(&number) {
-                sink(record)?;
+                visit(record)?;
             }
         }
-        Ok(Tail { from, to })
+        Ok(RecordRange { from, to })
     }
 
     /// Clears the records of a tail, durably. If that fails it tries to leave them as they were.
     /// Sleeps for I/O.
-    pub(crate) fn shorten(&mut self, cow: &Device, io: &IoClient, tail: &Tail) -> CommitResult {
+    pub(crate) fn zero_records(&mut self, cow: &Device, io: &IoClient, records: &RecordRange) -> CommitResult {
         // What was read again meanwhile may be shorter.
-        let to = tail.to.min(self.records);
-        let Some(last) = to.checked_sub(1).filter(|last| *last >= tail.from) else {
+        let to = records.to.min(self.records);
+        let Some(last) = to.checked_sub(1).filter(|last| *last >= records.from) else {
             return CommitResult::Cleared;
         };
-        let base = self.base(last);
+        let base = self.window_of(last);
         // If it is in doubt the window has what was there before.
         if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
             return CommitResult::Kept;
         }
-        let Some(mut cleared) = self.cleared.take() else {
+        let Some(mut zeroed) = self.zeroed.take() else {
             return CommitResult::Kept;
         };
-        cleared.copy_from(&self.window);
-        for slot in tail.from.saturating_sub(base)..self.per_window().get() {
+        zeroed.copy_from(&self.window);
+        for slot in records.from.saturating_sub(base)..self.per_window().get() {
             // All of them are in the window.
-            let _ = Record::default().put(&mut cleared, slot);
+            let _ = Record::default().put(&mut zeroed, slot);
         }
-        let result = self.write_slots(cow, io, &mut cleared, (tail.from, to));
+        let result = self.write_buffer(cow, io, &mut zeroed, (records.from, to));
         if result.is_ok() {
-            self.records = tail.from;
-            self.window.copy_from(&cleared);
-            self.base = Some(base);
+            self.records = records.from;
+            self.window.copy_from(&zeroed);
+            self.window_start = Some(base);
             self.in_doubt = None;
         } else {
-            self.in_doubt = Some((tail.from, to));
+            self.in_doubt = Some((records.from, to));
         }
-        self.cleared = Some(cleared);
+        self.zeroed = Some(zeroed);
         match result {
             Ok(()) => CommitResult::Cleared,
-            Err(_) if self.restore(cow, io).is_ok() => CommitResult::Kept,
+            Err(_) if self.restore_records(cow, io).is_ok() => CommitResult::Kept,
             Err(_) => CommitResult::InDoubt,
         }
     }
 
     /// Writes records back that are in doubt, durably. Sleeps for I/O.
-    pub(crate) fn restore(&mut self, cow: &Device, io: &IoClient) -> Result {
+    pub(crate) fn restore_records(&mut self, cow: &Device, io: &IoClient) -> Result {
         let Some(records) = self.in_doubt else {
             return Ok(());
         };
@@ -119,7 +122,7 @@ impl PersistentStore {
         if result.is_ok() {
             self.in_doubt = None;
             // The next batch begins with what is on disk.
-            self.base = None;
+            self.window_start = None;
         }
         result
     }
