@@ -36,7 +36,10 @@ use crate::{
     },
     logic::{
         snapshot::{
-            chunks::Chunk,
+            chunks::{
+                Chunk,
+                CowChunk, //
+            },
             exception_table::Lookup,
             handover::HandoverState,
             pending::{
@@ -102,31 +105,51 @@ pub(super) fn map<'a>(
         _ => return bio.kill(),
     }
     match bio.op() {
-        Op::Read => {}
-        _ if store.is_overflowed() => return bio.kill(),
-        Op::Discard => return discard(this, bio),
-        _ => {}
+        Op::Read => read(this, bio),
+        _ if store.is_overflowed() => bio.kill(),
+        Op::Discard => discard(this, bio),
+        _ => write(this, bio),
     }
+}
+
+/// A read.
+fn read<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let span = this.span(&bio);
-    let is_read = bio.op() == Op::Read;
-    match store.find(span.chunk, span.chunks, is_read) {
-        (Lookup::Mapped(new, len), _) => {
-            bio.accept_partial(this.leading_sectors(&span, len));
-            bio.set_sector(this.cow_sector(new, span.at));
-            bio.remap(&this.cow)
-        }
-        (Lookup::Hole(len), Some(per_bio)) => {
+    match this.store().find_for_read(span.chunk, span.chunks) {
+        (Lookup::Mapped(new, len), _) => remap_to_cow(this, bio, &span, new, len),
+        (Lookup::Hole(len), per_bio) => {
             bio.set_per_bio(per_bio);
             bio.accept_partial(this.leading_sectors(&span, len));
             bio.set_sector(span.at);
             bio.remap(&this.origin)
         }
-        (Lookup::Hole(_), None) => write(this, bio, span),
     }
 }
 
+/// A write.
+fn write<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
+    let span = this.span(&bio);
+    match this.store().find(span.chunk, span.chunks) {
+        Lookup::Mapped(new, len) => remap_to_cow(this, bio, &span, new, len),
+        Lookup::Hole(_) => write_hole(this, bio, span),
+    }
+}
+
+/// Sends the chunks of a bio that are on the COW device there.
+fn remap_to_cow<'a>(
+    this: ArcBorrow<'_, SnapshotTarget>,
+    mut bio: MapBio<'a, PerBioData>,
+    span: &Span,
+    new: CowChunk,
+    chunks: u64,
+) -> Mapped<'a> {
+    bio.accept_partial(this.leading_sectors(span, chunks));
+    bio.set_sector(this.cow_sector(new, span.at));
+    bio.remap(&this.cow)
+}
+
 /// A write to a chunk that was not on the COW device just now.
-fn write<'a>(
+fn write_hole<'a>(
     this: ArcBorrow<'_, SnapshotTarget>,
     mut bio: MapBio<'a, PerBioData>,
     span: Span,
@@ -142,9 +165,7 @@ fn write<'a>(
     match store.lookup(&mut allocation, span.chunk, span.chunks) {
         ChunkState::Completed(new, len) => {
             drop(allocation);
-            bio.accept_partial(this.leading_sectors(&span, len));
-            bio.set_sector(this.cow_sector(new, span.at));
-            return bio.remap(&this.cow);
+            return remap_to_cow(this, bio, &span, new, len);
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
@@ -216,7 +237,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
         // It cannot be cut, and need not do anything; device-mapper was asked to cut it.
         return bio.end(BlkStatus::OK);
     }
-    match store.find(span.chunk, span.chunks, false).0 {
+    match store.find(span.chunk, span.chunks) {
         Lookup::Hole(len) => {
             bio.accept_partial(this.leading_sectors(&span, len));
             bio.end(BlkStatus::OK)

@@ -5,7 +5,10 @@
 use crate::{
     dm::bio::BlkStatus,
     logic::snapshot::{
-        exception_table::SpareNodes,
+        exception_table::{
+            Lookup,
+            SpareNodes, //
+        },
         merge::{
             BatchResult,
             CommitResult,
@@ -273,13 +276,13 @@ impl MergeTarget {
             let at = snapshot.origin_sector(bio.sector());
             let open = |_, most| BatchLookup::Outside(most);
             match store.find_for_merge_write(store.chunk_size().chunk(at), 1, open) {
-                Place::Open(new, _, per_bio) => {
+                Some((Lookup::Mapped(new, _), per_bio)) => {
                     bio.set_per_bio(per_bio);
                     bio.set_sector(snapshot.cow_sector(new, at));
                     bio.submit(&snapshot.cow);
                 }
                 // It was closed, so it is in the table.
-                Place::Closed | Place::Merged(_) => bio.end(BlkStatus::IO_ERROR),
+                Some((Lookup::Hole(_), _)) | None => bio.end(BlkStatus::IO_ERROR),
             }
         }
         true

@@ -183,7 +183,7 @@ impl Target for MergeTarget {
         if bio.op() != Op::Read {
             return Self::write(this, bio, span);
         }
-        match snapshot.store().find(span.chunk, span.chunks, false).0 {
+        match snapshot.store().find(span.chunk, span.chunks) {
             Lookup::Mapped(new, len) => {
                 bio.accept_partial(snapshot.leading_sectors(&span, len));
                 bio.set_sector(snapshot.cow_sector(new, span.at));
@@ -297,17 +297,17 @@ impl MergeTarget {
         loop {
             let within = |chunk, most| this.progress.lock().within(chunk, most);
             match snapshot.store().find_for_merge_write(span.chunk, span.chunks, within) {
-                Place::Open(new, len, per_bio) => {
+                Some((Lookup::Mapped(new, len), per_bio)) => {
                     bio.accept_partial(snapshot.leading_sectors(&span, len));
                     bio.set_per_bio(per_bio);
                     bio.set_sector(snapshot.cow_sector(new, span.at));
                     return bio.remap(&snapshot.cow);
                 }
-                Place::Merged(len) => {
+                Some((Lookup::Hole(len), _)) => {
                     bio.accept_partial(snapshot.leading_sectors(&span, len));
                     return this.origin_target.map_to_origin(bio);
                 }
-                Place::Closed => {}
+                None => {}
             }
             // It may be open again by now.
             let mut progress = this.progress.lock();

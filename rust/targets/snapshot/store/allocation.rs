@@ -127,7 +127,7 @@ impl CowStore {
             }
         }
         let most = allocation.pending.gap(chunk, most);
-        match self.find(chunk, most, false).0 {
+        match self.find(chunk, most) {
             Lookup::Mapped(new, len) => ChunkState::Completed(new, len),
             Lookup::Hole(len) => ChunkState::Hole(len),
         }

@@ -88,7 +88,6 @@ pub(crate) use allocation::{
     ReserveError, //
 };
 pub(crate) use completion::ReleasedBios;
-pub(crate) use merge::Place;
 pub(crate) use persistent::RecordRange;
 
 /// Whether a store can be used.

@@ -14,6 +14,7 @@ use crate::{
                 Lookup,
                 SpareNodes, //
             },
+            merge_batch::BatchLookup,
             pending::Stage,
             run::Run,
             stripes,
@@ -68,19 +69,51 @@ impl CowStore {
         Some(body(&mut self.stripes.get(stripe)?.lock()))
     }
 
-    /// Finds a chunk, for a bio of the snapshot. A reader who finds a hole is counted: it goes to
-    /// the origin. Any context.
-    pub(crate) fn find(&self, chunk: Chunk, most: u64, count: bool) -> (Lookup, Option<PerBioData>) {
+    /// Finds a chunk in the exception table. Any context.
+    pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Lookup {
+        let (index, left) = self.stripe_of(chunk);
+        let found = self.with_stripe(index, |stripe| stripe.table.find(chunk, most.min(left)));
+        found.unwrap_or(Lookup::Hole(1))
+    }
+
+    /// Finds a chunk for a read of the snapshot, which is tracked if it goes to the origin. Any
+    /// context.
+    pub(crate) fn find_for_read(&self, chunk: Chunk, most: u64) -> (Lookup, PerBioData) {
         let (index, left) = self.stripe_of(chunk);
         let found = self.with_stripe(index, |stripe| {
             let found = stripe.table.find(chunk, most.min(left));
             let per_bio = match found {
-                Lookup::Hole(_) if count => Some(PerBioData::tracked(index, stripe.tracked.track())),
-                _ => None,
+                Lookup::Hole(_) => PerBioData::tracked(index, stripe.tracked.track()),
+                Lookup::Mapped(..) => PerBioData::NONE,
             };
             (found, per_bio)
         });
-        found.unwrap_or((Lookup::Hole(1), None))
+        found.unwrap_or((Lookup::Hole(1), PerBioData::NONE))
+    }
+
+    /// Finds a chunk for a write to a merge, which is counted if it goes to the COW device; unless
+    /// it is one that `closed` tells of, or up to such a one: `closed` tells how many chunks there
+    /// are like the first. Any context.
+    pub(crate) fn find_for_merge_write(
+        &self,
+        chunk: Chunk,
+        most: u64,
+        closed: impl FnOnce(Chunk, u64) -> BatchLookup,
+    ) -> Option<(Lookup, PerBioData)> {
+        let (index, left) = self.stripe_of(chunk);
+        self.with_stripe(index, |stripe| {
+            match stripe.table.find(chunk, most.min(left)) {
+                Lookup::Hole(len) => Some((Lookup::Hole(len), PerBioData::NONE)),
+                Lookup::Mapped(new, len) => match closed(chunk, len) {
+                    BatchLookup::Inside(_) => None,
+                    BatchLookup::Outside(len) => {
+                        let per_bio = PerBioData::tracked(index, stripe.tracked.track());
+                        Some((Lookup::Mapped(new, len), per_bio))
+                    }
+                },
+            }
+        })
+        .flatten()
     }
 
     /// Counts a reader of the origin, whatever the chunk is. Any context.
@@ -172,5 +205,29 @@ impl CowStore {
         self.with_stripe(stripe, |stripe| {
             stripe.draining.decrement();
         });
+    }
+
+    /// Takes chunks out that are on the origin now. False if memory is short: then try again.
+    /// Process context.
+    pub(crate) fn remove_merged(&self, mut run: Run, spares: &mut SpareNodes) -> bool {
+        while run.len != 0 {
+            let (index, left) = self.stripe_of(run.old);
+            let piece = Run {
+                len: run.len.min(left),
+                ..run
+            };
+            // What is not there has been taken out before.
+            let wants = self.with_stripe(index, |stripe| match stripe.table.remove_splitting(piece, spares) {
+                Ok(false) => Some(stripe.table.spare_root_capacity()),
+                _ => None,
+            });
+            match wants.flatten() {
+                Some(wants) if spares.refill(wants, GFP_KERNEL).is_err() => return false,
+                // Now there is memory for it.
+                Some(_) => {}
+                None => run = run.without_first(piece.len),
+            }
+        }
+        true
     }
 }
