@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way of a bio of a snapshot, from `map` to `end_io`.
+//! The I/O path of a bio of a snapshot, from `map` to `end_io`.
 //!
 //! ```text
-//!   map ─┬─ flush ───────────────────────────────────────────────────> COW device
-//!        ├─ chunks that are on the COW device ───────────────────────> COW device
-//!        ├─ read of others: counted as a reader ─────────────────────> origin ─> end_io: counted out
-//!        ├─ write to chunks that are on their way ─> their exception
-//!        ├─ write of whole chunks ─> space ──────────────────────────> COW device ─> end_io: kept ─> worker: record
-//!        └─ write to a part of a chunk ─> space ─> worker: copy, record ─> COW device
+//!  flush                              ────────────────────▶ COW device
+//!  chunks with a completed exception  ────────────────────▶ COW device
+//!  read of other chunks               ── tracked ─────────▶ origin ─▶ end_io: not tracked
+//!  write, exception is pending        ── waits for it ────▶ COW device
+//!  write of whole chunks              ── reserve ─────────▶ COW device ─▶ end_io ─▶ worker: commit
+//!  write of a part of a chunk         ── reserve ─▶ worker: copy, commit ─▶ COW device
+//!  discard of whole chunks            ── worker: zeros ───▶ COW device
 //! ```
 //!
-//! A bio is cut where what is to be done with it changes, and nowhere else.
+//! A bio is split only where its chunks need different treatment.
+//!
+//! C counterparts: `snapshot_map()` and `snapshot_end_io()`.
 
 use super::{
     per_bio::{
@@ -58,15 +61,18 @@ use kernel::sync::{
     ArcBorrow, //
 };
 
-/// A bio as `map` sees it: from where on, at which chunk, and how much of it is in how many chunks.
+/// Which part of the snapshot a bio covers.
 pub(super) struct Span {
+    /// The first sector, counted on the origin.
     pub(super) at: Sector,
+    /// The first chunk.
     pub(super) chunk: Chunk,
+    /// The number of chunks, partly covered ones included.
     pub(super) chunks: u64,
 }
 
 impl SnapshotTarget {
-    /// Where a bio is.
+    /// Returns which part of the snapshot `bio` covers. Any context.
     pub(super) fn span<'a>(&self, bio: &MapBio<'a, PerBioData>) -> Span {
         let at = self.origin_sector(bio.sector());
         let size = self.store().chunk_size();
@@ -80,7 +86,7 @@ impl SnapshotTarget {
         }
     }
 
-    /// What of a bio lies in so many chunks, its first included.
+    /// Returns how many sectors of a bio lie in its first `chunks` chunks. Any context.
     pub(super) fn leading_sectors(&self, span: &Span, chunks: u64) -> Sectors {
         let size = self.store().chunk_size();
         let len = size.len().0.saturating_mul(chunks);
@@ -88,7 +94,7 @@ impl SnapshotTarget {
     }
 }
 
-/// Decides on a bio.
+/// Maps a bio of the snapshot.
 pub(super) fn map<'a>(
     this: ArcBorrow<'_, SnapshotTarget>,
     mut bio: MapBio<'a, PerBioData>,
@@ -100,7 +106,7 @@ pub(super) fn map<'a>(
     let store = this.store();
     match store.state() {
         StoreState::Valid if this.role() != HandoverState::HandedOver => {}
-        // It fails when the header says why.
+        // The worker fails the bio after the header on disk says that the snapshot is invalid.
         StoreState::Invalidating => return defer(this, bio),
         _ => return bio.kill(),
     }
@@ -112,7 +118,7 @@ pub(super) fn map<'a>(
     }
 }
 
-/// A read.
+/// Maps a read: to the COW device, or to the origin, where it is tracked.
 fn read<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let span = this.span(&bio);
     match this.store().find_for_read(span.chunk, span.chunks) {
@@ -126,7 +132,7 @@ fn read<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>
     }
 }
 
-/// A write.
+/// Maps a write. Chunks with a completed exception take one lock of the exception table only.
 fn write<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let span = this.span(&bio);
     match this.store().find(span.chunk, span.chunks) {
@@ -135,7 +141,7 @@ fn write<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -
     }
 }
 
-/// Sends the chunks of a bio that are on the COW device there.
+/// Maps the first `chunks` chunks of a bio to the COW device, where they start at `new`.
 fn remap_to_cow<'a>(
     this: ArcBorrow<'_, SnapshotTarget>,
     mut bio: MapBio<'a, PerBioData>,
@@ -148,7 +154,10 @@ fn remap_to_cow<'a>(
     bio.remap(&this.cow)
 }
 
-/// A write to a chunk that was not on the COW device just now.
+/// Maps a write whose first chunk had no completed exception when [`write`] looked.
+///
+/// A write of whole chunks goes to the COW device at once and is itself the data of its exception.
+/// Any other write waits until the worker has copied its chunk.
 fn write_hole<'a>(
     this: ArcBorrow<'_, SnapshotTarget>,
     mut bio: MapBio<'a, PerBioData>,
@@ -212,7 +221,7 @@ fn write_hole<'a>(
     defer(this, bio)
 }
 
-/// Leaves a bio to the worker.
+/// Hands a bio to the worker.
 fn defer<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let (bio, mapped) = bio.take();
     this.deferred.lock().push(bio);
@@ -220,13 +229,12 @@ fn defer<'a>(this: ArcBorrow<'_, SnapshotTarget>, bio: MapBio<'a, PerBioData>) -
     mapped
 }
 
-/// A discard: whole chunks that are on the COW device become zeros; of others nothing is to be
-/// done.
+/// Maps a discard. Whole chunks on the COW device are zeroed; a discard of others does nothing.
 fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let store = this.store();
     let span = this.span(&bio);
     if bio.target_bio_nr() != 0 {
-        // Past the snapshots, as the feature is meant.
+        // The copy for `discard_passdown_origin`: it bypasses the exceptions, as in C.
         if let Some(per_bio) = store.track(span.chunk) {
             bio.set_per_bio(per_bio);
         }
@@ -234,7 +242,8 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
         return bio.remap(&this.origin);
     }
     if this.features().discard_passdown_origin && span.chunks != 1 {
-        // It cannot be cut, and need not do anything; device-mapper was asked to cut it.
+        // A bio that is sent to two devices cannot be split here. device-mapper splits discards at
+        // chunk borders; should one span several chunks nonetheless, it need not do anything.
         return bio.end(BlkStatus::OK);
     }
     match store.find(span.chunk, span.chunks) {
@@ -260,7 +269,7 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
     }
 }
 
-/// A bio has ended.
+/// Ends a bio that `map` has sent to a device.
 pub(super) fn end_io<'a>(
     this: ArcBorrow<'_, SnapshotTarget>,
     mut bio: EndBio<'a, PerBioData>,
@@ -286,7 +295,7 @@ pub(super) fn end_io<'a>(
 }
 
 impl SnapshotTarget {
-    /// Takes on the writes that are the data of an exception, and have ended. The worker only.
+    /// Processes the writes of whole chunks that [`end_io`] has queued. Called by the worker.
     pub(super) fn process_full_chunk_writes(self: &Arc<Self>, out: &mut ReleasedBios) {
         let mut bios = self.full_chunk_writes.lock().take();
         while let Some(bio) = bios.pop() {
@@ -309,7 +318,7 @@ impl SnapshotTarget {
         }
     }
 
-    /// Takes note that the data of an exception has come, or has not. The worker only.
+    /// Records whether the data of a pending exception was written. Called by the worker.
     pub(super) fn data_done(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut ReleasedBios) {
         let store = self.store();
         if !ok {

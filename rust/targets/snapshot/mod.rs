@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `mod.rs` | the target `snapshot`; numbers of work items |
 //! | `table_line.rs`, `status.rs` | its constructor; its status lines |
-//! | `io.rs` | its I/O path, from `map` to `end_io` |
+//! | `io.rs`, `per_bio.rs` | its I/O path, from `map` to `end_io`; per-bio data |
 //! | `handover.rs` | suspend, resume and destruction; exception handover |
 //! | `commit.rs` | its committer, and how it becomes invalid |
 //! | `origin.rs` | the target `snapshot-origin` |
@@ -106,7 +106,6 @@ use group::{
     CopyQueue,
     OriginGroup, //
 };
-use per_bio::PerBioData;
 use kernel::{
     prelude::*,
     sync::{
@@ -121,6 +120,7 @@ use kernel::{
 };
 pub(crate) use merge::MergeTarget;
 pub(crate) use origin::OriginTarget;
+use per_bio::PerBioData;
 use store::{
     CowStore,
     ReserveError,

@@ -25,8 +25,8 @@ mod snapshot_writes;
 mod worker;
 
 use super::{
-    per_bio::PerBioData,
     merge::MergePause,
+    per_bio::PerBioData,
     work_id,
     MergeTarget,
     SnapshotTarget, //

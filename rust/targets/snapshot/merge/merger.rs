@@ -1,6 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of a merge.
+//! The work item of a merge: the steps of a batch.
+//!
+//! Their order keeps origin, COW device and other snapshots consistent whenever power fails:
+//!
+//! | step | why it stands there |
+//! | --- | --- |
+//! | read | The last records first: the list of records stays without gaps. |
+//! | preserve | Other snapshots of the origin get its data before the batch overwrites it. |
+//! | drain | New writes to the batch wait, earlier ones end: the copies see all of them. |
+//! | copy | The origin gets the data; until the records are zeroed, reads use the COW device. |
+//! | commit | The origin is flushed first: without its records the COW device has no data. |
+//! | release | Waiting writes go on, to where the batch is now. |
+//!
+//! C counterparts: `snapshot_merge_next_chunks()` and `merge_callback()`.
 
 use crate::{
     dm::bio::BlkStatus,
@@ -38,23 +51,27 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// What the work item has for itself.
+/// The state that only the work item uses.
 pub(super) struct Merger {
+    /// Adapts the size of batches to the time that they take.
     batch_size: BatchSize,
     /// When the batch was begun, in milliseconds.
     batch_began_ms: u64,
+    /// The records of the batch.
     records: RecordRange,
-    /// What the parts of the table have to be drained of.
+    /// For each stripe the barrier of its drain, until it has drained.
     barriers: [Option<u64>; STRIPES],
+    /// Memory for the removal of exceptions.
     spares: SpareNodes,
 }
 
 impl Merger {
+    /// Makes the state of a merge without a batch. Any context.
     pub(super) fn new() -> Self {
         Merger {
             batch_size: BatchSize::new(),
             batch_began_ms: 0,
-            records: RecordRange { from: 0, to: 0 },
+            records: RecordRange { first: 0, end: 0 },
             barriers: [None; STRIPES],
             spares: SpareNodes::new(),
         }
@@ -68,8 +85,8 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
         let _noio = NoIo::enter();
         let mut merger = this.merger.lock();
         loop {
-            let task = this.progress.lock().state.next_step();
-            let goes_on = match task {
+            let step = this.progress.lock().state.next_step();
+            let goes_on = match step {
                 MergeStep::Nothing => false,
                 MergeStep::Read => {
                     this.read(&mut merger);
@@ -88,7 +105,7 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
                 }
                 MergeStep::Release(fate) => {
                     if !this.release(&mut merger, fate) {
-                        // The worker calls again.
+                        // Memory is short: the worker of the group wakes the merge after a while.
                         this.snapshot.group.wake_later();
                         break;
                     }
@@ -104,17 +121,22 @@ impl WorkItem<{ work_id::MERGER }> for MergeTarget {
 }
 
 impl MergeTarget {
-    /// Reads the batch.
+    /// Reads the records of the next batch.
     fn read(&self, merger: &mut Merger) {
         let (snapshot, store) = (&self.snapshot, self.snapshot.store());
         merger.batch_began_ms = now_ms();
         let most = merger.batch_size.chunks(store.chunk_size().bytes());
         let mut runs = core::mem::take(&mut self.progress.lock().batch);
         runs.clear();
-        let tail = store.prepare_merge_batch((&snapshot.cow, &snapshot.origin), &snapshot.io, most, &mut runs);
-        let result = tail.map_err(drop).map(|tail| {
-            merger.records = tail;
-            merger.records.from != merger.records.to
+        let records = store.prepare_merge_batch(
+            (&snapshot.cow, &snapshot.origin),
+            &snapshot.io,
+            most,
+            &mut runs,
+        );
+        let result = records.map_err(drop).map(|records| {
+            merger.records = records;
+            merger.records.first != merger.records.end
         });
         if result.is_err() {
             err!(
@@ -129,23 +151,23 @@ impl MergeTarget {
         progress.state.batch_read(result);
     }
 
-    /// Has other snapshots copy what the batch will overwrite, and closes it when all have. False
-    /// if that has to wait.
+    /// Preserves in other snapshots what the batch will overwrite, and then makes writes to the
+    /// batch wait. Returns false if exceptions of other snapshots are pending.
     fn preserve(&self, merger: &mut Merger) -> bool {
         let snapshot = &self.snapshot;
         let mut first = self.progress.lock().next;
-        let place = |number| {
+        let extent = |number| {
             let run = self.batch_run(number)?;
             Some((
                 snapshot.store().chunk_size().start(run.old)?,
                 snapshot.copy_len(run),
             ))
         };
-        let clear = snapshot.group.preserve_for_merge(place, &mut first);
+        let is_preserved = snapshot.group.preserve_for_merge(extent, &mut first);
         let mut progress = self.progress.lock();
         progress.next = first;
-        if !clear || !progress.state.batch_preserved() {
-            // If it was stopped meanwhile, that has to be seen.
+        if !is_preserved || !progress.state.batch_preserved() {
+            // The merge may have been stopped meanwhile: then another step is due.
             return progress.state.next_step() != MergeStep::Preserve;
         }
         progress.closed = true;
@@ -155,7 +177,7 @@ impl MergeTarget {
         true
     }
 
-    /// Takes note of the writes that came before the batch was closed.
+    /// Starts to drain the stripes of the batch.
     fn start_drains(&self, merger: &mut Merger) {
         let store = self.snapshot.store();
         let mut number = 0usize;
@@ -171,7 +193,8 @@ impl MergeTarget {
         }
     }
 
-    /// Waits for the writes that came before the batch was closed. False if there are some.
+    /// Waits for the tracked writes from before the batch was closed. Returns false if some are in
+    /// flight.
     fn drain(&self, merger: &mut Merger) -> bool {
         let store = self.snapshot.store();
         let mut drained = true;
@@ -186,11 +209,13 @@ impl MergeTarget {
         progress.state.next_step() != MergeStep::Drain
     }
 
+    /// Returns an exception of the batch.
     fn batch_run(&self, number: usize) -> Option<Run> {
         self.progress.lock().batch.get(number).copied()
     }
 
-    /// Starts copies. False if memory for more has to be waited for.
+    /// Starts the copies of the batch. Returns false if memory is short: the end of another copy
+    /// wakes the merge.
     fn copy(self: &Arc<Self>) -> bool {
         let snapshot = &self.snapshot;
         loop {
@@ -201,8 +226,8 @@ impl MergeTarget {
             };
             let len = snapshot.copy_len(run);
             let size = snapshot.store().chunk_size();
-            let places = size.cow_start(run.new).zip(size.start(run.old));
-            if let Some((from, to)) = places.filter(|_| !len.is_zero()) {
+            let sectors = size.cow_start(run.new).zip(size.start(run.old));
+            if let Some((from, to)) = sectors.filter(|_| !len.is_zero()) {
                 let Some(job) = snapshot.group.new_merge_copy(self, (from, to), len) else {
                     return false;
                 };
@@ -215,7 +240,7 @@ impl MergeTarget {
         }
     }
 
-    /// Flushes the origin, then clears the records.
+    /// Flushes the origin, then zeroes the records.
     fn commit(&self, merger: &mut Merger) {
         let snapshot = &self.snapshot;
         let in_doubt = self.progress.lock().in_doubt;
@@ -227,7 +252,9 @@ impl MergeTarget {
                 CommitResult::Kept
             }
         } else {
-            let result = snapshot.store().commit_merge_batch(snapshot, &merger.records);
+            let result = snapshot
+                .store()
+                .commit_merge_batch(snapshot, &merger.records);
             if result != CommitResult::Cleared {
                 err!(
                     "snapshots",
@@ -239,8 +266,9 @@ impl MergeTarget {
         self.progress.lock().state.batch_committed(records);
     }
 
-    /// Lets what waits go on: to the origin, to the COW device, or nowhere. False if memory is
-    /// short: then try again.
+    /// Ends the batch, and sends the waiting writes to where it is: to the origin if it was merged,
+    /// else to the COW device. While its records are in doubt they fail. Returns false if memory is
+    /// short: the caller tries again later.
     fn release(&self, merger: &mut Merger, fate: BatchResult) -> bool {
         let (snapshot, store) = (&self.snapshot, self.snapshot.store());
         for (index, barrier) in merger.barriers.iter_mut().enumerate() {
@@ -256,7 +284,9 @@ impl MergeTarget {
                 }
                 number = number.saturating_add(1);
             }
-            merger.batch_size.adjust(now_ms().saturating_sub(merger.batch_began_ms));
+            merger
+                .batch_size
+                .adjust(now_ms().saturating_sub(merger.batch_began_ms));
         }
         let mut progress = self.progress.lock();
         progress.in_doubt = fate == BatchResult::InDoubt;
@@ -274,28 +304,32 @@ impl MergeTarget {
                 continue;
             }
             let at = snapshot.origin_sector(bio.sector());
-            let open = |_, most| BatchLookup::Outside(most);
-            match store.find_for_merge_write(store.chunk_size().chunk(at), 1, open) {
+            let in_batch = |_, most| BatchLookup::Outside(most);
+            match store.find_for_merge_write(store.chunk_size().chunk(at), 1, in_batch) {
                 Some((Lookup::Mapped(new, _), per_bio)) => {
                     bio.set_per_bio(per_bio);
                     bio.set_sector(snapshot.cow_sector(new, at));
                     bio.submit(&snapshot.cow);
                 }
-                // It was closed, so it is in the table.
+                // Not reached: the exceptions of a closed batch are in the table.
                 Some((Lookup::Hole(_), _)) | None => bio.end(BlkStatus::IO_ERROR),
             }
         }
         true
     }
 
-    /// Writes the records back, for a write that waits.
+    /// Writes records back that are in doubt, since a write to them waits.
     fn restore(&self) {
         let snapshot = &self.snapshot;
-        let ok = snapshot.store().restore_records(&snapshot.cow, &snapshot.io).is_ok();
+        let ok = snapshot
+            .store()
+            .restore_records(&snapshot.cow, &snapshot.io)
+            .is_ok();
         self.progress.lock().state.records_restored(ok);
     }
 
-    /// Tells those who wait that it rests, and users if that is the end.
+    /// Wakes [`MergeTarget::halt`] if the merge is at rest, and raises a dm event when it has
+    /// finished or failed.
     fn report_rest(&self) {
         let mut progress = self.progress.lock();
         if !progress.state.is_idle() {

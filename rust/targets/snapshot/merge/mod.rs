@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `snapshot-merge` target: the origin with all that its snapshot has, which is copied there
-//! while it is used.
+//! The `snapshot-merge` target: the origin as its snapshot has it. Exceptions are merged into the
+//! origin while the target is in use.
 //!
 //! ```text
-//!   map ─┬─ read or write of chunks with an exception ──────────────────> COW device; writes are counted until end_io
-//!        ├─ write to a chunk that is being merged: waits, then again ───> COW device or origin, as the batch ended
-//!        └─ all else: as through `snapshot-origin` ─────────────────────> origin
+//!  flush                           ─────────────────────────▶ origin and COW device
+//!  discard                         ── completed, no effect
+//!  read of chunks with exception   ─────────────────────────▶ COW device
+//!  write of chunks with exception  ── tracked ──────────────▶ COW device ─▶ end_io: not tracked
+//!  write to the batch              ── waits for its end ────▶ COW device or origin
+//!  other reads and writes          ── as `snapshot-origin` ─▶ origin
 //! ```
 //!
-//! The merge goes batch by batch, the last records first; [`MergeState`] has the steps. One work item
-//! does what is to be done; whatever ends that it waits for calls it again.
+//! Exceptions are merged batch by batch, the last records first. [`MergeState`] decides what comes
+//! next, and one work item does it (`merger.rs`). Whatever the work item waits for queues it again.
+//!
+//! C counterparts: `snapshot_merge_map()` and the other hooks of `merge_target`.
 
 mod merger;
 
-use merger::Merger;
 use super::{
     io::Span,
     per_bio::{
@@ -92,35 +96,40 @@ use kernel::{
         Work, //
     }, //
 };
+use merger::Merger;
 
-/// Where the merge is.
+/// The progress of a merge, under a lock that `map` takes too.
 struct MergeProgress {
     state: MergeState,
-    /// The batch, sorted by chunks of the origin.
+    /// The exceptions of the batch, sorted by chunks of the origin.
     batch: KVVec<Run>,
-    /// The first of them that another snapshot may need, then the first that is not being copied
-    /// yet.
+    /// Of the batch: the first exception that is not yet preserved in all other snapshots; after
+    /// that, the first whose copy has not started.
     next: usize,
-    /// Writes to the batch wait.
+    /// Writes to the batch wait in `waiting`.
     closed: bool,
-    /// Writes to the batch have to be preceded by its records.
+    /// It is unknown whether the records of the batch are on disk. They have to be written back
+    /// before the batch is written to.
     in_doubt: bool,
-    /// Users were told how it ended.
+    /// A dm event has told users that the merge has finished or failed.
     event_raised: bool,
+    /// Writes to the batch.
     waiting: BioQueue<PerBioData>,
 }
 
-/// A merge: one line of a table.
+/// A merge of a snapshot into its origin: one line of a table.
 #[pin_data]
 pub(crate) struct MergeTarget {
+    /// The snapshot that is merged.
     snapshot: Arc<SnapshotTarget>,
-    /// The origin, where nothing has to be merged.
+    /// Takes the bios that need no exception, and preserves their chunks in other snapshots.
     origin_target: Arc<OriginTarget>,
     #[pin]
     progress: IrqLock<MergeProgress>,
+    /// The state of the work item.
     #[pin]
     merger: Mutex<Merger>,
-    /// For those who wait until it rests.
+    /// For [`halt`](Self::halt).
     #[pin]
     rest_wait: WaitQueue,
     #[pin]
@@ -145,13 +154,13 @@ impl Target for MergeTarget {
         origins: &Arc<Origins>,
         args: Arguments<'_>,
     ) -> Result<Arc<Self>, CtrError> {
-        let (snapshot, claim) = SnapshotTarget::construct(builder, origins, args, true)?;
+        let (snapshot, reservation) = SnapshotTarget::construct(builder, origins, args, true)?;
         let made = Self::new(&snapshot);
         match &made {
             Ok(this) => snapshot.group.members.lock().set_merge(Some(this.clone())),
             Err(_) => SnapshotTarget::dtr(&snapshot),
         }
-        drop(claim);
+        drop(reservation);
         made
     }
 
@@ -173,10 +182,12 @@ impl Target for MergeTarget {
             };
         }
         if bio.op() == Op::Discard {
-            // What is merged later would not stay discarded.
+            // A chunk that is merged later would not stay discarded.
             return bio.end(BlkStatus::OK);
         }
-        if snapshot.store().state() != StoreState::Valid || snapshot.role() == HandoverState::HandedOver {
+        if snapshot.store().state() != StoreState::Valid
+            || snapshot.role() == HandoverState::HandedOver
+        {
             return this.origin_target.map_to_origin(bio);
         }
         let span = snapshot.span(&bio);
@@ -224,8 +235,8 @@ impl Target for MergeTarget {
     fn resume(this: ArcBorrow<'_, Self>) {
         SnapshotTarget::resume(this.snapshot.as_arc_borrow());
         if this.snapshot.role() == HandoverState::Live {
-            // A table before may have begun exceptions for other targets of the origin. There are
-            // no new ones, and nothing is mapped before this returns.
+            // An earlier table may have pending exceptions for writes to the origin. No new ones
+            // come: nothing is mapped before this returns.
             this.snapshot.store().wait_idle(|| false);
         }
         Arc::<Self>::from(this).start();
@@ -249,7 +260,56 @@ impl Target for MergeTarget {
 }
 
 impl MergeTarget {
-    /// Makes the rest, when the table is there.
+    /// Maps a write: to the COW device if its chunk has an exception, to the origin if it has none
+    /// any more. A write to the batch waits.
+    fn write<'a>(
+        this: ArcBorrow<'_, Self>,
+        mut bio: MapBio<'a, PerBioData>,
+        span: Span,
+    ) -> Mapped<'a> {
+        let snapshot = &this.snapshot;
+        loop {
+            let in_batch = |chunk, most| this.progress.lock().in_closed_batch(chunk, most);
+            match snapshot
+                .store()
+                .find_for_merge_write(span.chunk, span.chunks, in_batch)
+            {
+                Some((Lookup::Mapped(new, len), per_bio)) => {
+                    bio.accept_partial(snapshot.leading_sectors(&span, len));
+                    bio.set_per_bio(per_bio);
+                    bio.set_sector(snapshot.cow_sector(new, span.at));
+                    return bio.remap(&snapshot.cow);
+                }
+                Some((Lookup::Hole(len), _)) => {
+                    bio.accept_partial(snapshot.leading_sectors(&span, len));
+                    return this.origin_target.map_to_origin(bio);
+                }
+                None => {}
+            }
+            // The batch may have ended meanwhile: then the chunk is looked up again.
+            let mut progress = this.progress.lock();
+            // When the batch ends, the bio is tracked, and a bio is tracked in one stripe only.
+            let (_, left) = snapshot.store().stripe_of(span.chunk);
+            if let BatchLookup::Inside(len) =
+                progress.in_closed_batch(span.chunk, span.chunks.min(left))
+            {
+                bio.accept_partial(snapshot.leading_sectors(&span, len));
+                let (bio, mapped) = bio.take();
+                progress.waiting.push(bio);
+                progress.state.request_restore();
+                if progress.state.next_step() == MergeStep::Restore {
+                    Arc::<Self>::from(this).wake_locked(&progress);
+                }
+                return mapped;
+            }
+        }
+    }
+
+    /// Makes the merge of a snapshot. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     fn new(snapshot: &Arc<SnapshotTarget>) -> Result<Arc<Self>, CtrError> {
         let memory = c"Cannot allocate private snapshot structure";
         let most = snapshot.store().alloc_merge_buffer().or_message(memory)?;
@@ -287,56 +347,18 @@ impl MergeTarget {
         this.or_message(memory)
     }
 
-    /// A write: to the COW device, to the origin if that has been merged, and neither while it is.
-    fn write<'a>(
-        this: ArcBorrow<'_, Self>,
-        mut bio: MapBio<'a, PerBioData>,
-        span: Span,
-    ) -> Mapped<'a> {
-        let snapshot = &this.snapshot;
-        loop {
-            let within = |chunk, most| this.progress.lock().within(chunk, most);
-            match snapshot.store().find_for_merge_write(span.chunk, span.chunks, within) {
-                Some((Lookup::Mapped(new, len), per_bio)) => {
-                    bio.accept_partial(snapshot.leading_sectors(&span, len));
-                    bio.set_per_bio(per_bio);
-                    bio.set_sector(snapshot.cow_sector(new, span.at));
-                    return bio.remap(&snapshot.cow);
-                }
-                Some((Lookup::Hole(len), _)) => {
-                    bio.accept_partial(snapshot.leading_sectors(&span, len));
-                    return this.origin_target.map_to_origin(bio);
-                }
-                None => {}
-            }
-            // It may be open again by now.
-            let mut progress = this.progress.lock();
-            // A bio is counted in one part of the table.
-            let (_, left) = snapshot.store().stripe_of(span.chunk);
-            if let BatchLookup::Inside(len) = progress.within(span.chunk, span.chunks.min(left)) {
-                bio.accept_partial(snapshot.leading_sectors(&span, len));
-                let (bio, mapped) = bio.take();
-                progress.waiting.push(bio);
-                progress.state.request_restore();
-                if progress.state.next_step() == MergeStep::Restore {
-                    Arc::<Self>::from(this).wake_locked(&progress);
-                }
-                return mapped;
-            }
-        }
-    }
-
+    /// Returns the snapshot that is merged. Any context.
     pub(super) fn snapshot(&self) -> &Arc<SnapshotTarget> {
         &self.snapshot
     }
 
-    /// Lets the work item look. Any context.
+    /// Queues the work item unless the merge is at rest. Any context.
     pub(super) fn wake(self: &Arc<Self>) {
         self.wake_locked(&self.progress.lock());
     }
 
-    /// The same under the lock: who has seen that it rests knows that the work item does not come
-    /// again.
+    /// Queues the work item unless the merge is at rest. Called with `progress` held: whoever has
+    /// seen the merge at rest under that lock knows that the work item does not run again.
     fn wake_locked(self: &Arc<Self>, progress: &MergeProgress) {
         if !progress.state.is_idle() {
             let io_queue = self.snapshot.group.io_queue();
@@ -344,10 +366,12 @@ impl MergeTarget {
         }
     }
 
-    /// Begins to merge, unless the snapshot is lost, or the store has gone to another table. Any
-    /// context.
+    /// Starts the merge, unless the snapshot is invalid or another table has taken over its store.
+    /// Any context.
     fn start(self: &Arc<Self>) {
-        if self.snapshot.store().state() != StoreState::Valid || self.snapshot.role() != HandoverState::Live {
+        if self.snapshot.store().state() != StoreState::Valid
+            || self.snapshot.role() != HandoverState::Live
+        {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;
         }
@@ -357,11 +381,12 @@ impl MergeTarget {
         self.wake_locked(&progress);
     }
 
-    /// Ends it, and waits for that: as long as a batch takes. Sleeps.
+    /// Stops the merge, and waits until the batch has ended. May sleep.
     fn stop(self: &Arc<Self>) {
         self.halt(MergeState::stop);
     }
 
+    /// Applies a change that brings the merge to rest, and waits until it is. May sleep.
     fn halt(self: &Arc<Self>, change: impl FnOnce(&mut MergeState)) {
         let mut progress = self.progress.lock();
         change(&mut progress.state);
@@ -371,14 +396,14 @@ impl MergeTarget {
             .wait_until(|| self.progress.lock().state.is_idle());
     }
 
-    /// Keeps it between two batches until the result is dropped: what is about to become another
-    /// snapshot of the origin does so then. Sleeps as long as a batch takes.
+    /// Keeps the merge between two batches until the result is dropped: only then can another
+    /// snapshot of the origin become live. Waits until the batch has ended. May sleep.
     pub(super) fn pause(self: Arc<Self>) -> MergePause {
         self.halt(MergeState::pause);
         MergePause(self)
     }
 
-    /// A copy has ended. In the thread of kcopyd.
+    /// Records the end of a copy. Called by the thread of kcopyd.
     pub(super) fn copy_done(self: &Arc<Self>, result: KcopydResult) {
         let mut progress = self.progress.lock();
         let failed = progress.state.copy_done(result.is_written(0));
@@ -393,10 +418,11 @@ impl MergeTarget {
     }
 }
 
-/// A merge that rests between two batches.
+/// Keeps a merge between two batches; see [`MergeTarget::pause`].
 pub(super) struct MergePause(Arc<MergeTarget>);
 
 impl MergePause {
+    /// Returns whether this pauses `merge`. Any context.
     pub(super) fn is_of(&self, merge: &Arc<MergeTarget>) -> bool {
         Arc::ptr_eq(&self.0, merge)
     }
@@ -411,8 +437,9 @@ impl Drop for MergePause {
 }
 
 impl MergeProgress {
-    /// Whether a chunk is closed, and for how many from it on that is so.
-    fn within(&self, chunk: Chunk, most: u64) -> BatchLookup {
+    /// Returns whether writes to a chunk have to wait for the batch, and for how many chunks from
+    /// there on, up to `most`, the same is true.
+    fn in_closed_batch(&self, chunk: Chunk, most: u64) -> BatchLookup {
         if self.closed {
             BatchLookup::find(&self.batch, chunk, most)
         } else {

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pending exceptions of a store, and the free space on its COW device.
+//! Pending exceptions and free chunks of a COW device, under one lock.
+//!
+//! Chunks are given out and their exceptions become pending in one step, so that no two writes
+//! reserve the same chunk of the origin.
+//!
+//! C counterparts: `__insert_pending_exception()` and `persistent_prepare_exception()`.
 
 use super::CowStore;
 use crate::{
@@ -36,85 +41,93 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Exceptions that a snapshot may have on their way; each may be many chunks long.
+/// The maximum number of pending exceptions of a snapshot. Each may be many chunks long.
 pub(super) const MAX_PENDING: usize = 512;
 
-/// What waits for an exception.
+/// The bios that wait for a pending exception.
+///
+/// C counterpart: `struct dm_snap_pending_exception`, whose fields have these names.
 #[derive(Default)]
 pub(crate) struct WaitingBios {
-    /// Writes to the snapshot, with their place on the COW device.
+    /// Writes to the snapshot, already remapped to the COW device.
     pub(crate) snapshot_bios: BioQueue<PerBioData>,
-    /// The write that is the data of the exception. It has ended, and is told so when the record is
-    /// durable.
+    /// The write that is the data of the exception. Its I/O is done; it is completed when the
+    /// record is durable.
     pub(crate) full_bio: Option<Bio<PerBioData>>,
     /// Writes to the origin.
     pub(crate) origin_bios: BioQueue<PerBioData>,
 }
 
-/// Which space is free.
+/// The free space on a COW device.
 pub(crate) enum FreeSpace {
+    /// Of a persistent store: each chunk comes with a record.
     Persistent(PersistentAllocator),
+    /// Of a transient store.
     Transient(TransientAllocator),
 }
 
 impl FreeSpace {
+    /// Takes up to `most` consecutive chunks of a COW device of `cow` sectors: the first, and how
+    /// many. `None` if there is no space.
     fn allocate(&mut self, most: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         match self {
-            FreeSpace::Persistent(it) => it.allocate(most, cow),
-            FreeSpace::Transient(it) => it.allocate(most, cow),
+            FreeSpace::Persistent(free) => free.allocate(most, cow),
+            FreeSpace::Transient(free) => free.allocate(most, cow),
         }
     }
 
-    /// How much [`allocate`](Self::allocate) would give.
+    /// Returns how many chunks [`allocate`](Self::allocate) would take.
     fn available(&self, most: u64, cow: Sectors) -> u64 {
         let found = match self {
-            FreeSpace::Persistent(it) => it.clone().allocate(most, cow),
-            FreeSpace::Transient(it) => it.clone().allocate(most, cow),
+            FreeSpace::Persistent(free) => free.clone().allocate(most, cow),
+            FreeSpace::Transient(free) => free.clone().allocate(most, cow),
         };
         found.map_or(0, |(_, len)| len)
     }
 
+    /// Returns how much of the COW device is in use.
     pub(super) fn used(&self) -> Sectors {
         match self {
-            FreeSpace::Persistent(it) => it.used(),
-            FreeSpace::Transient(it) => it.used(),
+            FreeSpace::Persistent(free) => free.used(),
+            FreeSpace::Transient(free) => free.used(),
         }
     }
 }
 
-/// Exceptions on their way, and space for more.
+/// Pending exceptions, and the free space for more. Locked by [`CowStore::allocation`].
 pub(crate) struct Allocation {
     pub(crate) pending: PendingExceptions<WaitingBios>,
     pub(crate) free: FreeSpace,
 }
 
-/// What there is of a chunk, and for how many from it on.
+/// What a store has of a chunk, and for how many chunks from there on the same is true.
 pub(crate) enum ChunkState {
-    /// On the COW device, and nobody reads it from the origin any more.
+    /// Its exception is completed, and no read of the origin that came before it is in flight.
     Completed(CowChunk, u64),
-    /// On its way.
+    /// Its exception is pending.
     Pending(Seq, u64),
-    /// On the origin only.
+    /// It has no exception.
     Hole(u64),
 }
 
-/// Why chunks cannot be reserved.
+/// Why [`CowStore::reserve`] has reserved nothing.
 pub(crate) enum ReserveError {
-    /// There is no hole of that length any more.
+    /// The hole has meanwhile become shorter than the least number of chunks.
     Changed,
-    /// Too many exceptions are pending. The caller waits until some are complete.
+    /// Too many exceptions are pending. The caller waits until some are completed.
     Busy,
-    /// The COW device has no room for that many chunks.
+    /// The COW device is full.
     NoSpace,
 }
 
-/// How many chunks a snapshot may have on their way before others wait.
+/// Returns how many chunks of a snapshot may be pending before writes wait for them. Any context.
 fn threshold() -> u64 {
     u64::from(params::snapshot_threshold()).max(1)
 }
 
 impl CowStore {
-    /// What there is of a chunk. Under the ledger's lock.
+    /// Returns what the store has of a chunk, and of up to `most` chunks from there on. Any
+    /// context.
     pub(crate) fn lookup(
         &self,
         allocation: &mut Allocation,
@@ -133,7 +146,12 @@ impl CowStore {
         }
     }
 
-    /// Gives out chunks for a hole, so many at least and at most. Under the ledger's lock.
+    /// Makes a pending exception for a hole that starts at `old`, of `least` up to `most` chunks.
+    /// Any context.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReserveError`].
     pub(crate) fn reserve(
         &self,
         allocation: &mut Allocation,
@@ -149,8 +167,7 @@ impl CowStore {
             ChunkState::Hole(len) if len >= least => len,
             _ => return Err(ReserveError::Changed),
         };
-        let offered = allocation.free.available(most, cow.sectors());
-        if offered < least {
+        if allocation.free.available(most, cow.sectors()) < least {
             return Err(ReserveError::NoSpace);
         }
         let Some((new, len)) = allocation.free.allocate(most, cow.sectors()) else {
@@ -159,7 +176,7 @@ impl CowStore {
         let run = Run { old, new, len };
         match allocation.pending.add(run, stage, WaitingBios::default()) {
             Ok(seq) => Ok((seq, run)),
-            // There was room just now.
+            // Not reached: `has_room` was true under the same lock.
             Err(_) => Err(ReserveError::Busy),
         }
     }

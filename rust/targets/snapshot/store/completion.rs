@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How pending exceptions end: in the exception table, or not at all.
+//! How pending exceptions end: they are completed, or abandoned.
+//!
+//! The worker moves a durable exception into the exception table, waits for the reads of the origin
+//! that came before (draining), and only then releases the writes to the origin. An exception whose
+//! data or record could not be written is abandoned, and its snapshot is invalidated.
+//!
+//! C counterpart: `pending_complete()`.
 
 use super::{
     allocation::WaitingBios,
@@ -31,25 +37,30 @@ use kernel::sync::atomic::{
     Release, //
 };
 
-/// Bios that may go on.
+/// Bios that the end of an exception releases.
 #[derive(Default)]
 pub(crate) struct ReleasedBios {
-    /// Writes to the snapshot that may go to the COW device.
+    /// Writes to the snapshot, to be sent to the COW device.
     pub(crate) ready: BioQueue<PerBioData>,
-    /// Writes that have ended well.
+    /// Writes of whole chunks, to be completed without an error.
     pub(crate) completed: BioQueue<PerBioData>,
-    /// Writes to the origin, to be looked at again.
+    /// Writes to the origin, to be evaluated again.
     pub(crate) retry: BioQueue<PerBioData>,
-    /// There are writes for [`CowStore::end_failed_writes`].
+    /// Writes were queued for [`CowStore::end_failed_writes`].
     pub(crate) has_failed: bool,
 }
 
 impl CowStore {
-    /// Takes what is durable on: into the table, and out of the book. What waited goes to `ready`
-    /// (writes to the snapshot), `ended` (those that were the data) and `again` (writes to the
-    /// origin). False if memory is short: then try again after a while; exceptions that need none
-    /// have been taken on. The family's worker only.
-    pub(crate) fn complete_committed(&self, spares: &mut SpareNodes, out: &mut ReleasedBios) -> bool {
+    /// Moves durable exceptions into the exception table, ends those that have drained, and
+    /// collects the bios that waited for them in `out`.
+    ///
+    /// Returns false if memory is short: the caller tries again after a while. Exceptions that need
+    /// no memory are completed nonetheless. Called by the worker. May sleep.
+    pub(crate) fn complete_committed(
+        &self,
+        spares: &mut SpareNodes,
+        out: &mut ReleasedBios,
+    ) -> bool {
         let (mut has_memory, mut is_done) = (true, true);
         let mut from = self.allocation.lock().pending.first_seq();
         loop {
@@ -77,11 +88,12 @@ impl CowStore {
                         continue;
                     }
                     Err(_) => {
-                        // It cannot be: chunks are given out once. Then the snapshot is lost.
+                        // Not reached: a chunk is reserved once. Invalidates the snapshot.
                         self.commit_failed.store(true, Release);
                         return false;
                     }
                 };
+                // Only writes to the origin have to wait for the reads that drain.
                 allocation = self.allocation.lock();
                 if let Some(pending) = allocation.pending.get(seq) {
                     pending.stage = stage;
@@ -106,13 +118,14 @@ impl CowStore {
         is_done
     }
 
-    /// Takes an exception out that will never be, and what waited for it.
+    /// Removes a pending exception that will never be completed, and returns it with the bios that
+    /// wait for it. Any context.
     pub(crate) fn abandon(&self, seq: Seq) -> Option<PendingException<WaitingBios>> {
         let mut allocation = self.allocation.lock();
         let pending = allocation.pending.remove(seq)?;
-        let empty = allocation.pending.is_empty();
+        let is_empty = allocation.pending.is_empty();
         drop(allocation);
-        if empty {
+        if is_empty {
             self.idle_wait.wake_all();
         }
         if let Stage::Draining(_) = pending.stage {
@@ -121,7 +134,8 @@ impl CowStore {
         Some(pending)
     }
 
-    /// Lets go of what waited for an exception that will never be.
+    /// Fails the writes to the snapshot that waited for an abandoned exception, and releases the
+    /// writes to the origin. Any context.
     pub(crate) fn fail_waiting(&self, mut waiting: WaitingBios, out: &mut ReleasedBios) {
         out.has_failed |= !waiting.snapshot_bios.is_empty() || waiting.full_bio.is_some();
         let mut failed = self.failed_writes.lock();
@@ -133,13 +147,13 @@ impl CowStore {
         out.retry.append(&mut waiting.origin_bios);
     }
 
-    /// Fails a write, by [`end_failed_writes`](Self::end_failed_writes). Any context.
+    /// Queues a write for [`end_failed_writes`](Self::end_failed_writes). Any context.
     pub(crate) fn fail_write(&self, bio: Bio<PerBioData>) {
         self.failed_writes.lock().push(bio);
     }
 
-    /// Ends writes that have failed; but if the store is lost, not before its header says so. The
-    /// worker only.
+    /// Ends the queued writes with an error. While the store is being invalidated it keeps them: a
+    /// write must not fail before the header on disk says why. Called by the worker.
     pub(crate) fn end_failed_writes(&self) {
         if self.state() == StoreState::Invalidating {
             return;
@@ -151,8 +165,11 @@ impl CowStore {
         }
     }
 
-    /// Takes everything out that no copy or commit has in its hands, and what waits for the rest.
-    /// The store is lost.
+    /// Abandons the pending exceptions of a store that is no longer valid, and fails the bios that
+    /// wait for them.
+    ///
+    /// Exceptions that are being copied or committed stay, without waiting bios, until that ends.
+    /// Called by the worker.
     pub(crate) fn abandon_all(&self, out: &mut ReleasedBios) {
         let mut from = self.allocation.lock().pending.first_seq();
         loop {
@@ -165,23 +182,24 @@ impl CowStore {
                 continue;
             };
             let waiting = core::mem::take(&mut pending.waiting);
-            let busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
+            let is_busy = matches!(pending.stage, Stage::Copying | Stage::Committing);
             drop(allocation);
             self.fail_waiting(waiting, out);
-            if !busy {
+            if !is_busy {
                 self.abandon(seq);
             }
         }
     }
 
-    /// Takes out what a lost batch had in its hands. The store is not valid any more.
+    /// Abandons the exceptions of a batch that could not be committed. The store is no longer
+    /// valid. Called by the worker.
     pub(crate) fn abandon_batch(&self, out: &mut ReleasedBios) {
         self.commit_failed.store(false, Relaxed);
         loop {
             let mut allocation = self.allocation.lock();
             let first = allocation.pending.first_seq();
-            let lost = |stage: &Stage| *stage == Stage::Committing;
-            let Some(seq) = allocation.pending.find_by_stage(first, lost) else {
+            let is_in_batch = |stage: &Stage| *stage == Stage::Committing;
+            let Some(seq) = allocation.pending.find_by_stage(first, is_in_batch) else {
                 return;
             };
             drop(allocation);

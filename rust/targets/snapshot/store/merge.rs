@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a merge does with a store.
+//! The records that a merge takes off a store, batch by batch, the last ones first.
+//!
+//! C counterparts: `persistent_prepare_merge()` and `persistent_commit_merge()`.
 
 use super::{
     allocation::FreeSpace,
@@ -29,14 +31,19 @@ use kernel::{
 };
 
 impl CowStore {
-    /// Takes memory for a merge; tells how many records it takes off at most at a time. Sleeps.
+    /// Allocates the buffer of a merge, and returns the maximum number of records of a batch. May
+    /// sleep.
     pub(crate) fn alloc_merge_buffer(&self) -> Result<usize> {
-        // Records of a live table may wait for the lock.
+        // A committer of the live table may wait for the lock: the allocation must not start I/O.
         let _noio = NoIo::enter();
         self.disk.lock().alloc_merge_buffer()
     }
 
-    /// Reads the last records, at most so many, as runs that are in the table. Sleeps for I/O.
+    /// Reads up to `most` of the last records, and adds their exceptions to `runs`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if a record does not match the exception table.
     pub(crate) fn prepare_merge_batch(
         &self,
         (cow, origin): (&Device, &Device),
@@ -58,8 +65,11 @@ impl CowStore {
                 Lookup::Mapped(new, _) if new == record.new => {
                     Ok(runs.push_within_capacity(run).map_err(|_| ENOMEM)?)
                 }
-                // No earlier one has its chunk, and the origin does: it was loaded.
-                _ if !has_repeated_origins && starts.is_some_and(|start| start.0 < origin.sectors().0) => {
+                // The record was loaded, since its chunk is on the origin and no earlier record
+                // maps it; so the exception table must have it.
+                _ if !has_repeated_origins
+                    && starts.is_some_and(|start| start.0 < origin.sectors().0) =>
+                {
                     err!(
                         "snapshots",
                         "Corruption detected: exception for block {} is on disk but not in memory",
@@ -72,9 +82,13 @@ impl CowStore {
         })
     }
 
-    /// Clears the records of a tail, durably. The live table only: it gives no chunks out. Sleeps
-    /// for I/O.
-    pub(crate) fn commit_merge_batch(&self, merge: &Arc<SnapshotTarget>, records: &RecordRange) -> CommitResult {
+    /// Zeroes the records of a batch, durably. Does so for the live table only, which reserves no
+    /// chunks while it merges. May sleep.
+    pub(crate) fn commit_merge_batch(
+        &self,
+        merge: &Arc<SnapshotTarget>,
+        records: &RecordRange,
+    ) -> CommitResult {
         let mut disk = self.disk.lock();
         if !merge.role().is_live() {
             return CommitResult::Kept;
@@ -90,7 +104,11 @@ impl CowStore {
         result
     }
 
-    /// Writes records back that are in doubt, durably. Sleeps for I/O.
+    /// Writes records back that are in doubt, durably. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of the I/O. The records stay in doubt.
     pub(crate) fn restore_records(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().restore_records(cow, io)
     }

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the tables of one COW device share: which chunks it has, which are on their way, and its
-//! state.
+//! The store of a COW device: its exceptions, the free space, and whether it is valid.
 //!
-//! A table that is loaded over a live one gets the store of that one, and takes over at resume; so
-//! nothing is read twice, and nothing is handed over.
+//! All tables with the same COW device share one store. A table that is loaded over a live one
+//! takes over at resume; exceptions are neither read again nor handed over.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `stripe.rs` | the exception table: completed exceptions, and tracked bios |
+//! | `allocation.rs` | pending exceptions and free chunks |
+//! | `completion.rs` | how pending exceptions are completed or abandoned |
+//! | `persistent.rs` | the store on disk |
+//! | `merge.rs` | the records that a merge takes off |
+//!
+//! C counterparts: `struct dm_exception_store`, and the exception tables of `struct dm_snapshot`.
 
 mod allocation;
 mod completion;
@@ -12,15 +21,6 @@ mod merge;
 mod persistent;
 mod stripe;
 
-use allocation::{
-    FreeSpace,
-    MAX_PENDING, //
-};
-use persistent::PersistentStore;
-use stripe::{
-    Stripe,
-    STRIPE_SHIFT, //
-};
 use super::{
     per_bio::PerBioData,
     SnapshotTarget, //
@@ -68,6 +68,16 @@ use crate::{
         }, //
     }, //
 };
+pub(crate) use allocation::{
+    Allocation,
+    ChunkState,
+    ReserveError, //
+};
+use allocation::{
+    FreeSpace,
+    MAX_PENDING, //
+};
+pub(crate) use completion::ReleasedBios;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -82,54 +92,65 @@ use kernel::{
         Mutex, //
     }, //
 };
-pub(crate) use allocation::{
-    Allocation,
-    ChunkState,
-    ReserveError, //
-};
-pub(crate) use completion::ReleasedBios;
+use persistent::PersistentStore;
 pub(crate) use persistent::RecordRange;
+use stripe::{
+    Stripe,
+    STRIPE_SHIFT, //
+};
 
-/// Whether a store can be used.
+/// Whether a store is usable.
+///
+/// C counterpart: `valid` of `struct dm_snapshot`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreState {
+    /// It is usable.
     Valid,
-    /// It is lost, but its header does not say so yet: origin writes that it needed wait.
+    /// It is unusable, but its header does not say so yet. Writes to the origin wait until it does.
     Invalidating,
+    /// It is unusable, and its header says so unless that could not be written.
     Invalid,
 }
 
-/// See above.
+/// The store of a COW device.
 #[pin_data]
 pub(super) struct CowStore {
     persistent: bool,
     chunk_size: ChunkSize,
+    /// Consecutive chunks in one stripe, as a power of two.
     stripe_shift: u32,
+    /// The exception table.
     stripes: KVVec<Pin<KBox<IrqLock<Stripe>>>>,
+    /// The [`StoreState`].
     state: Atomic<u32>,
+    /// The COW device is full: writes to the snapshot fail.
     overflowed: Atomic<bool>,
-    /// A batch could not be written.
+    /// A batch could not be committed: the worker has to invalidate the snapshot.
     commit_failed: Atomic<bool>,
-    /// The area of the next record; in a merge, of the last one once it has been looked at. For the
-    /// status line.
+    /// The area that the status line counts as the last one in use: that of the next record, or, in
+    /// a merge, of the last record.
     current_area: Atomic<u64>,
     #[pin]
     allocation: IrqLock<Allocation>,
-    /// Writes that have failed, and are told so when the header says why, if the store is lost.
+    /// Writes that [`end_failed_writes`](Self::end_failed_writes) ends.
     #[pin]
     failed_writes: IrqLock<BioQueue<PerBioData>>,
     #[pin]
     disk: Mutex<PersistentStore>,
-    /// For those who wait until nothing is on its way.
+    /// For [`wait_idle`](Self::wait_idle).
     #[pin]
     idle_wait: WaitQueue,
-    /// The live table.
+    /// The target of the live table.
     #[pin]
     live_target: IrqLock<Option<Arc<SnapshotTarget>>>,
 }
 
 impl CowStore {
-    /// A store in which nothing is yet. Sleeps.
+    /// Makes an empty store, for a COW device with blocks of `block` sectors. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(super) fn new(persistent: bool, size: ChunkSize, block: u32) -> Result<Arc<Self>> {
         let mut stripes = KVVec::with_capacity(STRIPES, GFP_KERNEL)?;
         for _ in 0..STRIPES {
@@ -145,14 +166,14 @@ impl CowStore {
         };
         let allocation = Allocation {
             pending: PendingExceptions::new(MAX_PENDING, GFP_KERNEL)?,
-            free:space,
+            free: space,
         };
         let disk = PersistentStore::new(layout, if persistent { block } else { 0 }, MAX_PENDING)?;
         Arc::pin_init(
             pin_init!(CowStore {
                 persistent,
-                chunk_size:size,
-                // Not longer than a run can be.
+                chunk_size: size,
+                // A stripe must not be longer than a run of the exception table.
                 stripe_shift: STRIPE_SHIFT
                     .saturating_sub(size.bytes().trailing_zeros())
                     .clamp(6, MAX_RUN_CHUNKS.trailing_zeros()),
@@ -171,15 +192,17 @@ impl CowStore {
         )
     }
 
+    /// Returns the size of a chunk. Any context.
     pub(super) fn chunk_size(&self) -> ChunkSize {
         self.chunk_size
     }
 
+    /// Returns whether the store is persistent. Any context.
     pub(super) fn is_persistent(&self) -> bool {
         self.persistent
     }
 
-    /// Any context.
+    /// Returns whether the store is usable. Any context.
     pub(super) fn state(&self) -> StoreState {
         match self.state.load(Acquire) {
             0 => StoreState::Valid,
@@ -188,6 +211,7 @@ impl CowStore {
         }
     }
 
+    /// Sets whether the store is usable. Any context.
     pub(super) fn set_state(&self, state: StoreState) {
         let state = match state {
             StoreState::Valid => 0,
@@ -197,15 +221,17 @@ impl CowStore {
         self.state.store(state, Release);
     }
 
+    /// Returns whether the COW device was full for a write to the snapshot. Any context.
     pub(super) fn is_overflowed(&self) -> bool {
         self.overflowed.load(Relaxed)
     }
 
+    /// Records that the COW device is full. Any context.
     pub(super) fn set_overflowed(&self) {
         self.overflowed.store(true, Relaxed);
     }
 
-    /// The numbers of the status line. Any context.
+    /// Returns the numbers of the status line. Any context.
     pub(super) fn usage(&self, cow: &Device) -> Usage {
         let allocated = self.allocation.lock().free.used();
         let layout = Layout::new(self.chunk_size);
@@ -221,19 +247,19 @@ impl CowStore {
         }
     }
 
-    /// Notes in which area a record is.
+    /// Makes the area of a record the last one that the status line counts.
     fn set_current_area(&self, record: u64) {
         let (area, _) = Layout::new(self.chunk_size).slot(record);
         self.current_area.store(area, Relaxed);
     }
 
-    /// Exceptions on their way. Any context.
+    /// Locks the pending exceptions and the free space. Any context.
     pub(super) fn allocation(&self) -> IrqGuard<'_, Allocation> {
         self.allocation.lock()
     }
 
-    /// Writes the records of what has its data, durably. False if there is nothing to be written,
-    /// or the store cannot be used any more. The committer only. Sleeps for I/O.
+    /// Writes the records of exceptions whose data is on the COW device, durably. Returns false if
+    /// there are none, or the store is no longer valid. Called by the committer. May sleep.
     pub(super) fn commit_batch(&self, cow: &Device, io: &IoClient) -> bool {
         let mut disk = self.disk.lock();
         if self.state() != StoreState::Valid || self.has_commit_failed() {
@@ -257,9 +283,10 @@ impl CowStore {
         true
     }
 
-    /// Says on disk that the store is lost, if it is and that is not said yet; tells whether it
-    /// did. A committer only: that of a former table may come together with that of the one that
-    /// took over. Sleeps for I/O.
+    /// Writes the header of a store that is being invalidated, and returns whether it did.
+    ///
+    /// Called by a committer. The committers of two tables may call it at the same time, if one
+    /// table has just taken over from the other. May sleep.
     pub(super) fn finish_invalidation(&self, cow: &Device, io: &IoClient) -> bool {
         if self.state() != StoreState::Invalidating {
             return false;
@@ -278,12 +305,16 @@ impl CowStore {
         true
     }
 
-    /// Whether a batch could not be written.
+    /// Returns whether a batch could not be committed. Any context.
     pub(super) fn has_commit_failed(&self) -> bool {
         self.commit_failed.load(Acquire)
     }
 
-    /// Makes an empty store on disk. Sleeps for I/O.
+    /// Makes an empty store on disk. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the COW device is too small, else those of the I/O.
     pub(super) fn format(&self, cow: &Device, io: &IoClient) -> Result {
         self.disk.lock().format(cow, io)?;
         let empty = StripesLoader::new(self.stripe_shift, Duplicates::Reject)?.finish()?;
@@ -292,8 +323,8 @@ impl CowStore {
         Ok(())
     }
 
-    /// Waits until nothing is on its way, and the header says what there is to be said; or until
-    /// that is somebody else's matter: then [`wake_idle`](Self::wake_idle) is called. Sleeps.
+    /// Waits until no exception is pending and no header has to be written, or until `is_released`
+    /// returns true, which [`wake_idle`](Self::wake_idle) makes it call again. May sleep.
     pub(super) fn wait_idle(&self, is_released: impl Fn() -> bool) {
         let is_idle = || {
             self.state() != StoreState::Invalidating && self.allocation.lock().pending.is_empty()
@@ -301,53 +332,62 @@ impl CowStore {
         self.idle_wait.wait_until(|| is_released() || is_idle());
     }
 
-    /// Lets those look who wait.
+    /// Wakes the callers of [`wait_idle`](Self::wait_idle). Any context.
     pub(super) fn wake_idle(&self) {
         self.idle_wait.wake_all();
     }
 
-    /// The live table, if there is one. Any context.
+    /// Returns the target of the live table. Any context.
     pub(super) fn live_target(&self) -> Option<Arc<SnapshotTarget>> {
         self.live_target.lock().clone()
     }
 
-    /// Says which table is live.
+    /// Sets the target of the live table. May sleep.
     pub(super) fn set_live_target(&self, live_target: Option<Arc<SnapshotTarget>>) {
         let before = core::mem::replace(&mut *self.live_target.lock(), live_target);
         drop(before);
     }
 
-    /// Reads the store from disk, in place of what is in memory. Nothing is on its way. Sleeps for
-    /// I/O.
+    /// Reads the store from disk and replaces what is in memory. Called while no exception is
+    /// pending. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the store is damaged, else those of the I/O. What is in memory does not change.
     pub(super) fn load(&self, cow: &Device) -> Result {
         let mut disk = self.disk.lock();
-        let read = |parts: &mut StripesLoader| -> Result<_> {
-            let loaded = disk.load(cow, |run| parts.add(run))?;
-            Ok((parts.finish()?, loaded))
+        let read = |loader: &mut StripesLoader| -> Result<_> {
+            let loaded = disk.load(cow, |run| loader.add(run))?;
+            Ok((loader.finish()?, loaded))
         };
-        let mut parts = StripesLoader::new(self.stripe_shift, Duplicates::Reject)?;
-        let mut found = read(&mut parts);
-        if parts.has_duplicates() {
-            parts = StripesLoader::new(self.stripe_shift, Duplicates::KeepFirst)?;
-            found = read(&mut parts);
+        let mut loader = StripesLoader::new(self.stripe_shift, Duplicates::Reject)?;
+        let mut found = read(&mut loader);
+        if loader.has_duplicates() {
+            loader = StripesLoader::new(self.stripe_shift, Duplicates::KeepFirst)?;
+            found = read(&mut loader);
         }
         let (tables, loaded) = found?;
-        let space = disk.install(loaded, parts.skipped() != 0);
+        let space = disk.install(loaded, loader.skipped() != 0);
         let records = disk.records();
         drop(disk);
-        if parts.skipped() != 0 {
+        if loader.skipped() != 0 {
             warning!(
                 "persistent snapshot",
-                "{} exceptions were ignored: others have their chunks of the origin",
-                parts.skipped()
+                "ignored {} exceptions whose chunk of the origin belongs to an earlier one",
+                loader.skipped()
             );
         }
         self.replace_contents(tables, space, records);
         Ok(())
     }
 
-    /// Puts what is on disk in the place of what is in memory.
-    fn replace_contents(&self, tables: KVVec<ExceptionTable>, space: PersistentAllocator, records: u64) {
+    /// Replaces what is in memory by what is on disk.
+    fn replace_contents(
+        &self,
+        tables: KVVec<ExceptionTable>,
+        space: PersistentAllocator,
+        records: u64,
+    ) {
         self.replace_tables(tables);
         self.set_current_area(records);
         self.allocation.lock().free = FreeSpace::Persistent(space);

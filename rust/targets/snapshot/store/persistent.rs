@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The persistent store on the COW device: reading it, adding records, marking it invalid.
+//! The persistent store on the COW device: it adds records, and marks the store invalid.
 //!
-//! Order is what keeps it whole. A record follows its data, since it is written with a flush before
-//! it. An area is cleared before the one before it is full. A header says that there is a store
-//! when the first area is clear. Header and records have their own buffers.
+//! The order of writes keeps the store consistent whenever power fails:
+//!
+//! - Data is durable before its record: each write of records flushes the device first.
+//! - The next area is zeroed before the last record of an area is written.
+//! - The header is written after the first area was zeroed.
+//!
+//! Header and records have their own buffers, so that writing needs no memory.
+//!
+//! C counterpart: `struct pstore` in `drivers/md/dm-snap-persistent.c`.
 
 mod load;
 mod merge;
@@ -43,61 +49,72 @@ use core::num::NonZeroU64;
 use kernel::prelude::*;
 pub(crate) use merge::RecordRange;
 
-/// As much of an area is held in memory, in sectors.
+/// The maximum size of the window in sectors.
 const WINDOW: u32 = 128;
 
-/// Records of a sector.
-// CAST: A small number.
+/// The number of records in a sector.
+// CAST: `RECORD_SIZE` is 16.
 const PER_SECTOR: u64 = 512 / RECORD_SIZE as u64;
 
-/// See above. Used by one at a time.
+/// A persistent store on a COW device. One window of its records is held in memory.
+///
+/// The store of a transient snapshot has one too, which writes nothing.
 pub(super) struct PersistentStore {
     layout: Layout,
-    /// Sectors of a block of the device; zero if the store is transient.
+    /// The size of a block of the COW device in sectors, zero if the store is transient.
     block_sectors: u32,
-    /// Durable records.
+    /// The number of durable records.
     records: u64,
-    /// A part of an area: that where the next record goes, or, in a merge, that of the last ones.
+    /// The part of an area that has the next record, or, in a merge, the last records.
     window: Buffer,
-    /// Its first record, if it is as on disk.
+    /// The number of the first record of `window`, if it is as on disk.
     window_start: Option<u64>,
     header: Buffer,
-    /// A window of zeros.
+    /// Zeros, as large as the window.
     zeros: Buffer,
-    /// On disk there is something behind the last record of its area, which must not come to life.
+    /// The area of the last record has data after it, which must not become records.
     has_stale_records: bool,
-    /// The batch.
+    /// The exceptions that [`commit_batch`](Self::commit_batch) writes.
     batch: KVVec<Run>,
-    /// The numbers of the records that do not count, as earlier ones have their chunks of the COW
-    /// device; rising.
+    /// The numbers of records that are ignored because an earlier record has their chunk of the COW
+    /// device, in ascending order.
     ignored: KVVec<u64>,
-    /// There are records that do not count, as earlier ones have their chunks of the origin.
+    /// Some records are ignored because an earlier record has their chunk of the origin.
     has_repeated_origins: bool,
-    /// For a merge: the window without the records that are cleared.
+    /// For a merge: a copy of the window in which records are zeroed.
     zeroed: Option<Buffer>,
-    /// Records of the window, their first and behind their last, that could neither be cleared nor
-    /// be written back.
+    /// The first record, and the one after the last, of those that a merge could neither zero nor
+    /// write back. `window` has them as they were.
     in_doubt: Option<(u64, u64)>,
 }
 
-/// Sectors of a window.
+/// Returns the size of the window in sectors.
 fn window_sectors(layout: Layout) -> u32 {
     layout.size().sectors().min(WINDOW)
 }
 
 impl PersistentStore {
-    /// A store of which nothing is known yet, on a device with such blocks (in sectors). Sleeps.
+    /// Makes a store for a device with blocks of `block` sectors, zero for a transient store. A
+    /// batch has up to `batch` exceptions. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(super) fn new(layout: Layout, block: u32, batch: usize) -> Result<Self> {
-        let window = if block == 0 { 0 } else { window_sectors(layout) };
+        let window = if block == 0 {
+            0
+        } else {
+            window_sectors(layout)
+        };
         Ok(PersistentStore {
             layout,
-            block_sectors:block,
+            block_sectors: block,
             records: 0,
             window: Buffer::new(window)?,
             window_start: None,
             header: Buffer::new(block)?,
             zeros: Buffer::new(window)?,
-            stale: false,
+            has_stale_records: false,
             batch: KVVec::with_capacity(batch, GFP_KERNEL)?,
             ignored: KVVec::new(),
             has_repeated_origins: false,
@@ -106,42 +123,51 @@ impl PersistentStore {
         })
     }
 
-    /// The batch to be committed, for its maker.
+    /// Returns the list of exceptions for the next batch, to be filled.
     pub(super) fn batch(&mut self) -> &mut KVVec<Run> {
         &mut self.batch
     }
 
-    /// Durable records.
+    /// Returns the number of durable records.
     pub(super) fn records(&self) -> u64 {
         self.records
     }
 
-    /// Records of a window.
+    /// Returns the number of records in a window.
     fn per_window(&self) -> NonZeroU64 {
         let records = u64::from(window_sectors(self.layout)).checked_mul(PER_SECTOR);
         records.and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN)
     }
 
-    /// The first record of the window that a record is in.
+    /// Returns the first record of the window that a record is in.
     fn window_of(&self, record: u64) -> u64 {
         record.saturating_sub(record % self.per_window())
     }
 
-    /// The block that a sector is in, as sectors: its first one, and the one behind it.
+    /// Returns the first sector of the block that a sector is in, and the one after the last.
     fn block_around(&self, sector: u64) -> (u64, u64) {
         let block = NonZeroU64::new(self.block_sectors.into()).unwrap_or(NonZeroU64::MIN);
         let first = sector.saturating_sub(sector % block);
         (first, first.saturating_add(block.get()))
     }
 
-    /// The sector of a record.
+    /// Returns the sector that a record is in.
     fn record_sector(&self, record: u64) -> Option<Sector> {
         let (area, slot) = self.layout.slot(record);
-        let start = self.layout.size().cow_start(self.layout.area_location(area))?;
+        let start = self
+            .layout
+            .size()
+            .cow_start(self.layout.area_location(area))?;
         start.checked_add(Sectors(slot / PER_SECTOR))
     }
 
-    /// Writes the batch, durably. Sleeps for I/O.
+    /// Writes the records of the batch, durably. May sleep.
+    ///
+    /// C counterpart: `persistent_commit_exception()`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the I/O. Then it is unknown which records are on disk.
     pub(super) fn commit_batch(&mut self, cow: &Device, io: &IoClient) -> Result {
         if self.block_sectors == 0 {
             return Ok(());
@@ -178,18 +204,19 @@ impl PersistentStore {
         Ok(())
     }
 
-    /// Writes the blocks of the window that have these records, behind all that was written before.
+    /// Writes the records from `first` up to `end`, and zeroes the next area first if `end` fills
+    /// one.
     fn write_records(&mut self, cow: &Device, io: &IoClient, first: u64, end: u64) -> Result {
         let (area, slot) = self.layout.slot(end);
         if slot == 0 {
-            // The area is full: the list ends in the next one.
+            // The list of records has to end somewhere: in the next area.
             let start = self.area_start(area)?;
             self.write_zeros(cow, io, start, self.layout.size().len())?;
         }
         self.write_window(cow, io, (first, end))
     }
 
-    /// Writes the blocks of the window that have these records, behind all that was written before.
+    /// Writes the blocks of the window that have the records `slots`, after a flush of the device.
     fn write_window(&mut self, cow: &Device, io: &IoClient, slots: (u64, u64)) -> Result {
         let mut window = core::mem::take(&mut self.window);
         let result = self.write_buffer(cow, io, &mut window, slots);
@@ -197,7 +224,7 @@ impl PersistentStore {
         result
     }
 
-    /// The same from another window.
+    /// Does the same as [`write_window`](Self::write_window) with another buffer.
     fn write_buffer(
         &self,
         cow: &Device,
@@ -217,19 +244,22 @@ impl PersistentStore {
         io.transfer_part(Transfer::WriteFlushFua, cow, start, window, part)
     }
 
-    /// Whether there are records that do not count, as earlier ones have their chunks of the
-    /// origin.
+    /// Returns whether records are ignored because an earlier record has their chunk of the origin.
     pub(super) fn has_repeated_origins(&self) -> bool {
         self.has_repeated_origins
     }
 
+    /// Returns the first sector of an area.
     fn area_start(&self, number: u64) -> Result<Sector> {
-        let start = self.layout.size().cow_start(self.layout.area_location(number));
+        let start = self
+            .layout
+            .size()
+            .cow_start(self.layout.area_location(number));
         start.ok_or(EINVAL)
     }
 
-    /// Writes zeros, with memory of our own: writes to origin and snapshot wait for it. Sleeps for
-    /// I/O.
+    /// Writes zeros from the store's own buffer: writes to the origin and to the snapshot wait for
+    /// this, so it must not allocate memory.
     fn write_zeros(&mut self, cow: &Device, io: &IoClient, start: Sector, len: Sectors) -> Result {
         let (mut at, mut left) = (start, len.0);
         while left != 0 {
@@ -242,15 +272,15 @@ impl PersistentStore {
         Ok(())
     }
 
-    /// Clears what lies behind the last record of its area. The next record, which would let a
-    /// reader go on to it, is written with a flush before it.
+    /// Zeroes what follows the last record in its area. This is durable before the next record,
+    /// which would make it part of the list.
     fn zero_stale(&mut self, cow: &Device, io: &IoClient) -> Result {
         if !self.has_stale_records {
             return Ok(());
         }
         let (area, slot) = self.layout.slot(self.records);
         let size = self.layout.size();
-        // The block of the record itself is written anyway.
+        // The block of the next record is written with it.
         let (_, from) = self.block_around(slot / PER_SECTOR);
         let start = self.area_start(area)?;
         if let Some(len) = size.len().0.checked_sub(from) {
@@ -261,11 +291,18 @@ impl PersistentStore {
         Ok(())
     }
 
-    /// Says on disk that the store is lost, durably. Sleeps for I/O.
+    /// Marks the store invalid on disk, durably. May sleep.
+    ///
+    /// C counterpart: `persistent_drop_snapshot()`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the I/O.
     pub(super) fn invalidate(&mut self, cow: &Device, io: &IoClient) -> Result {
         self.write_header(cow, io, false)
     }
 
+    /// Writes the header, durably.
     fn write_header(&mut self, cow: &Device, io: &IoClient, valid: bool) -> Result {
         if self.block_sectors == 0 {
             return Ok(());
@@ -276,7 +313,11 @@ impl PersistentStore {
         io.transfer(Transfer::WriteFlushFua, cow, Sector(0), &mut self.header)
     }
 
-    /// Makes an empty store. Sleeps for I/O.
+    /// Makes an empty store on disk. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the COW device is too small, else those of the I/O.
     pub(super) fn format(&mut self, cow: &Device, io: &IoClient) -> Result {
         let size = self.layout.size().len();
         if cow.sectors() < size {
@@ -289,8 +330,8 @@ impl PersistentStore {
         self.has_stale_records = false;
         self.has_repeated_origins = false;
         self.in_doubt = None;
-        // Until the header is written nobody reads the first area; and it comes after that, by its
-        // flush.
+        // The header makes the first area part of the store, and its flush orders it after the
+        // zeros.
         let area = cow
             .zero(Sector(0), size)
             .and_then(|()| cow.zero(self.area_start(0)?, size));

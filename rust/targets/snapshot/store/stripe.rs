@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A stripe of the exception table, and the bios that are tracked in it.
+//! The stripes of the exception table, and the bios that are tracked in them.
+//!
+//! Stripes spread the lock of the table: neighbouring chunks share a stripe, distant ones rarely
+//! do. The lookup of a chunk and the tracking of its bio happen under one lock, so a bio either
+//! sees a new exception or is waited for.
+//!
+//! C counterparts: `struct dm_exception_table`, `track_chunk()` and `stop_tracking_chunk()`.
 
 use super::CowStore;
 use crate::{
@@ -28,19 +34,20 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The chunks of so many bytes (two to this power) that follow each other are in one part.
+/// Consecutive chunks of this many bytes, as a power of two, share a stripe.
 pub(super) const STRIPE_SHIFT: u32 = 25;
 
-/// A part of the table.
+/// A stripe of the exception table.
 pub(super) struct Stripe {
     table: ExceptionTable,
     tracked: TrackedReads,
-    /// Exceptions in the table whose readers of before are not all through. Then origin writes look
-    /// twice.
+    /// The number of drains that wait for tracked bios. Until it is zero, writes to the origin take
+    /// the slow path.
     draining: Count,
 }
 
 impl Stripe {
+    /// Makes an empty stripe. Any context.
     pub(super) fn new() -> Self {
         Stripe {
             table: ExceptionTable::new(),
@@ -51,33 +58,35 @@ impl Stripe {
 }
 
 impl CowStore {
-    /// Puts what is on disk in the place of what is in memory.
+    /// Replaces the exception table, stripe by stripe. May sleep.
     pub(super) fn replace_tables(&self, tables: KVVec<ExceptionTable>) {
         for (stripe, table) in self.stripes.iter().zip(tables) {
-            // The old one is freed outside of the lock.
+            // A table must not be freed under the lock.
             let old = core::mem::replace(&mut stripe.lock().table, table);
             drop(old);
         }
     }
 
-    /// Where a chunk is in the table: its part, and how many chunks from it on are in the same one.
+    /// Returns the stripe of a chunk, and how many chunks from there on are in the same one. Any
+    /// context.
     pub(crate) fn stripe_of(&self, chunk: Chunk) -> (usize, u64) {
         stripes::stripe_of(chunk, self.stripe_shift)
     }
 
-    pub(super) fn with_stripe<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
+    /// Calls `body` with a stripe locked. `None` if there is no such stripe.
+    fn with_stripe<R>(&self, stripe: usize, body: impl FnOnce(&mut Stripe) -> R) -> Option<R> {
         Some(body(&mut self.stripes.get(stripe)?.lock()))
     }
 
-    /// Finds a chunk in the exception table. Any context.
+    /// Finds a chunk in the exception table, and up to `most` chunks that continue it. Any context.
     pub(crate) fn find(&self, chunk: Chunk, most: u64) -> Lookup {
         let (index, left) = self.stripe_of(chunk);
         let found = self.with_stripe(index, |stripe| stripe.table.find(chunk, most.min(left)));
         found.unwrap_or(Lookup::Hole(1))
     }
 
-    /// Finds a chunk for a read of the snapshot, which is tracked if it goes to the origin. Any
-    /// context.
+    /// Finds a chunk for a read of the snapshot, as [`find`](Self::find) does. A read of a hole
+    /// goes to the origin and is tracked from now on. Any context.
     pub(crate) fn find_for_read(&self, chunk: Chunk, most: u64) -> (Lookup, PerBioData) {
         let (index, left) = self.stripe_of(chunk);
         let found = self.with_stripe(index, |stripe| {
@@ -91,20 +100,23 @@ impl CowStore {
         found.unwrap_or((Lookup::Hole(1), PerBioData::NONE))
     }
 
-    /// Finds a chunk for a write to a merge, which is counted if it goes to the COW device; unless
-    /// it is one that `closed` tells of, or up to such a one: `closed` tells how many chunks there
-    /// are like the first. Any context.
+    /// Finds a chunk for a write to a merge, as [`find`](Self::find) does. A write to a mapped
+    /// chunk goes to the COW device and is tracked from now on.
+    ///
+    /// `in_batch` is called under the lock of the stripe: it tells whether a chunk belongs to the
+    /// batch that is being merged, and for how many chunks from there on that is so. `None` if it
+    /// does: the write has to wait. Any context.
     pub(crate) fn find_for_merge_write(
         &self,
         chunk: Chunk,
         most: u64,
-        closed: impl FnOnce(Chunk, u64) -> BatchLookup,
+        in_batch: impl FnOnce(Chunk, u64) -> BatchLookup,
     ) -> Option<(Lookup, PerBioData)> {
         let (index, left) = self.stripe_of(chunk);
         self.with_stripe(index, |stripe| {
             match stripe.table.find(chunk, most.min(left)) {
                 Lookup::Hole(len) => Some((Lookup::Hole(len), PerBioData::NONE)),
-                Lookup::Mapped(new, len) => match closed(chunk, len) {
+                Lookup::Mapped(new, len) => match in_batch(chunk, len) {
                     BatchLookup::Inside(_) => None,
                     BatchLookup::Outside(len) => {
                         let per_bio = PerBioData::tracked(index, stripe.tracked.track());
@@ -116,7 +128,7 @@ impl CowStore {
         .flatten()
     }
 
-    /// Counts a reader of the origin, whatever the chunk is. Any context.
+    /// Tracks a bio that goes to the origin without a lookup. Any context.
     pub(crate) fn track(&self, chunk: Chunk) -> Option<PerBioData> {
         let (index, _) = self.stripe_of(chunk);
         self.with_stripe(index, |stripe| {
@@ -124,8 +136,8 @@ impl CowStore {
         })
     }
 
-    /// A reader of the origin has ended. Tells whether somebody may have waited for that. Any
-    /// context.
+    /// Ends the tracking of a bio. Returns whether this may have ended a drain, which the caller
+    /// then wakes the worker for. Any context.
     pub(crate) fn untrack(&self, stripe: usize, generation: Generation) -> bool {
         self.with_stripe(stripe, |stripe| {
             stripe.tracked.stop_tracking(generation) && !stripe.draining.is_zero()
@@ -133,8 +145,10 @@ impl CowStore {
         .unwrap_or(false)
     }
 
-    /// How many chunks from one on a write to the origin need not care about, up to `most`; of many
-    /// short runs only the first are looked up. Any context.
+    /// Returns how many chunks from `chunk` on, up to `most`, the snapshot has preserved: a write
+    /// to the origin need not wait for them.
+    ///
+    /// Looks up a limited number of runs, so the result may be too low. Any context.
     pub(crate) fn preserved(&self, chunk: Chunk, most: u64) -> u64 {
         stripes::count_leading(chunk, most, self.stripe_shift, |index, chunk, wanted| {
             let found = self.with_stripe(index, |stripe| match stripe.table.find(chunk, wanted) {
@@ -145,9 +159,15 @@ impl CowStore {
         })
     }
 
-    /// Takes a durable exception into the table. `Err` if memory is short: then try again. Process
-    /// context. If there is none to be had once, it is not asked for again; many exceptions need
-    /// none.
+    /// Inserts a durable exception into the table, and returns its next stage: [`Stage::Draining`]
+    /// if earlier reads of the origin are in flight.
+    ///
+    /// `has_memory` is cleared when an allocation fails. The caller passes it on to its next calls,
+    /// which then do not allocate; many insertions need no memory. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError::NoMemory`] if memory is short: the caller tries again later.
     pub(super) fn insert_completed(
         &self,
         run: Run,
@@ -172,22 +192,9 @@ impl CowStore {
         .unwrap_or(Err(InsertError::OutOfRange))
     }
 
-    /// Whether the readers of before a barrier are through; then nobody needs to look twice for
-    /// this exception any more.
-    pub(crate) fn try_finish_drain(&self, stripe: usize, barrier: u64) -> bool {
-        let passed = self.with_stripe(stripe, |stripe| {
-            let passed = stripe.tracked.has_passed(barrier);
-            if passed {
-                stripe.draining.decrement();
-            }
-            passed
-        });
-        passed.unwrap_or(true)
-    }
-
-    /// Makes a barrier for the writes to a merge in a part of the table:
-    /// [`try_finish_drain`](Self::has_drained) tells when those of before have ended. Nothing if they
-    /// have.
+    /// Starts to drain a stripe, and returns the barrier for
+    /// [`try_finish_drain`](Self::try_finish_drain). `None` if no tracked bio is in flight. Any
+    /// context.
     pub(crate) fn start_drain(&self, stripe: usize) -> Option<u64> {
         self.with_stripe(stripe, |stripe| {
             let barrier = stripe.tracked.barrier();
@@ -200,15 +207,28 @@ impl CowStore {
         .flatten()
     }
 
-    /// Gives up a barrier that has not been passed.
+    /// Ends a drain if all bios that were tracked before its barrier have ended, and returns
+    /// whether they have. Any context.
+    pub(crate) fn try_finish_drain(&self, stripe: usize, barrier: u64) -> bool {
+        let passed = self.with_stripe(stripe, |stripe| {
+            let passed = stripe.tracked.has_passed(barrier);
+            if passed {
+                stripe.draining.decrement();
+            }
+            passed
+        });
+        passed.unwrap_or(true)
+    }
+
+    /// Ends a drain that nobody waits for any longer. Any context.
     pub(crate) fn cancel_drain(&self, stripe: usize) {
         self.with_stripe(stripe, |stripe| {
             stripe.draining.decrement();
         });
     }
 
-    /// Takes chunks out that are on the origin now. False if memory is short: then try again.
-    /// Process context.
+    /// Removes chunks that a merge has written to the origin. Returns false if memory is short: the
+    /// caller then repeats the call, which skips what has been removed. May sleep.
     pub(crate) fn remove_merged(&self, mut run: Run, spares: &mut SpareNodes) -> bool {
         while run.len != 0 {
             let (index, left) = self.stripe_of(run.old);
@@ -216,14 +236,16 @@ impl CowStore {
                 len: run.len.min(left),
                 ..run
             };
-            // What is not there has been taken out before.
-            let wants = self.with_stripe(index, |stripe| match stripe.table.remove_splitting(piece, spares) {
-                Ok(false) => Some(stripe.table.spare_root_capacity()),
-                _ => None,
+            // An error says that an earlier call has removed the piece.
+            let wants = self.with_stripe(index, |stripe| {
+                match stripe.table.remove_splitting(piece, spares) {
+                    Ok(false) => Some(stripe.table.spare_root_capacity()),
+                    _ => None,
+                }
             });
             match wants.flatten() {
                 Some(wants) if spares.refill(wants, GFP_KERNEL).is_err() => return false,
-                // Now there is memory for it.
+                // The same piece again, with memory.
                 Some(_) => {}
                 None => run = run.without_first(piece.len),
             }

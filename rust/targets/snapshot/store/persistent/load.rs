@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading a persistent store.
+//! Reads a persistent store.
+//!
+//! C counterpart: `persistent_read_metadata()`.
 
 use super::{
     window_sectors,
@@ -37,26 +39,35 @@ use crate::{
 use core::num::NonZeroU64;
 use kernel::prelude::*;
 
-/// What was read of a store.
+/// A store as read from disk.
 pub(crate) struct Loaded {
-    /// That of the last records, without what is behind them.
+    /// The window that has the next record, with zeros after the last one.
     window: Buffer,
     records: u64,
-    /// The first chunk behind all that are in use.
+    /// The chunk after the last one in use.
     next: CowChunk,
     ignored: KVVec<u64>,
     has_stale_records: bool,
 }
 
 impl PersistentStore {
-    /// Reads all records, and passes on what they map, in their order. Changes nothing: that is up
-    /// to [`install`](Self::install). Sleeps for I/O.
-    pub(crate) fn load(&self, cow: &Device, mut visit: impl FnMut(Run) -> Result) -> Result<Loaded> {
+    /// Reads all records and calls `visit` with the exceptions in their order. The store changes
+    /// only with [`install`](Self::install). May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if a record is damaged, `EIO` if an area is beyond the end of the COW device, else
+    /// those of the I/O, of memory, or of `visit`.
+    pub(crate) fn load(
+        &self,
+        cow: &Device,
+        mut visit: impl FnMut(Run) -> Result,
+    ) -> Result<Loaded> {
         let (layout, end) = (self.layout, cow.sectors());
         let piece = window_sectors(layout);
         let pieces = layout.size().sectors().checked_div(piece);
         let pieces = NonZeroU64::new(pieces.unwrap_or(0).into()).ok_or(EINVAL)?;
-        // The pieces of all areas, one behind the other.
+        // Numbers the pieces of all areas in their order.
         let place = |number: u64| -> Option<Sector> {
             let (area, offset) = (number / pieces, number % pieces);
             let start = layout.size().cow_start(layout.area_location(area))?;
@@ -71,7 +82,7 @@ impl PersistentStore {
             let Some(bytes) = reader.next()? else {
                 err!(
                     "persistent snapshot",
-                    "the area behind exception {} is not on the COW device",
+                    "the area after exception {} is beyond the end of the COW device",
                     loader.records()
                 );
                 return Err(EIO);
@@ -93,7 +104,7 @@ impl PersistentStore {
                 }
             }
         };
-        // The rest of the area.
+        // Data after the list in the last area is stale too.
         while number % pieces != 0 {
             let bytes = reader.next()?.ok_or(EIO)?;
             stale |= bytes.iter().any(|byte| *byte != 0);
@@ -101,33 +112,39 @@ impl PersistentStore {
         }
         let records = loader.records();
         let used = usize::try_from(records % self.per_window())?;
-        let behind = used.checked_mul(RECORD_SIZE);
-        if let Some(behind) = behind.and_then(|at| window.get_mut(at..)) {
-            behind.fill(0);
+        let rest = used.checked_mul(RECORD_SIZE);
+        if let Some(rest) = rest.and_then(|at| window.get_mut(at..)) {
+            rest.fill(0);
         }
         Ok(Loaded {
             window,
             records,
             next: loader.next(),
             ignored: core::mem::take(loader.ignored_records()),
-            stale,
+            has_stale_records: stale,
         })
     }
 
-    /// Takes over what was read, and whether there are records that do not count, as earlier ones
-    /// have their chunks of the origin. Gives what is free.
-    pub(crate) fn install(&mut self, loaded: Loaded, has_repeated_origins: bool) -> PersistentAllocator {
+    /// Replaces the store by what was read, and returns its free space.
+    ///
+    /// `has_repeated_origins` says that records were ignored because an earlier record has their
+    /// chunk of the origin. May sleep.
+    pub(crate) fn install(
+        &mut self,
+        loaded: Loaded,
+        has_repeated_origins: bool,
+    ) -> PersistentAllocator {
         self.window_start = Some(self.window_of(loaded.records));
         self.window = loaded.window;
         self.records = loaded.records;
         self.ignored = loaded.ignored;
-        self.has_stale_records = loaded.stale;
+        self.has_stale_records = loaded.has_stale_records;
         self.has_repeated_origins = has_repeated_origins;
         self.in_doubt = None;
         if !self.ignored.is_empty() {
             warning!(
                 "persistent snapshot",
-                "{} exceptions were ignored: their chunks are those of earlier ones",
+                "ignored {} exceptions whose chunk of the COW device belongs to an earlier one",
                 self.ignored.len()
             );
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The records at the end of a persistent store, which a merge takes off.
+//! Reads and zeroes the last records of a persistent store, for a merge.
 
 use super::{
     window_sectors,
@@ -23,34 +23,43 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The last records, as a merge takes them off.
+/// Consecutive records.
 pub(crate) struct RecordRange {
-    /// The numbers of the first and behind the last.
-    pub(crate) from: u64,
-    pub(crate) to: u64,
+    /// The number of the first record.
+    pub(crate) first: u64,
+    /// The number after that of the last record.
+    pub(crate) end: u64,
 }
 
 impl PersistentStore {
-    /// Takes memory for [`tail`](Self::tail) and [`shorten`](Self::shorten); as much as that many
-    /// records can be passed on at a time. Sleeps.
+    /// Allocates the buffer for [`zero_records`](Self::zero_records), and returns the maximum
+    /// number of records of a batch. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn alloc_merge_buffer(&mut self) -> Result<usize> {
         self.zeroed = Some(Buffer::new(window_sectors(self.layout))?);
         Ok(usize::try_from(self.per_window().get())?)
     }
 
-    /// Reads a window, unless it is there.
-    fn read_window(&mut self, cow: &Device, io: &IoClient, base: u64) -> Result {
-        if self.window_start != Some(base) {
+    /// Reads the window that starts with a record, unless it is in memory.
+    fn read_window(&mut self, cow: &Device, io: &IoClient, start: u64) -> Result {
+        if self.window_start != Some(start) {
             self.window_start = None;
-            let start = self.record_sector(base).ok_or(EINVAL)?;
-            io.transfer(Transfer::Read, cow, start, &mut self.window)?;
-            self.window_start = Some(base);
+            let sector = self.record_sector(start).ok_or(EINVAL)?;
+            io.transfer(Transfer::Read, cow, sector, &mut self.window)?;
+            self.window_start = Some(start);
         }
         Ok(())
     }
 
-    /// Reads the last records, at most so many, and passes on those that count, in their order.
-    /// Sleeps for I/O.
+    /// Reads up to `most` of the last records, all from one window, and calls `visit` with those
+    /// that are not ignored, in their order. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of the I/O, or of `visit`.
     pub(crate) fn last_records(
         &mut self,
         cow: &Device,
@@ -58,33 +67,38 @@ impl PersistentStore {
         most: u64,
         mut visit: impl FnMut(Record) -> Result,
     ) -> Result<RecordRange> {
-        let to = self.records;
-        let Some(last) = to.checked_sub(1) else {
-            return Ok(RecordRange { from: 0, to });
+        let end = self.records;
+        let Some(last) = end.checked_sub(1) else {
+            return Ok(RecordRange { first: 0, end });
         };
         let base = self.window_of(last);
-        let from = base.max(to.saturating_sub(most));
+        let first = base.max(end.saturating_sub(most));
         self.read_window(cow, io, base)?;
-        for number in from..to {
+        for number in first..end {
             let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
             let place = lists::partition_point(&self.ignored, |ignored| *ignored < number);
             if self.ignored.get(place) != Some(&number) {
                 visit(record)?;
             }
         }
-        Ok(RecordRange { from, to })
+        Ok(RecordRange { first, end })
     }
 
-    /// Clears the records of a tail, durably. If that fails it tries to leave them as they were.
-    /// Sleeps for I/O.
-    pub(crate) fn zero_records(&mut self, cow: &Device, io: &IoClient, records: &RecordRange) -> CommitResult {
-        // What was read again meanwhile may be shorter.
-        let to = records.to.min(self.records);
-        let Some(last) = to.checked_sub(1).filter(|last| *last >= records.from) else {
+    /// Zeroes the given last records, durably. If that fails it tries to write them back. May
+    /// sleep.
+    pub(crate) fn zero_records(
+        &mut self,
+        cow: &Device,
+        io: &IoClient,
+        records: &RecordRange,
+    ) -> CommitResult {
+        // The store may have been loaded again meanwhile, with fewer records.
+        let end = records.end.min(self.records);
+        let Some(last) = end.checked_sub(1).filter(|last| *last >= records.first) else {
             return CommitResult::Cleared;
         };
         let base = self.window_of(last);
-        // If it is in doubt the window has what was there before.
+        // Records in doubt must not be read from disk: the window has them as they were.
         if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
             return CommitResult::Kept;
         }
@@ -92,18 +106,18 @@ impl PersistentStore {
             return CommitResult::Kept;
         };
         zeroed.copy_from(&self.window);
-        for slot in records.from.saturating_sub(base)..self.per_window().get() {
-            // All of them are in the window.
+        for slot in records.first.saturating_sub(base)..self.per_window().get() {
+            // Does not fail: the slot is in the window.
             let _ = Record::default().put(&mut zeroed, slot);
         }
-        let result = self.write_buffer(cow, io, &mut zeroed, (records.from, to));
+        let result = self.write_buffer(cow, io, &mut zeroed, (records.first, end));
         if result.is_ok() {
-            self.records = records.from;
+            self.records = records.first;
             self.window.copy_from(&zeroed);
             self.window_start = Some(base);
             self.in_doubt = None;
         } else {
-            self.in_doubt = Some((records.from, to));
+            self.in_doubt = Some((records.first, end));
         }
         self.zeroed = Some(zeroed);
         match result {
@@ -113,7 +127,11 @@ impl PersistentStore {
         }
     }
 
-    /// Writes records back that are in doubt, durably. Sleeps for I/O.
+    /// Writes records back that are in doubt, durably. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of the I/O. The records stay in doubt.
     pub(crate) fn restore_records(&mut self, cow: &Device, io: &IoClient) -> Result {
         let Some(records) = self.in_doubt else {
             return Ok(());
@@ -121,7 +139,7 @@ impl PersistentStore {
         let result = self.write_window(cow, io, records);
         if result.is_ok() {
             self.in_doubt = None;
-            // The next batch begins with what is on disk.
+            // The next batch reads its window again.
             self.window_start = None;
         }
         result
