@@ -189,7 +189,7 @@ impl MergeTarget {
                 }
                 run = run.without_first(left.min(run.len));
             }
-            number = number.saturating_add(1);
+            number = number.wrapping_add(1);
         }
     }
 
@@ -236,7 +236,7 @@ impl MergeTarget {
                 }
                 snapshot.copies.start(job, snapshot.group.io_queue());
             }
-            self.progress.lock().next = next.saturating_add(1);
+            self.progress.lock().next = next.wrapping_add(1);
         }
     }
 
@@ -282,7 +282,7 @@ impl MergeTarget {
                 if !store.remove_merged(run, &mut merger.spares) {
                     return false;
                 }
-                number = number.saturating_add(1);
+                number = number.wrapping_add(1);
             }
             merger
                 .batch_size

@@ -141,14 +141,14 @@ impl PersistentStore {
 
     /// Returns the first record of the window that a record is in.
     fn window_of(&self, record: u64) -> u64 {
-        record.saturating_sub(record % self.per_window())
+        record.wrapping_sub(record % self.per_window())
     }
 
     /// Returns the first sector of the block that a sector is in, and the one after the last.
     fn block_around(&self, sector: u64) -> (u64, u64) {
         let block = NonZeroU64::new(self.block_sectors.into()).unwrap_or(NonZeroU64::MIN);
-        let first = sector.saturating_sub(sector % block);
-        (first, first.saturating_add(block.get()))
+        let first = sector.wrapping_sub(sector % block);
+        (first, first.wrapping_add(block.get()))
     }
 
     /// Returns the sector that a record is in.
@@ -233,9 +233,9 @@ impl PersistentStore {
         (first, end): (u64, u64),
     ) -> Result {
         let base = self.window_of(first);
-        let sector = |record: u64| record.saturating_sub(base) / PER_SECTOR;
+        let sector = |record: u64| record.wrapping_sub(base) / PER_SECTOR;
         let (from, _) = self.block_around(sector(first));
-        let (_, to) = self.block_around(sector(end.saturating_sub(1)));
+        let (_, to) = self.block_around(sector(end.wrapping_sub(1)));
         let start = self
             .record_sector(base)
             .and_then(|it| it.checked_add(Sectors(from)));
@@ -267,7 +267,7 @@ impl PersistentStore {
             let piece = u32::try_from(left).map_or(most, |left| left.min(most));
             io.transfer_part(Transfer::Write, cow, at, &mut self.zeros, 0..piece)?;
             at = at.checked_add(Sectors(piece.into())).ok_or(EINVAL)?;
-            left = left.saturating_sub(piece.into());
+            left = left.wrapping_sub(piece.into());
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl PersistentStore {
                 );
                 return Err(EIO);
             };
-            number = number.saturating_add(1);
+            number = number.wrapping_add(1);
             match loader.feed(bytes, &mut visit) {
                 Ok(LoadProgress::More) => {}
                 Ok(LoadProgress::End { stale }) => {
@@ -108,7 +108,7 @@ impl PersistentStore {
         while number % pieces != 0 {
             let bytes = reader.next()?.ok_or(EIO)?;
             stale |= bytes.iter().any(|byte| *byte != 0);
-            number = number.saturating_add(1);
+            number = number.wrapping_add(1);
         }
         let records = loader.records();
         let used = usize::try_from(records % self.per_window())?;
