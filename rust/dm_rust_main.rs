@@ -31,7 +31,7 @@ use sys::{
 };
 use targets::{
     clone::CloneTarget,
-    era::Era as EraTarget,
+    era::EraTarget,
     shared_metadata::SharedMetadata,
     snapshot::{
         MergeTarget,

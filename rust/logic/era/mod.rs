@@ -2,9 +2,9 @@
 
 //! Pure logic of the `era` target.
 
+pub(crate) mod digest_cursor;
+pub(crate) mod era_nr;
 pub(crate) mod geometry;
-pub(crate) mod marks;
-pub(crate) mod number;
 pub(crate) mod status;
 pub(crate) mod superblock;
-pub(crate) mod transcript;
+pub(crate) mod writeset;

@@ -3,7 +3,7 @@
 //! The status line of an era target.
 
 use crate::env::fmt;
-use crate::logic::era::number::Era;
+use crate::logic::era::era_nr::EraNr;
 
 /// The size of a metadata block in sectors.
 const METADATA_BLOCK: u32 = 8;
@@ -15,27 +15,27 @@ pub(crate) const ERROR: &str = "Error";
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Info {
+pub(crate) struct MetadataStats {
     /// Metadata blocks in use.
     pub(crate) used: u64,
     /// Metadata blocks in all.
     pub(crate) total: u64,
     /// The present era.
-    pub(crate) era: Era,
+    pub(crate) era: EraNr,
     /// Where the metadata snapshot is; zero if there is none.
-    pub(crate) snapshot: u64,
+    pub(crate) metadata_snap: u64,
 }
 
-impl fmt::Display for Info {
+impl fmt::Display for MetadataStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Info {
+        let MetadataStats {
             used,
             total,
             era,
-            snapshot,
+            metadata_snap,
         } = self;
         f.write_fmt(fmt!("{} {}/{} {} ", METADATA_BLOCK, used, total, era))?;
-        match snapshot {
+        match metadata_snap {
             0 => f.write_str("-"),
             location => f.write_fmt(fmt!("{}", location)),
         }

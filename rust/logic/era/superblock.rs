@@ -39,11 +39,11 @@ use crate::env::{
     EINVAL, //
 };
 use crate::logic::era::{
+    era_nr::EraNr, //
     geometry::{
         BlockSize,
         MAX_BLOCKS, //
     },
-    number::Era, //
 };
 use crate::logic::pdata::superblock::{
     Format,
@@ -58,7 +58,7 @@ pub(crate) const FORMAT: Format = Format {
     magic: 0x7ec1_077b,
     version: 1,
     csum_xor: 146_538_381,
-    size: core::mem::size_of::<Disk>(),
+    size: core::mem::size_of::<SuperblockDisk>(),
 };
 /// The size of a metadata block in sectors.
 const METADATA_BLOCK: u32 = 8;
@@ -66,25 +66,25 @@ const METADATA_BLOCK: u32 = 8;
 /// The superblock as it lies on disk, not yet trusted.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Disk {
+struct SuperblockDisk {
     head: SuperblockHeader,
     block_size: U32,
     metadata_block: U32,
     blocks: U32,
-    era: U32,
-    bits: U32,
-    bitset_root: U64,
-    tree_root: U64,
-    array_root: U64,
-    snapshot: U64,
+    current_era: U32,
+    writeset_bits: U32,
+    writeset_root: U64,
+    writeset_tree_root: U64,
+    era_array_root: U64,
+    metadata_snap: U64,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<Disk>() == 224);
-    assert!(core::mem::align_of::<Disk>() == 1);
-    assert!(core::mem::offset_of!(Disk, block_size) == 172);
-    assert!(core::mem::offset_of!(Disk, bitset_root) == 192);
-    assert!(core::mem::offset_of!(Disk, snapshot) == 216);
+    assert!(core::mem::size_of::<SuperblockDisk>() == 224);
+    assert!(core::mem::align_of::<SuperblockDisk>() == 1);
+    assert!(core::mem::offset_of!(SuperblockDisk, block_size) == 172);
+    assert!(core::mem::offset_of!(SuperblockDisk, writeset_root) == 192);
+    assert!(core::mem::offset_of!(SuperblockDisk, metadata_snap) == 216);
 };
 
 /// Why a block is no superblock this code can use; `Display` writes the line for the log.
@@ -158,17 +158,17 @@ pub(crate) struct Superblock {
     /// The number of blocks, at most [`MAX_BLOCKS`].
     pub(crate) blocks: u32,
     /// The present era.
-    pub(crate) era: Era,
+    pub(crate) current_era: EraNr,
     /// The number of bits of the present bitset.
-    pub(crate) bits: u32,
+    pub(crate) writeset_bits: u32,
     /// The root of the present bitset; zero if there is none.
-    pub(crate) bitset_root: u64,
+    pub(crate) writeset_root: u64,
     /// The root of the tree of archived bitsets.
-    pub(crate) tree_root: u64,
+    pub(crate) writeset_tree_root: u64,
     /// The root of the array of eras.
-    pub(crate) array_root: u64,
+    pub(crate) era_array_root: u64,
     /// Where the metadata snapshot is; zero if there is none.
-    pub(crate) snapshot: u64,
+    pub(crate) metadata_snap: u64,
     /// The root of the metadata space map, opaque here.
     pub(crate) sm_root: [u8; SM_ROOT_SIZE],
 }
@@ -183,7 +183,8 @@ impl Superblock {
         total: u64,
     ) -> Result<Self, Invalid> {
         FORMAT.check(block, location)?;
-        let (disk, _) = Disk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        let (disk, _) =
+            SuperblockDisk::ref_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
         let found = disk.block_size.get();
         if found != wanted.get() {
             return Err(Invalid::BlockSize { found, wanted });
@@ -191,22 +192,22 @@ impl Superblock {
         let superblock = Self {
             block_size: wanted,
             blocks: disk.blocks.get(),
-            era: Era(disk.era.get()),
-            bits: disk.bits.get(),
-            bitset_root: disk.bitset_root.get(),
-            tree_root: disk.tree_root.get(),
-            array_root: disk.array_root.get(),
-            snapshot: disk.snapshot.get(),
+            current_era: EraNr(disk.current_era.get()),
+            writeset_bits: disk.writeset_bits.get(),
+            writeset_root: disk.writeset_root.get(),
+            writeset_tree_root: disk.writeset_tree_root.get(),
+            era_array_root: disk.era_array_root.get(),
+            metadata_snap: disk.metadata_snap.get(),
             sm_root: disk.head.sm_root,
         };
         let inside = |root: u64| root != LOCATION && root < total;
         let possible = disk.metadata_block.get() == METADATA_BLOCK
             && u64::from(superblock.blocks) <= MAX_BLOCKS
-            && u64::from(superblock.bits) <= MAX_BLOCKS
-            && superblock.bitset_root < total
-            && inside(superblock.tree_root)
-            && inside(superblock.array_root)
-            && superblock.snapshot < total;
+            && u64::from(superblock.writeset_bits) <= MAX_BLOCKS
+            && superblock.writeset_root < total
+            && inside(superblock.writeset_tree_root)
+            && inside(superblock.era_array_root)
+            && superblock.metadata_snap < total;
         if !possible {
             return Err(Invalid::Impossible);
         }
@@ -216,18 +217,19 @@ impl Superblock {
     /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
     /// rest of the block.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
-        let (disk, rest) = Disk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
-        *disk = Disk {
+        let (disk, rest) =
+            SuperblockDisk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;
+        *disk = SuperblockDisk {
             head: FORMAT.head(self.sm_root),
             block_size: U32::new(self.block_size.get()),
             metadata_block: U32::new(METADATA_BLOCK),
             blocks: U32::new(self.blocks),
-            era: U32::new(self.era.0),
-            bits: U32::new(self.bits),
-            bitset_root: U64::new(self.bitset_root),
-            tree_root: U64::new(self.tree_root),
-            array_root: U64::new(self.array_root),
-            snapshot: U64::new(self.snapshot),
+            current_era: U32::new(self.current_era.0),
+            writeset_bits: U32::new(self.writeset_bits),
+            writeset_root: U64::new(self.writeset_root),
+            writeset_tree_root: U64::new(self.writeset_tree_root),
+            era_array_root: U64::new(self.era_array_root),
+            metadata_snap: U64::new(self.metadata_snap),
         };
         rest.fill(0);
         Ok(())

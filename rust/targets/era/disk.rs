@@ -2,8 +2,8 @@
 
 //! The metadata device of an era: what is on it, and the steps that change it.
 //!
-//! A step changes the running transaction; [`Disk::commit`] makes it true on the device, all at
-//! once. A step that fails leaves the transaction in an unknown state: the whole [`Disk`] is then
+//! A step changes the running transaction; [`OpenMetadata::commit`] makes it true on the device, all at
+//! once. A step that fails leaves the transaction in an unknown state: the whole [`OpenMetadata`] is then
 //! thrown away and opened again, as of the last commit. See `metadata.rs`.
 
 use crate::{
@@ -24,29 +24,35 @@ use crate::{
     },
     logic::{
         era::{
+            digest_cursor::{
+                blocks_in_word,
+                DigestCursor, //
+            }, //
+            era_nr::EraNr,
             geometry::{
                 BlockSize,
                 Blocks, //
             },
-            marks::{
-                by_words,
-                words, //
-            },
-            number::Era,
-            status::Info,
+            status::MetadataStats,
             superblock::{
                 Invalid,
                 Superblock,
                 FORMAT, //
             },
-            transcript::{
-                blocks_of,
-                Transcript, //
-            }, //
+            writeset::{
+                split_into_words,
+                words, //
+            },
         },
-        pdata::superblock::{
-            is_blank,
-            LOCATION, //
+        pdata::{
+            space_map::{
+                BLOCKS_PER_BITMAP,
+                MAX_BITMAPS, //
+            },
+            superblock::{
+                is_blank,
+                LOCATION, //
+            }, //
         }, //
     },
     sys::{
@@ -69,23 +75,21 @@ const MAX_HELD_BLOCKS: u32 = 5;
 /// Sectors in a metadata block.
 const METADATA_BLOCK: u64 = 8;
 /// Metadata blocks that the space map can manage.
-const MAX_METADATA_BLOCKS: u64 = 255 * 16_320;
+const MAX_METADATA_BLOCKS: u64 = MAX_BITMAPS * BLOCKS_PER_BITMAP;
 /// Blocks of the array that are added or cut off between two commits: 4 MiB.
-const STEP_BLOCKS: u32 = 1024;
+const RESIZE_STEP_BLOCKS: u32 = 1024;
 /// The entries of so many.
-const STEP: u32 = STEP_BLOCKS * ENTRIES;
+const RESIZE_STEP: u32 = RESIZE_STEP_BLOCKS * ERAS_PER_BLOCK;
 /// Entries in a block of the array.
-const ENTRIES: u32 = 1018;
+const ERAS_PER_BLOCK: u32 = 1018;
 /// Words in a block of a bitset.
-const WORDS: u32 = 509;
+const WORDS_PER_BLOCK: u32 = 509;
 /// What is logged when there is no cache for the metadata.
-const NO_MANAGER: &str = "could not create block manager";
-/// Blocks of metadata that one bitmap of the space map stands for.
-const PER_BITMAP: u64 = 16_320;
+const NO_BLOCK_MANAGER: &str = "could not create block manager";
 
-struct SuperblockKind;
+struct SuperblockValidator;
 
-impl Validate for SuperblockKind {
+impl Validate for SuperblockValidator {
     const NAME: &'static CStr = c"superblock";
 
     fn check(data: &[u8], location: u64) -> Result {
@@ -98,7 +102,7 @@ impl Validate for SuperblockKind {
     }
 }
 
-static SUPERBLOCK: Validator = Validator::new::<SuperblockKind>();
+static SUPERBLOCK: Validator = Validator::new::<SuperblockValidator>();
 
 pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
     let reason = reason.into();
@@ -115,14 +119,14 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> Error {
 }
 
 /// Blocks of a bitset on disk, with its nodes.
-fn bitset_blocks(bits: u32) -> u64 {
-    let leaves = u64::from(words(bits).div_ceil(WORDS));
+fn full_writeset_blocks(bits: u32) -> u64 {
+    let leaves = u64::from(words(bits).div_ceil(WORDS_PER_BLOCK));
     leaves.saturating_add(leaves / 126).saturating_add(2)
 }
 
 /// Blocks of a bitset on disk in which nothing is marked yet, with its nodes.
-fn sparse_blocks(bits: u32) -> u64 {
-    let leaves = u64::from(words(bits).div_ceil(WORDS));
+fn empty_writeset_blocks(bits: u32) -> u64 {
+    let leaves = u64::from(words(bits).div_ceil(WORDS_PER_BLOCK));
     leaves.min(3).saturating_add(leaves / 126).saturating_add(1)
 }
 
@@ -135,62 +139,65 @@ pub(super) fn device_blocks(device: &BlockDevice) -> u64 {
 /// good, and can be committed.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
+pub(super) enum FreeSpace {
     Enough,
-    None,
+    Short,
 }
 
 /// What has become of a slice of digestion.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Digested {
+pub(super) enum DigestProgress {
     /// There is more to do.
-    Some,
+    More,
     /// Only the newest archived era is left.
-    All,
+    Done,
     /// There is more to do, but no room for it.
-    NoRoom,
+    NoSpace,
 }
 
 /// A word of the present bitset that differs from the array.
 #[derive(Clone, Copy)]
-struct Word {
+struct CachedWord {
     index: u32,
-    value: u64,
-    changed: bool,
+    bits: u64,
+    dirty: bool,
 }
 
 /// An era that is being digested.
 struct Digest {
-    transcript: Transcript,
-    bitset: Bitset,
+    cursor: DigestCursor,
+    writeset: Bitset,
     /// The leaf of the bitset that is being read, and whether it was empty so far.
     leaf: Option<(Block, bool)>,
     /// A leaf that is empty: others may be the same.
-    empty: Option<Block>,
+    zero_leaf: Option<Block>,
 }
 
 /// The open metadata.
-pub(super) struct Disk {
+pub(super) struct OpenMetadata {
     tm: TransactionManager,
-    tree: BitsetTree,
-    eras: Array<u32>,
-    now: Superblock,
-    word: Option<Word>,
+    writeset_tree: BitsetTree,
+    era_array: Array<u32>,
+    sb: Superblock,
+    word: Option<CachedWord>,
     /// The transaction has changes.
     dirty: bool,
     /// A commit has succeeded since the metadata was opened.
-    proven: bool,
+    committed: bool,
     digest: Option<Digest>,
 }
 
-impl Disk {
+impl OpenMetadata {
     /// What the status line would say of metadata for blocks of a size; none if the device is
     /// blank. Refuses what is wrong with it. Writes nothing, and keeps nothing. Sleeps for I/O.
-    pub(super) fn look(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Info>> {
-        let blocks =
-            BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))?;
-        let disk = Self::load(blocks, device, size)?;
-        disk.map(|disk| disk.info()).transpose()
+    pub(super) fn probe(
+        device: &Arc<BlockDevice>,
+        size: BlockSize,
+    ) -> Result<Option<MetadataStats>> {
+        let blocks = BlockManager::read_only(device.clone(), MAX_HELD_BLOCKS)
+            .map_err(failed(NO_BLOCK_MANAGER))?;
+        let md = Self::load(blocks, device, size)?;
+        md.map(|md| md.stats()).transpose()
     }
 
     /// Opens metadata for blocks of a size, as it is durably; none if the device is blank. Writes
@@ -211,44 +218,44 @@ impl Disk {
         if blank {
             return Ok(None);
         }
-        let now = {
+        let sb = {
             let block = blocks
                 .read(Block(LOCATION), Some(&SUPERBLOCK))
                 .inspect_err(|_| err!("era", "couldn't read_lock superblock"))?;
             Superblock::parse(&block, LOCATION, size, device_blocks(device)).map_err(log_invalid)?
         };
-        Self::verify(&blocks, &now, device).inspect_err(|error| {
+        Self::verify(&blocks, &sb, device).inspect_err(|error| {
             err!("era", "the metadata is damaged: error {}", error.to_errno())
         })?;
-        let tm = TransactionManager::open(blocks, Block(LOCATION), &now.sm_root)
+        let tm = TransactionManager::open(blocks, Block(LOCATION), &sb.sm_root)
             .map_err(failed("dm_tm_open_with_sm failed"))?;
-        Ok(Some(Disk {
-            tree: BitsetTree::new(&tm)?,
-            eras: Array::new(&tm)?,
+        Ok(Some(OpenMetadata {
+            writeset_tree: BitsetTree::new(&tm)?,
+            era_array: Array::new(&tm)?,
             tm,
-            now,
+            sb,
             word: None,
             dirty: false,
-            proven: false,
+            committed: false,
             digest: None,
         }))
     }
 
     /// Looks at all that the library would trust.
-    fn verify(blocks: &BlockManager, now: &Superblock, device: &BlockDevice) -> Result {
+    fn verify(blocks: &BlockManager, sb: &Superblock, device: &BlockDevice) -> Result {
         let total = device_blocks(device);
-        let verifier = Verifier::new(blocks, &now.sm_root, total)?;
-        verifier.bitset_tree(Block(now.tree_root))?;
-        verifier.array(Block(now.array_root))?;
-        if now.bitset_root != 0 {
-            verifier.array(Block(now.bitset_root))?;
+        let verifier = Verifier::new(blocks, &sb.sm_root, total)?;
+        verifier.bitset_tree(Block(sb.writeset_tree_root))?;
+        verifier.array(Block(sb.era_array_root))?;
+        if sb.writeset_root != 0 {
+            verifier.array(Block(sb.writeset_root))?;
         }
-        if now.snapshot != 0 {
-            let block = blocks.read(Block(now.snapshot), None)?;
-            let kept = Superblock::parse(&block, now.snapshot, now.block_size, total)
+        if sb.metadata_snap != 0 {
+            let block = blocks.read(Block(sb.metadata_snap), None)?;
+            let kept = Superblock::parse(&block, sb.metadata_snap, sb.block_size, total)
                 .map_err(log_invalid)?;
-            verifier.bitset_tree(Block(kept.tree_root))?;
-            verifier.array(Block(kept.array_root))?;
+            verifier.bitset_tree(Block(kept.writeset_tree_root))?;
+            verifier.array(Block(kept.era_array_root))?;
         }
         Ok(())
     }
@@ -258,56 +265,56 @@ impl Disk {
         let blocks = Self::manager(device)?;
         let mut tm = TransactionManager::create(blocks, Block(LOCATION))
             .map_err(failed("dm_tm_create_with_sm failed"))?;
-        let tree = BitsetTree::new(&tm)?;
-        let eras = Array::new(&tm)?;
-        let tree_root = tree
+        let writeset_tree = BitsetTree::new(&tm)?;
+        let era_array = Array::new(&tm)?;
+        let writeset_tree_root = writeset_tree
             .empty(&mut tm)
             .map_err(failed("couldn't create new writeset tree"))?;
-        let array_root = eras
+        let era_array_root = era_array
             .empty(&mut tm)
             .map_err(failed("couldn't create era array"))?;
-        let now = Superblock {
+        let sb = Superblock {
             block_size: size,
             blocks: 0,
-            era: Era::NONE,
-            bits: 0,
-            bitset_root: 0,
-            tree_root: tree_root.0,
-            array_root: array_root.0,
-            snapshot: 0,
+            current_era: EraNr::NONE,
+            writeset_bits: 0,
+            writeset_root: 0,
+            writeset_tree_root: writeset_tree_root.0,
+            era_array_root: era_array_root.0,
+            metadata_snap: 0,
             sm_root: [0; _],
         };
-        let mut disk = Disk {
+        let mut md = OpenMetadata {
             tm,
-            tree,
-            eras,
-            now,
+            writeset_tree,
+            era_array,
+            sb,
             word: None,
             dirty: true,
-            proven: false,
+            committed: false,
             digest: None,
         };
-        disk.commit()?;
-        Ok(disk)
+        md.commit()?;
+        Ok(md)
     }
 
     fn manager(device: &Arc<BlockDevice>) -> Result<BlockManager> {
-        BlockManager::new(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_MANAGER))
+        BlockManager::new(device.clone(), MAX_HELD_BLOCKS).map_err(failed(NO_BLOCK_MANAGER))
     }
 
     /// The present era.
-    pub(super) fn era(&self) -> Era {
-        self.now.era
+    pub(super) fn era(&self) -> EraNr {
+        self.sb.current_era
     }
 
     /// The number of blocks that the metadata is for.
     pub(super) fn blocks(&self) -> u32 {
-        self.now.blocks
+        self.sb.blocks
     }
 
     /// Whether there is a metadata snapshot.
-    pub(super) fn has_snapshot(&self) -> bool {
-        self.now.snapshot != 0
+    pub(super) fn has_metadata_snap(&self) -> bool {
+        self.sb.metadata_snap != 0
     }
 
     /// Whether the transaction has changes that a commit would make durable.
@@ -316,48 +323,48 @@ impl Disk {
     }
 
     /// Whether a commit has shown that the metadata works.
-    pub(super) fn is_proven(&self) -> bool {
-        self.proven
+    pub(super) fn has_committed(&self) -> bool {
+        self.committed
     }
 
     /// What the status line says.
-    pub(super) fn info(&self) -> Result<Info> {
+    pub(super) fn stats(&self) -> Result<MetadataStats> {
         let total = self.tm.total_blocks()?;
-        Ok(Info {
+        Ok(MetadataStats {
             used: total.saturating_sub(self.tm.free_blocks()?),
             total,
-            era: self.now.era,
-            snapshot: self.now.snapshot,
+            era: self.sb.current_era,
+            metadata_snap: self.sb.metadata_snap,
         })
     }
 
     /// Ends the transaction: after it, all steps since the last one are on disk, durably.
     pub(super) fn commit(&mut self) -> Result {
-        self.flush_word()?;
+        self.write_back_word()?;
         self.tm.pre_commit().map_err(failed("pre commit failed"))?;
-        self.now.sm_root = self
+        self.sb.sm_root = self
             .tm
             .space_map_root()
             .map_err(failed("save_sm_root failed"))?;
-        let now = self.now;
+        let sb = self.sb;
         self.tm
             .commit(Block(LOCATION), &SUPERBLOCK, |block| {
                 // Fails only for a block that is shorter than a superblock.
-                let _ = now.write(block);
+                let _ = sb.write(block);
             })
             .map_err(failed("commit failed"))?;
         self.dirty = false;
-        self.proven = true;
+        self.committed = true;
         Ok(())
     }
 
     // The present bitset
 
-    fn flush_word(&mut self) -> Result {
-        if let Some(word) = self.word.filter(|word| word.changed) {
-            let root = Block(self.now.bitset_root);
-            let bits = self.tree.words();
-            self.now.bitset_root = bits.set(&mut self.tm, root, word.index, word.value)?.0;
+    fn write_back_word(&mut self) -> Result {
+        if let Some(word) = self.word.filter(|word| word.dirty) {
+            let root = Block(self.sb.writeset_root);
+            let bits = self.writeset_tree.words();
+            self.sb.writeset_root = bits.set(&mut self.tm, root, word.index, word.bits)?.0;
             self.dirty = true;
         }
         self.word = None;
@@ -365,46 +372,46 @@ impl Disk {
     }
 
     /// Metadata blocks that a small step takes at most: a leaf, nodes, the space map.
-    fn margin(&self) -> Result<u64> {
-        let bitmaps = self.tm.total_blocks()?.div_ceil(PER_BITMAP);
+    fn step_margin(&self) -> Result<u64> {
+        let bitmaps = self.tm.total_blocks()?.div_ceil(BLOCKS_PER_BITMAP);
         Ok(bitmaps.saturating_mul(3).saturating_add(7).min(100))
     }
 
     /// Looks whether there is room for a small step, if need be after a commit, which sets free
     /// what was replaced since the last one. The library must not run out of space in the midst of
     /// a change: it would keep a block locked for ever.
-    fn make_room(&mut self) -> Result<Room> {
-        let margin = self.margin()?;
-        if self.dirty && self.tm.free_blocks()? < margin {
+    fn ensure_space(&mut self) -> Result<FreeSpace> {
+        let step_margin = self.step_margin()?;
+        if self.dirty && self.tm.free_blocks()? < step_margin {
             self.commit()?;
         }
-        Ok(if self.tm.free_blocks()? >= margin {
-            Room::Enough
+        Ok(if self.tm.free_blocks()? >= step_margin {
+            FreeSpace::Enough
         } else {
-            Room::None
+            FreeSpace::Short
         })
     }
 
     /// Refuses a step that takes so many blocks, and a small one, if there are not so many. Where
     /// nothing has been changed.
-    fn require(&self, blocks: u64) -> Result {
-        if self.tm.free_blocks()? < blocks.saturating_add(self.margin()?) {
+    fn require_blocks(&self, blocks: u64) -> Result {
+        if self.tm.free_blocks()? < blocks.saturating_add(self.step_margin()?) {
             return Err(ENOSPC);
         }
         Ok(())
     }
 
-    fn load_word(&mut self, index: u32) -> Result<Word> {
+    fn load_word(&mut self, index: u32) -> Result<CachedWord> {
         match self.word {
             Some(word) if word.index == index => Ok(word),
             _ => {
-                self.flush_word()?;
-                let root = Block(self.now.bitset_root);
-                let value = self.tree.words().get(&self.tm, root, index)?;
-                Ok(Word {
+                self.write_back_word()?;
+                let root = Block(self.sb.writeset_root);
+                let bits = self.writeset_tree.words().get(&self.tm, root, index)?;
+                Ok(CachedWord {
                     index,
-                    value,
-                    changed: false,
+                    bits,
+                    dirty: false,
                 })
             }
         }
@@ -412,10 +419,10 @@ impl Disk {
 
     /// Whether all blocks of a range are marked, in the transaction.
     pub(super) fn is_marked(&mut self, blocks: Blocks) -> Result<bool> {
-        for part in by_words(blocks) {
+        for part in split_into_words(blocks) {
             let word = self.load_word(part.word)?;
             self.word = Some(word);
-            if word.value & part.mask != part.mask {
+            if word.bits & part.mask != part.mask {
                 return Ok(false);
             }
         }
@@ -425,62 +432,62 @@ impl Disk {
     /// Marks the blocks of a range in the present era. If space is short, what was marked so far is
     /// committed first. If that is not enough, some blocks of the range may be marked, and others
     /// not.
-    pub(super) fn mark(&mut self, blocks: Blocks) -> Result<Room> {
-        for part in by_words(blocks) {
+    pub(super) fn mark(&mut self, blocks: Blocks) -> Result<FreeSpace> {
+        for part in split_into_words(blocks) {
             let mut word = self.load_word(part.word)?;
-            if word.value & part.mask != part.mask {
-                if !word.changed && self.make_room()? == Room::None {
+            if word.bits & part.mask != part.mask {
+                if !word.dirty && self.ensure_space()? == FreeSpace::Short {
                     self.word = Some(word);
-                    return Ok(Room::None);
+                    return Ok(FreeSpace::Short);
                 }
-                word.value |= part.mask;
-                word.changed = true;
+                word.bits |= part.mask;
+                word.dirty = true;
                 self.dirty = true;
             }
             self.word = Some(word);
         }
-        Ok(Room::Enough)
+        Ok(FreeSpace::Enough)
     }
 
     // Eras
 
     /// Puts the present bitset into the tree, for good. There is none after it.
-    pub(super) fn archive(&mut self) -> Result {
-        self.flush_word()?;
-        if self.now.bitset_root == 0 {
+    pub(super) fn archive_era(&mut self) -> Result {
+        self.write_back_word()?;
+        if self.sb.writeset_root == 0 {
             return Ok(());
         }
         let bitset = Bitset {
-            bits: self.now.bits,
-            root: Block(self.now.bitset_root),
+            bits: self.sb.writeset_bits,
+            root: Block(self.sb.writeset_root),
         };
-        let (root, key) = (Block(self.now.tree_root), self.now.era.key());
-        self.now.tree_root = self
-            .tree
+        let (root, key) = (Block(self.sb.writeset_tree_root), self.sb.current_era.key());
+        self.sb.writeset_tree_root = self
+            .writeset_tree
             .insert(&mut self.tm, root, key, bitset)
             .map_err(failed("couldn't insert writeset into btree"))?
             .0;
-        self.now.bitset_root = 0;
-        self.now.bits = 0;
+        self.sb.writeset_root = 0;
+        self.sb.writeset_bits = 0;
         self.dirty = true;
         Ok(())
     }
 
     /// Begins a new era, with the present one archived. `EOVERFLOW` if this is the last era there
     /// can be.
-    pub(super) fn roll_over(&mut self) -> Result {
-        let next = self.now.era.next().ok_or(EOVERFLOW)?;
-        let bits = self.now.blocks;
+    pub(super) fn begin_next_era(&mut self) -> Result {
+        let next = self.sb.current_era.next().ok_or(EOVERFLOW)?;
+        let bits = self.sb.blocks;
         // First what may fail for lack of space.
         let root = self
-            .tree
+            .writeset_tree
             .words()
             .create_sparse(&mut self.tm, words(bits))
             .map_err(failed("couldn't create bitset"))?;
-        self.archive()?;
-        self.now.bitset_root = root.0;
-        self.now.bits = bits;
-        self.now.era = next;
+        self.archive_era()?;
+        self.sb.writeset_root = root.0;
+        self.sb.writeset_bits = bits;
+        self.sb.current_era = next;
         self.dirty = true;
         if next.is_first_warning() {
             warning!("era", "the numbers of eras will soon be used up");
@@ -489,45 +496,48 @@ impl Disk {
     }
 
     /// Whether there is room for another bitset, once it is filled.
-    pub(super) fn has_room_for_era(&self) -> Result<bool> {
-        let needed = bitset_blocks(self.now.blocks).saturating_add(self.margin()?);
+    pub(super) fn has_space_for_era(&self) -> Result<bool> {
+        let needed = full_writeset_blocks(self.sb.blocks).saturating_add(self.step_margin()?);
         Ok(self.tm.free_blocks()? >= needed)
     }
 
     /// Begins an era when the device goes live: a new one, unless this is the last one already.
-    pub(super) fn begin(&mut self) -> Result {
-        if !self.now.era.is_last() {
-            return self.roll_over();
+    pub(super) fn begin_era_on_resume(&mut self) -> Result {
+        if !self.sb.current_era.is_last() {
+            return self.begin_next_era();
         }
-        let (wanted, key) = (self.now.blocks, self.now.era.key());
-        if self.now.bitset_root == 0 {
+        let (wanted, key) = (self.sb.blocks, self.sb.current_era.key());
+        if self.sb.writeset_root == 0 {
             // Archived at the suspend. Two bitsets of one era cannot be, so it is taken out again.
-            let tree = Block(self.now.tree_root);
-            match self.tree.next(&self.tm, tree, key)? {
+            let tree = Block(self.sb.writeset_tree_root);
+            match self.writeset_tree.next(&self.tm, tree, key)? {
                 Some((found, bitset)) if found == key => {
                     self.tm.inc_block(bitset.root)?;
-                    self.now.tree_root = self.tree.remove(&mut self.tm, tree, key)?.0;
-                    self.now.bitset_root = bitset.root.0;
-                    self.now.bits = bitset.bits;
+                    self.sb.writeset_tree_root =
+                        self.writeset_tree.remove(&mut self.tm, tree, key)?.0;
+                    self.sb.writeset_root = bitset.root.0;
+                    self.sb.writeset_bits = bitset.bits;
                 }
                 _ => {
-                    let bits = self.tree.words();
+                    let bits = self.writeset_tree.words();
                     let root = bits.create_sparse(&mut self.tm, words(wanted))?;
-                    self.now.bitset_root = root.0;
-                    self.now.bits = wanted;
+                    self.sb.writeset_root = root.0;
+                    self.sb.writeset_bits = wanted;
                 }
             }
             self.dirty = true;
         }
-        if self.now.bits != wanted {
-            let (old, new) = (words(self.now.bits), words(wanted));
-            let (root, bits) = (Block(self.now.bitset_root), self.tree.words());
-            self.require(bitset_blocks(wanted.saturating_sub(self.now.bits)))?;
+        if self.sb.writeset_bits != wanted {
+            let (old, new) = (words(self.sb.writeset_bits), words(wanted));
+            let (root, bits) = (Block(self.sb.writeset_root), self.writeset_tree.words());
+            self.require_blocks(full_writeset_blocks(
+                wanted.saturating_sub(self.sb.writeset_bits),
+            ))?;
             if !bits.has_len(&self.tm, root, old, new, 0)? {
                 return Err(log_invalid(Invalid::Impossible));
             }
-            self.now.bitset_root = bits.resize(&mut self.tm, root, old, new, 0)?.0;
-            self.now.bits = wanted;
+            self.sb.writeset_root = bits.resize(&mut self.tm, root, old, new, 0)?.0;
+            self.sb.writeset_bits = wanted;
             self.dirty = true;
         }
         Ok(())
@@ -536,7 +546,7 @@ impl Disk {
     // Sizes
 
     /// Uses what was added to the metadata device.
-    pub(super) fn extend(&mut self, device: &BlockDevice) -> Result {
+    pub(super) fn extend_metadata(&mut self, device: &BlockDevice) -> Result {
         let (total, now) = (self.tm.total_blocks()?, device_blocks(device));
         if now <= total {
             return Ok(());
@@ -556,31 +566,31 @@ impl Disk {
     /// blocks and the era that follows; then nothing has been changed, and with the old number the
     /// device goes live as before.
     pub(super) fn resize(&mut self, blocks: u32) -> Result {
-        let old = self.now.blocks;
+        let old = self.sb.blocks;
         if old == blocks {
             return Ok(());
         }
-        let root = Block(self.now.array_root);
-        let step = u64::from(STEP_BLOCKS);
-        if !self.eras.has_len(&self.tm, root, old, blocks, step)? {
+        let root = Block(self.sb.era_array_root);
+        let step = u64::from(RESIZE_STEP_BLOCKS);
+        if !self.era_array.has_len(&self.tm, root, old, blocks, step)? {
             return Err(log_invalid(Invalid::Impossible));
         }
-        let array = |blocks: u32| u64::from(blocks.div_ceil(ENTRIES));
+        let array = |blocks: u32| u64::from(blocks.div_ceil(ERAS_PER_BLOCK));
         let added = array(blocks).saturating_sub(array(old));
         let needed = match added {
             0 => 0,
-            _ => (added / 126).saturating_add(sparse_blocks(blocks)),
+            _ => (added / 126).saturating_add(empty_writeset_blocks(blocks)),
         };
-        self.require(added.saturating_add(needed))?;
-        while self.now.blocks < blocks {
-            let step = blocks.min(self.now.blocks.saturating_add(STEP));
+        self.require_blocks(added.saturating_add(needed))?;
+        while self.sb.blocks < blocks {
+            let step = blocks.min(self.sb.blocks.saturating_add(RESIZE_STEP));
             self.resize_array(step, 0)?;
             self.commit()?;
         }
-        while self.now.blocks > blocks {
-            let step = blocks.max(self.now.blocks.saturating_sub(STEP));
+        while self.sb.blocks > blocks {
+            let step = blocks.max(self.sb.blocks.saturating_sub(RESIZE_STEP));
             // Nodes that lose entries are replaced, and so are their neighbours.
-            self.require(array(self.now.blocks).saturating_sub(array(step)) / 40)?;
+            self.require_blocks(array(self.sb.blocks).saturating_sub(array(step)) / 40)?;
             self.shrink(step)?;
             self.commit()?;
         }
@@ -588,25 +598,25 @@ impl Disk {
     }
 
     fn shrink(&mut self, blocks: u32) -> Result {
-        if blocks % ENTRIES != 0 || blocks == 0 {
+        if blocks % ERAS_PER_BLOCK != 0 || blocks == 0 {
             return self.resize_array(blocks, 0);
         }
         // The library forgets to drop a last block that is cut down to nothing, so it never is.
         let last = blocks.saturating_sub(1);
-        let root = Block(self.now.array_root);
-        let value = self.eras.get(&self.tm, root, last)?;
+        let root = Block(self.sb.era_array_root);
+        let value = self.era_array.get(&self.tm, root, last)?;
         self.resize_array(last, 0)?;
         self.resize_array(blocks, value)
     }
 
     fn resize_array(&mut self, blocks: u32, value: u32) -> Result {
-        let (root, old) = (Block(self.now.array_root), self.now.blocks);
-        self.now.array_root = self
-            .eras
+        let (root, old) = (Block(self.sb.era_array_root), self.sb.blocks);
+        self.sb.era_array_root = self
+            .era_array
             .resize(&mut self.tm, root, old, blocks, value)
             .map_err(failed("dm_array_resize failed"))?
             .0;
-        self.now.blocks = blocks;
+        self.sb.blocks = blocks;
         self.dirty = true;
         Ok(())
     }
@@ -614,43 +624,43 @@ impl Disk {
     // Metadata snapshots
 
     /// Keeps what is archived now for user space to read.
-    pub(super) fn take_snapshot(&mut self) -> Result<Room> {
+    pub(super) fn take_metadata_snap(&mut self) -> Result<FreeSpace> {
         // The copy is one of the superblock on disk.
         self.commit()?;
-        if self.make_room()? == Room::None {
-            return Ok(Room::None);
+        if self.ensure_space()? == FreeSpace::Short {
+            return Ok(FreeSpace::Short);
         }
         let copy = self
             .tm
             .copy_block(Block(LOCATION), &SUPERBLOCK)
             .map_err(failed("couldn't shadow superblock"))?;
-        self.tm.inc_block(Block(self.now.tree_root))?;
-        self.tm.inc_block(Block(self.now.array_root))?;
-        self.now.snapshot = copy.0;
+        self.tm.inc_block(Block(self.sb.writeset_tree_root))?;
+        self.tm.inc_block(Block(self.sb.era_array_root))?;
+        self.sb.metadata_snap = copy.0;
         self.dirty = true;
-        Ok(Room::Enough)
+        Ok(FreeSpace::Enough)
     }
 
     /// Lets the metadata snapshot go.
-    pub(super) fn drop_snapshot(&mut self, device: &BlockDevice) -> Result {
-        let location = Block(self.now.snapshot);
+    pub(super) fn drop_metadata_snap(&mut self, device: &BlockDevice) -> Result {
+        let location = Block(self.sb.metadata_snap);
         let copy = {
             let block = self
                 .tm
                 .blocks()
                 .read(location, Some(&SUPERBLOCK))
                 .map_err(failed("couldn't read lock superblock clone"))?;
-            let (size, total) = (self.now.block_size, device_blocks(device));
+            let (size, total) = (self.sb.block_size, device_blocks(device));
             Superblock::parse(&block, location.0, size, total).map_err(log_invalid)?
         };
-        self.tree
-            .delete(&mut self.tm, Block(copy.tree_root))
+        self.writeset_tree
+            .delete(&mut self.tm, Block(copy.writeset_tree_root))
             .map_err(failed("error deleting writeset tree clone"))?;
-        self.eras
-            .delete(&mut self.tm, Block(copy.array_root))
+        self.era_array
+            .delete(&mut self.tm, Block(copy.era_array_root))
             .map_err(failed("error deleting era array clone"))?;
         self.tm.dec_block(location)?;
-        self.now.snapshot = 0;
+        self.sb.metadata_snap = 0;
         self.dirty = true;
         Ok(())
     }
@@ -659,26 +669,26 @@ impl Disk {
 
     /// Digests archived eras until `stop`. Commits by itself where space is short, and with each
     /// finished era.
-    pub(super) fn digest(&mut self, mut stop: impl FnMut() -> bool) -> Result<Digested> {
+    pub(super) fn digest(&mut self, mut stop: impl FnMut() -> bool) -> Result<DigestProgress> {
         loop {
             let Some(mut digest) = self.next_digest()? else {
-                return Ok(Digested::All);
+                return Ok(DigestProgress::Done);
             };
-            let (mut room, mut stopped) = (self.has_room_to_digest()?, false);
-            while digest.transcript.word().is_some() && room && !stopped {
+            let (mut room, mut stopped) = (self.has_space_to_digest()?, false);
+            while digest.cursor.word().is_some() && room && !stopped {
                 self.digest_word(&mut digest)?;
-                room = self.has_room_to_digest()?;
+                room = self.has_space_to_digest()?;
                 stopped = stop();
             }
-            let done = digest.transcript.word().is_none();
+            let done = digest.cursor.word().is_none();
             if done {
-                if self.make_room()? == Room::None {
+                if self.ensure_space()? == FreeSpace::Short {
                     self.digest = Some(digest);
-                    return Ok(Digested::NoRoom);
+                    return Ok(DigestProgress::NoSpace);
                 }
-                let (root, key) = (Block(self.now.tree_root), digest.transcript.era.key());
-                self.now.tree_root = self
-                    .tree
+                let (root, key) = (Block(self.sb.writeset_tree_root), digest.cursor.era.key());
+                self.sb.writeset_tree_root = self
+                    .writeset_tree
                     .remove(&mut self.tm, root, key)
                     .map_err(failed("dm_btree_remove failed"))?
                     .0;
@@ -689,22 +699,22 @@ impl Disk {
             if done || !room {
                 // It sets free what was replaced.
                 self.commit()?;
-                if !self.has_room_to_digest()? {
-                    return Ok(Digested::NoRoom);
+                if !self.has_space_to_digest()? {
+                    return Ok(DigestProgress::NoSpace);
                 }
             }
             if stopped || stop() {
-                return Ok(Digested::Some);
+                return Ok(DigestProgress::More);
             }
         }
     }
 
     /// Whether digesting a word more leaves what the present era needs. What the array's blocks are
     /// replaced by is free again after a commit, unless a snapshot keeps them.
-    fn has_room_to_digest(&self) -> Result<bool> {
-        let mut needed = self.margin()?.saturating_mul(2);
-        if self.has_snapshot() {
-            needed = needed.saturating_add(bitset_blocks(self.now.blocks));
+    fn has_space_to_digest(&self) -> Result<bool> {
+        let mut needed = self.step_margin()?.saturating_mul(2);
+        if self.has_metadata_snap() {
+            needed = needed.saturating_add(full_writeset_blocks(self.sb.blocks));
         }
         Ok(self.tm.free_blocks()? >= needed)
     }
@@ -714,55 +724,55 @@ impl Disk {
         if let Some(digest) = self.digest.take() {
             return Ok(Some(digest));
         }
-        let root = Block(self.now.tree_root);
-        let Some((key, bitset)) = self.tree.next(&self.tm, root, 0)? else {
+        let root = Block(self.sb.writeset_tree_root);
+        let Some((key, bitset)) = self.writeset_tree.next(&self.tm, root, 0)? else {
             return Ok(None);
         };
         let Some(after) = key.checked_add(1) else {
             return Ok(None);
         };
-        if self.tree.next(&self.tm, root, after)?.is_none() {
+        if self.writeset_tree.next(&self.tm, root, after)?.is_none() {
             return Ok(None);
         }
-        let era = Era::of_key(key).ok_or(EINVAL)?;
+        let era = EraNr::of_key(key).ok_or(EINVAL)?;
         // A record without a bitset: an early C target could leave one.
         let bits = if bitset.root.0 == 0 { 0 } else { bitset.bits };
         Ok(Some(Digest {
-            transcript: Transcript::new(era, bits, self.now.blocks),
-            bitset,
+            cursor: DigestCursor::new(era, bits, self.sb.blocks),
+            writeset: bitset,
             leaf: None,
-            empty: None,
+            zero_leaf: None,
         }))
     }
 
     /// Transcribes a word of a bitset, or skips a whole empty leaf.
     fn digest_word(&mut self, digest: &mut Digest) -> Result {
-        let Some(word) = digest.transcript.word() else {
+        let Some(word) = digest.cursor.word() else {
             return Ok(());
         };
-        let (root, era) = (digest.bitset.root, digest.transcript.era.0);
-        if word % WORDS == 0 {
+        let (root, era) = (digest.writeset.root, digest.cursor.era.0);
+        if word % WORDS_PER_BLOCK == 0 {
             if let Some((leaf, true)) = digest.leaf {
-                digest.empty = Some(leaf);
+                digest.zero_leaf = Some(leaf);
             }
-            let leaf = self.tree.words().block_of(&self.tm, root, word)?;
-            if digest.empty == Some(leaf) {
+            let leaf = self.writeset_tree.words().block_of(&self.tm, root, word)?;
+            if digest.zero_leaf == Some(leaf) {
                 digest.leaf = None;
-                digest.transcript.advance(WORDS);
+                digest.cursor.advance(WORDS_PER_BLOCK);
                 return Ok(());
             }
             digest.leaf = Some((leaf, true));
         }
-        let bits = self.tree.words().get(&self.tm, root, word)?;
+        let bits = self.writeset_tree.words().get(&self.tm, root, word)?;
         if let (Some((_, empty)), true) = (&mut digest.leaf, bits != 0) {
             *empty = false;
         }
-        for block in blocks_of(word, bits, self.now.blocks) {
-            let array = Block(self.now.array_root);
-            self.now.array_root = self.eras.set(&mut self.tm, array, block, era)?.0;
+        for block in blocks_in_word(word, bits, self.sb.blocks) {
+            let array = Block(self.sb.era_array_root);
+            self.sb.era_array_root = self.era_array.set(&mut self.tm, array, block, era)?.0;
             self.dirty = true;
         }
-        digest.transcript.advance(1);
+        digest.cursor.advance(1);
         Ok(())
     }
 }

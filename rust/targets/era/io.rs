@@ -14,14 +14,15 @@
 
 use super::{
     disk::{
-        Disk,
-        Room, //
+        FreeSpace, //
+        OpenMetadata,
     },
     metadata::{
-        Core,
-        Weight, //
+        MetadataState,
+        OnError, //
     },
-    Era, //
+    work_id,
+    EraTarget, //
 };
 use crate::{
     dm::bio::{
@@ -51,55 +52,52 @@ use kernel::{
 };
 
 /// What is kept with a bio: the stamp of the epoch that counts it, or zero.
-pub(super) type Stamp = u32;
+pub(super) type PerBioData = u32;
 
 /// Counted nowhere.
-const UNCOUNTED: Stamp = 0;
+const NOT_COUNTED: PerBioData = 0;
 
 /// Decides on a bio.
-pub(super) fn map<'a>(this: ArcBorrow<'_, Era>, mut bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+pub(super) fn map<'a>(
+    this: ArcBorrow<'_, EraTarget>,
+    mut bio: MapBio<'a, PerBioData>,
+) -> Mapped<'a> {
     if bio.op() == Op::Read || bio.is_flush() {
-        bio.set_per_bio(UNCOUNTED);
+        bio.set_per_bio(NOT_COUNTED);
         return bio.remap(&this.origin);
     }
     let blocks = this.geometry.touched(bio.sector(), bio.sectors());
     let epoch = this.epochs.enter();
-    if epoch.of(&this.marks).contains(blocks) {
+    if epoch.of(&this.writesets).contains(blocks) {
         bio.set_per_bio(epoch.to_stamp());
         return bio.remap(&this.origin);
     }
     this.epochs.leave(epoch);
-    bio.set_per_bio(UNCOUNTED);
+    bio.set_per_bio(NOT_COUNTED);
     if bio.is_nowait() {
         return bio.end(BlkStatus::AGAIN);
     }
     let (bio, mapped) = bio.take();
-    this.deferred.lock().push(bio);
-    this.queue.enqueue::<Era, { Writer::ID }>(this.into());
+    this.deferred_bios.lock().push(bio);
+    this.queue
+        .enqueue::<EraTarget, { work_id::PROCESS_DEFERRED }>(this.into());
     mapped
 }
 
 /// A bio has ended.
-pub(super) fn end_io<'a>(this: ArcBorrow<'_, Era>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, EraTarget>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
     if let Some(epoch) = Epoch::from_stamp(bio.per_bio()) {
         this.epochs.leave(epoch);
     }
     bio.done()
 }
 
-/// Marks the blocks of the writes that wait, and lets them go on.
-pub(super) struct Writer;
+impl WorkItem<{ work_id::PROCESS_DEFERRED }> for EraTarget {
+    type Pointer = Arc<EraTarget>;
 
-impl Writer {
-    pub(super) const ID: u64 = 1;
-}
-
-impl WorkItem<1> for Era {
-    type Pointer = Arc<Era>;
-
-    fn run(this: Arc<Era>) {
+    fn run(this: Arc<EraTarget>) {
         let _noio = NoIo::enter();
-        let (mut ready, mut refused) = this.mark();
+        let (mut ready, mut refused) = this.mark_deferred_bios();
         plugged(|| {
             while let Some(bio) = ready.pop() {
                 bio.submit(&this.origin);
@@ -110,39 +108,39 @@ impl WorkItem<1> for Era {
     }
 }
 
-impl Era {
-    fn blocks_of(&self, bio: &Bio<Stamp>) -> Blocks {
+impl EraTarget {
+    fn blocks_touched(&self, bio: &Bio<PerBioData>) -> Blocks {
         self.geometry.touched(bio.sector(), bio.sectors())
     }
 
     /// Marks the blocks of all writes that wait, durably, with one commit; those that come
     /// meanwhile are the next batch. Returns those that may go on, counted, and those whose blocks
     /// could not be marked. Sleeps for I/O.
-    fn mark(self: &Arc<Self>) -> (BioQueue<Stamp>, BioQueue<Stamp>) {
+    fn mark_deferred_bios(self: &Arc<Self>) -> (BioQueue<PerBioData>, BioQueue<PerBioData>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
         let mut marked = BioQueue::new();
-        let mut core = self.metadata.lock();
+        let mut state = self.metadata.lock();
         // Under the lock: until then whoever has it sees that they wait.
-        let mut batch = self.deferred.lock().take();
+        let mut batch = self.deferred_bios.lock().take();
         if batch.is_empty() {
             return (ready, refused);
         }
-        let failed = core.is_failed();
-        let result = self.attempt(&mut core, Weight::Vital, |disk| {
+        let failed = state.is_failed();
+        let result = self.run_step(&mut state, OnError::FailMetadata, |md| {
             // Those of a try before.
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
-                let room = disk.mark(self.blocks_of(&bio));
+                let room = md.mark(self.blocks_touched(&bio));
                 match room {
-                    Ok(Room::Enough) => marked.push(bio),
-                    Ok(Room::None) | Err(_) => refused.push(bio),
+                    Ok(FreeSpace::Enough) => marked.push(bio),
+                    Ok(FreeSpace::Short) | Err(_) => refused.push(bio),
                 }
-                let _: Room = room?;
+                let _: FreeSpace = room?;
             }
             // After a failure only a commit shows that it works again.
-            if disk.is_dirty() || failed {
-                disk.commit()?;
+            if md.is_dirty() || failed {
+                md.commit()?;
             }
             Ok(())
         });
@@ -151,7 +149,7 @@ impl Era {
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
-                if self.is_marked(&mut core, self.blocks_of(&bio)) {
+                if self.is_marked_durably(&mut state, self.blocks_touched(&bio)) {
                     marked.push(bio);
                 } else {
                     refused.push(bio);
@@ -159,31 +157,31 @@ impl Era {
             }
         }
         while let Some(bio) = marked.pop() {
-            let blocks = self.blocks_of(&bio);
-            ready.push(self.pass(bio, blocks));
+            let blocks = self.blocks_touched(&bio);
+            ready.push(self.admit(bio, blocks));
         }
         (ready, refused)
     }
 
     /// Whether blocks are marked, and durably so.
-    fn is_marked(&self, core: &mut Core, blocks: Blocks) -> bool {
+    fn is_marked_durably(&self, state: &mut MetadataState, blocks: Blocks) -> bool {
         let known =
-            |disk: &mut Disk| -> Result<bool> { Ok(!disk.is_dirty() && disk.is_marked(blocks)?) };
-        self.epochs.current().of(&self.marks).contains(blocks)
-            || core.disk().is_some_and(|disk| known(disk).unwrap_or(false))
+            |md: &mut OpenMetadata| -> Result<bool> { Ok(!md.is_dirty() && md.is_marked(blocks)?) };
+        self.epochs.current().of(&self.writesets).contains(blocks)
+            || state.open().is_some_and(|md| known(md).unwrap_or(false))
     }
 
-    /// Lets a write go on whose blocks are marked on disk. Under the metadata lock, so the epoch
+    /// Lets a write go on whose blocks are marked on md. Under the metadata lock, so the epoch
     /// does not change.
-    fn pass(&self, mut bio: Bio<Stamp>, blocks: Blocks) -> Bio<Stamp> {
+    fn admit(&self, mut bio: Bio<PerBioData>, blocks: Blocks) -> Bio<PerBioData> {
         let epoch = self.epochs.enter();
-        epoch.of(&self.marks).insert(blocks);
+        epoch.of(&self.writesets).insert(blocks);
         bio.set_per_bio(epoch.to_stamp());
         bio
     }
 
     /// Whether writes wait for their marks.
     pub(super) fn has_deferred(&self) -> bool {
-        !self.deferred.lock().is_empty()
+        !self.deferred_bios.lock().is_empty()
     }
 }

@@ -7,7 +7,7 @@ use super::disk::{
     device_blocks,
     failed,
     log_invalid,
-    Disk, //
+    OpenMetadata, //
 };
 use crate::{
     dm::device::{
@@ -16,9 +16,9 @@ use crate::{
     },
     env::eilseq,
     logic::era::{
+        era_nr::EraNr,
         geometry::BlockSize,
-        number::Era,
-        status::Info,
+        status::MetadataStats,
         superblock::Invalid, //
     },
     sys::{
@@ -45,17 +45,17 @@ use kernel::{
 
 /// What it means that a step fails.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weight {
+pub(super) enum OnError {
     /// Writes cannot be marked.
-    Vital,
+    FailMetadata,
     /// Something else cannot be done.
-    Light,
+    KeepWorking,
 }
 
 /// What may change only under the lock.
-pub(super) struct Core {
+pub(super) struct MetadataState {
     /// None while the device is blank or closed, or cannot be opened.
-    disk: Option<Disk>,
+    open: Option<OpenMetadata>,
     /// A step failed for good, and none has succeeded since.
     failed: bool,
     /// The table that is live. A table that others have replaced without a suspend, since it could
@@ -63,20 +63,20 @@ pub(super) struct Core {
     live: Option<TableId>,
 }
 
-impl Core {
+impl MetadataState {
     /// The open metadata.
-    pub(super) fn disk(&mut self) -> Option<&mut Disk> {
-        self.disk.as_mut()
+    pub(super) fn open(&mut self) -> Option<&mut OpenMetadata> {
+        self.open.as_mut()
     }
 
     /// The present era, of the open metadata.
-    pub(super) fn era(&self) -> Era {
-        self.disk.as_ref().map_or(Era::NONE, |disk| disk.era())
+    pub(super) fn era(&self) -> EraNr {
+        self.open.as_ref().map_or(EraNr::NONE, |md| md.era())
     }
 
     /// Closes the metadata; the next step opens it anew.
     pub(super) fn close(&mut self) {
-        self.disk = None;
+        self.open = None;
     }
 
     /// The table that is live, or was the last one.
@@ -103,10 +103,10 @@ pub(crate) struct Metadata {
     /// The device is known not to be blank.
     formatted: Atomic<bool>,
     #[pin]
-    core: Mutex<Core>,
+    state: Mutex<MetadataState>,
     /// What status lines say; none if there is an error.
     #[pin]
-    info: SpinLock<Option<Info>>,
+    stats: SpinLock<Option<MetadataStats>>,
 }
 
 impl ShareableMetadata for Metadata {
@@ -116,16 +116,16 @@ impl ShareableMetadata for Metadata {
     /// status says, as the table may go live much later; and nothing is written, as it may never.
     fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
-        let found = Disk::look(&device, size)?;
+        let found = OpenMetadata::probe(&device, size)?;
         let formatted = found.is_some();
-        let info = found.unwrap_or_else(|| Info {
+        let stats = found.unwrap_or_else(|| MetadataStats {
             used: 0,
             total: device_blocks(&device),
-            era: Era::NONE,
-            snapshot: 0,
+            era: EraNr::NONE,
+            metadata_snap: 0,
         });
-        let core = Core {
-            disk: None,
+        let state = MetadataState {
+            open: None,
             failed: false,
             live: None,
         };
@@ -134,8 +134,8 @@ impl ShareableMetadata for Metadata {
                 device,
                 size,
                 formatted: Atomic::new(formatted),
-                core <- new_mutex!(core, "dm_era_core"),
-                info <- new_spinlock!(Some(info), "dm_era_info"),
+                state <- new_mutex!(state, "dm_era_core"),
+                stats <- new_spinlock!(Some(stats), "dm_era_info"),
             }),
             GFP_KERNEL,
         )
@@ -158,8 +158,8 @@ impl ShareableMetadata for Metadata {
 
 impl Metadata {
     /// Takes the lock of everything that changes. Sleeps, at times for a commit.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock()
+    pub(super) fn lock(&self) -> MutexGuard<'_, MetadataState> {
+        self.state.lock()
     }
 
     /// The metadata device.
@@ -168,88 +168,92 @@ impl Metadata {
     }
 
     /// What the status line says: the state after the last step. Any context.
-    pub(super) fn info(&self) -> Option<Info> {
-        *self.info.lock()
+    pub(super) fn stats(&self) -> Option<MetadataStats> {
+        *self.stats.lock()
     }
 
     /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted,
     /// unless it was not blank before. Sleeps for I/O.
-    pub(super) fn open_or_format<'a>(&self, core: &'a mut Core) -> Result<&'a mut Disk> {
-        if core.disk.is_none() {
-            core.disk = Some(match Disk::open(&self.device, self.size)? {
-                Some(disk) => disk,
+    pub(super) fn open_or_format<'a>(
+        &self,
+        state: &'a mut MetadataState,
+    ) -> Result<&'a mut OpenMetadata> {
+        if state.open.is_none() {
+            state.open = Some(match OpenMetadata::open(&self.device, self.size)? {
+                Some(md) => md,
                 None if self.formatted.load(Relaxed) => {
                     err!("era", "the metadata has become blank");
                     return Err(eilseq());
                 }
-                None => Disk::format(&self.device, self.size)?,
+                None => OpenMetadata::format(&self.device, self.size)?,
             });
             self.formatted.store(true, Relaxed);
         }
-        core.disk.as_mut().ok_or(EIO)
+        state.open.as_mut().ok_or(EIO)
     }
 
     /// Carries out a step, which ends with a commit if it has changed something. If it fails, the
     /// metadata is opened again, as of the last commit that is durable, which may be the one that
     /// failed; then the step is tried once more.
     ///
-    /// `opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
-    pub(super) fn attempt<R>(
+    /// `metadata_opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
+    pub(super) fn run_step<R>(
         &self,
-        core: &mut Core,
-        weight: Weight,
-        opened: impl Fn(Era),
-        mut step: impl FnMut(&mut Disk) -> Result<R>,
+        state: &mut MetadataState,
+        weight: OnError,
+        metadata_opened: impl Fn(EraNr),
+        mut step: impl FnMut(&mut OpenMetadata) -> Result<R>,
     ) -> Result<R> {
-        let reopen = |core: &mut Core| -> Result {
-            if core.disk.is_none() {
-                let disk = Disk::open(&self.device, self.size)?.ok_or(EIO)?;
-                opened(disk.era());
-                core.disk = Some(disk);
+        let reopen = |state: &mut MetadataState| -> Result {
+            if state.open.is_none() {
+                let md = OpenMetadata::open(&self.device, self.size)?.ok_or(EIO)?;
+                metadata_opened(md.era());
+                state.open = Some(md);
             }
             Ok(())
         };
         let mut first = true;
         let result = loop {
-            let result = match reopen(core) {
-                Ok(()) => core.disk.as_mut().ok_or(EIO).and_then(&mut step),
+            let result = match reopen(state) {
+                Ok(()) => state.open.as_mut().ok_or(EIO).and_then(&mut step),
                 Err(error) => Err(error),
             };
             let Err(error) = result else {
                 // After a failure only a commit shows that the metadata works.
-                core.failed &= core.disk.as_ref().is_none_or(|disk| !disk.is_proven());
+                state.failed &= state.open.as_ref().is_none_or(|md| !md.has_committed());
                 break result;
             };
-            core.disk = None;
-            let open = reopen(core);
+            state.open = None;
+            let open = reopen(state);
             // Without space for it, it works no better the second time; and the metadata is not to
             // blame.
             if open.is_err() || !first || error == ENOSPC {
-                core.failed |= open.is_err() || (error != ENOSPC && weight == Weight::Vital);
+                state.failed |=
+                    open.is_err() || (error != ENOSPC && weight == OnError::FailMetadata);
                 break result;
             }
             first = false;
         };
-        self.publish(core);
+        self.update_stats(state);
         result
     }
 
     /// Makes the present state known to status lines.
-    pub(super) fn publish(&self, core: &mut Core) {
-        let info = match &core.disk {
-            Some(disk) if !core.failed => disk.info().map_err(failed("status")).ok(),
+    pub(super) fn update_stats(&self, state: &mut MetadataState) {
+        let stats = match &state.open {
+            Some(md) if !state.failed => md.stats().map_err(failed("status")).ok(),
             _ => None,
         };
-        *self.info.lock() = info;
+        *self.stats.lock() = stats;
     }
 
     /// Notes that going live failed, or did not. The metadata is closed if it did.
-    pub(super) fn settle(&self, core: &mut Core, result: &Result) {
+    pub(super) fn finish_resume(&self, state: &mut MetadataState, result: &Result) {
         if result.is_err() {
-            core.disk = None;
+            state.open = None;
         } else {
-            core.failed = false;
-            self.publish(core);
+            state.failed = false;
+            self.update_stats(state);
         }
     }
 }

@@ -9,14 +9,14 @@
 //! | `rollover.rs` | the end of an era, without a write lost between two |
 //! | `digest.rs` | archived eras become part of the array, in the background |
 //! | `metadata.rs` | the metadata that all tables of a device share, and what is done when it fails |
-//! | `disk.rs` | what is on the metadata device, and the steps that change it |
+//! | `md.rs` | what is on the metadata device, and the steps that change it |
 //!
-//! Locks: `turn` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info`
+//! Locks: `rollover_busy` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info`
 //! (spinlocks). Marked writes take none.
 //!
 //! Behaviour towards users: `Documentation/era.md`. C counterpart: `drivers/md/dm-era-target.c`.
 
-mod digest;
+mod digester;
 mod disk;
 mod io;
 mod metadata;
@@ -61,8 +61,8 @@ use crate::{
                 BlockSize,
                 Geometry, //
             },
-            marks::Marks,
             status::ERROR, //
+            writeset::InCoreWriteset,
         },
         units::Sector, //
     },
@@ -95,12 +95,8 @@ use crate::{
         SharedMetadata, //
     }, //
 };
-use digest::Digester;
-use disk::Disk;
-use io::{
-    Stamp,
-    Writer, //
-};
+use disk::OpenMetadata;
+use io::PerBioData;
 use kernel::{
     prelude::*,
     sync::{
@@ -118,20 +114,17 @@ use kernel::{
     }, //
 };
 use metadata::{
-    Core,
     Metadata,
-    Weight, //
+    MetadataState,
+    OnError, //
 };
-use rollover::{
-    Flush,
-    Flusher, //
-};
+use rollover::OriginFlush;
 
 /// An era: one line of a table.
 ///
 /// Fields drop in order: what uses the devices goes before them.
 #[pin_data]
-pub(crate) struct Era {
+pub(crate) struct EraTarget {
     queue: WorkQueue,
     metadata: MetadataRef<Metadata>,
     metadata_device: Device,
@@ -142,47 +135,57 @@ pub(crate) struct Era {
     /// Writes in flight, by the epoch whose bits let them pass.
     epochs: Epochs,
     /// For each epoch, the blocks that are marked on disk in its era.
-    marks: (Marks, Marks),
+    writesets: (InCoreWriteset, InCoreWriteset),
     /// The era of the present epoch's bits. Changed under the metadata lock.
-    marked: Atomic<u32>,
+    writeset_era: Atomic<u32>,
     /// Something may be in flight in the epoch that is not the present one, or its bits are not
     /// clear. Under the turn.
-    undrained: Atomic<bool>,
+    needs_drain: Atomic<bool>,
     /// Between resume and suspend: there is a present bitset. Changed under the metadata lock. See
     /// [`is_live`](Self::is_live).
     live: Atomic<bool>,
     /// Whether a thread rolls over, and those who wait for it.
-    turn: Atomic<u32>,
-    turns: Pin<KBox<WaitQueue>>,
-    flush: Flush,
+    rollover_busy: Atomic<u32>,
+    rollover_wait: Pin<KBox<WaitQueue>>,
+    origin_flush: OriginFlush,
 
     /// Digestion has made way for writes: it goes on after them.
-    digestion: Atomic<bool>,
+    digestion_paused: Atomic<bool>,
 
     /// Writes that wait for their marks.
     #[pin]
-    deferred: IrqLock<BioQueue<Stamp>>,
+    deferred_bios: IrqLock<BioQueue<PerBioData>>,
     #[pin]
-    writer: Work<Era, { Writer::ID }>,
+    deferred_work: Work<EraTarget, { work_id::PROCESS_DEFERRED }>,
     #[pin]
-    digester: Work<Era, { Digester::ID }>,
+    digest_work: Work<EraTarget, { work_id::DIGEST }>,
     #[pin]
-    flusher: Work<Era, { Flusher::ID }>,
+    flush_work: Work<EraTarget, { work_id::FLUSH_ORIGIN }>,
+}
+
+/// Numbers of the work items, by which they are enqueued and cancelled.
+mod work_id {
+    /// Marks the blocks of deferred writes and submits them: `io.rs`.
+    pub(super) const PROCESS_DEFERRED: u64 = 1;
+    /// Digests archived eras: `digester.rs`.
+    pub(super) const DIGEST: u64 = 2;
+    /// Flushes the origin for a message: `rollover.rs`.
+    pub(super) const FLUSH_ORIGIN: u64 = 3;
 }
 
 impl_has_work! {
-    impl HasWork<Era, { Writer::ID }> for Era { self.writer }
-    impl HasWork<Era, { Digester::ID }> for Era { self.digester }
-    impl HasWork<Era, { Flusher::ID }> for Era { self.flusher }
+    impl HasWork<EraTarget, { work_id::PROCESS_DEFERRED }> for EraTarget { self.deferred_work }
+    impl HasWork<EraTarget, { work_id::DIGEST }> for EraTarget { self.digest_work }
+    impl HasWork<EraTarget, { work_id::FLUSH_ORIGIN }> for EraTarget { self.flush_work }
 }
 
 #[vtable]
-impl Target for Era {
+impl Target for EraTarget {
     const NAME: &'static CStr = c"era";
     const VERSION: [u32; 3] = [1, 0, 0];
     const C_MODULE: &'static str = "dm_era";
     const NOWAIT: bool = true;
-    type PerBio = Stamp;
+    type PerBio = PerBioData;
     type Shared = Arc<SharedMetadata<Metadata>>;
 
     fn ctr(
@@ -225,18 +228,18 @@ impl Target for Era {
             .or_message(c"could not create workqueue for metadata object")?;
         let memory = c"Error allocating era structure";
         let epochs = Epochs::new().or_message(memory)?;
-        let marks = (
-            Marks::new(geometry.blocks()).or_message(memory)?,
-            Marks::new(geometry.blocks()).or_message(memory)?,
+        let writesets = (
+            InCoreWriteset::new(geometry.blocks()).or_message(memory)?,
+            InCoreWriteset::new(geometry.blocks()).or_message(memory)?,
         );
-        let turns =
-            KBox::pin_init(new_wait_queue!("dm_era_turns"), GFP_KERNEL).or_message(memory)?;
+        let rollover_wait =
+            KBox::pin_init(new_wait_queue!("dm_era_rollover"), GFP_KERNEL).or_message(memory)?;
 
         builder.want_flushes();
         builder.pass_discards();
         builder.want_write_zeroes();
         Arc::pin_init(
-            pin_init!(Era {
+            pin_init!(EraTarget {
                 queue,
                 metadata,
                 metadata_device,
@@ -244,18 +247,18 @@ impl Target for Era {
                 handle,
                 geometry,
                 epochs,
-                marks,
-                marked: Atomic::new(0),
-                undrained: Atomic::new(false),
+                writesets,
+                writeset_era: Atomic::new(0),
+                needs_drain: Atomic::new(false),
                 live: Atomic::new(false),
-                turn: Atomic::new(0),
-                turns,
-                flush: Flush::new(),
-                digestion: Atomic::new(false),
-                deferred <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
-                writer <- new_work!("dm_era_writer"),
-                digester <- new_work!("dm_era_digester"),
-                flusher <- new_work!("dm_era_flusher"),
+                rollover_busy: Atomic::new(0),
+                rollover_wait,
+                origin_flush: OriginFlush::new(),
+                digestion_paused: Atomic::new(false),
+                deferred_bios <- new_irq_lock!(BioQueue::new(), "dm_era_deferred"),
+                deferred_work <- new_work!("dm_era_deferred_work"),
+                digest_work <- new_work!("dm_era_digest_work"),
+                flush_work <- new_work!("dm_era_flush_work"),
             }),
             GFP_KERNEL,
         )
@@ -264,52 +267,52 @@ impl Target for Era {
 
     fn dtr(this: &Arc<Self>) {
         // Suspended: no bio, and nothing starts a work item any more.
-        cancel::<Era, { Writer::ID }>(this);
-        cancel::<Era, { Digester::ID }>(this);
-        cancel::<Era, { Flusher::ID }>(this);
+        cancel::<EraTarget, { work_id::PROCESS_DEFERRED }>(this);
+        cancel::<EraTarget, { work_id::DIGEST }>(this);
+        cancel::<EraTarget, { work_id::FLUSH_ORIGIN }>(this);
     }
 
-    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Stamp>) -> Mapped<'a> {
+    fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
         io::map(this, bio)
     }
 
-    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, Stamp>) -> Ended<'a> {
+    fn end_io<'a>(this: ArcBorrow<'_, Self>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
         io::end_io(this, bio)
     }
 
     fn postsuspend(this: ArcBorrow<'_, Self>) {
         let this: Arc<Self> = this.into();
-        flush::<Era, { Writer::ID }>(&this);
+        flush::<EraTarget, { work_id::PROCESS_DEFERRED }>(&this);
         let _noio = NoIo::enter();
         {
-            let mut core = this.metadata.lock();
-            if this.is_live(&core) {
+            let mut state = this.metadata.lock();
+            if this.is_live(&state) {
                 this.live.store(false, Relaxed);
-                let archived = this.attempt(&mut core, Weight::Light, |disk| {
-                    disk.archive()?;
-                    disk.commit()
+                let archived = this.run_step(&mut state, OnError::KeepWorking, |md| {
+                    md.archive_era()?;
+                    md.commit()
                 });
                 if archived.is_err() {
                     err!("era", "era_postsuspend: couldn't archive current era");
                 }
             }
         }
-        cancel::<Era, { Digester::ID }>(&this);
-        this.forget_marks();
+        cancel::<EraTarget, { work_id::DIGEST }>(&this);
+        this.clear_writesets();
     }
 
     fn preresume(this: ArcBorrow<'_, Self>) -> Result {
         let _noio = NoIo::enter();
-        let mut core = this.metadata.lock();
-        if this.is_live(&core) {
+        let mut state = this.metadata.lock();
+        if this.is_live(&state) {
             return Ok(());
         }
-        let result = this.begin(&mut core);
-        this.metadata.settle(&mut core, &result);
+        let result = this.go_live(&mut state);
+        this.metadata.finish_resume(&mut state, &result);
         if result.is_ok() {
-            this.marked.store(core.era().0, Relaxed);
+            this.writeset_era.store(state.era().0, Relaxed);
             this.live.store(true, Relaxed);
-            core.set_live(this.handle.table_id());
+            state.set_live(this.handle.table_id());
         }
         result
     }
@@ -321,8 +324,8 @@ impl Target for Era {
 
     fn status(this: ArcBorrow<'_, Self>, kind: StatusKind, _: bool, out: &mut StatusBuf<'_>) {
         match kind {
-            StatusKind::Info => match this.metadata.info() {
-                Some(info) => out.emit(fmt!("{}", info)),
+            StatusKind::Info => match this.metadata.stats() {
+                Some(stats) => out.emit(fmt!("{}", stats)),
                 None => out.emit(fmt!("{}", ERROR)),
             },
             StatusKind::Table => out.emit(fmt!(
@@ -350,9 +353,9 @@ impl Target for Era {
         if is("checkpoint") {
             this.checkpoint()
         } else if is("take_metadata_snap") {
-            this.take_snapshot()
+            this.take_metadata_snap()
         } else if is("drop_metadata_snap") {
-            this.drop_snapshot()
+            this.drop_metadata_snap()
         } else {
             err!("era", "unsupported message '{}'", CStrDisplay(word));
             Err(EINVAL)
@@ -378,25 +381,30 @@ impl Target for Era {
     }
 }
 
-impl Era {
+impl EraTarget {
     /// Whether this table is the one that is live. It may have gone live in a device of which
     /// another target did not; then it is replaced without having been suspended.
-    fn is_live(&self, core: &Core) -> bool {
-        self.live.load(Relaxed) && core.live() == Some(self.handle.table_id())
+    fn is_live(&self, state: &MetadataState) -> bool {
+        self.live.load(Relaxed) && state.live() == Some(self.handle.table_id())
     }
 
     /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and
     /// begins an era.
-    fn begin(&self, core: &mut Core) -> Result {
+    fn go_live(&self, state: &mut MetadataState) -> Result {
         let blocks = self.geometry.blocks();
         // The sizes are changed only in metadata of which nothing has been read yet.
-        if core.disk().is_some_and(|disk| disk.blocks() != blocks) {
-            core.close();
+        if state.open().is_some_and(|md| md.blocks() != blocks) {
+            state.close();
         }
         let device = self.metadata.device();
-        if self.metadata.open_or_format(core)?.extend(device).is_err() {
+        if self
+            .metadata
+            .open_or_format(state)?
+            .extend_metadata(device)
+            .is_err()
+        {
             // Then what was added is not used.
-            core.close();
+            state.close();
         }
         let step = |what| {
             move |error: Error| {
@@ -404,25 +412,25 @@ impl Era {
                 error
             }
         };
-        let disk = self.metadata.open_or_format(core)?;
-        disk.resize(blocks).map_err(step("metadata_resize"))?;
-        disk.begin()
-            .and_then(|()| disk.commit())
+        let md = self.metadata.open_or_format(state)?;
+        md.resize(blocks).map_err(step("metadata_resize"))?;
+        md.begin_era_on_resume()
+            .and_then(|()| md.commit())
             .map_err(step("metadata_era_rollover"))
     }
 
-    /// Carries out a step of the metadata, as [`Metadata::attempt`], and tells the world what
+    /// Carries out a step of the metadata, as [`Metadata::run_step`], and tells the world what
     /// changed by it.
-    fn attempt<R>(
+    fn run_step<R>(
         self: &Arc<Self>,
-        core: &mut Core,
-        weight: Weight,
-        step: impl FnMut(&mut Disk) -> Result<R>,
+        state: &mut MetadataState,
+        weight: OnError,
+        step: impl FnMut(&mut OpenMetadata) -> Result<R>,
     ) -> Result<R> {
-        let before = core.is_failed();
-        let opened = |era| self.opened(era);
-        let result = self.metadata.attempt(core, weight, opened, step);
-        if core.is_failed() != before {
+        let before = state.is_failed();
+        let metadata_opened = |era| self.metadata_opened(era);
+        let result = self.metadata.run_step(state, weight, metadata_opened, step);
+        if state.is_failed() != before {
             let what = if before {
                 "works again"
             } else {

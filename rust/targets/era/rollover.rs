@@ -20,21 +20,21 @@
 //!   drain misses none.
 //! - If the commit fails, there is no switch. If it has reached the device all the same, the bits
 //!   of era N are cleared when the metadata is opened again: nothing passes by them that is not in
-//!   the era on disk.
+//!   the era on md.
 //! - Whoever waits can be killed. The era has ended all the same, but the promise was not given:
 //!   the next message first drains the old epoch to its end.
 
 use super::{
-    digest::Digester,
     disk::{
-        Digested,
-        Room, //
+        DigestProgress,
+        FreeSpace, //
     },
-    metadata::Weight,
-    Era, //
+    metadata::OnError,
+    work_id,
+    EraTarget, //
 };
 use crate::{
-    logic::era::number::Era as Number,
+    logic::era::era_nr::EraNr,
     sys::{
         log::{
             err,
@@ -58,7 +58,7 @@ use kernel::{
 };
 
 /// Flushes of the origin, numbered.
-pub(super) struct Flush {
+pub(super) struct OriginFlush {
     wanted: Atomic<u64>,
     /// The last one that has ended: it began when its number was the last one wanted.
     ended: Atomic<u64>,
@@ -66,9 +66,9 @@ pub(super) struct Flush {
     failed: Atomic<u64>,
 }
 
-impl Flush {
+impl OriginFlush {
     pub(super) fn new() -> Self {
-        Flush {
+        OriginFlush {
             wanted: Atomic::new(0),
             ended: Atomic::new(0),
             failed: Atomic::new(0),
@@ -76,126 +76,122 @@ impl Flush {
     }
 }
 
-/// Flushes the origin.
-pub(super) struct Flusher;
+impl WorkItem<{ work_id::FLUSH_ORIGIN }> for EraTarget {
+    type Pointer = Arc<EraTarget>;
 
-impl Flusher {
-    pub(super) const ID: u64 = 4;
-}
-
-impl WorkItem<4> for Era {
-    type Pointer = Arc<Era>;
-
-    fn run(this: Arc<Era>) {
+    fn run(this: Arc<EraTarget>) {
         let _noio = NoIo::enter();
-        let wanted = this.flush.wanted.load(Acquire);
+        let wanted = this.origin_flush.wanted.load(Acquire);
         if this.origin.flush().is_err() {
-            this.flush.failed.store(wanted, Relaxed);
+            this.origin_flush.failed.store(wanted, Relaxed);
         }
-        this.flush.ended.store(wanted, Release);
-        this.turns.wake_all();
+        this.origin_flush.ended.store(wanted, Release);
+        this.rollover_wait.wake_all();
     }
 }
 
 /// The right to roll over: one thread at a time has it.
-struct Turn<'a>(&'a Era);
+struct RolloverGuard<'a>(&'a EraTarget);
 
-impl<'a> Turn<'a> {
+impl<'a> RolloverGuard<'a> {
     /// Waits for the right. `EINTR` if the thread is killed.
-    fn take(era: &'a Era) -> Result<Self> {
-        let free = || era.turn.cmpxchg(0, 1, Acquire).is_ok();
-        era.turns.wait_killable(free)?;
-        Ok(Turn(era))
+    fn take(era: &'a EraTarget) -> Result<Self> {
+        let free = || era.rollover_busy.cmpxchg(0, 1, Acquire).is_ok();
+        era.rollover_wait.wait_killable(free)?;
+        Ok(RolloverGuard(era))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for RolloverGuard<'_> {
     fn drop(&mut self) {
-        self.0.turn.store(0, Release);
-        self.0.turns.wake_all();
+        self.0.rollover_busy.store(0, Release);
+        self.0.rollover_wait.wake_all();
     }
 }
 
-impl Era {
+impl EraTarget {
     /// Ends the present era. Sleeps for I/O, and until the writes of the era have ended.
     pub(super) fn checkpoint(self: &Arc<Self>) -> Result {
-        let turn = Turn::take(self)?;
-        self.roll_over(&turn)
+        let rollover_busy = RolloverGuard::take(self)?;
+        self.roll_over(&rollover_busy)
     }
 
     /// Ends the present era, and keeps what is archived for user space to read.
-    pub(super) fn take_snapshot(self: &Arc<Self>) -> Result {
-        let turn = Turn::take(self)?;
-        if self.has_snapshot()? {
+    pub(super) fn take_metadata_snap(self: &Arc<Self>) -> Result {
+        let rollover_busy = RolloverGuard::take(self)?;
+        if self.has_metadata_snap()? {
             err!(
                 "era",
                 "metadata_take_snap: metadata snapshot already exists"
             );
             return Err(EINVAL);
         }
-        self.roll_over(&turn)?;
+        self.roll_over(&rollover_busy)?;
         let _noio = NoIo::enter();
-        let mut core = self.metadata.lock();
-        let room = self.attempt(&mut core, Weight::Light, |disk| {
+        let mut state = self.metadata.lock();
+        let room = self.run_step(&mut state, OnError::KeepWorking, |md| {
             // A commit that was said to have failed may have done it.
-            let room = if disk.has_snapshot() {
-                Room::Enough
+            let room = if md.has_metadata_snap() {
+                FreeSpace::Enough
             } else {
-                disk.take_snapshot()?
+                md.take_metadata_snap()?
             };
-            disk.commit()?;
+            md.commit()?;
             Ok(room)
         })?;
         match room {
-            Room::Enough => Ok(()),
-            Room::None => Err(ENOSPC),
+            FreeSpace::Enough => Ok(()),
+            FreeSpace::Short => Err(ENOSPC),
         }
     }
 
     /// Lets the kept state go.
-    pub(super) fn drop_snapshot(self: &Arc<Self>) -> Result {
-        let _turn = Turn::take(self)?;
-        if !self.has_snapshot()? {
+    pub(super) fn drop_metadata_snap(self: &Arc<Self>) -> Result {
+        let _guard = RolloverGuard::take(self)?;
+        if !self.has_metadata_snap()? {
             err!("era", "metadata_drop_snap: no snap to drop");
             return Err(EINVAL);
         }
         let _noio = NoIo::enter();
-        let mut core = self.metadata.lock();
-        self.attempt(&mut core, Weight::Light, |disk| {
-            if disk.has_snapshot() {
-                disk.drop_snapshot(self.metadata.device())?;
+        let mut state = self.metadata.lock();
+        self.run_step(&mut state, OnError::KeepWorking, |md| {
+            if md.has_metadata_snap() {
+                md.drop_metadata_snap(self.metadata.device())?;
             }
-            disk.commit()
+            md.commit()
         })?;
-        drop(core);
+        drop(state);
         self.wake_digester();
         Ok(())
     }
 
-    fn has_snapshot(self: &Arc<Self>) -> Result<bool> {
+    fn has_metadata_snap(self: &Arc<Self>) -> Result<bool> {
         let _noio = NoIo::enter();
-        let mut core = self.metadata.lock();
-        self.attempt(&mut core, Weight::Light, |disk| Ok(disk.has_snapshot()))
+        let mut state = self.metadata.lock();
+        self.run_step(&mut state, OnError::KeepWorking, |md| {
+            Ok(md.has_metadata_snap())
+        })
     }
 
-    fn roll_over(self: &Arc<Self>, _turn: &Turn<'_>) -> Result {
+    fn roll_over(self: &Arc<Self>, _guard: &RolloverGuard<'_>) -> Result {
         // Of one that was killed. Its bits must be clear before they are used again.
-        self.drain()?;
+        self.drain_old_epoch()?;
         while !self.try_roll_over()? {}
         self.wake_digester();
-        self.drain()?;
+        self.drain_old_epoch()?;
         // Durable too: a backup may copy it now, and a power cut must not take it back unseen.
         self.flush_origin()
     }
 
     /// Flushes the origin. In a work item, so that whoever waits can be killed. Under the turn.
     fn flush_origin(self: &Arc<Self>) -> Result {
-        let wanted = self.flush.wanted.load(Relaxed).wrapping_add(1);
-        self.flush.wanted.store(wanted, Release);
-        self.queue.enqueue::<Era, { Flusher::ID }>(self.clone());
-        let ended = || self.flush.ended.load(Acquire) == wanted;
-        self.turns.wait_killable(ended)?;
-        match self.flush.failed.load(Relaxed) {
+        let wanted = self.origin_flush.wanted.load(Relaxed).wrapping_add(1);
+        self.origin_flush.wanted.store(wanted, Release);
+        self.queue
+            .enqueue::<EraTarget, { work_id::FLUSH_ORIGIN }>(self.clone());
+        let ended = || self.origin_flush.ended.load(Acquire) == wanted;
+        self.rollover_wait.wait_killable(ended)?;
+        match self.origin_flush.failed.load(Relaxed) {
             failed if failed == wanted => Err(EIO),
             _ => Ok(()),
         }
@@ -204,21 +200,21 @@ impl Era {
     /// Begins a new era, or makes room for one and returns false.
     fn try_roll_over(self: &Arc<Self>) -> Result<bool> {
         let _noio = NoIo::enter();
-        let mut core = self.metadata.lock();
+        let mut state = self.metadata.lock();
         // Suspended, its era has ended already, unless that failed; and resuming begins a new one.
-        if !self.is_live(&core) {
-            let failed = core.is_failed();
-            self.attempt(&mut core, Weight::Light, |disk| {
-                disk.archive()?;
-                if disk.is_dirty() || failed {
-                    disk.commit()?;
+        if !self.is_live(&state) {
+            let failed = state.is_failed();
+            self.run_step(&mut state, OnError::KeepWorking, |md| {
+                md.archive_era()?;
+                if md.is_dirty() || failed {
+                    md.commit()?;
                 }
                 Ok(())
             })?;
             return Ok(true);
         }
-        let (last, room) = self.attempt(&mut core, Weight::Light, |disk| {
-            Ok((disk.era().is_last(), disk.has_room_for_era()?))
+        let (last, room) = self.run_step(&mut state, OnError::KeepWorking, |md| {
+            Ok((md.era().is_last(), md.has_space_for_era()?))
         })?;
         if last {
             warning!("era", "{}: there is no era behind this one", self.handle);
@@ -226,54 +222,55 @@ impl Era {
             return Err(EOVERFLOW);
         }
         if !room {
-            return match self.digest_slice(&mut core)? {
-                Digested::Some => Ok(false),
+            return match self.digest_slice(&mut state)? {
+                DigestProgress::More => Ok(false),
                 _ => Err(ENOSPC),
             };
         }
-        self.attempt(&mut core, Weight::Vital, |disk| {
-            disk.roll_over()?;
-            disk.commit()
+        self.run_step(&mut state, OnError::FailMetadata, |md| {
+            md.begin_next_era()?;
+            md.commit()
         })?;
         // Under the lock: nothing is marked between the commit and the switch.
-        self.undrained.store(true, Relaxed);
-        self.marked.store(core.era().0, Relaxed);
+        self.needs_drain.store(true, Relaxed);
+        self.writeset_era.store(state.era().0, Relaxed);
         self.epochs.switch_to(self.epochs.current().other());
         Ok(true)
     }
 
     /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under
     /// the turn.
-    fn drain(&self) -> Result {
-        if self.undrained.load(Relaxed) {
+    fn drain_old_epoch(&self) -> Result {
+        if self.needs_drain.load(Relaxed) {
             let old = self.epochs.current().other();
             self.epochs.drain(old)?;
-            old.of(&self.marks).clear();
-            self.undrained.store(false, Relaxed);
+            old.of(&self.writesets).clear();
+            self.needs_drain.store(false, Relaxed);
         }
         Ok(())
     }
 
     /// Clears what is known of eras before. With no write in flight: the device is suspended.
-    pub(super) fn forget_marks(&self) {
-        self.marks.0.clear();
-        self.marks.1.clear();
-        self.undrained.store(false, Relaxed);
+    pub(super) fn clear_writesets(&self) {
+        self.writesets.0.clear();
+        self.writesets.1.clear();
+        self.needs_drain.store(false, Relaxed);
     }
 
     /// The metadata was opened. If its era is not the one that the bits are of, they say nothing
     /// any more.
-    pub(super) fn opened(&self, era: Number) {
-        if self.marked.load(Relaxed) != era.0 {
-            self.epochs.current().of(&self.marks).clear();
-            self.marked.store(era.0, Relaxed);
+    pub(super) fn metadata_opened(&self, era: EraNr) {
+        if self.writeset_era.load(Relaxed) != era.0 {
+            self.epochs.current().of(&self.writesets).clear();
+            self.writeset_era.store(era.0, Relaxed);
         }
     }
 
     /// Makes the digestion of archived eras begin, or go on.
     pub(super) fn wake_digester(self: &Arc<Self>) {
         if self.live.load(Relaxed) {
-            self.queue.enqueue::<Era, { Digester::ID }>(self.clone());
+            self.queue
+                .enqueue::<EraTarget, { work_id::DIGEST }>(self.clone());
         }
     }
 }

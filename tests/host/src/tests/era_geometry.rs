@@ -16,7 +16,7 @@ fn size(sectors: u32) -> BlockSize {
     BlockSize::from_sectors(sectors).unwrap()
 }
 
-fn blocks_of(sectors: u32, len: u64) -> Option<u32> {
+fn blocks_in_word(sectors: u32, len: u64) -> Option<u32> {
     Geometry::new(size(sectors), Sectors(len)).map(|geometry| geometry.blocks())
 }
 
@@ -56,10 +56,10 @@ fn bounds() {
     assert_eq!(MAX_BLOCKS, MOST);
     for sectors in [8u32, 24, 128, 1 << 31, u32::MAX - 7] {
         let per = u64::from(sectors);
-        assert_eq!(blocks_of(sectors, 0), None);
-        assert_eq!(blocks_of(sectors, 1), Some(1));
-        assert_eq!(blocks_of(sectors, per), Some(1));
-        assert_eq!(blocks_of(sectors, per + 1), Some(2));
+        assert_eq!(blocks_in_word(sectors, 0), None);
+        assert_eq!(blocks_in_word(sectors, 1), Some(1));
+        assert_eq!(blocks_in_word(sectors, per), Some(1));
+        assert_eq!(blocks_in_word(sectors, per + 1), Some(2));
         for (len, blocks) in [
             ((MOST - 1) * per, Some(MOST as u32 - 1)),
             ((MOST - 1) * per + 1, Some(MOST as u32)),
@@ -68,9 +68,9 @@ fn bounds() {
             ((MOST + 1) * per, None),
             ((MOST + 1) * per + 1, None),
         ] {
-            assert_eq!(blocks_of(sectors, len), blocks, "{len} of {sectors}");
+            assert_eq!(blocks_in_word(sectors, len), blocks, "{len} of {sectors}");
         }
-        assert_eq!(blocks_of(sectors, u64::MAX), None);
+        assert_eq!(blocks_in_word(sectors, u64::MAX), None);
     }
 }
 

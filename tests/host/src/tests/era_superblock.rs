@@ -17,8 +17,8 @@ use crate::env::{
     ENOTBLK, //
 };
 use crate::logic::era::{
+    era_nr::EraNr,
     geometry::BlockSize,
-    number::Era,
     superblock::*, //
 };
 use crate::logic::pdata::superblock::*;
@@ -92,12 +92,12 @@ fn sample() -> Superblock {
     Superblock {
         block_size: size(128),
         blocks: 1000,
-        era: Era(5),
-        bits: 1000,
-        bitset_root: 0,
-        tree_root: 3,
-        array_root: 5,
-        snapshot: 0,
+        current_era: EraNr(5),
+        writeset_bits: 1000,
+        writeset_root: 0,
+        writeset_tree_root: 3,
+        era_array_root: 5,
+        metadata_snap: 0,
         sm_root,
     }
 }
@@ -112,12 +112,12 @@ fn lay_out(superblock: &Superblock, location: u64) -> Vec<u8> {
         (BLOCK_SIZE, superblock.block_size.get().into()),
         (METADATA_BLOCK, 8),
         (BLOCKS, superblock.blocks.into()),
-        (ERA, superblock.era.0.into()),
-        (BITS, superblock.bits.into()),
-        (BITSET_ROOT, superblock.bitset_root),
-        (TREE_ROOT, superblock.tree_root),
-        (ARRAY_ROOT, superblock.array_root),
-        (SNAPSHOT, superblock.snapshot),
+        (ERA, superblock.current_era.0.into()),
+        (BITS, superblock.writeset_bits.into()),
+        (BITSET_ROOT, superblock.writeset_root),
+        (TREE_ROOT, superblock.writeset_tree_root),
+        (ARRAY_ROOT, superblock.era_array_root),
+        (SNAPSHOT, superblock.metadata_snap),
     ] {
         put(&mut block, field, number);
     }
@@ -195,12 +195,12 @@ fn parse_model(
     Ok(Superblock {
         block_size: wanted,
         blocks: get(block, BLOCKS) as u32,
-        era: Era(get(block, ERA) as u32),
-        bits: get(block, BITS) as u32,
-        bitset_root: get(block, BITSET_ROOT),
-        tree_root: get(block, TREE_ROOT),
-        array_root: get(block, ARRAY_ROOT),
-        snapshot: get(block, SNAPSHOT),
+        current_era: EraNr(get(block, ERA) as u32),
+        writeset_bits: get(block, BITS) as u32,
+        writeset_root: get(block, BITSET_ROOT),
+        writeset_tree_root: get(block, TREE_ROOT),
+        era_array_root: get(block, ARRAY_ROOT),
+        metadata_snap: get(block, SNAPSHOT),
         sm_root: block[SM_ROOT..SM_ROOT + SM_ROOT_SIZE].try_into().unwrap(),
     })
 }
@@ -228,12 +228,12 @@ fn layout() {
     let mut superblock = Superblock {
         block_size: size(0x0403_0208),
         blocks: 0x7413_1211,
-        era: Era(0x2423_2221),
-        bits: 0x7433_3231,
-        bitset_root: 0x4847_4645_4443_4241,
-        tree_root: 0x5857_5655_5453_5251,
-        array_root: 0x6867_6665_6463_6261,
-        snapshot: 0x7877_7675_7473_7271,
+        current_era: EraNr(0x2423_2221),
+        writeset_bits: 0x7433_3231,
+        writeset_root: 0x4847_4645_4443_4241,
+        writeset_tree_root: 0x5857_5655_5453_5251,
+        era_array_root: 0x6867_6665_6463_6261,
+        metadata_snap: 0x7877_7675_7473_7271,
         sm_root: [0; SM_ROOT_SIZE],
     };
     for (index, byte) in superblock.sm_root.iter_mut().enumerate() {
@@ -457,16 +457,16 @@ proptest! {
         (total, location) in (2..=u64::MAX, any::<u64>()), roots in any::<[prop::sample::Index; 4]>(),
         root in prop::collection::vec(any::<u8>(), SM_ROOT_SIZE), rest in 0usize..600,
     ) {
-        let [bitset_root, tree_root, array_root, snapshot] = roots.map(|root| root.index(usize::MAX) as u64);
+        let [writeset_root, writeset_tree_root, era_array_root, snapshot] = roots.map(|root| root.index(usize::MAX) as u64);
         let superblock = Superblock {
             block_size: size(eights * 8),
             blocks,
-            era: Era(era),
+            current_era: EraNr(era),
             bits,
-            bitset_root: bitset_root % total,
-            tree_root: tree_root % (total - 1) + 1,
-            array_root: array_root % (total - 1) + 1,
-            snapshot: snapshot % total,
+            writeset_root: writeset_root % total,
+            writeset_tree_root: writeset_tree_root % (total - 1) + 1,
+            era_array_root: era_array_root % (total - 1) + 1,
+            metadata_snap: snapshot % total,
             sm_root: root.try_into().unwrap(),
         };
         let mut block = vec![0xff; END + rest];

@@ -3,12 +3,13 @@
 //! Digestion in the background: archived eras go into the array, slice by slice.
 
 use super::{
-    disk::Digested,
+    disk::DigestProgress,
     metadata::{
-        Core,
-        Weight, //
+        MetadataState,
+        OnError, //
     },
-    Era, //
+    work_id,
+    EraTarget, //
 };
 use crate::sys::{
     log::err,
@@ -33,34 +34,27 @@ const SLICE_MS: u64 = 2;
 /// So many words of a bitset are looked at between two looks at the clock.
 const WORDS: u32 = 8;
 
-/// Digests for a while.
-pub(super) struct Digester;
+impl WorkItem<{ work_id::DIGEST }> for EraTarget {
+    type Pointer = Arc<EraTarget>;
 
-impl Digester {
-    pub(super) const ID: u64 = 2;
-}
-
-impl WorkItem<2> for Era {
-    type Pointer = Arc<Era>;
-
-    fn run(this: Arc<Era>) {
+    fn run(this: Arc<EraTarget>) {
         let _noio = NoIo::enter();
         let digested = {
-            let mut core = this.metadata.lock();
-            if !this.is_live(&core) {
+            let mut state = this.metadata.lock();
+            if !this.is_live(&state) {
                 return;
             }
-            this.digest_slice(&mut core)
+            this.digest_slice(&mut state)
         };
         match digested {
-            Ok(Digested::Some) => {
-                this.digestion.store(true, Release);
+            Ok(DigestProgress::More) => {
+                this.digestion_paused.store(true, Release);
                 // Otherwise it goes on after them.
                 if !this.has_deferred() {
                     this.resume_digestion();
                 }
             }
-            Ok(Digested::All | Digested::NoRoom) => {}
+            Ok(DigestProgress::Done | DigestProgress::NoSpace) => {}
             Err(_) => err!(
                 "era",
                 "process_old_eras: digest step failed, stopping digestion"
@@ -69,19 +63,22 @@ impl WorkItem<2> for Era {
     }
 }
 
-impl Era {
+impl EraTarget {
     /// Goes on with the digestion if it has made way.
     pub(super) fn resume_digestion(self: &Arc<Self>) {
-        if self.digestion.load(Acquire) && self.digestion.xchg(false, Relaxed) {
+        if self.digestion_paused.load(Acquire) && self.digestion_paused.xchg(false, Relaxed) {
             self.wake_digester();
         }
     }
 
     /// Digests for a while, or until writes wait.
-    pub(super) fn digest_slice(self: &Arc<Self>, core: &mut Core) -> Result<Digested> {
+    pub(super) fn digest_slice(
+        self: &Arc<Self>,
+        state: &mut MetadataState,
+    ) -> Result<DigestProgress> {
         let (end, mut words) = (now_ms().saturating_add(SLICE_MS), 0u32);
-        self.attempt(core, Weight::Light, |disk| {
-            disk.digest(|| {
+        self.run_step(state, OnError::KeepWorking, |md| {
+            md.digest(|| {
                 words = words.wrapping_add(1);
                 words % WORDS == 0 && (self.has_deferred() || now_ms() >= end)
             })

@@ -10,27 +10,27 @@
 //! The work goes forward in slices. Where it was is not kept on disk: after a crash the oldest era
 //! begins anew, with the same result.
 
-use crate::logic::era::number::Era;
+use crate::logic::era::era_nr::EraNr;
 
 /// How far an era has been transcribed.
 ///
 /// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Transcript {
+pub(crate) struct DigestCursor {
     /// The era.
-    pub(crate) era: Era,
+    pub(crate) era: EraNr,
     next: u32,
     words: u32,
 }
 
-impl Transcript {
+impl DigestCursor {
     /// Begins with an era whose bitset has `bits` bits, on a device that has `blocks` blocks by
     /// now.
-    pub(crate) fn new(era: Era, bits: u32, blocks: u32) -> Self {
+    pub(crate) fn new(era: EraNr, bits: u32, blocks: u32) -> Self {
         Self {
             era,
             next: 0,
-            words: crate::logic::era::marks::words(bits.min(blocks)),
+            words: crate::logic::era::writeset::words(bits.min(blocks)),
         }
     }
 
@@ -48,7 +48,7 @@ impl Transcript {
 }
 
 /// The blocks that are set in a word of a bitset, in order, below `blocks`.
-pub(crate) fn blocks_of(word: u32, bits: u64, blocks: u32) -> impl Iterator<Item = u32> {
+pub(crate) fn blocks_in_word(word: u32, bits: u64, blocks: u32) -> impl Iterator<Item = u32> {
     let mut left = bits;
     core::iter::from_fn(move || {
         if left == 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Marks of blocks against a set and shared between threads, and the transcription of bitsets.
+//! Marks of blocks against a set and shared between threads, and the digestion of bitsets.
 
 use proptest::prelude::*;
 use std::collections::{
@@ -19,10 +19,10 @@ use std::vec::Vec;
 use super::with_all_faults;
 use crate::env::faults;
 use crate::logic::era::{
+    digest_cursor::*, //
+    era_nr::EraNr,
     geometry::Blocks,
-    marks::*,
-    number::Era,
-    transcript::*, //
+    writeset::*,
 };
 
 fn blocks(first: u32, last: u32) -> Blocks {
@@ -75,7 +75,7 @@ proptest! {
     #[test]
     fn ranges_are_cut_into_words(range in ranges(), up in prop_oneof![Just(0u32), 0..u32::MAX - 2000]) {
         let range = blocks(range.first + up, range.last + up);
-        let parts: Vec<_> = by_words(range).collect();
+        let parts: Vec<_> = split_into_words(range).collect();
         let mut model = Vec::<WordMask>::new();
         for block in range.first..=range.last {
             let (word, bit) = (block / 64, 1u64 << (block % 64));
@@ -90,7 +90,7 @@ proptest! {
     /// Marks are a set of the blocks of whole words; nothing is marked outside.
     #[test]
     fn is_a_set(size in sizes(), ops in ops()) {
-        let marks = Marks::new(size).unwrap();
+        let marks = InCoreWriteset::new(size).unwrap();
         let room = words(size) * 64;
         let mut model = HashSet::new();
         for op in ops {
@@ -125,7 +125,7 @@ proptest! {
         let end = (i64::from(word) * 64).saturating_add(end - 40).clamp(0, u32::MAX.into()) as u32;
         let all = (0..64).filter(|bit| (bits >> bit) & 1 == 1).map(|bit| word * 64 + bit);
         let model: Vec<u32> = all.filter(|block| *block < end).collect();
-        prop_assert_eq!(blocks_of(word, bits, end).collect::<Vec<_>>(), model);
+        prop_assert_eq!(blocks_in_word(word, bits, end).collect::<Vec<_>>(), model);
     }
 
     /// Each block that is marked in a bitset and that the device has is transcribed once, in order;
@@ -142,20 +142,20 @@ proptest! {
         for block in &set {
             bitset[*block as usize / 64] |= 1 << (block % 64);
         }
-        let mut transcript = Transcript::new(Era(era), bits, device);
+        let mut cursor = DigestCursor::new(EraNr(era), bits, device);
         let mut found = Vec::new();
-        while let Some(word) = transcript.word() {
+        while let Some(word) = cursor.word() {
             let value = bitset[word as usize];
-            found.extend(blocks_of(word, value, device));
+            found.extend(blocks_in_word(word, value, device));
             // Empty words may be skipped, as many as there are.
             let zeros = bitset[word as usize..].iter().take_while(|word| **word == 0).count();
-            transcript.advance(if empty { zeros.max(1) as u32 } else { 1 });
+            cursor.advance(if empty { zeros.max(1) as u32 } else { 1 });
         }
         let model: Vec<u32> = set.into_iter().filter(|block| *block < device).collect();
         prop_assert_eq!(found, model);
-        prop_assert_eq!(transcript.era, Era(era));
-        transcript.advance(u32::MAX);
-        prop_assert_eq!(transcript.word(), None);
+        prop_assert_eq!(cursor.era, EraNr(era));
+        cursor.advance(u32::MAX);
+        prop_assert_eq!(cursor.word(), None);
     }
 }
 
@@ -163,11 +163,11 @@ proptest! {
 #[test]
 fn bits_behind_the_end_stay_inside() {
     for (bits, device) in [(1, 3), (70, 66), (130, 64), (64, 1000), (5, 0), (0, 5)] {
-        let mut transcript = Transcript::new(Era(1), bits, device);
+        let mut cursor = DigestCursor::new(EraNr(1), bits, device);
         let mut steps = 0;
-        while let Some(word) = transcript.word() {
-            assert!(blocks_of(word, u64::MAX, device).all(|block| block < device));
-            transcript.advance(1);
+        while let Some(word) = cursor.word() {
+            assert!(blocks_in_word(word, u64::MAX, device).all(|block| block < device));
+            cursor.advance(1);
             steps += 1;
         }
         assert_eq!(steps, bits.min(device).div_ceil(64));
@@ -186,7 +186,7 @@ fn number_of_words() {
 /// Making them is one allocation; nothing else allocates.
 #[test]
 fn allocations_may_fail() {
-    let (marks, failures) = with_all_faults(|| Marks::new(5000));
+    let (marks, failures) = with_all_faults(|| InCoreWriteset::new(5000));
     assert_eq!(failures, 1);
     let ((), reached) = faults::with_failing(0, || {
         marks.insert(blocks(3, 4999));
@@ -204,7 +204,7 @@ fn allocations_may_fail() {
 fn readers_need_no_lock() {
     const BLOCKS: u32 = 64 * 40 + 17;
     for _ in 0..20 {
-        let marks = Marks::new(BLOCKS).unwrap();
+        let marks = InCoreWriteset::new(BLOCKS).unwrap();
         // What "on disk" is: set before the mark.
         let durable: Vec<_> = (0..BLOCKS).map(|_| AtomicBool::new(false)).collect();
         let done = AtomicU32::new(0);
@@ -240,7 +240,7 @@ fn readers_need_no_lock() {
 #[test]
 fn clearing_makes_no_marks() {
     const BLOCKS: u32 = 1000;
-    let marks = Marks::new(BLOCKS).unwrap();
+    let marks = InCoreWriteset::new(BLOCKS).unwrap();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..2 {

@@ -10,7 +10,7 @@ use std::vec::Vec;
 use super::text;
 use crate::logic::args::parse_strict_u32;
 use crate::logic::era::{
-    number::Era,
+    era_nr::EraNr,
     status::*, //
 };
 
@@ -27,17 +27,17 @@ fn eras() -> impl Strategy<Value = u32> {
 /// From the first era to the last there is a next one, then none; numbers do not start again.
 #[test]
 fn eras_come_to_an_end() {
-    assert_eq!(Era::NONE, Era(0));
-    assert_eq!(Era::NONE.next(), Some(Era(1)));
-    assert_eq!(Era(u32::MAX - 1).next(), Some(Era(u32::MAX)));
-    assert_eq!(Era(u32::MAX).next(), None);
-    assert!(Era(u32::MAX).is_last() && !Era(u32::MAX - 1).is_last());
+    assert_eq!(EraNr::NONE, EraNr(0));
+    assert_eq!(EraNr::NONE.next(), Some(EraNr(1)));
+    assert_eq!(EraNr(u32::MAX - 1).next(), Some(EraNr(u32::MAX)));
+    assert_eq!(EraNr(u32::MAX).next(), None);
+    assert!(EraNr(u32::MAX).is_last() && !EraNr(u32::MAX - 1).is_last());
 }
 
 /// The warning comes once, 2^20 eras before the last one.
 #[test]
 fn the_end_is_announced_once() {
-    let mut era = Era(u32::MAX - (1 << 21));
+    let mut era = EraNr(u32::MAX - (1 << 21));
     let mut warnings = Vec::new();
     while let Some(next) = era.next() {
         era = next;
@@ -45,32 +45,32 @@ fn the_end_is_announced_once() {
             warnings.push(era);
         }
     }
-    assert_eq!(warnings, [Era(u32::MAX - (1 << 20))]);
+    assert_eq!(warnings, [EraNr(u32::MAX - (1 << 20))]);
     assert!(era.is_last());
 }
 
 /// The lines that the C target prints.
 #[test]
 fn info_line() {
-    let info = Info {
+    let info = MetadataStats {
         used: 13,
         total: 2048,
-        era: Era(1),
-        snapshot: 0,
+        era: EraNr(1),
+        metadata_snap: 0,
     };
     assert_eq!(text(&info), "8 13/2048 1 -");
-    let info = Info {
+    let info = MetadataStats {
         used: 16,
-        era: Era(4),
-        snapshot: 43,
+        era: EraNr(4),
+        metadata_snap: 43,
         ..info
     };
     assert_eq!(text(&info), "8 16/2048 4 43");
-    let info = Info {
+    let info = MetadataStats {
         used: u64::MAX,
         total: u64::MAX,
-        era: Era(u32::MAX),
-        snapshot: u64::MAX,
+        era: EraNr(u32::MAX),
+        metadata_snap: u64::MAX,
     };
     let max = u64::MAX;
     assert_eq!(text(&info), format!("8 {max}/{max} 4294967295 {max}"));
@@ -113,15 +113,15 @@ proptest! {
     /// The next era is one more and above; keys are the numbers, and no other key is an era's.
     #[test]
     fn eras_are_numbers(number in eras(), key in prop_oneof![any::<u64>(), (1u64 << 32) - 2..(1 << 32) + 2]) {
-        let era = Era(number);
+        let era = EraNr(number);
         prop_assert_eq!(text(&era), format!("{number}"));
         prop_assert_eq!(era.next().is_none(), era.is_last());
         if let Some(next) = era.next() {
             prop_assert!(next > era && next.0 - number == 1);
         }
         prop_assert_eq!(era.is_first_warning(), number == u32::MAX - 1_048_576);
-        prop_assert_eq!((era.key(), Era::of_key(era.key())), (u64::from(number), Some(era)));
-        prop_assert_eq!(Era::of_key(key), (key < 1 << 32).then_some(Era(key as u32)));
+        prop_assert_eq!((era.key(), EraNr::of_key(era.key())), (u64::from(number), Some(era)));
+        prop_assert_eq!(EraNr::of_key(key), (key < 1 << 32).then_some(EraNr(key as u32)));
     }
 
     /// A word is a number if its value, computed without bounds, is one.

@@ -12,11 +12,11 @@ const NEAR_END: u32 = u32::MAX - (1 << 20);
 /// Numbers only grow, one by one, up to the highest; they never start again. A plain value, free to
 /// use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Era(pub(crate) u32);
+pub(crate) struct EraNr(pub(crate) u32);
 
-impl Era {
+impl EraNr {
     /// The era of a device that was just formatted, before anything was written.
-    pub(crate) const NONE: Era = Era(0);
+    pub(crate) const NONE: EraNr = EraNr(0);
 
     /// The era that follows, or `None` behind the last one.
     #[inline]
@@ -49,7 +49,7 @@ impl Era {
     }
 }
 
-impl fmt::Display for Era {
+impl fmt::Display for EraNr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }

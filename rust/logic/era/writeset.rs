@@ -36,7 +36,7 @@ pub(crate) fn words(bits: u32) -> u32 {
 
 /// Cuts a range of blocks into words, in order.
 #[inline]
-pub(crate) fn by_words(blocks: Blocks) -> impl Iterator<Item = WordMask> {
+pub(crate) fn split_into_words(blocks: Blocks) -> impl Iterator<Item = WordMask> {
     let (first, last) = (blocks.first >> WORD_SHIFT, blocks.last >> WORD_SHIFT);
     // `wrapping_shl` and `wrapping_shr` use the low six bits of their argument.
     let from = u64::MAX.wrapping_shl(blocks.first);
@@ -57,11 +57,11 @@ pub(crate) fn by_words(blocks: Blocks) -> impl Iterator<Item = WordMask> {
 ///
 /// Shared between all contexts. Asking takes no lock and never sleeps; those who set and clear bits
 /// serialise.
-pub(crate) struct Marks {
+pub(crate) struct InCoreWriteset {
     words: KVVec<Atomic<u64>>,
 }
 
-impl Marks {
+impl InCoreWriteset {
     /// Makes a map of `blocks` clear bits. May sleep.
     pub(crate) fn new(blocks: u32) -> Result<Self> {
         let count = usize::try_from(words(blocks))?;
@@ -80,7 +80,7 @@ impl Marks {
     /// Whether all blocks of a range are marked.
     #[inline]
     pub(crate) fn contains(&self, blocks: Blocks) -> bool {
-        by_words(blocks).all(|part| {
+        split_into_words(blocks).all(|part| {
             self.word(part.word)
                 .is_some_and(|word| word.load(Acquire) & part.mask == part.mask)
         })
@@ -88,7 +88,7 @@ impl Marks {
 
     /// Marks the blocks of a range.
     pub(crate) fn insert(&self, blocks: Blocks) {
-        for part in by_words(blocks) {
+        for part in split_into_words(blocks) {
             if let Some(word) = self.word(part.word) {
                 let old = word.load(Relaxed);
                 if old & part.mask != part.mask {
