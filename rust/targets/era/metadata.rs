@@ -5,8 +5,8 @@
 
 use super::disk::{
     device_blocks,
-    failed,
     log_invalid,
+    log_step,
     OpenMetadata, //
 };
 use crate::{
@@ -241,7 +241,7 @@ impl Metadata {
     /// Makes the present state known to status lines.
     pub(super) fn update_stats(&self, state: &mut MetadataState) {
         let stats = match &state.open {
-            Some(md) if !state.failed => md.stats().map_err(failed("status")).ok(),
+            Some(md) if !state.failed => md.stats().map_err(log_step("status")).ok(),
             _ => None,
         };
         *self.stats.lock() = stats;
