@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters of what comes and goes.
+//! Counters that cannot underflow unless there is a bug.
 //!
-//! None of them can fall below zero unless there is a bug. Then the kernel warns, once, which fails
-//! a run of the debug kernels; and the counter stays where it is.
+//! On an underflow the kernel warns once, which fails the test run of a debug kernel, and the
+//! counter stays at zero. Any context.
 
 use crate::env::miscounted;
 
-/// Takes `less` off a counter.
+/// Subtracts from a counter.
 #[inline]
 pub(crate) fn subtract(count: u64, less: u64) -> u64 {
     count.checked_sub(less).unwrap_or_else(|| {
@@ -25,22 +25,22 @@ pub(crate) fn subtract_len(count: usize, less: usize) -> usize {
     })
 }
 
-/// A number of things that are there at the moment.
+/// The number of objects that exist at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Count(u32);
 
 impl Count {
-    /// None.
+    /// Makes a counter of zero.
     pub(crate) const fn zero() -> Self {
         Count(0)
     }
 
-    /// One.
+    /// Makes a counter of one.
     pub(crate) const fn one() -> Self {
         Count(1)
     }
 
-    /// One more.
+    /// Adds one.
     #[inline]
     pub(crate) fn increment(&mut self) {
         match self.0.checked_add(1) {
@@ -49,7 +49,7 @@ impl Count {
         }
     }
 
-    /// One less. Tells whether none is left.
+    /// Subtracts one. Returns whether the counter is zero now.
     #[inline]
     pub(crate) fn decrement(&mut self) -> bool {
         match self.0.checked_sub(1) {
@@ -59,7 +59,7 @@ impl Count {
         self.is_zero()
     }
 
-    /// Whether there is none.
+    /// Whether the counter is zero.
     #[inline]
     pub(crate) fn is_zero(self) -> bool {
         self.0 == 0

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Region numbers and half-open ranges of them, the vocabulary shared by all clone structures.
+//! Region numbers and half-open ranges of regions, used by all structures of the clone target.
+//!
+//! All functions: any context.
 
 use crate::env::fmt;
 
 /// The number of a region, counted from the start of the target.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Region(pub(crate) u64);
 
 impl Region {
-    /// Names the region with the number `index`.
+    /// Makes the region with the number `index`.
     #[inline]
     pub(crate) const fn new(index: u64) -> Self {
         Self(index)
@@ -30,9 +30,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// Consecutive regions: from `start`, up to but not including `end`.
-///
-/// A plain value, free to use in any context.
+/// Consecutive regions from `start` up to, but not including, `end`.
 ///
 /// # Invariants
 ///
@@ -41,25 +39,25 @@ impl fmt::Display for Region {
 pub(crate) struct RegionRange {
     /// The first region.
     pub(crate) start: Region,
-    /// The region behind the last one.
+    /// The region after the last one.
     pub(crate) end: Region,
 }
 
 impl RegionRange {
-    /// Makes the range from `start` to before `end`; empty at `start` if `end` is not behind it.
+    /// Makes the range from `start` to before `end`; empty at `start` if `end` is not greater.
     #[inline]
     pub(crate) fn new(start: Region, end: Region) -> Self {
-        // INVARIANT: The end is raised to the start where it would lie before it.
+        // INVARIANT: `end` is raised to `start` if it is smaller.
         Self {
             start,
             end: end.max(start),
         }
     }
 
-    /// Makes the range of `len` regions from `start`, cut at the highest number there is.
+    /// Makes the range of `len` regions from `start`, up to the highest region number.
     #[inline]
     pub(crate) fn with_len(start: Region, len: u64) -> Self {
-        // INVARIANT: A saturating sum is never below its first term.
+        // INVARIANT: A saturating sum is not below its first term.
         Self {
             start,
             end: Region(start.0.saturating_add(len)),
@@ -78,19 +76,19 @@ impl RegionRange {
         self.end.0.saturating_sub(self.start.0)
     }
 
-    /// Tells whether there is no region in the range.
+    /// Whether the range is empty.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.end <= self.start
     }
 
-    /// Tells whether `region` is in the range.
+    /// Whether `region` is in the range.
     #[inline]
     pub(crate) fn contains(&self, region: Region) -> bool {
         self.start <= region && region < self.end
     }
 
-    /// Returns the regions that are in both ranges; empty if there are none.
+    /// Returns the regions that are in both ranges, which may be none.
     #[inline]
     pub(crate) fn intersect(&self, other: Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))

@@ -2,24 +2,23 @@
 
 //! Units of block device addresses: positions and lengths in 512-byte sectors.
 //!
-//! Conversions are checked, so that a value from a table line or from disk cannot wrap around.
+//! Conversions are checked, so that a value from a table line or from disk cannot wrap around. All
+//! functions: any context.
 
 use crate::env::fmt;
 
-/// The number of bits by which a byte count is shifted to become a sector count.
+/// Binary logarithm of the size of a sector in bytes.
 pub(crate) const SECTOR_SHIFT: u32 = 9;
 
-/// A mask of the bits of a byte count that do not fill a sector.
+/// The bits of a byte count that do not fill a sector.
 const SECTOR_MASK: u64 = (1 << SECTOR_SHIFT) - 1;
 
 /// A position on a device or target, counted in 512-byte sectors from its start.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Sector(pub(crate) u64);
 
 impl Sector {
-    /// Names the position `sectors` sectors after the start.
+    /// Makes the position `sectors` sectors after the start.
     #[inline]
     pub(crate) const fn new(sectors: u64) -> Self {
         Self(sectors)
@@ -31,13 +30,13 @@ impl Sector {
         self.0
     }
 
-    /// Returns the position `len` sectors further on, or `None` past the end of all numbers.
+    /// Returns the position `len` sectors further on; `None` if it exceeds 64 bits.
     #[inline]
     pub(crate) fn checked_add(self, len: Sectors) -> Option<Self> {
         self.0.checked_add(len.0).map(Self)
     }
 
-    /// Returns the distance from `earlier` to here, or `None` if `earlier` is further on.
+    /// Returns the distance from `earlier` to here; `None` if `earlier` is greater.
     #[inline]
     pub(crate) fn since(self, earlier: Self) -> Option<Sectors> {
         self.0.checked_sub(earlier.0).map(Sectors)
@@ -51,13 +50,11 @@ impl fmt::Display for Sector {
 }
 
 /// A length, counted in 512-byte sectors.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Sectors(pub(crate) u64);
 
 impl Sectors {
-    /// Names a length of `sectors` sectors.
+    /// Makes a length of `sectors` sectors.
     #[inline]
     pub(crate) const fn new(sectors: u64) -> Self {
         Self(sectors)
@@ -69,13 +66,13 @@ impl Sectors {
         self.0
     }
 
-    /// Tells whether the length is zero.
+    /// Whether the length is zero.
     #[inline]
     pub(crate) const fn is_zero(self) -> bool {
         self.0 == 0
     }
 
-    /// Converts a byte count, or gives `None` if it is not a whole number of sectors.
+    /// Converts a byte count; `None` if it is not a whole number of sectors.
     #[inline]
     pub(crate) const fn from_bytes(bytes: u64) -> Option<Self> {
         if bytes & SECTOR_MASK == 0 {
@@ -85,7 +82,7 @@ impl Sectors {
         }
     }
 
-    /// Converts to a byte count, or gives `None` if that has more than 64 bits.
+    /// Converts to a byte count; `None` if that exceeds 64 bits.
     #[inline]
     pub(crate) fn to_bytes(self) -> Option<u64> {
         self.0.checked_mul(1 << SECTOR_SHIFT)

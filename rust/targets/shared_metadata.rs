@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses which metadata device.
+//! The metadata devices in use, and the tables that share them.
 //!
-//! All tables of one mapped device that name a metadata device share one [`ShareableMetadata`]. So a table
-//! that is loaded over a live one knows whatever the live one does until it goes live itself, and
-//! nothing is read twice. Another mapped device, or a second target of one table, is refused.
+//! All tables of one mapped device that name the same metadata device share one
+//! [`ShareableMetadata`]. So a table that is loaded over a live one sees every change that the live
+//! one makes until it goes live itself, and the metadata is opened only once. Another mapped
+//! device, or a second target of the same table, is refused.
+//!
+//! C has no counterpart: each table of `dm-clone` and `dm-era` opens the metadata for itself.
 
 use crate::{
     dm::device::{
@@ -23,32 +26,36 @@ use kernel::{
     }, //
 };
 
-/// What the tables share.
+/// Metadata that several tables can share.
 pub(crate) trait ShareableMetadata: Send + Sync + Sized + 'static {
-    /// What of a table line it depends on.
+    /// The arguments of a table line that all tables sharing the metadata must agree on.
     type Params: Copy;
 
-    /// Opens a metadata device for the first of its tables. Sleeps for I/O.
+    /// Opens the metadata for the first of its tables. May sleep.
     fn open(device: &Device, params: Self::Params) -> Result<Arc<Self>>;
 
-    /// Refuses a table that cannot share.
+    /// Checks that a further table can share the metadata. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// That of the argument that differs.
     fn check_compatible(&self, params: Self::Params) -> Result;
 
-    /// Logs that the device is in use elsewhere.
+    /// Logs that another target uses the metadata device.
     fn log_busy();
 }
 
-/// A table's use of a metadata device, in the list of all.
+/// The use of a metadata device by a table, in a linked list.
 struct Entry<M> {
     number: u32,
     owner: MappedDevice,
     table: TableId,
-    /// None while it is being opened.
+    /// `None` while it is being opened.
     metadata: Option<Arc<M>>,
     next: Option<KBox<Entry<M>>>,
 }
 
-/// All metadata devices in use.
+/// All uses of metadata devices by the tables of one target type.
 #[pin_data]
 pub(crate) struct SharedMetadata<M> {
     #[pin]
@@ -56,14 +63,21 @@ pub(crate) struct SharedMetadata<M> {
 }
 
 impl<M: ShareableMetadata> SharedMetadata<M> {
-    /// An empty registry. Sleeps.
+    /// Makes an empty list. May sleep.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let new = pin_init!(SharedMetadata { entries <- new_mutex!(None, "dm_rust_metadata") });
         Arc::pin_init(new, GFP_KERNEL)
     }
 
-    /// Opens the metadata of a new table, or joins those that share it. Sleeps for I/O, but not
-    /// under a lock: a device that hangs holds nobody else up.
+    /// Opens the metadata of a new table, or returns that of the tables that share it.
+    ///
+    /// May sleep for I/O, without a lock held: a device that hangs blocks no other table.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if another mapped device, or another target of the same table, uses the metadata
+    /// device, or if it is just being opened; those of [`ShareableMetadata::check_compatible`] and
+    /// [`ShareableMetadata::open`].
     pub(super) fn get_or_open(
         self: &Arc<Self>,
         device: &Device,
@@ -91,7 +105,7 @@ impl<M: ShareableMetadata> SharedMetadata<M> {
         })
     }
 
-    /// Enters a table into the list, and finds the state that others share.
+    /// Adds a table to the list, and returns the metadata that other tables have opened.
     fn add_entry(
         self: &Arc<Self>,
         number: u32,
@@ -132,7 +146,7 @@ impl<M: ShareableMetadata> SharedMetadata<M> {
         ))
     }
 
-    /// Lets others share what has been opened.
+    /// Lets further tables share the metadata that a table has opened.
     fn set_metadata(&self, guard: &EntryGuard<M>, metadata: &Arc<M>) {
         let mut entries = self.entries.lock();
         let mut next = (*entries).as_mut();
@@ -144,8 +158,8 @@ impl<M: ShareableMetadata> SharedMetadata<M> {
         }
     }
 
-    /// Takes a table out of the list. What it held, perhaps the last reference to the metadata, is
-    /// for the caller to drop.
+    /// Removes a table from the list, and returns its reference to the metadata, which may be the
+    /// last one.
     fn remove_entry(&self, guard: &EntryGuard<M>) -> Option<Arc<M>> {
         let mut entries = self.entries.lock();
         let mut link = &mut *entries;
@@ -161,7 +175,7 @@ impl<M: ShareableMetadata> SharedMetadata<M> {
     }
 }
 
-/// An entry in the registry: it ends when dropped. Process context, sleeps.
+/// Keeps an entry in the list until dropped. Dropping it may sleep.
 struct EntryGuard<M: ShareableMetadata> {
     number: u32,
     table: TableId,
@@ -170,14 +184,14 @@ struct EntryGuard<M: ShareableMetadata> {
 
 impl<M: ShareableMetadata> Drop for EntryGuard<M> {
     fn drop(&mut self) {
-        // Closing it may take long: not under the registry's lock.
+        // Closing the metadata may take long, so it happens without the lock of the list.
         let last = self.registry.remove_entry(self);
         delay_point!(c"shared metadata: left, not yet closed");
         drop(last);
     }
 }
 
-/// A table's membership.
+/// A table's reference to its metadata. Dropping it may sleep.
 pub(super) struct MetadataRef<M: ShareableMetadata> {
     metadata: Arc<M>,
     _guard: EntryGuard<M>,

@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Digesting an archived era: each block of its bitset gets the era's number in the array; then the
-//! bitset can go.
+//! The position of the digestion of an archived era.
 //!
-//! Eras are digested from the oldest on, so that a later number overwrites an earlier one, and
-//! their keys stay without a gap. The newest archived era is left alone: the tree is never empty
-//! then, which some versions of the tools need.
+//! Digestion writes the era's number to the era array for each block that is marked in its
+//! writeset, and then deletes the writeset. Eras are digested from the oldest on, so that a later
+//! number overwrites an earlier one and the keys of the writeset tree stay contiguous. The newest
+//! archived era is not digested: some versions of the tools need a writeset tree that is not empty.
 //!
-//! The work goes forward in slices. Where it was is not kept on disk: after a crash the oldest era
-//! begins anew, with the same result.
+//! Digestion proceeds in slices. Its position is not kept on disk: after a crash it starts with the
+//! oldest era again, with the same result.
+//!
+//! C counterpart: `current_bit` of `struct digest`.
 
 use crate::logic::era::era_nr::EraNr;
 
-/// How far an era has been transcribed.
+/// The position within the writeset of the era that is digested.
 ///
-/// A plain value, free to use in any context.
+/// Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DigestCursor {
-    /// The era.
+    /// The era that is digested.
     pub(crate) era: EraNr,
     next: u32,
     words: u32,
 }
 
 impl DigestCursor {
-    /// Begins with an era whose bitset has `bits` bits, on a device that has `blocks` blocks by
-    /// now.
+    /// Starts at the first word of a writeset of `bits` bits. The device has `blocks` blocks now,
+    /// perhaps fewer than in that era.
     pub(crate) fn new(era: EraNr, bits: u32, blocks: u32) -> Self {
         Self {
             era,
@@ -34,20 +36,20 @@ impl DigestCursor {
         }
     }
 
-    /// The next word of the bitset to look at; none at the end.
+    /// The next word to digest; `None` at the end.
     #[inline]
     pub(crate) fn word(&self) -> Option<u32> {
         (self.next < self.words).then_some(self.next)
     }
 
-    /// Goes on by so many words.
+    /// Advances by a number of words.
     #[inline]
     pub(crate) fn advance(&mut self, words: u32) {
         self.next = self.next.saturating_add(words);
     }
 }
 
-/// The blocks that are set in a word of a bitset, in order, below `blocks`.
+/// The blocks that are marked in a word of a writeset, in order, below `blocks`. Any context.
 pub(crate) fn blocks_in_word(word: u32, bits: u64, blocks: u32) -> impl Iterator<Item = u32> {
     let mut left = bits;
     core::iter::from_fn(move || {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sizes of an era target, and which blocks a range of sectors touches.
+//! The sizes of an era target, and the blocks that a range of sectors touches.
+//!
+//! All values and functions: any context.
 
 use core::ffi::CStr;
 
@@ -10,24 +12,22 @@ use crate::logic::units::{
     Sectors, //
 };
 
-/// What a block size is a multiple of.
+/// Block sizes are multiples of this number of sectors. C counterpart: `MIN_BLOCK_SIZE`.
 const GRANULARITY: u32 = 8;
-/// The most blocks that the C target can open.
+/// Maximum number of blocks. C counterpart: `valid_nr_blocks()`.
 pub(crate) const MAX_BLOCKS: u64 = (1 << 31) - 1;
 
 /// The size of an era block: a multiple of eight sectors, not necessarily a power of two.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockSize(u32);
 
 impl BlockSize {
-    /// The text for a block size that is not possible.
+    /// The error message for an invalid block size.
     pub(crate) const INVALID: &'static CStr = c"Invalid block size";
-    /// The text for a block size that is no number.
+    /// The error message for a block size that is not a number.
     pub(crate) const UNREADABLE: &'static CStr = c"Error parsing block size";
 
-    /// Makes a block size of a number of sectors.
+    /// Makes a block size from a number of sectors; `None` if it is invalid.
     pub(crate) fn from_sectors(sectors: u32) -> Option<Self> {
         (sectors != 0 && sectors % GRANULARITY == 0).then_some(Self(sectors))
     }
@@ -38,7 +38,7 @@ impl BlockSize {
         self.0
     }
 
-    /// The size in bytes, if it has no more than 32 bits.
+    /// The size in bytes; `None` if that exceeds 32 bits.
     pub(crate) fn bytes(self) -> Option<u32> {
         self.0.checked_mul(512)
     }
@@ -50,9 +50,7 @@ impl fmt::Display for BlockSize {
     }
 }
 
-/// Consecutive blocks, at least one.
-///
-/// A plain value, free to use in any context.
+/// A range of blocks, with at least one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Blocks {
     /// The first block.
@@ -62,8 +60,6 @@ pub(crate) struct Blocks {
 }
 
 /// The sizes of a target.
-///
-/// A plain value, free to use in any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     size: BlockSize,
@@ -74,10 +70,11 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The text for a target of too many blocks.
+    /// The error message for a target with too many blocks.
     pub(crate) const TOO_MANY: &'static CStr = c"Too many blocks: choose a larger block size";
 
-    /// Makes the geometry of a target of `len` sectors; none if it is empty or has too many blocks.
+    /// Makes the geometry of a target of `len` sectors; `None` if it is empty or has too many
+    /// blocks.
     pub(crate) fn new(size: BlockSize, len: Sectors) -> Option<Self> {
         let whole = len.get().checked_div(size.0.into())?;
         let short = len.get().checked_rem(size.0.into())? != 0;
@@ -109,6 +106,7 @@ impl Geometry {
         self.blocks
     }
 
+    /// The block of a sector. C counterpart: `get_block()`.
     #[inline]
     fn block_of(&self, sector: u64) -> u32 {
         let block = match self.shift {
@@ -119,7 +117,7 @@ impl Geometry {
         u32::try_from(block).map_or(last, |block| block.min(last))
     }
 
-    /// The blocks that an access touches. What lies behind the end counts as the last block.
+    /// The blocks that an access touches. Sectors beyond the end count as the last block.
     #[inline]
     pub(crate) fn touched(&self, start: Sector, len: Sectors) -> Blocks {
         let end = start.get().saturating_add(len.get().saturating_sub(1));

@@ -8,21 +8,21 @@ use crate::logic::era::era_nr::EraNr;
 /// The size of a metadata block in sectors.
 const METADATA_BLOCK: u32 = 8;
 
-/// The status line of an era target whose metadata does not work.
+/// The status line of an era target whose metadata has failed.
 pub(crate) const ERROR: &str = "Error";
 
-/// What the status line tells; its text is what `Display` writes.
+/// The contents of the status line, which `Display` writes. Any context.
 ///
-/// A plain value, free to use in any context.
+/// C counterpart: `struct metadata_stats`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MetadataStats {
     /// Metadata blocks in use.
     pub(crate) used: u64,
-    /// Metadata blocks in all.
+    /// Metadata blocks in total.
     pub(crate) total: u64,
-    /// The present era.
+    /// The current era.
     pub(crate) era: EraNr,
-    /// Where the metadata snapshot is; zero if there is none.
+    /// The block of the metadata snapshot; zero if there is none.
     pub(crate) metadata_snap: u64,
 }
 

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Block 0 of an era's metadata device, and its copy in a metadata snapshot.
+//! The superblock: block 0 of the metadata device, and its copy in a metadata snapshot.
 //!
-//! All numbers are little-endian. The block is 4096 bytes long and zero from byte 224 on.
+//! Numbers are little-endian. The block has 4096 bytes, which are zero from byte 224 on.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
 //! | 0 | 172 | [`SuperblockHeader`] |
 //! | 172 | 4 | size of an era block, in sectors |
 //! | 176 | 4 | size of a metadata block, in sectors: 8 |
-//! | 180 | 4 | number of era blocks |
-//! | 184 | 4 | present era |
-//! | 188 | 12 | present bitset: number of bits, root; root 0: there is none |
-//! | 200 | 8 | root of the tree of archived bitsets |
-//! | 208 | 8 | root of the array of eras |
-//! | 216 | 8 | where the metadata snapshot is; 0: there is none |
+//! | 180 | 4 | number of era blocks, which is the number of entries in the era array |
+//! | 184 | 4 | current era |
+//! | 188 | 12 | current writeset: number of bits, root; root 0: there is none |
+//! | 200 | 8 | root of the writeset tree, which has the archived writesets |
+//! | 208 | 8 | root of the era array |
+//! | 216 | 8 | block of the metadata snapshot; 0: there is none |
 //!
 //! C counterpart: `struct superblock_disk` of `drivers/md/dm-era-target.c`.
 
@@ -53,7 +53,7 @@ use crate::logic::pdata::superblock::{
     SM_ROOT_SIZE, //
 };
 
-/// What distinguishes the superblock from those of other formats.
+/// Magic, version and checksum of the superblock.
 pub(crate) const FORMAT: Format = Format {
     magic: 0x7ec1_077b,
     version: 1,
@@ -63,7 +63,7 @@ pub(crate) const FORMAT: Format = Format {
 /// The size of a metadata block in sectors.
 const METADATA_BLOCK: u32 = 8;
 
-/// The superblock as it lies on disk, not yet trusted.
+/// The superblock as read from disk, before its fields are checked.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct SuperblockDisk {
@@ -87,14 +87,14 @@ const _: () = {
     assert!(core::mem::offset_of!(SuperblockDisk, metadata_snap) == 216);
 };
 
-/// Why a block is no superblock this code can use; `Display` writes the line for the log.
+/// Why a superblock is refused; `Display` writes the log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
-    /// It is none of this format.
+    /// The header is wrong.
     Header(HeaderError),
-    /// The block size is not that of the table line.
+    /// The block size differs from that of the table line.
     BlockSize { found: u32, wanted: BlockSize },
-    /// A size or a location is not possible.
+    /// A size or a block number is out of range.
     Impossible,
 }
 
@@ -148,34 +148,38 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The contents of a superblock that passed all checks, or that will be written.
+/// The contents of a superblock that has passed all checks, or that is going to be written.
 ///
-/// A plain value, free to use in any context; its functions do no I/O and never sleep.
+/// C counterpart: `struct superblock_disk`. Any context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
     /// The size of a block.
     pub(crate) block_size: BlockSize,
-    /// The number of blocks, at most [`MAX_BLOCKS`].
+    /// The number of era blocks, at most [`MAX_BLOCKS`].
     pub(crate) blocks: u32,
-    /// The present era.
+    /// The current era.
     pub(crate) current_era: EraNr,
-    /// The number of bits of the present bitset.
+    /// The number of bits in the current writeset.
     pub(crate) writeset_bits: u32,
-    /// The root of the present bitset; zero if there is none.
+    /// The root of the current writeset; zero if there is none.
     pub(crate) writeset_root: u64,
-    /// The root of the tree of archived bitsets.
+    /// The root of the writeset tree.
     pub(crate) writeset_tree_root: u64,
-    /// The root of the array of eras.
+    /// The root of the era array.
     pub(crate) era_array_root: u64,
-    /// Where the metadata snapshot is; zero if there is none.
+    /// The block of the metadata snapshot; zero if there is none.
     pub(crate) metadata_snap: u64,
-    /// The root of the metadata space map, opaque here.
+    /// The root of the metadata space map, opaque to this code.
     pub(crate) sm_root: [u8; SM_ROOT_SIZE],
 }
 
 impl Superblock {
-    /// Reads a block from `location` of a device with `total` metadata blocks, with all checks, for
-    /// blocks of a size.
+    /// Parses and checks the block read from `location` of a device with `total` metadata blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] for a wrong header, for another block size than `wanted`, and for sizes and
+    /// block numbers that are out of range.
     pub(crate) fn parse(
         block: &[u8],
         location: u64,
@@ -214,8 +218,12 @@ impl Superblock {
         Ok(superblock)
     }
 
-    /// Writes all fields but block number and checksum, which [`Format::seal`] adds, and clears the
-    /// rest of the block.
+    /// Writes all fields except block number and checksum, which [`Format::seal`] adds, and zeroes
+    /// the rest of the block.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::Truncated`] if the block is too short.
     pub(crate) fn write(&self, block: &mut [u8]) -> Result<(), HeaderError> {
         let (disk, rest) =
             SuperblockDisk::mut_from_prefix(block).map_err(|_| HeaderError::Truncated)?;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The blocks that were written in an era, in core: one bit per block, read without locks.
+//! The in-core writeset: which blocks are marked in the current writeset on disk, readable without
+//! a lock.
 //!
-//! A bit is set only after the era's bitset on disk has it, durably. So a clear bit may be out of
-//! date, which costs a look at the disk and no more; a set bit is true. That holds for clearing
-//! too, whenever it happens.
+//! A bit is set only after a commit has made the mark durable. So a set bit is true, and a clear
+//! bit may be out of date, which costs a look-up on disk. Clearing bits is therefore always safe.
+//!
+//! C counterpart: `bits` of `struct writeset`, where a bit is set before the commit.
 
 use crate::env::{
     Acquire,
@@ -20,7 +22,7 @@ use crate::logic::era::geometry::Blocks;
 /// The binary logarithm of the number of bits in a word.
 const WORD_SHIFT: u32 = 6;
 
-/// A part of a range of blocks that lies in one word: the word's number, and the bits.
+/// The part of a range of blocks that lies in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WordMask {
     /// The number of the word.
@@ -29,12 +31,12 @@ pub(crate) struct WordMask {
     pub(crate) mask: u64,
 }
 
-/// The number of words of so many bits.
+/// The number of words that hold `bits` bits.
 pub(crate) fn words(bits: u32) -> u32 {
     bits.div_ceil(1 << WORD_SHIFT)
 }
 
-/// Cuts a range of blocks into words, in order.
+/// Splits a range of blocks into words, in order.
 #[inline]
 pub(crate) fn split_into_words(blocks: Blocks) -> impl Iterator<Item = WordMask> {
     let (first, last) = (blocks.first >> WORD_SHIFT, blocks.last >> WORD_SHIFT);
@@ -55,14 +57,17 @@ pub(crate) fn split_into_words(blocks: Blocks) -> impl Iterator<Item = WordMask>
 
 /// One bit per block.
 ///
-/// Shared between all contexts. Asking takes no lock and never sleeps; those who set and clear bits
-/// serialise.
+/// Reading takes no lock. Callers that set or clear bits serialise. Any context.
 pub(crate) struct InCoreWriteset {
     words: KVVec<Atomic<u64>>,
 }
 
 impl InCoreWriteset {
     /// Makes a map of `blocks` clear bits. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(blocks: u32) -> Result<Self> {
         let count = usize::try_from(words(blocks))?;
         let mut words = KVVec::with_capacity(count, GFP_KERNEL)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The blocks of `dm-persistent-data` as they lie on disk, for checks that the kernel's library
+//! Blocks of the kernel's persistent-data library as they are on disk, for checks that the library
 //! does not make.
 
 pub(crate) mod node;

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Nodes of trees: keys in ascending order, each with a value; in an internal node, with the number
-//! of a child.
+//! Nodes of btrees: keys in ascending order, each with a value, which in an internal node is the
+//! block number of a child.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | checksum |
 //! | 4 | 4 | 1: internal, 2: leaf |
-//! | 8 | 8 | the block's own number |
+//! | 8 | 8 | number of this block |
 //! | 16 | 4 | number of entries |
-//! | 20 | 4 | most entries there can be, a multiple of three |
+//! | 20 | 4 | maximum number of entries, a multiple of three |
 //! | 24 | 4 | size of a value |
-//! | 32 | | keys, room for all; then values |
+//! | 32 | | room for the maximum number of keys; then the values |
 //!
-//! C counterpart: `struct btree_node` of `drivers/md/persistent-data/dm-btree-internal.h`.
+//! All functions: any context. C counterpart: `struct btree_node` of
+//! `drivers/md/persistent-data/dm-btree-internal.h`.
 
 use core::ops::Range;
 
@@ -33,16 +34,17 @@ use zerocopy_derive::{
 
 use crate::env::crc32c_block;
 
-/// What the checksum of a node is mixed with.
+/// XORed into the checksum of a node.
 pub(crate) const CSUM_XOR: u32 = 121_107;
-/// The most levels that the library can go down.
+/// Maximum number of levels that the library descends.
 pub(crate) const MAX_DEPTH: u32 = 15;
 
 const INTERNAL: u32 = 1;
 const LEAF: u32 = 2;
-/// The size of a child's number.
+/// Size of the block number of a child.
 const CHILD: u32 = 8;
 
+/// C counterpart: `struct node_header`.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct NodeHeader {
@@ -55,7 +57,7 @@ struct NodeHeader {
     padding: U32,
 }
 
-/// A node whose shape is right: every entry can be looked at.
+/// A node that has passed the checks: every entry lies within the block.
 pub(crate) struct Node<'a> {
     leaf: bool,
     keys: &'a [U64],
@@ -63,7 +65,7 @@ pub(crate) struct Node<'a> {
     value_size: usize,
 }
 
-/// The most entries of a node, as the library computes it.
+/// The maximum number of entries of a node, as the library computes it.
 fn max_entries(block: usize, value_size: u32) -> Option<u32> {
     let room = u32::try_from(block).ok()?.checked_sub(32)?;
     let fit = room.checked_div(value_size.checked_add(8)?)?;
@@ -71,8 +73,10 @@ fn max_entries(block: usize, value_size: u32) -> Option<u32> {
 }
 
 impl<'a> Node<'a> {
-    /// Reads a node of a tree with values of a size, if it is one: of the block's `location`, with
-    /// the right checksum, and with ascending keys that are all within `keys`.
+    /// Parses a node of a btree whose values have `value_size` bytes.
+    ///
+    /// Returns `None` unless the block number is `location`, the checksum is right, and the keys
+    /// are ascending and within `range`.
     pub(crate) fn parse(
         block: &'a [u8],
         location: u64,
@@ -113,7 +117,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// Whether the values are those of the tree, not children.
+    /// Whether this is a leaf, whose values are those of the btree.
     pub(crate) fn is_leaf(&self) -> bool {
         self.leaf
     }
@@ -131,8 +135,7 @@ impl<'a> Node<'a> {
         Some((key, value))
     }
 
-    /// The child of an entry, and the keys that it may have: none outside `range`, those of this
-    /// node itself.
+    /// The child of an entry, and the range of keys that it may have. `range` is that of this node.
     pub(crate) fn child(&self, index: usize, range: &Range<u64>) -> Option<(u64, Range<u64>)> {
         let (key, value) = self.entry(index)?;
         let next = self.keys.get(index.checked_add(1)?);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata space map: two bits for each block that say how many references it has, in bitmap
-//! blocks that an index block names. Three stands for "more than two": the number is then in a tree
-//! of its own.
+//! The metadata space map on disk.
 //!
-//! C counterpart: `drivers/md/persistent-data/dm-space-map-common.h`.
+//! It has a two-bit reference count for each block, in bitmap blocks that one index block lists. A
+//! count of 3 means "more than two"; the count is then in a btree of its own.
+//!
+//! All functions: any context. C counterpart: `drivers/md/persistent-data/dm-space-map-common.h`.
 
 use zerocopy::{
     little_endian::{
@@ -22,17 +23,19 @@ use zerocopy_derive::{
 
 use crate::env::crc32c_block;
 
-/// Blocks that a bitmap block stands for.
+/// Blocks that one bitmap block covers.
 pub(crate) const BLOCKS_PER_BITMAP: u64 = 16_320;
-/// Bitmap blocks that the index can name.
+/// Maximum number of bitmap blocks in the index. C counterpart: `MAX_METADATA_BITMAPS`.
 pub(crate) const MAX_BITMAPS: u64 = 255;
-/// Array blocks that a tree of one node holds.
+/// Array blocks that a btree of one node can list.
 const PER_NODE: u64 = 252;
-/// Entries that a node has at the least, unless it is the root.
+/// Minimum number of entries of a node other than the root.
 const MIN_PER_NODE: u64 = PER_NODE / 3;
 
-/// Blocks that a commit takes at most in which one block of an array changes: that block, the nodes
-/// above it, and those of the space map. The array has `blocks` of them, and the device `total`.
+/// Upper bound of the blocks that a commit allocates if one block of an array has changed: that
+/// block, the nodes above it, and the blocks of the space map.
+///
+/// The array has `blocks` blocks, the device has `total`.
 pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
     let mut nodes = 1u64;
     let mut reach = PER_NODE;
@@ -46,13 +49,13 @@ pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
     nodes.saturating_add(bitmaps).saturating_add(2)
 }
 
-/// The count that stands for more.
+/// The count in a bitmap that means "more than two".
 pub(crate) const BIG_COUNT: u8 = 3;
 
 const INDEX_XOR: u32 = 160_478;
 const BITMAP_XOR: u32 = 240_779;
 
-/// The root of a space map.
+/// The root of a space map. C counterpart: `struct disk_sm_root`.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct SpaceMapRoot {
@@ -63,7 +66,8 @@ pub(crate) struct SpaceMapRoot {
 }
 
 impl SpaceMapRoot {
-    /// Reads a root, if it can be one of a device with so many blocks.
+    /// Parses the root of a space map on a device of `device` blocks; `None` if a field is out of
+    /// range.
     pub(crate) fn parse(root: &[u8], device: u64) -> Option<&Self> {
         let (root, _) = SpaceMapRoot::ref_from_prefix(root).ok()?;
         let blocks = root.blocks.get();
@@ -86,17 +90,19 @@ impl SpaceMapRoot {
         self.blocks().div_ceil(BLOCKS_PER_BITMAP)
     }
 
-    /// Where the index block is.
+    /// The block number of the index.
     pub(crate) fn bitmap_root(&self) -> u64 {
         self.bitmap_root.get()
     }
 
-    /// The root of the tree of large counts.
+    /// The root of the btree of counts above two.
     pub(crate) fn ref_count_root(&self) -> u64 {
         self.ref_count_root.get()
     }
 }
 
+/// The header of the index block and of a bitmap block. C counterpart: `struct
+/// disk_bitmap_header`, and the first fields of `struct disk_metadata_index`.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct BitmapHeader {
@@ -105,6 +111,7 @@ struct BitmapHeader {
     blocknr: U64,
 }
 
+/// C counterpart: `struct disk_index_entry`.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct IndexEntry {
@@ -113,7 +120,7 @@ struct IndexEntry {
     none_free_before: U32,
 }
 
-/// What is behind the header of a block, if the block is what it should be.
+/// What follows the header of a block; `None` if its number or checksum is wrong.
 fn body(block: &[u8], location: u64, xor: u32) -> Option<&[u8]> {
     let (header, body) = BitmapHeader::ref_from_prefix(block).ok()?;
     let valid =
@@ -121,19 +128,19 @@ fn body(block: &[u8], location: u64, xor: u32) -> Option<&[u8]> {
     valid.then_some(body)
 }
 
-/// Whether a block is the index.
+/// Whether a block is a valid index block.
 pub(crate) fn is_index_block(block: &[u8], location: u64) -> bool {
     body(block, location, INDEX_XOR).is_some()
 }
 
-/// Where a bitmap is, as the index says.
+/// The block number of a bitmap, according to the index.
 pub(crate) fn bitmap_location(index: &[u8], number: u64) -> Option<u64> {
     let at = usize::try_from(number).ok()?.checked_mul(16)?;
     let (entry, _) = IndexEntry::ref_from_prefix(index.get(16..)?.get(at..)?).ok()?;
     Some(entry.bitmap.get())
 }
 
-/// How often a bitmap block says "more than two"; none if it is no bitmap.
+/// The number of counts above two in a bitmap block; `None` if the block is no valid bitmap.
 pub(crate) fn big_counts(block: &[u8], location: u64) -> Option<u64> {
     let counts = body(block, location, BITMAP_XOR)?;
     Some(counts.iter().fold(0, |sum: u64, byte| {
@@ -142,7 +149,7 @@ pub(crate) fn big_counts(block: &[u8], location: u64) -> Option<u64> {
     }))
 }
 
-/// The count of a block in its bitmap block, which has been looked at before.
+/// The reference count of a block in its bitmap block, which [`big_counts`] has validated.
 pub(crate) fn ref_count(bitmap: &[u8], block: u64) -> Option<u8> {
     let at = block % BLOCKS_PER_BITMAP;
     let byte = bitmap

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the superblocks of `dm-clone` and `dm-era` have in common: where block 0 begins.
+//! The header that the superblocks of `dm-clone` and `dm-era` have in common.
 //!
-//! All numbers are little-endian.
+//! Numbers are little-endian.
 //!
 //! | offset | size | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | crc32c of bytes 4 to the end of the block, from all ones, without final inversion, exclusive-or a number of the format |
-//! | 4 | 4 | flags: written as zero, ignored |
-//! | 8 | 8 | the block's own number |
+//! | 0 | 4 | checksum of the rest of the block |
+//! | 4 | 4 | flags: written as zero, ignored when read |
+//! | 8 | 8 | number of this block |
 //! | 16 | 16 | uuid: unused, zero |
 //! | 32 | 8 | magic |
 //! | 40 | 4 | version |
 //! | 44 | 128 | root of the metadata space map |
+//!
+//! The checksum is the CRC-32C of bytes 4 to the end of the block, from all ones, without the final
+//! inversion, XORed with a number of the format.
 
 use zerocopy::{
     little_endian::{
@@ -39,12 +42,12 @@ use crate::env::{
 
 /// The block that holds the superblock.
 pub(crate) const LOCATION: u64 = 0;
-/// The room for the root of the metadata space map, in bytes.
+/// Size of the field for the root of the metadata space map.
 pub(crate) const SM_ROOT_SIZE: usize = 128;
-/// The number of bytes the checksum does not cover, at the start.
+/// Size of the checksum, which does not cover itself.
 const CSUM_SIZE: usize = 4;
 
-/// The first fields of a superblock as they lie on disk, not yet trusted.
+/// The header as read from disk, before its fields are checked.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct SuperblockHeader {
@@ -69,18 +72,18 @@ const _: () = {
     assert!(core::mem::offset_of!(SuperblockHeader, sm_root) == 44);
 };
 
-/// Why a block is no superblock of a format.
+/// Why the header of a superblock is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderError {
-    /// The block is too short to hold a superblock; cannot happen with metadata blocks.
+    /// The block is too short; cannot happen with metadata blocks.
     Truncated,
-    /// The block says it belongs elsewhere.
+    /// The block has the number of another block.
     BlockNumber { found: u64, expected: u64 },
     /// The magic number is wrong.
     Magic { found: u64 },
     /// The checksum does not match the contents.
     Checksum { computed: u32, stored: u32 },
-    /// The version is unknown.
+    /// The version is not supported.
     Version { found: u32 },
 }
 
@@ -94,21 +97,26 @@ impl From<HeaderError> for Error {
     }
 }
 
-/// A format. Its functions do no I/O and never sleep.
+/// The constants of a superblock format. All functions: any context.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Format {
     /// The value of the magic field.
     pub(crate) magic: u64,
-    /// The only version there is.
+    /// The supported version.
     pub(crate) version: u32,
-    /// What the checksum is mixed with, to differ from that of other blocks.
+    /// XORed into the checksum, so that it differs from that of other kinds of blocks.
     pub(crate) csum_xor: u32,
-    /// The bytes of all fields.
+    /// Size of all fields.
     pub(crate) size: usize,
 }
 
 impl Format {
-    /// Checks number, magic, checksum and version, in this order, of a block read from `location`.
+    /// Checks block number, magic, checksum and version, in this order, of a block read from
+    /// `location`.
+    ///
+    /// # Errors
+    ///
+    /// The first check that fails.
     pub(crate) fn check(&self, block: &[u8], location: u64) -> Result<(), HeaderError> {
         if block.len() < self.size {
             return Err(HeaderError::Truncated);
@@ -138,7 +146,7 @@ impl Format {
         Ok(())
     }
 
-    /// The first fields of a superblock that is to be written, without block number and checksum,
+    /// The header of a superblock that is going to be written, without block number and checksum,
     /// which [`Self::seal`] adds.
     pub(crate) fn head(&self, sm_root: [u8; SM_ROOT_SIZE]) -> SuperblockHeader {
         SuperblockHeader {
@@ -152,7 +160,11 @@ impl Format {
         }
     }
 
-    /// Puts block number and checksum into a block that is about to be written to `location`.
+    /// Sets block number and checksum of a block that is going to be written to `location`.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::Truncated`] if the block is too short.
     pub(crate) fn seal(&self, block: &mut [u8], location: u64) -> Result<(), HeaderError> {
         if block.len() < self.size {
             return Err(HeaderError::Truncated);
@@ -174,7 +186,9 @@ impl Format {
     }
 }
 
-/// Tells whether a block is all zeros, which means that the device is to be formatted.
+/// Whether a block is all zeros, so that the device may be formatted. Any context.
+///
+/// C counterpart: `superblock_all_zeroes()`.
 pub(crate) fn is_blank(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }

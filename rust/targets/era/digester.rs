@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Digestion in the background: archived eras go into the array, slice by slice.
+//! Digestion in the background: when archived eras are digested, and for how long at a time.
+//!
+//! What a slice of digestion does to the metadata is in `disk/digest.rs`. C counterpart:
+//! `process_old_eras()`.
 
 use super::{
     disk::DigestProgress,
@@ -29,11 +32,12 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// So long a slice takes: first writes may have to wait for it.
+/// Upper bound of one digestion slice, and so of the delay that it adds to a first write.
 const SLICE_MS: u64 = 2;
-/// So many words of a bitset are looked at between two looks at the clock.
-const WORDS: u32 = 8;
+/// Words of a writeset that are digested between two checks of the clock.
+const WORDS_PER_CHECK: u32 = 8;
 
+/// Digests one slice, and continues unless there is nothing left or no space.
 impl WorkItem<{ work_id::DIGEST }> for EraTarget {
     type Pointer = Arc<EraTarget>;
 
@@ -49,7 +53,7 @@ impl WorkItem<{ work_id::DIGEST }> for EraTarget {
         match digested {
             Ok(DigestProgress::More) => {
                 this.digestion_paused.store(true, Release);
-                // Otherwise it goes on after them.
+                // Deferred writes come first; their work item resumes the digestion.
                 if !this.has_deferred() {
                     this.resume_digestion();
                 }
@@ -64,14 +68,16 @@ impl WorkItem<{ work_id::DIGEST }> for EraTarget {
 }
 
 impl EraTarget {
-    /// Goes on with the digestion if it has made way.
+    /// Resumes a digestion that was paused for deferred writes. Any context.
     pub(super) fn resume_digestion(self: &Arc<Self>) {
         if self.digestion_paused.load(Acquire) && self.digestion_paused.xchg(false, Relaxed) {
             self.wake_digester();
         }
     }
 
-    /// Digests for a while, or until writes wait.
+    /// Digests until the slice is over or writes are deferred.
+    ///
+    /// Called with `Metadata::state` locked. May sleep.
     pub(super) fn digest_slice(
         self: &Arc<Self>,
         state: &mut MetadataState,
@@ -80,7 +86,7 @@ impl EraTarget {
         self.run_step(state, OnError::KeepWorking, |md| {
             md.digest(|| {
                 words = words.wrapping_add(1);
-                words % WORDS == 0 && (self.has_deferred() || now_ms() >= end)
+                words % WORDS_PER_CHECK == 0 && (self.has_deferred() || now_ms() >= end)
             })
         })
     }

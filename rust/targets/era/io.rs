@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The way of a bio.
+//! The I/O path, from `map` to `end_io`.
 //!
 //! ```text
-//!   map ─┬─ read, flush ────────────────────────────────────────────────> origin
-//!        ├─ write, all blocks marked: counted in its epoch ─────────────> origin ─> end_io: counted out
-//!        └─ write, a block not marked ─> list ─> worker: mark, commit, ─> origin ─> end_io: counted out
-//!                                                set bits, count
+//!   map ─┬─ read or flush ───────────────────────────────────────────────> origin
+//!        ├─ write, all blocks marked: count in epoch ────────────────────> origin ─> end_io: uncount
+//!        └─ other write ─> deferred_bios ─> work item: mark, commit,
+//!                                           set in-core bits, count ─────> origin ─> end_io: uncount
 //! ```
 //!
-//! A write is counted in the epoch whose bits let it pass. See `rollover.rs` for what that is good
-//! for.
+//! A write is submitted to the origin only after the marks of all its blocks are durable. It is
+//! counted in the epoch whose in-core writeset admitted it, so that a rollover can wait for it:
+//! `rollover.rs`.
+//!
+//! C counterpart: `era_map()` and `process_deferred_bios()`. The C target does not count.
 
 use super::{
     disk::{
@@ -51,13 +54,14 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// What is kept with a bio: the stamp of the epoch that counts it, or zero.
+/// Per-bio data: the stamp of the epoch that counts the write, or [`NOT_COUNTED`].
 pub(super) type PerBioData = u32;
 
-/// Counted nowhere.
 const NOT_COUNTED: PerBioData = 0;
 
-/// Decides on a bio.
+/// Passes reads, flushes and writes to marked blocks on, and defers other writes.
+///
+/// Any context that may submit bios; takes no lock for reads and marked writes.
 pub(super) fn map<'a>(
     this: ArcBorrow<'_, EraTarget>,
     mut bio: MapBio<'a, PerBioData>,
@@ -84,14 +88,7 @@ pub(super) fn map<'a>(
     mapped
 }
 
-/// A bio has ended.
-pub(super) fn end_io<'a>(this: ArcBorrow<'_, EraTarget>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
-    if let Some(epoch) = Epoch::from_stamp(bio.per_bio()) {
-        this.epochs.leave(epoch);
-    }
-    bio.done()
-}
-
+/// Marks the blocks of deferred writes and submits the writes.
 impl WorkItem<{ work_id::PROCESS_DEFERRED }> for EraTarget {
     type Pointer = Arc<EraTarget>;
 
@@ -108,44 +105,57 @@ impl WorkItem<{ work_id::PROCESS_DEFERRED }> for EraTarget {
     }
 }
 
+/// Removes a completed write from the count of its epoch. Any context.
+pub(super) fn end_io<'a>(this: ArcBorrow<'_, EraTarget>, bio: EndBio<'a, PerBioData>) -> Ended<'a> {
+    if let Some(epoch) = Epoch::from_stamp(bio.per_bio()) {
+        this.epochs.leave(epoch);
+    }
+    bio.done()
+}
+
 impl EraTarget {
+    /// The blocks that a write touches.
     fn blocks_touched(&self, bio: &Bio<PerBioData>) -> Blocks {
         self.geometry.touched(bio.sector(), bio.sectors())
     }
 
-    /// Marks the blocks of all writes that wait, durably, with one commit; those that come
-    /// meanwhile are the next batch. Returns those that may go on, counted, and those whose blocks
-    /// could not be marked. Sleeps for I/O.
+    /// Marks the blocks of all deferred writes with one commit. Writes that are deferred meanwhile
+    /// form the next batch.
+    ///
+    /// Returns the writes whose marks are durable, counted in the current epoch, and the writes
+    /// whose blocks could not be marked. May sleep.
     fn mark_deferred_bios(self: &Arc<Self>) -> (BioQueue<PerBioData>, BioQueue<PerBioData>) {
         let (mut ready, mut refused) = (BioQueue::new(), BioQueue::new());
         let mut marked = BioQueue::new();
         let mut state = self.metadata.lock();
-        // Under the lock: until then whoever has it sees that they wait.
+        // The batch is taken only now, with the lock held: until then `has_deferred` makes a
+        // digestion under way release the lock.
         let mut batch = self.deferred_bios.lock().take();
         if batch.is_empty() {
             return (ready, refused);
         }
         let failed = state.is_failed();
         let result = self.run_step(&mut state, OnError::FailMetadata, |md| {
-            // Those of a try before.
+            // The writes of the first try, if this is the second.
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
-                let room = md.mark(self.blocks_touched(&bio));
-                match room {
+                let space = md.mark(self.blocks_touched(&bio));
+                match space {
                     Ok(FreeSpace::Enough) => marked.push(bio),
                     Ok(FreeSpace::Short) | Err(_) => refused.push(bio),
                 }
-                let _: FreeSpace = room?;
+                let _: FreeSpace = space?;
             }
-            // After a failure only a commit shows that it works again.
+            // After a failure only a successful commit shows that the metadata works again.
             if md.is_dirty() || failed {
                 md.commit()?;
             }
             Ok(())
         });
         if result.is_err() {
-            // Of this transaction nothing may be on disk, but some were marked before it.
+            // The failed transaction may not be on disk, but earlier ones may hold all marks of
+            // some of the writes.
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
@@ -163,16 +173,17 @@ impl EraTarget {
         (ready, refused)
     }
 
-    /// Whether blocks are marked, and durably so.
+    /// Whether all blocks of a range are marked in the last commit.
     fn is_marked_durably(&self, state: &mut MetadataState, blocks: Blocks) -> bool {
-        let known =
+        let on_disk =
             |md: &mut OpenMetadata| -> Result<bool> { Ok(!md.is_dirty() && md.is_marked(blocks)?) };
         self.epochs.current().of(&self.writesets).contains(blocks)
-            || state.open().is_some_and(|md| known(md).unwrap_or(false))
+            || state.open().is_some_and(|md| on_disk(md).unwrap_or(false))
     }
 
-    /// Lets a write go on whose blocks are marked on md. Under the metadata lock, so the epoch
-    /// does not change.
+    /// Counts a write whose marks are durable in the current epoch, and sets its in-core bits.
+    ///
+    /// Called with `Metadata::state` locked, which keeps the current epoch from changing.
     fn admit(&self, mut bio: Bio<PerBioData>, blocks: Blocks) -> Bio<PerBioData> {
         let epoch = self.epochs.enter();
         epoch.of(&self.writesets).insert(blocks);
@@ -180,7 +191,7 @@ impl EraTarget {
         bio
     }
 
-    /// Whether writes wait for their marks.
+    /// Whether writes are deferred. Any context.
     pub(super) fn has_deferred(&self) -> bool {
         !self.deferred_bios.lock().is_empty()
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata of an era device: one for all tables of the device, and what is done when a step of
-//! it fails.
+//! The metadata that all tables of an era device share, and the recovery when a step fails.
+//!
+//! C counterpart: `struct era_metadata`, which each table of the C target opens for itself.
 
 use super::disk::{
     device_blocks,
@@ -43,23 +44,23 @@ use kernel::{
     }, //
 };
 
-/// What it means that a step fails.
+/// What the failure of a step means for the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnError {
-    /// Writes cannot be marked.
+    /// Writes to unmarked blocks cannot be marked any more: the metadata has failed.
     FailMetadata,
-    /// Something else cannot be done.
+    /// Only the step itself has failed.
     KeepWorking,
 }
 
-/// What may change only under the lock.
+/// The mutable state of the metadata.
 pub(super) struct MetadataState {
-    /// None while the device is blank or closed, or cannot be opened.
+    /// `None` while the metadata is blank, closed, or cannot be opened.
     open: Option<OpenMetadata>,
-    /// A step failed for good, and none has succeeded since.
+    /// A step has failed, its second try included, and none has succeeded since.
     failed: bool,
-    /// The table that is live. A table that others have replaced without a suspend, since it could
-    /// not go live as a whole, may not know that yet.
+    /// The live table. If the resume of a table fails after this target was resumed, another table
+    /// replaces it without a suspend, and the target learns here that it is not live any more.
     live: Option<TableId>,
 }
 
@@ -69,17 +70,17 @@ impl MetadataState {
         self.open.as_mut()
     }
 
-    /// The present era, of the open metadata.
+    /// The current era of the open metadata.
     pub(super) fn era(&self) -> EraNr {
         self.open.as_ref().map_or(EraNr::NONE, |md| md.era())
     }
 
-    /// Closes the metadata; the next step opens it anew.
+    /// Closes the metadata; the next step opens it again.
     pub(super) fn close(&mut self) {
         self.open = None;
     }
 
-    /// The table that is live, or was the last one.
+    /// The live table, or the last one that was live.
     pub(super) fn live(&self) -> Option<TableId> {
         self.live
     }
@@ -89,7 +90,7 @@ impl MetadataState {
         self.live = Some(table);
     }
 
-    /// Whether the metadata does not work.
+    /// Whether the metadata has failed.
     pub(super) fn is_failed(&self) -> bool {
         self.failed
     }
@@ -100,11 +101,11 @@ impl MetadataState {
 pub(crate) struct Metadata {
     device: Arc<BlockDevice>,
     size: BlockSize,
-    /// The device is known not to be blank.
+    /// The device was not blank once: it must not be formatted any more.
     formatted: Atomic<bool>,
     #[pin]
     state: Mutex<MetadataState>,
-    /// What status lines say; none if there is an error.
+    /// What the status line shows; `None` if the metadata has failed.
     #[pin]
     stats: SpinLock<Option<MetadataStats>>,
 }
@@ -112,8 +113,10 @@ pub(crate) struct Metadata {
 impl ShareableMetadata for Metadata {
     type Params = BlockSize;
 
-    /// Looks at a metadata device, and refuses what is wrong with it. Nothing is kept but what the
-    /// status says, as the table may go live much later; and nothing is written, as it may never.
+    /// Verifies the metadata of a new table.
+    ///
+    /// Keeps only what the status line shows, since the table may go live much later, and writes
+    /// nothing, since it may never go live.
     fn open(device: &Device, size: BlockSize) -> Result<Arc<Self>> {
         let device = Arc::new(BlockDevice::open(device.number())?, GFP_KERNEL)?;
         let found = OpenMetadata::probe(&device, size)?;
@@ -134,8 +137,8 @@ impl ShareableMetadata for Metadata {
                 device,
                 size,
                 formatted: Atomic::new(formatted),
-                state <- new_mutex!(state, "dm_era_core"),
-                stats <- new_spinlock!(Some(stats), "dm_era_info"),
+                state <- new_mutex!(state, "dm_era_metadata"),
+                stats <- new_spinlock!(Some(stats), "dm_era_stats"),
             }),
             GFP_KERNEL,
         )
@@ -157,7 +160,7 @@ impl ShareableMetadata for Metadata {
 }
 
 impl Metadata {
-    /// Takes the lock of everything that changes. Sleeps, at times for a commit.
+    /// Locks the mutable state. May sleep, for as long as a commit.
     pub(super) fn lock(&self) -> MutexGuard<'_, MetadataState> {
         self.state.lock()
     }
@@ -167,13 +170,17 @@ impl Metadata {
         &self.device
     }
 
-    /// What the status line says: the state after the last step. Any context.
+    /// What the status line shows: the state after the last step. Any context.
     pub(super) fn stats(&self) -> Option<MetadataStats> {
         *self.stats.lock()
     }
 
-    /// Opens the metadata if it is not open, for a device that goes live; a blank one is formatted,
-    /// unless it was not blank before. Sleeps for I/O.
+    /// Opens the metadata for a resume if it is not open, and formats a blank device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EILSEQ` if the device is blank but was not before, those of [`OpenMetadata::open`], and the
+    /// error of formatting.
     pub(super) fn open_or_format<'a>(
         &self,
         state: &'a mut MetadataState,
@@ -192,15 +199,21 @@ impl Metadata {
         state.open.as_mut().ok_or(EIO)
     }
 
-    /// Carries out a step, which ends with a commit if it has changed something. If it fails, the
-    /// metadata is opened again, as of the last commit that is durable, which may be the one that
-    /// failed; then the step is tried once more.
+    /// Runs a step, which ends with a commit if it changes the metadata.
     ///
-    /// `metadata_opened` is called with the era whenever the metadata was opened. Sleeps for I/O.
+    /// If the step fails, opens the metadata again as of the last durable commit, which may be the
+    /// one that was reported as failed, and runs the step once more. Calls `metadata_opened` with
+    /// the era each time the metadata is opened. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The error of the step, or of opening the metadata. `on_error` says whether it puts the
+    /// metadata into the failed state; `ENOSPC` never does, and metadata that cannot be opened
+    /// always does.
     pub(super) fn run_step<R>(
         &self,
         state: &mut MetadataState,
-        weight: OnError,
+        on_error: OnError,
         metadata_opened: impl Fn(EraNr),
         mut step: impl FnMut(&mut OpenMetadata) -> Result<R>,
     ) -> Result<R> {
@@ -219,17 +232,17 @@ impl Metadata {
                 Err(error) => Err(error),
             };
             let Err(error) = result else {
-                // After a failure only a commit shows that the metadata works.
+                // After a failure only a successful commit shows that the metadata works again.
                 state.failed &= state.open.as_ref().is_none_or(|md| !md.has_committed());
                 break result;
             };
             state.open = None;
             let open = reopen(state);
-            // Without space for it, it works no better the second time; and the metadata is not to
-            // blame.
+            // A second try does not find more space, and a full device is no failure of the
+            // metadata.
             if open.is_err() || !first || error == ENOSPC {
                 state.failed |=
-                    open.is_err() || (error != ENOSPC && weight == OnError::FailMetadata);
+                    open.is_err() || (error != ENOSPC && on_error == OnError::FailMetadata);
                 break result;
             }
             first = false;
@@ -238,7 +251,7 @@ impl Metadata {
         result
     }
 
-    /// Makes the present state known to status lines.
+    /// Updates what the status line shows.
     pub(super) fn update_stats(&self, state: &mut MetadataState) {
         let stats = match &state.open {
             Some(md) if !state.failed => md.stats().map_err(log_step("status")).ok(),
@@ -247,7 +260,7 @@ impl Metadata {
         *self.stats.lock() = stats;
     }
 
-    /// Notes that going live failed, or did not. The metadata is closed if it did.
+    /// Ends a resume: closes the metadata if it failed, clears the failed state if it succeeded.
     pub(super) fn finish_resume(&self, state: &mut MetadataState, result: &Result) {
         if result.is_err() {
             state.open = None;

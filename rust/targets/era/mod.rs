@@ -1,18 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `era` target: a device that remembers in which era each of its blocks was last written.
+//! The `era` target: a device that records in which era each of its blocks was last written.
 //!
-//! | file | what |
+//! | file | subject |
 //! | --- | --- |
-//! | `mod.rs` | the hooks that are not I/O: table line, status, messages, suspend and resume |
-//! | `io.rs` | the way of a bio, from `map` to `end_io` |
-//! | `rollover.rs` | the end of an era, without a write lost between two |
-//! | `digest.rs` | archived eras become part of the array, in the background |
-//! | `metadata.rs` | the metadata that all tables of a device share, and what is done when it fails |
-//! | `md.rs` | what is on the metadata device, and the steps that change it |
+//! | `mod.rs` | table line, status, messages, suspend and resume |
+//! | `io.rs` | the I/O path, from `map` to `end_io` |
+//! | `rollover.rs` | the rollover from one era to the next |
+//! | `digester.rs` | when archived eras are digested |
+//! | `metadata.rs` | the metadata that all tables of a device share, and its recovery |
+//! | `disk/` | the metadata on disk, and the steps that change it |
 //!
-//! Locks: `rollover_busy` (one rollover at a time) > `core` (mutex, of the metadata) > `deferred`, `info`
-//! (spinlocks). Marked writes take none.
+//! Locks, outermost first:
+//!
+//! | lock | protects | held while |
+//! | --- | --- | --- |
+//! | `RolloverGuard` | the old epoch, `origin_flush` | a message is processed; waiters can be killed |
+//! | `Metadata::state` (mutex) | the metadata, `writeset_era`, `live` | a step runs |
+//! | `deferred_bios` (spinlock, interrupts off) | the list | a bio is added or all are taken |
+//! | `Metadata::stats` (spinlock) | what the status line shows | it is copied |
+//!
+//! Reads and writes to marked blocks take no lock: `io.rs`.
 //!
 //! Behaviour towards users: `Documentation/era.md`. C counterpart: `drivers/md/dm-era-target.c`.
 
@@ -120,9 +128,9 @@ use metadata::{
 };
 use rollover::OriginFlush;
 
-/// An era: one line of a table.
+/// An era target: one line of a table. C counterpart: `struct era`.
 ///
-/// Fields drop in order: what uses the devices goes before them.
+/// Fields are dropped in this order: the users of the devices before the devices.
 #[pin_data]
 pub(crate) struct EraTarget {
     queue: WorkQueue,
@@ -132,27 +140,27 @@ pub(crate) struct EraTarget {
     handle: TargetHandle,
     geometry: Geometry,
 
-    /// Writes in flight, by the epoch whose bits let them pass.
+    /// Counts the writes in flight, by the epoch whose in-core writeset admitted them.
     epochs: Epochs,
-    /// For each epoch, the blocks that are marked on disk in its era.
+    /// The in-core writeset of each epoch. C counterpart: `writesets` of `struct era_metadata`.
     writesets: (InCoreWriteset, InCoreWriteset),
-    /// The era of the present epoch's bits. Changed under the metadata lock.
+    /// The era of the current epoch's writeset. Changed with `Metadata::state` locked.
     writeset_era: Atomic<u32>,
-    /// Something may be in flight in the epoch that is not the present one, or its bits are not
-    /// clear. Under the turn.
+    /// Writes of the old epoch may be in flight, or its writeset is not clear. Changed with the
+    /// rollover lock held.
     needs_drain: Atomic<bool>,
-    /// Between resume and suspend: there is a present bitset. Changed under the metadata lock. See
-    /// [`is_live`](Self::is_live).
+    /// The target was resumed and not suspended since. Changed with `Metadata::state` locked; read
+    /// by [`is_live`](Self::is_live).
     live: Atomic<bool>,
-    /// Whether a thread rolls over, and those who wait for it.
+    /// The rollover lock: 1 if held. `rollover_wait` has its waiters and those for a flush.
     rollover_busy: Atomic<u32>,
     rollover_wait: Pin<KBox<WaitQueue>>,
     origin_flush: OriginFlush,
 
-    /// Digestion has made way for writes: it goes on after them.
+    /// The digestion has paused for deferred writes, whose work item resumes it.
     digestion_paused: Atomic<bool>,
 
-    /// Writes that wait for their marks.
+    /// Writes to blocks that are not marked yet.
     #[pin]
     deferred_bios: IrqLock<BioQueue<PerBioData>>,
     #[pin]
@@ -266,7 +274,7 @@ impl Target for EraTarget {
     }
 
     fn dtr(this: &Arc<Self>) {
-        // Suspended: no bio, and nothing starts a work item any more.
+        // The target is suspended: no bio is in flight, and nothing enqueues a work item.
         cancel::<EraTarget, { work_id::PROCESS_DEFERRED }>(this);
         cancel::<EraTarget, { work_id::DIGEST }>(this);
         cancel::<EraTarget, { work_id::FLUSH_ORIGIN }>(this);
@@ -370,7 +378,7 @@ impl Target for EraTarget {
     }
 
     fn io_hints(this: ArcBorrow<'_, Self>, limits: &mut Limits<'_>) {
-        // A hint of more than 32 bits is none.
+        // The hint has 32 bits: give none for a larger block.
         let Some(block) = this.geometry.size().bytes() else {
             return;
         };
@@ -382,17 +390,19 @@ impl Target for EraTarget {
 }
 
 impl EraTarget {
-    /// Whether this table is the one that is live. It may have gone live in a device of which
-    /// another target did not; then it is replaced without having been suspended.
+    /// Whether this table is the live one.
+    ///
+    /// The flag alone does not tell: if another target of the table cannot be resumed, this target
+    /// stays resumed, and its table is replaced without a suspend.
     fn is_live(&self, state: &MetadataState) -> bool {
         self.live.load(Relaxed) && state.live() == Some(self.handle.table_id())
     }
 
-    /// Opens, or formats, the metadata for a device that goes live, brings it to its sizes, and
-    /// begins an era.
+    /// Prepares the metadata for a resume: opens or formats it, adapts it to changed sizes, and
+    /// begins an era. May sleep.
     fn go_live(&self, state: &mut MetadataState) -> Result {
         let blocks = self.geometry.blocks();
-        // The sizes are changed only in metadata of which nothing has been read yet.
+        // A resize needs metadata that has just been opened.
         if state.open().is_some_and(|md| md.blocks() != blocks) {
             state.close();
         }
@@ -403,7 +413,7 @@ impl EraTarget {
             .extend_metadata(device)
             .is_err()
         {
-            // Then what was added is not used.
+            // The added space stays unused.
             state.close();
         }
         let step = |what| {
@@ -419,17 +429,19 @@ impl EraTarget {
             .map_err(step("metadata_era_rollover"))
     }
 
-    /// Carries out a step of the metadata, as [`Metadata::run_step`], and tells the world what
-    /// changed by it.
+    /// Runs a step of the metadata as [`Metadata::run_step`] does, and raises a dm event if the
+    /// metadata fails or works again. May sleep.
     fn run_step<R>(
         self: &Arc<Self>,
         state: &mut MetadataState,
-        weight: OnError,
+        on_error: OnError,
         step: impl FnMut(&mut OpenMetadata) -> Result<R>,
     ) -> Result<R> {
         let before = state.is_failed();
         let metadata_opened = |era| self.metadata_opened(era);
-        let result = self.metadata.run_step(state, weight, metadata_opened, step);
+        let result = self
+            .metadata
+            .run_step(state, on_error, metadata_opened, step);
         if state.is_failed() != before {
             let what = if before {
                 "works again"

@@ -1,28 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The end of an era, and the messages that bring it about.
+//! The rollover from one era to the next, and the messages that ask for it.
 //!
-//! When `checkpoint` or `take_metadata_snap` returns, every write that is recorded only in older
-//! eras has ended; what comes later is recorded in the new one. So a backup that notes the era, and
-//! then copies, misses nothing.
+//! When `checkpoint` or `take_metadata_snap` returns without an error, every write that is recorded
+//! only in eras before the new one has completed, and later writes are recorded in the new era. So
+//! a backup that notes the era number and then copies misses nothing.
 //!
 //! ```text
-//!             old epoch: bits of era N               new epoch: no bits
-//!  ─────────────────────────────────────────┐ ┌──────────────────────────────>  writes
-//!  caller:  commit (N archived, N+1 begun)  │ switch  grace period  drain old   clear its bits  return
+//!             old epoch: bits of era N             new epoch: no bits
+//!  ─────────────────────────────────────────┐ ┌───────────────────────────> writes
+//!  sender:  commit (N archived, N+1 begun)  │ switch, grace period, drain, clear old bits, flush
 //! ```
 //!
-//! - Up to the switch, writes pass by the bits of era N and are counted in the old epoch. Those
-//!   that pass during the commit, or were let pass before, may end later: the drain waits for them.
-//! - From the switch on, there are no bits: each write is marked in era N+1, and committed, before
-//!   it passes.
-//! - A write that has read the old epoch has counted itself when the grace period is over, so the
-//!   drain misses none.
-//! - If the commit fails, there is no switch. If it has reached the device all the same, the bits
-//!   of era N are cleared when the metadata is opened again: nothing passes by them that is not in
-//!   the era on md.
-//! - Whoever waits can be killed. The era has ended all the same, but the promise was not given:
-//!   the next message first drains the old epoch to its end.
+//! 1. **Commit**: era N is archived and era N+1 begins, in one commit. Writes still pass by the
+//!    in-core bits of era N and are counted in the old epoch.
+//! 2. **Switch**: the other epoch becomes current, with the metadata lock still held, so nothing is
+//!    marked between commit and switch. The new epoch has no in-core bits: each write is marked in
+//!    era N+1, durably, before it passes.
+//! 3. **Grace period**: when it is over, each write that has read the old epoch has counted itself
+//!    there.
+//! 4. **Drain**: waits until no write of the old epoch is in flight.
+//! 5. **Clear**: the in-core bits of the old epoch are cleared for its next use.
+//! 6. **Flush**: the origin is flushed, so that a power cut cannot undo a write that the backup
+//!    copies and that no later era records.
+//!
+//! If the commit fails, there is no switch. It may have reached the device all the same; opening
+//! the metadata again finds another era then and clears the in-core bits of era N
+//! (`metadata_opened`).
+//!
+//! The sender can be killed while it waits in 4 or 6. The era has ended then, but nothing is
+//! promised. If it is killed in 4, `needs_drain` stays set, and the next rollover drains the old
+//! epoch before it begins.
+//!
+//! C counterpart: `metadata_checkpoint()` and `metadata_era_rollover()`; the C target neither
+//! drains nor flushes.
 
 use super::{
     disk::{
@@ -57,47 +68,53 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// Flushes of the origin, numbered.
+/// The numbered requests to flush the origin.
 pub(super) struct OriginFlush {
-    wanted: Atomic<u64>,
-    /// The last one that has ended: it began when its number was the last one wanted.
-    ended: Atomic<u64>,
-    /// The last one that failed.
+    /// The last request.
+    requested: Atomic<u64>,
+    /// The last request whose flush has completed. That flush began after the request.
+    completed: Atomic<u64>,
+    /// The last request whose flush failed.
     failed: Atomic<u64>,
 }
 
 impl OriginFlush {
     pub(super) fn new() -> Self {
         OriginFlush {
-            wanted: Atomic::new(0),
-            ended: Atomic::new(0),
+            requested: Atomic::new(0),
+            completed: Atomic::new(0),
             failed: Atomic::new(0),
         }
     }
 }
 
+/// Flushes the origin for the last request.
 impl WorkItem<{ work_id::FLUSH_ORIGIN }> for EraTarget {
     type Pointer = Arc<EraTarget>;
 
     fn run(this: Arc<EraTarget>) {
         let _noio = NoIo::enter();
-        let wanted = this.origin_flush.wanted.load(Acquire);
+        let request = this.origin_flush.requested.load(Acquire);
         if this.origin.flush().is_err() {
-            this.origin_flush.failed.store(wanted, Relaxed);
+            this.origin_flush.failed.store(request, Relaxed);
         }
-        this.origin_flush.ended.store(wanted, Release);
+        this.origin_flush.completed.store(request, Release);
         this.rollover_wait.wake_all();
     }
 }
 
-/// The right to roll over: one thread at a time has it.
+/// The lock that serialises rollovers and other messages. Its waiters can be killed.
 struct RolloverGuard<'a>(&'a EraTarget);
 
 impl<'a> RolloverGuard<'a> {
-    /// Waits for the right. `EINTR` if the thread is killed.
-    fn take(era: &'a EraTarget) -> Result<Self> {
-        let free = || era.rollover_busy.cmpxchg(0, 1, Acquire).is_ok();
-        era.rollover_wait.wait_killable(free)?;
+    /// Waits for the lock. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the thread is killed.
+    fn acquire(era: &'a EraTarget) -> Result<Self> {
+        let acquired = || era.rollover_busy.cmpxchg(0, 1, Acquire).is_ok();
+        era.rollover_wait.wait_killable(acquired)?;
         Ok(RolloverGuard(era))
     }
 }
@@ -110,15 +127,16 @@ impl Drop for RolloverGuard<'_> {
 }
 
 impl EraTarget {
-    /// Ends the present era. Sleeps for I/O, and until the writes of the era have ended.
+    /// The message `checkpoint`: ends the current era. May sleep.
     pub(super) fn checkpoint(self: &Arc<Self>) -> Result {
-        let rollover_busy = RolloverGuard::take(self)?;
+        let rollover_busy = RolloverGuard::acquire(self)?;
         self.roll_over(&rollover_busy)
     }
 
-    /// Ends the present era, and keeps what is archived for user space to read.
+    /// The message `take_metadata_snap`: ends the current era, and takes a metadata snapshot of
+    /// the archived ones. May sleep.
     pub(super) fn take_metadata_snap(self: &Arc<Self>) -> Result {
-        let rollover_busy = RolloverGuard::take(self)?;
+        let rollover_busy = RolloverGuard::acquire(self)?;
         if self.has_metadata_snap()? {
             err!(
                 "era",
@@ -130,7 +148,7 @@ impl EraTarget {
         let _noio = NoIo::enter();
         let mut state = self.metadata.lock();
         let room = self.run_step(&mut state, OnError::KeepWorking, |md| {
-            // A commit that was said to have failed may have done it.
+            // The first try may have reached the device although its commit failed.
             let room = if md.has_metadata_snap() {
                 FreeSpace::Enough
             } else {
@@ -145,9 +163,9 @@ impl EraTarget {
         }
     }
 
-    /// Lets the kept state go.
+    /// The message `drop_metadata_snap`: drops the metadata snapshot. May sleep.
     pub(super) fn drop_metadata_snap(self: &Arc<Self>) -> Result {
-        let _guard = RolloverGuard::take(self)?;
+        let _guard = RolloverGuard::acquire(self)?;
         if !self.has_metadata_snap()? {
             err!("era", "metadata_drop_snap: no snap to drop");
             return Err(EINVAL);
@@ -165,6 +183,7 @@ impl EraTarget {
         Ok(())
     }
 
+    /// Whether there is a metadata snapshot. May sleep.
     fn has_metadata_snap(self: &Arc<Self>) -> Result<bool> {
         let _noio = NoIo::enter();
         let mut state = self.metadata.lock();
@@ -173,35 +192,49 @@ impl EraTarget {
         })
     }
 
+    /// Ends the current era: the sequence that the head of this file describes. May sleep.
     fn roll_over(self: &Arc<Self>, _guard: &RolloverGuard<'_>) -> Result {
-        // Of one that was killed. Its bits must be clear before they are used again.
+        // The sender of the previous rollover may have been killed: its old epoch must be drained
+        // and its in-core bits cleared before that epoch is used again.
         self.drain_old_epoch()?;
         while !self.try_roll_over()? {}
         self.wake_digester();
         self.drain_old_epoch()?;
-        // Durable too: a backup may copy it now, and a power cut must not take it back unseen.
         self.flush_origin()
     }
 
-    /// Flushes the origin. In a work item, so that whoever waits can be killed. Under the turn.
+    /// Flushes the origin, from a work item, so that the waiting sender can be killed.
+    ///
+    /// Called with the rollover lock held. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the thread is killed, `EIO` if the flush failed.
     fn flush_origin(self: &Arc<Self>) -> Result {
-        let wanted = self.origin_flush.wanted.load(Relaxed).wrapping_add(1);
-        self.origin_flush.wanted.store(wanted, Release);
+        let request = self.origin_flush.requested.load(Relaxed).wrapping_add(1);
+        self.origin_flush.requested.store(request, Release);
         self.queue
             .enqueue::<EraTarget, { work_id::FLUSH_ORIGIN }>(self.clone());
-        let ended = || self.origin_flush.ended.load(Acquire) == wanted;
-        self.rollover_wait.wait_killable(ended)?;
+        let completed = || self.origin_flush.completed.load(Acquire) == request;
+        self.rollover_wait.wait_killable(completed)?;
         match self.origin_flush.failed.load(Relaxed) {
-            failed if failed == wanted => Err(EIO),
+            failed if failed == request => Err(EIO),
             _ => Ok(()),
         }
     }
 
-    /// Begins a new era, or makes room for one and returns false.
+    /// Commits the end of the current era and switches the epoch. Returns false if it digested
+    /// older eras instead, to make space for a new one. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EOVERFLOW` if this is the last era, `ENOSPC` if digestion cannot make space, the error of
+    /// the commit.
     fn try_roll_over(self: &Arc<Self>) -> Result<bool> {
         let _noio = NoIo::enter();
         let mut state = self.metadata.lock();
-        // Suspended, its era has ended already, unless that failed; and resuming begins a new one.
+        // The era of a suspended device has ended, unless the suspend could not archive it; the
+        // resume begins the next one.
         if !self.is_live(&state) {
             let failed = state.is_failed();
             self.run_step(&mut state, OnError::KeepWorking, |md| {
@@ -217,7 +250,7 @@ impl EraTarget {
             Ok((md.era().is_last(), md.has_space_for_era()?))
         })?;
         if last {
-            warning!("era", "{}: there is no era behind this one", self.handle);
+            warning!("era", "{}: there is no era after this one", self.handle);
             self.handle.raise_event();
             return Err(EOVERFLOW);
         }
@@ -231,15 +264,20 @@ impl EraTarget {
             md.begin_next_era()?;
             md.commit()
         })?;
-        // Under the lock: nothing is marked between the commit and the switch.
+        // `state` is still locked: nothing is marked between the commit and the switch.
         self.needs_drain.store(true, Relaxed);
         self.writeset_era.store(state.era().0, Relaxed);
         self.epochs.switch_to(self.epochs.current().other());
         Ok(true)
     }
 
-    /// Waits until what passed by the bits of the epoch before has ended, and clears them. Under
-    /// the turn.
+    /// Waits until no write of the old epoch is in flight, and clears its in-core bits.
+    ///
+    /// Called with the rollover lock held. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the thread is killed; then `needs_drain` stays set.
     fn drain_old_epoch(&self) -> Result {
         if self.needs_drain.load(Relaxed) {
             let old = self.epochs.current().other();
@@ -250,15 +288,16 @@ impl EraTarget {
         Ok(())
     }
 
-    /// Clears what is known of eras before. With no write in flight: the device is suspended.
+    /// Clears all in-core bits. Called while the device is suspended, with no write in flight.
     pub(super) fn clear_writesets(&self) {
         self.writesets.0.clear();
         self.writesets.1.clear();
         self.needs_drain.store(false, Relaxed);
     }
 
-    /// The metadata was opened. If its era is not the one that the bits are of, they say nothing
-    /// any more.
+    /// Clears the in-core bits if the metadata was opened with another era than theirs.
+    ///
+    /// Called with `Metadata::state` locked.
     pub(super) fn metadata_opened(&self, era: EraNr) {
         if self.writeset_era.load(Relaxed) != era.0 {
             self.epochs.current().of(&self.writesets).clear();
@@ -266,7 +305,7 @@ impl EraTarget {
         }
     }
 
-    /// Makes the digestion of archived eras begin, or go on.
+    /// Starts the digestion of archived eras, or continues it. Any context.
     pub(super) fn wake_digester(self: &Arc<Self>) {
         if self.live.load(Relaxed) {
             self.queue

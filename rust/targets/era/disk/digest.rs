@@ -29,30 +29,32 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// What has become of a slice of digestion.
+/// Result of a slice of digestion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::targets::era) enum DigestProgress {
-    /// There is more to do.
+    /// There is more to digest.
     More,
-    /// Only the newest archived era is left.
+    /// Only the newest archived era is left, which is not digested.
     Done,
-    /// There is more to do, but no room for it.
+    /// There is more to digest, but no space for it.
     NoSpace,
 }
 
-/// An era that is being digested.
+/// The digestion of an archived era. C counterpart: `struct digest`.
 pub(super) struct Digest {
     cursor: DigestCursor,
     writeset: Bitset,
-    /// The leaf of the bitset that is being read, and whether it was empty so far.
+    /// The array block that is being read, and whether all its words so far are zero.
     leaf: Option<(Block, bool)>,
-    /// A leaf that is empty: others may be the same.
+    /// An array block that is all zeros. A sparse writeset refers to it in many places, which are
+    /// skipped.
     zero_leaf: Option<Block>,
 }
 
 impl OpenMetadata {
-    /// Digests archived eras until `stop`. Commits by itself where space is short, and with each
-    /// finished era.
+    /// Digests archived eras, from the oldest on, until `stop` returns true after a word.
+    ///
+    /// Commits when an era is finished, and when space is short.
     pub(in crate::targets::era) fn digest(
         &mut self,
         mut stop: impl FnMut() -> bool,
@@ -84,7 +86,7 @@ impl OpenMetadata {
                 self.digest = Some(digest);
             }
             if done || !room {
-                // It sets free what was replaced.
+                // The commit frees the blocks that the transaction has replaced.
                 self.commit()?;
                 if !self.has_space_to_digest()? {
                     return Ok(DigestProgress::NoSpace);
@@ -96,8 +98,10 @@ impl OpenMetadata {
         }
     }
 
-    /// Whether digesting a word more leaves what the present era needs. What the array's blocks are
-    /// replaced by is free again after a commit, unless a snapshot keeps them.
+    /// Whether the digestion of another word leaves the space that the current era needs.
+    ///
+    /// A commit frees the array blocks that digestion replaces, unless a metadata snapshot keeps
+    /// them; then the whole current writeset must still fit.
     fn has_space_to_digest(&self) -> Result<bool> {
         let mut needed = self.step_margin()?.saturating_mul(2);
         if self.has_metadata_snap() {
@@ -106,7 +110,7 @@ impl OpenMetadata {
         Ok(self.tm.free_blocks()? >= needed)
     }
 
-    /// The era to digest: the oldest one, unless it is the newest archived one too.
+    /// The digestion under way, or that of the oldest archived era; `None` if only one is archived.
     fn next_digest(&mut self) -> Result<Option<Digest>> {
         if let Some(digest) = self.digest.take() {
             return Ok(Some(digest));
@@ -122,7 +126,7 @@ impl OpenMetadata {
             return Ok(None);
         }
         let era = EraNr::of_key(key).ok_or(EINVAL)?;
-        // A record without a bitset: an early C target could leave one.
+        // An early C target could leave an entry without a writeset.
         let bits = if bitset.root.0 == 0 { 0 } else { bitset.bits };
         Ok(Some(Digest {
             cursor: DigestCursor::new(era, bits, self.sb.blocks),
@@ -132,7 +136,7 @@ impl OpenMetadata {
         }))
     }
 
-    /// Transcribes a word of a bitset, or skips a whole empty leaf.
+    /// Writes the era to the entries of the blocks in one word, or skips an array block of zeros.
     fn digest_word(&mut self, digest: &mut Digest) -> Result {
         let Some(word) = digest.cursor.word() else {
             return Ok(());

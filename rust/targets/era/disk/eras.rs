@@ -24,7 +24,8 @@ use crate::{
 use kernel::prelude::*;
 
 impl OpenMetadata {
-    /// Puts the present bitset into the tree, for good. There is none after it.
+    /// Archives the current writeset: moves it into the writeset tree under the number of its era.
+    /// Does nothing if there is no current writeset.
     pub(in crate::targets::era) fn archive_era(&mut self) -> Result {
         self.write_back_word()?;
         if self.sb.writeset_root == 0 {
@@ -46,12 +47,15 @@ impl OpenMetadata {
         Ok(())
     }
 
-    /// Begins a new era, with the present one archived. `EOVERFLOW` if this is the last era there
-    /// can be.
+    /// Archives the current era, if it is not yet, and begins the next with an empty writeset.
+    ///
+    /// # Errors
+    ///
+    /// `EOVERFLOW` if this is the last era.
     pub(in crate::targets::era) fn begin_next_era(&mut self) -> Result {
         let next = self.sb.current_era.next().ok_or(EOVERFLOW)?;
         let bits = self.sb.blocks;
-        // First what may fail for lack of space.
+        // The new writeset comes first: if it does not fit, the old one is still current.
         let root = self
             .writeset_tree
             .words()
@@ -63,25 +67,27 @@ impl OpenMetadata {
         self.sb.current_era = next;
         self.dirty = true;
         if next.is_first_warning() {
-            warning!("era", "the numbers of eras will soon be used up");
+            warning!("era", "era numbers will soon be exhausted");
         }
         Ok(())
     }
 
-    /// Whether there is room for another bitset, once it is filled.
+    /// Whether the writeset of another era fits, with every block marked.
     pub(in crate::targets::era) fn has_space_for_era(&self) -> Result<bool> {
         let needed = full_writeset_blocks(self.sb.blocks).saturating_add(self.step_margin()?);
         Ok(self.tm.free_blocks()? >= needed)
     }
 
-    /// Begins an era when the device goes live: a new one, unless this is the last one already.
+    /// Begins an era for a device that is resumed: the next one, or the last one again if numbers
+    /// have run out.
     pub(in crate::targets::era) fn begin_era_on_resume(&mut self) -> Result {
         if !self.sb.current_era.is_last() {
             return self.begin_next_era();
         }
         let (wanted, key) = (self.sb.blocks, self.sb.current_era.key());
         if self.sb.writeset_root == 0 {
-            // Archived at the suspend. Two bitsets of one era cannot be, so it is taken out again.
+            // The suspend archived the last era. An era has only one writeset, so the archived one
+            // leaves the tree and becomes current again.
             let tree = Block(self.sb.writeset_tree_root);
             match self.writeset_tree.next(&self.tm, tree, key)? {
                 Some((found, bitset)) if found == key => {

@@ -23,9 +23,11 @@ use crate::{
 use kernel::prelude::*;
 
 impl OpenMetadata {
-    /// Keeps what is archived now for user space to read.
+    /// Takes a metadata snapshot of the archived eras and the era array.
+    ///
+    /// Commits first. Returns [`FreeSpace::Short`] if the copy does not fit.
     pub(in crate::targets::era) fn take_metadata_snap(&mut self) -> Result<FreeSpace> {
-        // The copy is one of the superblock on disk.
+        // The snapshot is a copy of the superblock on disk, so that must be up to date.
         self.commit()?;
         if self.ensure_space()? == FreeSpace::Short {
             return Ok(FreeSpace::Short);
@@ -41,7 +43,7 @@ impl OpenMetadata {
         Ok(FreeSpace::Enough)
     }
 
-    /// Lets the metadata snapshot go.
+    /// Drops the metadata snapshot, with all blocks that only it refers to.
     pub(in crate::targets::era) fn drop_metadata_snap(&mut self, device: &BlockDevice) -> Result {
         let location = Block(self.sb.metadata_snap);
         let copy = {

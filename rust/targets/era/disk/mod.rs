@@ -1,10 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The metadata device of an era: what is on it, and the steps that change it.
+//! The metadata on disk, and the steps that change it.
 //!
-//! A step changes the running transaction; [`OpenMetadata::commit`] makes it true on the device, all at
-//! once. A step that fails leaves the transaction in an unknown state: the whole [`OpenMetadata`] is then
-//! thrown away and opened again, as of the last commit. See `metadata.rs`.
+//! | file | subject |
+//! | --- | --- |
+//! | `mod.rs` | opening, verifying, formatting, committing; free space |
+//! | `writeset.rs` | the current writeset |
+//! | `eras.rs` | the beginning and the end of an era |
+//! | `resize.rs` | changes of size |
+//! | `metadata_snap.rs` | the metadata snapshot |
+//! | `digest.rs` | digestion of an archived writeset |
+//!
+//! A step changes the running transaction; [`OpenMetadata::commit`] makes all steps since the last
+//! commit durable at once. A failed step leaves the transaction in an unknown state:
+//! `Metadata::run_step` then drops the whole [`OpenMetadata`] and opens the metadata again as of
+//! the last commit.
+//!
+//! All functions of [`OpenMetadata`] may sleep for I/O. They are called with `Metadata::state`
+//! locked, except for [`probe`](OpenMetadata::probe).
+//!
+//! Layout on disk: `Documentation/era-format.md`.
 
 mod digest;
 mod eras;
@@ -64,15 +79,16 @@ use kernel::{
 };
 use writeset::CachedWord;
 
-/// Blocks that one thread holds at a time, in the library's own code too.
+/// Maximum number of metadata blocks that one thread locks at a time, the library included.
 const MAX_HELD_BLOCKS: u32 = 5;
-/// Sectors in a metadata block.
+/// Size of a metadata block in sectors.
 const METADATA_BLOCK: u64 = 8;
-/// Metadata blocks that the space map can manage.
+/// Maximum number of metadata blocks that the space map can manage.
 const MAX_METADATA_BLOCKS: u64 = MAX_BITMAPS * BLOCKS_PER_BITMAP;
-/// What is logged when there is no cache for the metadata.
+/// Logged when the block manager cannot be created.
 const NO_BLOCK_MANAGER: &str = "could not create block manager";
 
+/// C counterpart: `sb_validator`.
 struct SuperblockValidator;
 
 impl Validate for SuperblockValidator {
@@ -90,13 +106,14 @@ impl Validate for SuperblockValidator {
 
 static SUPERBLOCK: Validator = Validator::new::<SuperblockValidator>();
 
+/// Logs why a superblock is refused, and returns the matching error. Any context.
 pub(super) fn log_invalid(reason: impl Into<Invalid>) -> Error {
     let reason = reason.into();
     err!("era", "{}", reason);
     reason.into()
 }
 
-/// Logs what could not be done, and passes the error on.
+/// Logs which step failed, at a limited rate, and returns its error. Any context.
 pub(super) fn log_step(what: &'static str) -> impl FnOnce(Error) -> Error {
     move |error| {
         err_limit!("era", "{}: error {}", what, error.to_errno());
@@ -104,13 +121,14 @@ pub(super) fn log_step(what: &'static str) -> impl FnOnce(Error) -> Error {
     }
 }
 
-/// Size of a metadata device in blocks, as far as it can be used.
+/// Usable size of a metadata device in metadata blocks.
 pub(super) fn device_blocks(device: &BlockDevice) -> u64 {
     (device.sectors() / METADATA_BLOCK).min(MAX_METADATA_BLOCKS)
 }
 
-/// Whether there is room for a step. If not nothing is wrong: what was done before it is still
-/// good, and can be committed.
+/// Whether the metadata device has enough free blocks for a step.
+///
+/// `Short` is no failure: the transaction is intact and can be committed.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum FreeSpace {
@@ -118,23 +136,34 @@ pub(super) enum FreeSpace {
     Short,
 }
 
-/// The open metadata.
+/// The open metadata with its running transaction.
+///
+/// C counterpart: `struct era_metadata`, without the in-core writesets.
 pub(super) struct OpenMetadata {
     tm: TransactionManager,
     writeset_tree: BitsetTree,
     era_array: Array<u32>,
+    /// The superblock that the next commit writes.
     sb: Superblock,
-    word: Option<CachedWord>,
-    /// The transaction has changes.
+    /// The word of the current writeset that was used last.
+    cached_word: Option<CachedWord>,
+    /// The transaction has changes to commit.
     dirty: bool,
     /// A commit has succeeded since the metadata was opened.
     committed: bool,
+    /// The digestion under way.
     digest: Option<Digest>,
 }
 
 impl OpenMetadata {
-    /// What the status line would say of metadata for blocks of a size; none if the device is
-    /// blank. Refuses what is wrong with it. Writes nothing, and keeps nothing. Sleeps for I/O.
+    /// Verifies the metadata and returns what the status line shows; `None` if the device is
+    /// blank.
+    ///
+    /// Writes nothing. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
     pub(super) fn probe(
         device: &Arc<BlockDevice>,
         size: BlockSize,
@@ -145,8 +174,14 @@ impl OpenMetadata {
         md.map(|md| md.stats()).transpose()
     }
 
-    /// Opens metadata for blocks of a size, as it is durably; none if the device is blank. Writes
-    /// nothing. Sleeps for I/O.
+    /// Opens the metadata as of the last commit; `None` if the device is blank.
+    ///
+    /// Writes nothing. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// That of [`Invalid`] if the superblock is refused, for example because its block size is not
+    /// `size`. `EINVAL` if the metadata is damaged. The error of the I/O.
     pub(super) fn open(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Option<Self>> {
         Self::load(Self::manager(device)?, device, size)
     }
@@ -179,14 +214,14 @@ impl OpenMetadata {
             era_array: Array::new(&tm)?,
             tm,
             sb,
-            word: None,
+            cached_word: None,
             dirty: false,
             committed: false,
             digest: None,
         }))
     }
 
-    /// Looks at all that the library would trust.
+    /// Verifies everything that the persistent-data library would follow without a check.
     fn verify(blocks: &BlockManager, sb: &Superblock, device: &BlockDevice) -> Result {
         let total = device_blocks(device);
         let verifier = Verifier::new(blocks, &sb.sm_root, total)?;
@@ -205,7 +240,9 @@ impl OpenMetadata {
         Ok(())
     }
 
-    /// Writes empty metadata to a blank device. Sleeps for I/O.
+    /// Formats a blank device. May sleep.
+    ///
+    /// The commit writes the superblock last, so a device whose formatting fails stays blank.
     pub(super) fn format(device: &Arc<BlockDevice>, size: BlockSize) -> Result<Self> {
         let blocks = Self::manager(device)?;
         let mut tm = TransactionManager::create(blocks, Block(LOCATION))
@@ -234,7 +271,7 @@ impl OpenMetadata {
             writeset_tree,
             era_array,
             sb,
-            word: None,
+            cached_word: None,
             dirty: true,
             committed: false,
             digest: None,
@@ -247,12 +284,12 @@ impl OpenMetadata {
         BlockManager::new(device.clone(), MAX_HELD_BLOCKS).map_err(log_step(NO_BLOCK_MANAGER))
     }
 
-    /// The present era.
+    /// The current era.
     pub(super) fn era(&self) -> EraNr {
         self.sb.current_era
     }
 
-    /// The number of blocks that the metadata is for.
+    /// The number of entries in the era array.
     pub(super) fn blocks(&self) -> u32 {
         self.sb.blocks
     }
@@ -262,17 +299,17 @@ impl OpenMetadata {
         self.sb.metadata_snap != 0
     }
 
-    /// Whether the transaction has changes that a commit would make durable.
+    /// Whether the transaction has changes to commit.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
     }
 
-    /// Whether a commit has shown that the metadata works.
+    /// Whether a commit has succeeded since the metadata was opened.
     pub(super) fn has_committed(&self) -> bool {
         self.committed
     }
 
-    /// What the status line says.
+    /// What the status line shows.
     pub(super) fn stats(&self) -> Result<MetadataStats> {
         let total = self.tm.total_blocks()?;
         Ok(MetadataStats {
@@ -283,7 +320,14 @@ impl OpenMetadata {
         })
     }
 
-    /// Ends the transaction: after it, all steps since the last one are on disk, durably.
+    /// Commits the transaction: all steps since the last commit become durable at once.
+    ///
+    /// 1. The cached word goes into the current writeset.
+    /// 2. All changed blocks and the space map are written to free places, and the device is
+    ///    flushed.
+    /// 3. The superblock, with the new space map root, is written with PREFLUSH and FUA.
+    ///
+    /// A power cut leaves the state before or after 3. C counterpart: `metadata_commit()`.
     pub(super) fn commit(&mut self) -> Result {
         self.write_back_word()?;
         self.tm
@@ -305,15 +349,18 @@ impl OpenMetadata {
         Ok(())
     }
 
-    /// Metadata blocks that a small step takes at most: a leaf, nodes, the space map.
+    /// Upper bound of the metadata blocks that a small step takes: a leaf, its nodes, the space
+    /// map.
     fn step_margin(&self) -> Result<u64> {
         let bitmaps = self.tm.total_blocks()?.div_ceil(BLOCKS_PER_BITMAP);
         Ok(bitmaps.saturating_mul(3).saturating_add(7).min(100))
     }
 
-    /// Looks whether there is room for a small step, if need be after a commit, which sets free
-    /// what was replaced since the last one. The library must not run out of space in the midst of
-    /// a change: it would keep a block locked for ever.
+    /// Checks that a small step has enough free blocks. If there are too few, commits first, which
+    /// frees the blocks that the transaction has replaced.
+    ///
+    /// The library must not run out of space in the middle of a change: it would leave a block
+    /// locked.
     fn ensure_space(&mut self) -> Result<FreeSpace> {
         let margin = self.step_margin()?;
         if self.dirty && self.tm.free_blocks()? < margin {
@@ -326,8 +373,12 @@ impl OpenMetadata {
         })
     }
 
-    /// Refuses a step that takes so many blocks, and a small one, if there are not so many. Where
-    /// nothing has been changed.
+    /// Checks that `blocks` metadata blocks are free, and those of a small step in addition. Called
+    /// before a step changes anything.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if there are fewer.
     fn require_blocks(&self, blocks: u64) -> Result {
         if self.tm.free_blocks()? < blocks.saturating_add(self.step_margin()?) {
             return Err(ENOSPC);

@@ -21,15 +21,15 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Blocks of the array that are added or cut off between two commits: 4 MiB.
+/// Array blocks that are added or removed between two commits: 4 MiB.
 const RESIZE_STEP_BLOCKS: u32 = 1024;
-/// The entries of so many.
+/// The entries of these blocks.
 const RESIZE_STEP: u32 = RESIZE_STEP_BLOCKS * ERAS_PER_BLOCK;
-/// Entries in a block of the array.
+/// Entries in a block of the era array.
 const ERAS_PER_BLOCK: u32 = 1018;
 
 impl OpenMetadata {
-    /// Uses what was added to the metadata device.
+    /// Extends the space map to a metadata device that has grown, and commits.
     pub(in crate::targets::era) fn extend_metadata(&mut self, device: &BlockDevice) -> Result {
         let (total, now) = (self.tm.total_blocks()?, device_blocks(device));
         if now <= total {
@@ -45,10 +45,14 @@ impl OpenMetadata {
         self.commit()
     }
 
-    /// Changes the number of blocks, in slices with a commit each: a power cut in between is no
-    /// harm. Only for metadata that has just been opened. `ENOSPC` if there is no room for the
-    /// blocks and the era that follows; then nothing has been changed, and with the old number the
-    /// device goes live as before.
+    /// Resizes the era array to `blocks` entries, in slices with a commit each: after a power cut
+    /// the next resume continues. Called for metadata that has just been opened:
+    /// `Array::has_len` needs an array of which the library has not read a block yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if the new entries and the era that follows do not fit. Nothing is changed then,
+    /// and the device can be resumed with its old size.
     pub(in crate::targets::era) fn resize(&mut self, blocks: u32) -> Result {
         let old = self.sb.blocks;
         if old == blocks {
@@ -73,7 +77,7 @@ impl OpenMetadata {
         }
         while self.sb.blocks > blocks {
             let step = blocks.max(self.sb.blocks.saturating_sub(RESIZE_STEP));
-            // Nodes that lose entries are replaced, and so are their neighbours.
+            // A node that loses entries is replaced, and its neighbours with it.
             self.require_blocks(array(self.sb.blocks).saturating_sub(array(step)) / 40)?;
             self.shrink(step)?;
             self.commit()?;
@@ -81,11 +85,13 @@ impl OpenMetadata {
         Ok(())
     }
 
+    /// Removes entries from the end of the era array.
     fn shrink(&mut self, blocks: u32) -> Result {
         if blocks % ERAS_PER_BLOCK != 0 || blocks == 0 {
             return self.resize_array(blocks, 0);
         }
-        // The library forgets to drop a last block that is cut down to nothing, so it never is.
+        // Cutting at the start of a block would make the library leave that block in the array,
+        // empty. So cut one entry further, and add the entry again.
         let last = blocks.saturating_sub(1);
         let root = Block(self.sb.era_array_root);
         let value = self.era_array.get(&self.tm, root, last)?;
