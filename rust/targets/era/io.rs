@@ -3,10 +3,10 @@
 //! The I/O path, from `map` to `end_io`.
 //!
 //! ```text
-//!   map ─┬─ read or flush ───────────────────────────────────────────────> origin
-//!        ├─ write, all blocks marked: count in epoch ────────────────────> origin ─> end_io: uncount
+//!   map ─┬─ read or flush ───────────────────────────────────────────> origin
+//!        ├─ write, all blocks marked: count in epoch ────────────────> origin ─> end_io: uncount
 //!        └─ other write ─> deferred_bios ─> work item: mark, commit,
-//!                                           set in-core bits, count ─────> origin ─> end_io: uncount
+//!                                  set in-core bits, count ──────────> origin ─> end_io: uncount
 //! ```
 //!
 //! A write is submitted to the origin only after the marks of all its blocks are durable. It is

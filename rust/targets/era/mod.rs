@@ -15,7 +15,7 @@
 //!
 //! | lock | protects | held while |
 //! | --- | --- | --- |
-//! | `RolloverGuard` | the old epoch, `origin_flush` | a message is processed; waiters can be killed |
+//! | `RolloverGuard` (waiters can be killed) | old epoch, `origin_flush` | a message is processed |
 //! | `Metadata::state` (mutex) | the metadata, `writeset_era`, `live` | a step runs |
 //! | `deferred_bios` (spinlock, interrupts off) | the list | a bio is added or all are taken |
 //! | `Metadata::stats` (spinlock) | what the status line shows | it is copied |

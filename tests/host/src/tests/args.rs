@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers and names of table lines, against transcriptions of what the kernel's C does.
+//! Numbers and names in table lines, against transcriptions of the kernel's C code.
 
 use proptest::prelude::*;
 use std::format;
@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 use crate::logic::args::*;
 
-/// The kernel's digit loop: base 10, 64 bits, with its own idea of overflow.
+/// The kernel's digit loop: base 10, 64 bits, with its check for overflow.
 fn digits(bytes: &[u8]) -> (u64, usize, bool) {
     let mut value = 0u64;
     let mut overflow = false;
@@ -115,8 +115,8 @@ fn value_corners() {
     }
 }
 
-/// Words that look like numbers more often than not.
-fn wordish() -> impl Strategy<Value = Vec<u8>> {
+/// Arguments that mostly look like numbers.
+fn number_like() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>().prop_filter("a C string", |b| *b != 0), 0..24),
         prop::collection::vec(
@@ -130,7 +130,7 @@ fn wordish() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn numbers_are_read_as_in_c(word in wordish()) {
+    fn numbers_are_read_as_in_c(word in number_like()) {
         prop_assert_eq!(parse_u32(&word), scanf(&word));
         prop_assert_eq!(parse_decimal_u32(&word), kstrto(&word));
     }
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn groups_fit_their_words(words in prop::collection::vec(wordish(), 0..6), max in 0u32..5) {
+    fn groups_fit_their_words(words in prop::collection::vec(number_like(), 0..6), max in 0u32..5) {
         let mut rest = words.iter().map(Vec::as_slice);
         let result = parse_group(&mut rest, max, c"text");
         let model = words

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters that cannot fall below zero.
+//! Counters that do not underflow.
 
 use std::panic::{
     catch_unwind,
@@ -13,7 +13,7 @@ use crate::logic::count::{
 };
 
 #[test]
-fn what_comes_goes() {
+fn counts_up_and_down() {
     let mut count = Count::one();
     count.increment();
     assert!(!count.decrement() && !count.is_zero());
@@ -23,7 +23,7 @@ fn what_comes_goes() {
 }
 
 #[test]
-fn nothing_goes_that_did_not_come() {
+fn underflow_is_reported() {
     let mut count = Count::default();
     let below = catch_unwind(AssertUnwindSafe(|| count.decrement()));
     assert!(below.is_err() && count.is_zero());

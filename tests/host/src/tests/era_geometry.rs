@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Block sizes and geometry of an era: a walk over all sectors of small targets, 128-bit arithmetic
-//! for large ones.
+//! Block sizes and geometry of an era target: against a walk over all sectors of small targets, and
+//! against 128-bit arithmetic for large ones.
 
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ fn sectors() -> impl Strategy<Value = u64> {
 }
 
 #[test]
-fn texts() {
+fn error_messages() {
     assert_eq!(BlockSize::INVALID, c"Invalid block size");
     assert_eq!(BlockSize::UNREADABLE, c"Error parsing block size");
     assert_eq!(
@@ -49,7 +49,7 @@ fn texts() {
     );
 }
 
-/// A target has from one block to one less than two to the power of 31, of any size.
+/// A target has 1 to 2^31 - 1 blocks, of any size.
 #[test]
 fn bounds() {
     const MOST: u64 = (1 << 31) - 1;
@@ -74,7 +74,7 @@ fn bounds() {
     }
 }
 
-/// The last block of the largest target, also for what lies behind it.
+/// The last block of the largest target, also for sectors beyond it.
 #[test]
 fn last_block_of_the_largest() {
     for sectors in [8u32, 24] {
@@ -96,7 +96,7 @@ fn last_block_of_the_largest() {
 }
 
 proptest! {
-    /// Multiples of eight but zero are sizes; their number of bytes may need more than 32 bits.
+    /// Multiples of eight except zero are valid; their size in bytes may exceed 32 bits.
     #[test]
     fn block_sizes(sectors in prop_oneof![any::<u32>(), 0u32..100, sizes()]) {
         let made = BlockSize::from_sectors(sectors);
@@ -109,8 +109,8 @@ proptest! {
         }
     }
 
-    /// An access touches the blocks of its sectors, and at least that of the first; what is behind
-    /// the end is in the last.
+    /// An access touches the blocks of its sectors, at least that of the first. Sectors beyond the
+    /// end are in the last block.
     #[test]
     fn small_targets(
         sectors in (1u32..12).prop_map(|eights| eights * 8),
@@ -123,14 +123,16 @@ proptest! {
         prop_assert_eq!(geometry.blocks(), blocks);
 
         let block = |sector: u64| {
-            (0..blocks).find(|block| sector < u64::from(block + 1) * per as u64).unwrap_or(blocks - 1)
+            (0..blocks)
+                .find(|block| sector < u64::from(block + 1) * per as u64)
+                .unwrap_or(blocks - 1)
         };
         let hit = || (start..start + count.max(1)).map(block);
         let model = Blocks { first: hit().min().unwrap(), last: hit().max().unwrap() };
         prop_assert_eq!(geometry.touched(Sector(start), Sectors(count)), model);
     }
 
-    /// The same for all sizes there are, powers of two and others.
+    /// The same for all sizes, powers of two and others.
     #[test]
     fn all_targets(sectors in sizes(), len in sectors(), start in sectors(), count in sectors()) {
         let (per, wide) = (u128::from(sectors), u128::from(len));

@@ -1,61 +1,61 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The end of an era: all interleavings of a model of `rust/targets/era/rollover.rs`, of the worker
-//! in `io.rs`, and of `rust/sys/epochs.rs`, and the same with a step left out or misplaced, which
-//! must be noticed.
+//! The rollover: all interleavings of a model of `rust/targets/era/rollover.rs`, of the work item
+//! in `io.rs`, and of `rust/sys/epochs.rs`. The same model with a step left out or misplaced must
+//! fail.
 //!
-//! There is one block, two writers, the worker that marks, and a thread that sends one checkpoint
-//! after the other. Steps are as small as other threads can tell; memory is taken as the same for
-//! all. Commits may fail, whether they have reached the disk or not, and whoever waits may be
-//! killed.
+//! There is one block, two writers, the work item that marks, and a thread that sends one
+//! checkpoint after the other. A step is as small as another thread can observe; memory is
+//! sequentially consistent. Commits may fail whether or not they reach the disk, and waiting
+//! threads may be killed.
 
 use std::collections::HashSet;
 use std::vec::Vec;
 
-/// What is checked.
+/// The violations that the model reports.
 const PROMISE: &str = "a write is in flight that is recorded in no era since the last promise";
-const UNMARKED: &str = "a write was let pass that is recorded nowhere";
-const STALE: &str = "a write was let pass by the bit of an older era that nobody drains";
-const COUNTS: &str = "the counters do not tell what is in flight";
-const STUCK: &str = "nothing can go on";
+const UNMARKED: &str = "a write has passed that is recorded nowhere";
+const STALE: &str = "a write has passed by the bit of an older era that nobody drains";
+const COUNTS: &str = "the counters differ from what is in flight";
+const STUCK: &str = "no thread can continue";
 
-/// Steps that are done wrong.
+/// The step that the model gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// The sum is looked at without a grace period.
+    /// The counters are read without a grace period.
     NoGrace,
-    /// Nobody waits for the sum.
+    /// The drain does not wait until the sum is zero.
     NoDrain,
-    /// What the one before left undrained is left so.
+    /// An epoch that a killed checkpoint has left undrained is not drained.
     NoDrainOfKilled,
     /// The bits are not cleared after the drain.
     NoClear,
     /// The epoch is switched before the commit.
     SwitchBeforeCommit,
-    /// The bits are not cleared when the metadata was opened again.
+    /// The bits are not cleared when the metadata is opened again.
     NoForget,
     /// The bit is set before the mark is on disk.
     BitBeforeMark,
 }
 
-/// What may happen.
+/// What may happen in a run of the model.
 #[derive(Clone, Copy)]
-struct World {
+struct Scenario {
     mistake: Mistake,
     checkpoints: u8,
     writes: u8,
-    /// So many commits may fail.
+    /// Number of commits that may fail.
     faults: u8,
-    /// Metadata that failed may be impossible to open, until the next step.
+    /// Opening the metadata after a failed commit may fail too, until the next step.
     closes: bool,
-    /// So many waits may be killed.
+    /// Number of waits that may be killed.
     kills: u8,
-    /// Also the bits must be right, not only the promises that rest on them.
+    /// The bits must be right at all times, not only the promises.
     strict: bool,
 }
 
-const WORLD: World = World {
+const SCENARIO: Scenario = Scenario {
     mistake: Mistake::None,
     checkpoints: 2,
     writes: 1,
@@ -72,11 +72,11 @@ enum Writer {
     Read(usize),
     /// Has counted its write in it.
     Counted(usize),
-    /// Its write waits for the worker.
+    /// Its write is deferred.
     Deferred,
-    /// Its write is in the worker's batch.
+    /// Its write is in the batch of the work item.
     Batched,
-    /// Its write was let pass, when the newest era on disk that has the block was `mark`.
+    /// Its write has passed. The newest era on disk with the block was `mark` then.
     Passed {
         epoch: usize,
         mark: u8,
@@ -88,9 +88,9 @@ enum Worker {
     Idle,
     /// Has a batch, and waits for the lock.
     Taken,
-    /// Has the lock, and so many tries.
+    /// Has the lock, and this number of tries left.
     Marking(u8),
-    /// Has the lock, and lets one write after the other pass.
+    /// Has the lock, and passes one write after the other.
     Passing,
 }
 
@@ -98,13 +98,13 @@ enum Worker {
 enum Caller {
     Idle,
     Lock,
-    /// Has the lock, and so many tries.
+    /// Has the lock, and this number of tries left.
     Commit(u8),
-    /// Has the lock; the commit failed, and the metadata was opened again.
+    /// Has the lock; the commit has failed, and the metadata was opened again.
     Forget(u8),
     /// Has the lock.
     Switch,
-    Drain(Drain, Then),
+    Drain(Drain, AfterDrain),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,14 +113,14 @@ enum Drain {
     Grace,
     /// Reads the counter of the first CPU.
     First,
-    /// Has read that; reads the counter of the second.
+    /// Has read it, and reads the counter of the second.
     Second(i8),
     Clear,
 }
 
-/// What follows the drain.
+/// What follows a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Then {
+enum AfterDrain {
     RollOver,
     Return,
 }
@@ -128,47 +128,47 @@ enum Then {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
     writers: [Writer; 2],
-    /// How many more writes each has.
+    /// Number of writes that each has left.
     left: [u8; 2],
     worker: Worker,
     caller: Caller,
-    /// How many more checkpoints there are.
+    /// Number of checkpoints left.
     checkpoints: u8,
-    /// The era on disk, and the newest era on disk that has the block; zero if none has.
+    /// The era on disk, and the newest era on disk with the block; zero if there is none.
     era: u8,
     mark: u8,
     epoch: usize,
-    /// Of each epoch: the block's bit, and what is in flight by CPU.
+    /// For each epoch, the block's bit, and the counters of the CPUs.
     bits: [bool; 2],
     counts: [[i8; 2]; 2],
     undrained: bool,
     /// The writers for which the grace period waits.
     grace: [bool; 2],
-    /// What the last successful checkpoint told its caller: later writes are recorded in this era
-    /// or later ones.
+    /// The promise of the last successful checkpoint: every write in flight after it is recorded in
+    /// this era or a later one.
     promised: u8,
     faults: u8,
     kills: u8,
 }
 
-/// Explores all that may happen, and returns the number of states, or what went wrong in which.
+/// Explores all reachable states, and stops at the first violation.
 struct Explorer {
-    world: World,
+    scenario: Scenario,
     seen: HashSet<State>,
     to_do: Vec<State>,
     kept_promises: usize,
 }
 
-type Outcome<T = ()> = Result<T, (&'static str, State)>;
+type Checked<T = ()> = Result<T, (&'static str, State)>;
 
 impl State {
-    fn new(world: World, marked: bool) -> Self {
+    fn new(scenario: Scenario, marked: bool) -> Self {
         State {
             writers: [Writer::Idle; 2],
-            left: [world.writes; 2],
+            left: [scenario.writes; 2],
             worker: Worker::Idle,
             caller: Caller::Idle,
-            checkpoints: world.checkpoints,
+            checkpoints: scenario.checkpoints,
             era: 1,
             mark: marked.into(),
             epoch: 0,
@@ -177,8 +177,8 @@ impl State {
             undrained: false,
             grace: [false; 2],
             promised: 0,
-            faults: world.faults,
-            kills: world.kills,
+            faults: scenario.faults,
+            kills: scenario.kills,
         }
     }
 
@@ -195,24 +195,24 @@ impl State {
         (0..2).filter(move |index| writers[*index] == Writer::Batched)
     }
 
-    /// A write is let pass by the bit of an epoch, in which it was counted.
-    fn pass(&mut self, world: World, index: usize, epoch: usize) -> Outcome {
+    /// Passes a write by the bit of the epoch in which it is counted.
+    fn pass(&mut self, scenario: Scenario, index: usize, epoch: usize) -> Checked {
         let mark = self.mark;
         self.writers[index] = Writer::Passed { epoch, mark };
         if mark == 0 {
             return Err((UNMARKED, *self));
         }
-        // The era has changed, and its end is not yet the caller's to tell.
+        // The era has changed, but the checkpoint has not returned yet.
         let awaited = matches!(self.caller, Caller::Forget(_) | Caller::Switch)
             || self.undrained && epoch != self.epoch;
-        if mark != self.era && !awaited && world.strict {
+        if mark != self.era && !awaited && scenario.strict {
             return Err((STALE, *self));
         }
         Ok(())
     }
 
-    /// What must hold at any time.
-    fn check(&self) -> Outcome {
+    /// Checks what must hold at any time.
+    fn check(&self) -> Checked {
         for epoch in 0..2 {
             let in_flight = self.writers.iter().filter(|writer| match writer {
                 Writer::Counted(of) | Writer::Passed { epoch: of, .. } => *of == epoch,
@@ -235,15 +235,15 @@ impl State {
 }
 
 impl Explorer {
-    fn run(world: World) -> Outcome<Self> {
+    fn run(scenario: Scenario) -> Checked<Self> {
         let mut explorer = Explorer {
-            world,
+            scenario,
             seen: HashSet::new(),
             to_do: Vec::new(),
             kept_promises: 0,
         };
         for marked in [false, true] {
-            explorer.reach(State::new(world, marked))?;
+            explorer.reach(State::new(scenario, marked))?;
         }
         while let Some(state) = explorer.to_do.pop() {
             let mut steps = 0;
@@ -263,7 +263,7 @@ impl Explorer {
         Ok(explorer)
     }
 
-    fn reach(&mut self, state: State) -> Outcome<usize> {
+    fn reach(&mut self, state: State) -> Checked<usize> {
         state.check()?;
         if self.seen.insert(state) {
             self.to_do.push(state);
@@ -271,8 +271,8 @@ impl Explorer {
         Ok(1)
     }
 
-    /// `map`, then the write's end. A write is counted on one CPU, and counted down on the other.
-    fn step_writer(&mut self, mut state: State, index: usize) -> Outcome<usize> {
+    /// `map` and `end_io`. A write is counted on one CPU and uncounted on the other.
+    fn step_writer(&mut self, mut state: State, index: usize) -> Checked<usize> {
         let writer = &mut state.writers[index];
         match *writer {
             Writer::Idle if state.left[index] > 0 => {
@@ -285,7 +285,7 @@ impl Explorer {
                 state.grace[index] = false;
             }
             Writer::Counted(epoch) if state.bits[epoch] => {
-                state.pass(self.world, index, epoch)?;
+                state.pass(self.scenario, index, epoch)?;
             }
             Writer::Counted(epoch) => {
                 *writer = Writer::Deferred;
@@ -300,7 +300,7 @@ impl Explorer {
         self.reach(state)
     }
 
-    fn step_worker(&mut self, mut state: State) -> Outcome<usize> {
+    fn step_worker(&mut self, mut state: State) -> Checked<usize> {
         match state.worker {
             Worker::Idle if state.writers.contains(&Writer::Deferred) => {
                 for writer in &mut state.writers {
@@ -312,7 +312,7 @@ impl Explorer {
                 self.reach(state)
             }
             Worker::Taken if !state.is_locked() => {
-                if self.world.mistake == Mistake::BitBeforeMark {
+                if self.scenario.mistake == Mistake::BitBeforeMark {
                     state.bits[state.epoch] = true;
                 }
                 state.worker = Worker::Marking(2);
@@ -324,7 +324,7 @@ impl Explorer {
                     let epoch = state.epoch;
                     state.bits[epoch] = true;
                     state.counts[epoch][0] += 1;
-                    state.pass(self.world, index, epoch)?;
+                    state.pass(self.scenario, index, epoch)?;
                 }
                 if state.batch().next().is_none() {
                     state.worker = Worker::Idle;
@@ -335,8 +335,8 @@ impl Explorer {
         }
     }
 
-    /// The block is marked in the era on disk, durably. What cannot be marked ends with an error.
-    fn mark(&mut self, state: State, tries: u8) -> Outcome<usize> {
+    /// Marks the block in the era on disk. Writes that cannot be marked fail.
+    fn mark(&mut self, state: State, tries: u8) -> Checked<usize> {
         let marked = State {
             mark: state.era,
             worker: Worker::Passing,
@@ -370,10 +370,10 @@ impl Explorer {
         Ok(steps)
     }
 
-    /// How a commit may fail: having reached the disk or not, with metadata that can be opened
-    /// again or not.
+    /// How a commit may fail: whether it has reached the disk, and whether the metadata can be
+    /// opened again.
     fn failures(&self) -> impl Iterator<Item = (bool, bool)> + use<> {
-        let open: &[bool] = if self.world.closes {
+        let open: &[bool] = if self.scenario.closes {
             &[true, false]
         } else {
             &[true]
@@ -384,18 +384,18 @@ impl Explorer {
     }
 
     fn forget(&self, state: &mut State) {
-        if self.world.mistake != Mistake::NoForget {
+        if self.scenario.mistake != Mistake::NoForget {
             state.bits[state.epoch] = false;
         }
     }
 
-    fn step_caller(&mut self, mut state: State) -> Outcome<usize> {
-        let mistake = self.world.mistake;
+    fn step_caller(&mut self, mut state: State) -> Checked<usize> {
+        let mistake = self.scenario.mistake;
         match state.caller {
             Caller::Idle if state.checkpoints > 0 => {
                 state.checkpoints -= 1;
                 state.caller = if state.undrained && mistake != Mistake::NoDrainOfKilled {
-                    Caller::Drain(Drain::Begin, Then::RollOver)
+                    Caller::Drain(Drain::Begin, AfterDrain::RollOver)
                 } else {
                     Caller::Lock
                 };
@@ -419,16 +419,16 @@ impl Explorer {
                 if mistake != Mistake::SwitchBeforeCommit {
                     state.epoch ^= 1;
                 }
-                state.caller = Caller::Drain(Drain::Begin, Then::Return);
+                state.caller = Caller::Drain(Drain::Begin, AfterDrain::Return);
             }
-            Caller::Drain(drain, then) => return self.drain(state, drain, then),
+            Caller::Drain(drain, after) => return self.drain(state, drain, after),
             _ => return Ok(0),
         }
         self.reach(state)
     }
 
-    /// The era is archived, and a new one begun.
-    fn commit(&mut self, state: State, tries: u8) -> Outcome<usize> {
+    /// Archives the era and begins a new one.
+    fn commit(&mut self, state: State, tries: u8) -> Checked<usize> {
         let mut steps = self.reach(State {
             era: state.era + 1,
             caller: Caller::Switch,
@@ -452,12 +452,12 @@ impl Explorer {
         Ok(steps)
     }
 
-    fn drain(&mut self, mut state: State, drain: Drain, then: Then) -> Outcome<usize> {
-        let mistake = self.world.mistake;
+    fn drain(&mut self, mut state: State, drain: Drain, after: AfterDrain) -> Checked<usize> {
+        let mistake = self.scenario.mistake;
         let old = state.epoch ^ 1;
         let next = match drain {
             Drain::Begin => {
-                // It waits for those who are at it when it begins.
+                // A grace period waits for the readers that exist when it begins.
                 let reading = |writer| matches!(writer, Writer::Read(_));
                 if mistake != Mistake::NoGrace {
                     state.grace = state.writers.map(reading);
@@ -488,24 +488,24 @@ impl Explorer {
                     state.bits[old] = false;
                 }
                 state.undrained = false;
-                state.caller = match then {
-                    Then::RollOver => Caller::Lock,
-                    Then::Return => Caller::Idle,
+                state.caller = match after {
+                    AfterDrain::RollOver => Caller::Lock,
+                    AfterDrain::Return => Caller::Idle,
                 };
-                if then == Then::Return {
+                if after == AfterDrain::Return {
                     state.promised = state.era;
                 }
                 return self.reach(state);
             }
         };
-        state.caller = Caller::Drain(next, then);
+        state.caller = Caller::Drain(next, after);
         self.reach(state)
     }
 }
 
-/// Explores a world in which all must be well.
-fn is_well(world: World) {
-    match Explorer::run(world) {
+/// Explores a scenario in which nothing may be violated.
+fn is_well(scenario: Scenario) {
+    match Explorer::run(scenario) {
         Ok(explorer) => {
             assert!(explorer.seen.len() > 1000);
             assert!(explorer.kept_promises > 0);
@@ -514,59 +514,65 @@ fn is_well(world: World) {
     }
 }
 
-/// When a checkpoint has returned, all that is recorded only in older eras has ended, and nothing
-/// of that kind comes later.
+/// When a checkpoint returns, all writes that are recorded only in older eras have completed, and
+/// no such write follows.
 #[test]
 fn promises_are_kept() {
-    is_well(World { writes: 2, ..WORLD });
-    is_well(World {
+    is_well(Scenario {
+        writes: 2,
+        ..SCENARIO
+    });
+    is_well(Scenario {
         checkpoints: 3,
-        ..WORLD
+        ..SCENARIO
     });
 }
 
-/// A checkpoint that was killed promised nothing, and harms no later promise.
+/// A killed checkpoint promises nothing, and breaks no later promise.
 #[test]
 fn killed_checkpoints() {
-    is_well(World {
+    is_well(Scenario {
         writes: 2,
         kills: 1,
-        ..WORLD
+        ..SCENARIO
     });
-    is_well(World {
+    is_well(Scenario {
         checkpoints: 3,
         kills: 2,
-        ..WORLD
+        ..SCENARIO
     });
 }
 
-/// Commits fail once, twice in a row, and for a checkpoint and a mark; the metadata is opened
+/// Commits fail once, twice in a row, and for both a checkpoint and a mark; the metadata is opened
 /// again.
 #[test]
 fn failed_commits() {
-    is_well(World { faults: 3, ..WORLD });
-    is_well(World {
+    is_well(Scenario {
+        faults: 3,
+        ..SCENARIO
+    });
+    is_well(Scenario {
         faults: 2,
         kills: 1,
-        ..WORLD
+        ..SCENARIO
     });
 }
 
-/// The same if it cannot be opened until the next step. Bits may then outlive the era on disk;
-/// promises are kept.
+/// Commits fail, and the metadata cannot be opened until the next step. Bits may then outlive the
+/// era on disk; promises are kept.
 #[test]
 fn metadata_that_is_lost_for_a_while() {
-    is_well(World {
+    is_well(Scenario {
         checkpoints: 3,
         faults: 2,
         closes: true,
         strict: false,
-        ..WORLD
+        ..SCENARIO
     });
 }
 
-/// Each step is needed: without it, or elsewhere, some interleaving breaks a promise, or the rule
-/// that bits stand for the era on disk.
+/// Each step is needed: if it is missing or misplaced, some interleaving breaks a promise, or the
+/// rule that bits belong to the era on disk.
 #[test]
 fn mistakes_are_found() {
     for (mistake, faults, kills, strict, rule) in [
@@ -578,14 +584,14 @@ fn mistakes_are_found() {
         (Mistake::NoForget, 2, 0, true, STALE),
         (Mistake::BitBeforeMark, 0, 0, false, PROMISE),
     ] {
-        let world = World {
+        let scenario = Scenario {
             mistake,
             faults,
             kills,
             strict,
-            ..WORLD
+            ..SCENARIO
         };
-        let found = Explorer::run(world).err().map(|(what, _)| what);
+        let found = Explorer::run(scenario).err().map(|(what, _)| what);
         assert_eq!(found, Some(rule), "{mistake:?}");
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The superblock of an era against a parser of bytes and a checksum by long division, both written
-//! from the format's description; every way to damage it; and fuzz.
+//! The superblock of an era target against a byte parser and a checksum by long division, both
+//! written from the description of the format; every kind of damage; and fuzzing.
 
 use proptest::prelude::*;
 use std::format;
@@ -36,12 +36,12 @@ const SM_ROOT: usize = 44;
 const BLOCK_SIZE: (usize, usize) = (172, 4);
 const METADATA_BLOCK: (usize, usize) = (176, 4);
 const BLOCKS: (usize, usize) = (180, 4);
-const ERA: (usize, usize) = (184, 4);
-const BITS: (usize, usize) = (188, 4);
-const BITSET_ROOT: (usize, usize) = (192, 8);
-const TREE_ROOT: (usize, usize) = (200, 8);
-const ARRAY_ROOT: (usize, usize) = (208, 8);
-const SNAPSHOT: (usize, usize) = (216, 8);
+const CURRENT_ERA: (usize, usize) = (184, 4);
+const WRITESET_BITS: (usize, usize) = (188, 4);
+const WRITESET_ROOT: (usize, usize) = (192, 8);
+const WRITESET_TREE_ROOT: (usize, usize) = (200, 8);
+const ERA_ARRAY_ROOT: (usize, usize) = (208, 8);
+const METADATA_SNAP: (usize, usize) = (216, 8);
 /// Where the fields end.
 const END: usize = 224;
 
@@ -71,7 +71,7 @@ fn csum(block: &[u8]) -> u32 {
     rest.reverse_bits() ^ 146_538_381
 }
 
-/// Makes the checksum right.
+/// Corrects the checksum.
 fn reseal(mut block: Vec<u8>) -> Vec<u8> {
     let value = csum(&block);
     put(&mut block, CSUM, value.into());
@@ -112,12 +112,12 @@ fn lay_out(superblock: &Superblock, location: u64) -> Vec<u8> {
         (BLOCK_SIZE, superblock.block_size.get().into()),
         (METADATA_BLOCK, 8),
         (BLOCKS, superblock.blocks.into()),
-        (ERA, superblock.current_era.0.into()),
-        (BITS, superblock.writeset_bits.into()),
-        (BITSET_ROOT, superblock.writeset_root),
-        (TREE_ROOT, superblock.writeset_tree_root),
-        (ARRAY_ROOT, superblock.era_array_root),
-        (SNAPSHOT, superblock.metadata_snap),
+        (CURRENT_ERA, superblock.current_era.0.into()),
+        (WRITESET_BITS, superblock.writeset_bits.into()),
+        (WRITESET_ROOT, superblock.writeset_root),
+        (WRITESET_TREE_ROOT, superblock.writeset_tree_root),
+        (ERA_ARRAY_ROOT, superblock.era_array_root),
+        (METADATA_SNAP, superblock.metadata_snap),
     ] {
         put(&mut block, field, number);
     }
@@ -125,25 +125,25 @@ fn lay_out(superblock: &Superblock, location: u64) -> Vec<u8> {
     reseal(block)
 }
 
-/// The sample with a field replaced, under a right checksum.
+/// The sample with a field replaced and the checksum corrected.
 fn with(field: (usize, usize), number: u64) -> Vec<u8> {
     let mut block = lay_out(&sample(), LOCATION);
     put(&mut block, field, number);
     reseal(block)
 }
 
-/// Reads as the sample is read.
+/// Parses a block with the parameters of the sample.
 fn parse(block: &[u8]) -> Result<Superblock, Invalid> {
     Superblock::parse(block, LOCATION, size(128), TOTAL)
 }
 
-/// The line and the code of a failure.
-fn told(invalid: impl Into<Invalid>) -> (String, Error) {
+/// The log message and the error of a refusal.
+fn refusal(invalid: impl Into<Invalid>) -> (String, Error) {
     let invalid = invalid.into();
     (text(&invalid), Error::from(invalid))
 }
 
-/// What [`Format::check`] should say.
+/// What [`Format::check`] must return.
 fn check_model(block: &[u8], location: u64) -> Result<(), HeaderError> {
     if block.len() < END {
         return Err(HeaderError::Truncated);
@@ -169,7 +169,7 @@ fn check_model(block: &[u8], location: u64) -> Result<(), HeaderError> {
     Ok(())
 }
 
-/// What [`Superblock::parse`] should say.
+/// What [`Superblock::parse`] must return.
 fn parse_model(
     block: &[u8],
     location: u64,
@@ -184,31 +184,36 @@ fn parse_model(
     let impossible = [
         get(block, METADATA_BLOCK) != 8,
         get(block, BLOCKS) > 0x7fff_ffff,
-        get(block, BITS) > 0x7fff_ffff,
-        get(block, TREE_ROOT) == 0,
-        get(block, ARRAY_ROOT) == 0,
+        get(block, WRITESET_BITS) > 0x7fff_ffff,
+        get(block, WRITESET_TREE_ROOT) == 0,
+        get(block, ERA_ARRAY_ROOT) == 0,
     ];
-    let roots = [BITSET_ROOT, TREE_ROOT, ARRAY_ROOT, SNAPSHOT];
+    let roots = [
+        WRITESET_ROOT,
+        WRITESET_TREE_ROOT,
+        ERA_ARRAY_ROOT,
+        METADATA_SNAP,
+    ];
     if impossible.contains(&true) || roots.iter().any(|root| get(block, *root) >= total) {
         return Err(Invalid::Impossible);
     }
     Ok(Superblock {
         block_size: wanted,
         blocks: get(block, BLOCKS) as u32,
-        current_era: EraNr(get(block, ERA) as u32),
-        writeset_bits: get(block, BITS) as u32,
-        writeset_root: get(block, BITSET_ROOT),
-        writeset_tree_root: get(block, TREE_ROOT),
-        era_array_root: get(block, ARRAY_ROOT),
-        metadata_snap: get(block, SNAPSHOT),
+        current_era: EraNr(get(block, CURRENT_ERA) as u32),
+        writeset_bits: get(block, WRITESET_BITS) as u32,
+        writeset_root: get(block, WRITESET_ROOT),
+        writeset_tree_root: get(block, WRITESET_TREE_ROOT),
+        era_array_root: get(block, ERA_ARRAY_ROOT),
+        metadata_snap: get(block, METADATA_SNAP),
         sm_root: block[SM_ROOT..SM_ROOT + SM_ROOT_SIZE].try_into().unwrap(),
     })
 }
 
-/// The checksum here is crc32c, and gives what the tools write.
+/// The checksum of this file is CRC-32C, and agrees with what the tools write.
 #[test]
 fn checksum_is_crc32c() {
-    // The check value of the algorithm's catalogue entry includes a final inversion.
+    // The published check value of the algorithm includes the final inversion.
     assert_eq!(csum(b"    123456789") ^ 146_538_381, !0xe306_9283);
     let mut block = lay_out(&sample(), LOCATION);
     // The tools' flag of a clean shutdown.
@@ -217,7 +222,7 @@ fn checksum_is_crc32c() {
     assert_eq!(parse(&reseal(block)), Ok(sample()));
 }
 
-/// Each byte lies where the description has it.
+/// Each byte is where the description of the format says.
 #[test]
 fn layout() {
     assert_eq!((LOCATION, SM_ROOT_SIZE, FORMAT.version), (0, 128, 1));
@@ -254,16 +259,16 @@ fn layout() {
     assert_eq!(block[32..44], [0x7b, 7, 0xc1, 0x7e, 0, 0, 0, 0, 1, 0, 0, 0]);
 }
 
-/// Lines and codes of `sb_check` and of the C target's open.
+/// Messages and errors of `sb_check` and of opening the metadata in the C target.
 #[test]
-fn damage_is_told() {
-    let check = |block: &[u8]| told(FORMAT.check(block, LOCATION).unwrap_err());
+fn damage_is_reported() {
+    let check = |block: &[u8]| refusal(FORMAT.check(block, LOCATION).unwrap_err());
     assert_eq!(
         check(&with(BLOCKNR, 7)),
         ("sb_check failed: blocknr 7: wanted 0".into(), ENOTBLK)
     );
     assert_eq!(
-        told(FORMAT.check(&with(BLOCKNR, u64::MAX), 43).unwrap_err()),
+        refusal(FORMAT.check(&with(BLOCKNR, u64::MAX), 43).unwrap_err()),
         (
             "sb_check failed: blocknr 18446744073709551615: wanted 43".into(),
             ENOTBLK
@@ -292,21 +297,22 @@ fn damage_is_told() {
             check(&with(VERSION_AT, version.into())),
             (
                 format!(
-                    "Era metadata version {version} found, but only versions between 1 and 1 supported."
+                    "Era metadata version {version} found, \
+                     but only versions between 1 and 1 supported."
                 ),
                 EINVAL
             )
         );
     }
     assert_eq!(
-        told(parse(&with(BLOCK_SIZE, 64)).unwrap_err()),
+        refusal(parse(&with(BLOCK_SIZE, 64)).unwrap_err()),
         (
             "changing the data block size (from 64 to 128) is not supported".into(),
             EINVAL
         )
     );
     assert_eq!(
-        told(parse(&with(TREE_ROOT, 0)).unwrap_err()),
+        refusal(parse(&with(WRITESET_TREE_ROOT, 0)).unwrap_err()),
         (
             "sb_check failed: impossible size or location".into(),
             EINVAL
@@ -320,12 +326,18 @@ fn damage_is_told() {
     assert_eq!(ENOTBLK.to_errno(), -15);
 }
 
-/// Of several kinds of damage the first in the order of the checks is told.
+/// Of several kinds of damage, the first in the order of the checks is reported.
 #[test]
-fn damage_is_told_in_order() {
+fn damage_is_reported_in_order() {
     let sound = lay_out(&sample(), LOCATION);
     let mut block = sound.clone();
-    for field in [BLOCKNR, MAGIC_AT, VERSION_AT, BLOCK_SIZE, TREE_ROOT] {
+    for field in [
+        BLOCKNR,
+        MAGIC_AT,
+        VERSION_AT,
+        BLOCK_SIZE,
+        WRITESET_TREE_ROOT,
+    ] {
         put(&mut block, field, 0xffff);
     }
     let mut kinds = Vec::new();
@@ -359,19 +371,23 @@ fn damage_is_told_in_order() {
     );
 }
 
-/// The largest sizes and the last locations are possible, those behind them are not.
+/// The largest sizes and the last block numbers are accepted, those after them are not.
 #[test]
 fn impossible_sizes_and_locations() {
     let last = TOTAL - 1;
     let cases: &[(_, &[u64], &[u64])] = &[
         (METADATA_BLOCK, &[8], &[0, 7, 9, 16, 0xffff_ffff]),
         (BLOCKS, &[0, 1, 0x7fff_ffff], &[1 << 31, 0xffff_ffff]),
-        (BITS, &[0, 1, 0x7fff_ffff], &[1 << 31, 0xffff_ffff]),
-        (ERA, &[0, 1, 0xffff_ffff], &[]),
-        (BITSET_ROOT, &[0, 1, last], &[TOTAL, 1 << 32, u64::MAX]),
-        (TREE_ROOT, &[1, last], &[0, TOTAL, 1 << 32, u64::MAX]),
-        (ARRAY_ROOT, &[1, last], &[0, TOTAL, 1 << 32, u64::MAX]),
-        (SNAPSHOT, &[0, 1, last], &[TOTAL, 1 << 32, u64::MAX]),
+        (WRITESET_BITS, &[0, 1, 0x7fff_ffff], &[1 << 31, 0xffff_ffff]),
+        (CURRENT_ERA, &[0, 1, 0xffff_ffff], &[]),
+        (WRITESET_ROOT, &[0, 1, last], &[TOTAL, 1 << 32, u64::MAX]),
+        (
+            WRITESET_TREE_ROOT,
+            &[1, last],
+            &[0, TOTAL, 1 << 32, u64::MAX],
+        ),
+        (ERA_ARRAY_ROOT, &[1, last], &[0, TOTAL, 1 << 32, u64::MAX]),
+        (METADATA_SNAP, &[0, 1, last], &[TOTAL, 1 << 32, u64::MAX]),
         (FLAGS, &[0, 1, 0xffff_ffff], &[]),
         ((16, 8), &[u64::MAX], &[]),
         ((END, 8), &[u64::MAX], &[]),
@@ -389,7 +405,7 @@ fn impossible_sizes_and_locations() {
     }
 }
 
-/// A device is to be formatted only if each byte of the block is zero.
+/// A device is blank only if each byte of its first block is zero.
 #[test]
 fn blank_means_every_byte() {
     let mut block = vec![0; 4096];
@@ -405,7 +421,7 @@ fn blank_means_every_byte() {
     ));
 }
 
-/// What is too short is never written, sealed or read.
+/// Blocks that are too short are not written, sealed or parsed.
 #[test]
 fn short_blocks() {
     for len in 0..END {
@@ -417,7 +433,7 @@ fn short_blocks() {
     }
 }
 
-/// Numbers at the borders of what fields may hold, and any.
+/// Numbers at the boundaries of what fields may hold, and any others.
 fn numbers() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -439,30 +455,33 @@ fn damage() -> impl Strategy<Value = Vec<((usize, usize), u64)>> {
         BLOCK_SIZE,
         METADATA_BLOCK,
         BLOCKS,
-        ERA,
-        BITS,
-        BITSET_ROOT,
-        TREE_ROOT,
-        ARRAY_ROOT,
-        SNAPSHOT,
+        CURRENT_ERA,
+        WRITESET_BITS,
+        WRITESET_ROOT,
+        WRITESET_TREE_ROOT,
+        ERA_ARRAY_ROOT,
+        METADATA_SNAP,
     ]);
     prop::collection::vec((field, numbers()), 0..3)
 }
 
 proptest! {
-    /// What was written is read, from the place for which it was sealed and from no other.
+    /// A superblock is read back from the block for which it was sealed, and from no other.
     #[test]
     fn round_trips(
-        eights in 1u32..1 << 29, era in any::<u32>(), (blocks, bits) in (0u32..1 << 31, 0u32..1 << 31),
-        (total, location) in (2..=u64::MAX, any::<u64>()), roots in any::<[prop::sample::Index; 4]>(),
+        eights in 1u32..1 << 29, era in any::<u32>(),
+        (blocks, bits) in (0u32..1 << 31, 0u32..1 << 31),
+        (total, location) in (2..=u64::MAX, any::<u64>()),
+        roots in any::<[prop::sample::Index; 4]>(),
         root in prop::collection::vec(any::<u8>(), SM_ROOT_SIZE), rest in 0usize..600,
     ) {
-        let [writeset_root, writeset_tree_root, era_array_root, snapshot] = roots.map(|root| root.index(usize::MAX) as u64);
+        let [writeset_root, writeset_tree_root, era_array_root, snapshot] =
+            roots.map(|root| root.index(usize::MAX) as u64);
         let superblock = Superblock {
             block_size: size(eights * 8),
             blocks,
             current_era: EraNr(era),
-            bits,
+            writeset_bits: bits,
             writeset_root: writeset_root % total,
             writeset_tree_root: writeset_tree_root % (total - 1) + 1,
             era_array_root: era_array_root % (total - 1) + 1,
@@ -478,7 +497,8 @@ proptest! {
         prop_assert_eq!(parse_model(&block, location, wanted, total), Ok(superblock));
         let elsewhere = Superblock::parse(&block, location.wrapping_add(1), wanted, total);
         let expected = location.wrapping_add(1);
-        prop_assert_eq!(elsewhere, Err(HeaderError::BlockNumber { found: location, expected }.into()));
+        let error = HeaderError::BlockNumber { found: location, expected };
+        prop_assert_eq!(elsewhere, Err(error.into()));
     }
 
     /// A sealed block passes the check until a bit of it flips.
@@ -490,10 +510,11 @@ proptest! {
         prop_assert!(FORMAT.check(&block, LOCATION).is_err());
     }
 
-    /// Damaged fields, under a right or a wrong checksum, are judged as the model does.
+    /// Blocks with damaged fields, under a right or a wrong checksum, are judged as by the model.
     #[test]
     fn damaged_fields(
-        damage in damage(), sealed in any::<bool>(), location in prop_oneof![3 => Just(0), 1 => numbers()],
+        damage in damage(), sealed in any::<bool>(),
+        location in prop_oneof![3 => Just(0), 1 => numbers()],
         wanted in prop_oneof![3 => Just(128u32), 1 => (1u32..5).prop_map(|n| n * 8)],
         total in prop_oneof![3 => Just(TOTAL), 1 => numbers()],
     ) {
@@ -509,11 +530,12 @@ proptest! {
         );
     }
 
-    /// Any bytes are survived, of any number, also behind a right start and under a right checksum.
+    /// No input panics: any bytes, of any length, also after a valid start and with a valid
+    /// checksum.
     #[test]
-    fn any_bytes_are_survived(
-        mut block in prop::collection::vec(any::<u8>(), 0..500), start in 0..END, location in any::<u64>(),
-        total in numbers(),
+    fn any_bytes_are_accepted_or_refused(
+        mut block in prop::collection::vec(any::<u8>(), 0..500), start in 0..END,
+        location in any::<u64>(), total in numbers(),
     ) {
         let judge = |block: &[u8]| {
             let result = Superblock::parse(block, location, size(128), total);

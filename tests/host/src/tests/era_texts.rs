@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers of eras, the status line of an era, and the block size in its table line.
+//! Era numbers, the status line of an era target, and the block size in its table line.
 
 use proptest::prelude::*;
 use std::format;
@@ -14,7 +14,7 @@ use crate::logic::era::{
     status::*, //
 };
 
-/// Eras at all borders, and some in between.
+/// Era numbers at all boundaries and in between.
 fn eras() -> impl Strategy<Value = u32> {
     prop_oneof![
         any::<u32>(),
@@ -24,7 +24,7 @@ fn eras() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// From the first era to the last there is a next one, then none; numbers do not start again.
+/// Each era but the last has a next one; numbers do not wrap.
 #[test]
 fn eras_come_to_an_end() {
     assert_eq!(EraNr::NONE, EraNr(0));
@@ -77,7 +77,7 @@ fn info_line() {
     assert_eq!(ERROR, "Error");
 }
 
-/// Nothing but digits, and no more than 32 bits: the C target would take 4294967304 for 8.
+/// Only digits, and at most 32 bits: the C target reads 4294967304 as 8.
 #[test]
 fn strict_corners() {
     let cases: &[(&[u8], Option<u32>)] = &[
@@ -110,9 +110,11 @@ fn strict_corners() {
 }
 
 proptest! {
-    /// The next era is one more and above; keys are the numbers, and no other key is an era's.
+    /// The next era is greater by one; keys are era numbers, and no other key belongs to an era.
     #[test]
-    fn eras_are_numbers(number in eras(), key in prop_oneof![any::<u64>(), (1u64 << 32) - 2..(1 << 32) + 2]) {
+    fn eras_are_numbers(
+        number in eras(), key in prop_oneof![any::<u64>(), (1u64 << 32) - 2..(1 << 32) + 2],
+    ) {
         let era = EraNr(number);
         prop_assert_eq!(text(&era), format!("{number}"));
         prop_assert_eq!(era.next().is_none(), era.is_last());
@@ -124,7 +126,7 @@ proptest! {
         prop_assert_eq!(EraNr::of_key(key), (key < 1 << 32).then_some(EraNr(key as u32)));
     }
 
-    /// A word is a number if its value, computed without bounds, is one.
+    /// An argument is accepted if it has only digits and its value, computed without bounds, fits.
     #[test]
     fn strict_numbers(word in prop_oneof![
         "[0-9]{0,30}".prop_map(String::into_bytes),

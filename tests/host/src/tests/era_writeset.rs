@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Marks of blocks against a set and shared between threads, and the digestion of bitsets.
+//! The in-core writeset against a set of blocks and shared between threads, and the digestion of
+//! writesets.
 
 use proptest::prelude::*;
 use std::collections::{
@@ -33,7 +34,7 @@ fn single(block: u32) -> Blocks {
     blocks(block, block)
 }
 
-/// Ranges that favour borders of words, and may lie outside.
+/// Ranges that favour word boundaries, and may lie beyond the end.
 fn ranges() -> impl Strategy<Value = Blocks> {
     let first = prop_oneof![0u32..700, (0u32..12).prop_map(|word| word * 64)];
     let more = prop_oneof![
@@ -45,7 +46,7 @@ fn ranges() -> impl Strategy<Value = Blocks> {
     (first, more).prop_map(|(first, more)| blocks(first, first + more))
 }
 
-/// Sizes of maps, at borders of words and in between.
+/// Sizes at word boundaries and in between.
 fn sizes() -> impl Strategy<Value = u32> {
     prop_oneof![
         prop::sample::select(vec![0u32, 1, 63, 64, 65, 128]),
@@ -70,10 +71,11 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 proptest! {
-    /// Every block of a range is in one of its parts, and nothing else; the parts are the words in
-    /// order.
+    /// The parts of a range have its blocks and no others, one part per word, in order.
     #[test]
-    fn ranges_are_cut_into_words(range in ranges(), up in prop_oneof![Just(0u32), 0..u32::MAX - 2000]) {
+    fn ranges_are_split_into_words(
+        range in ranges(), up in prop_oneof![Just(0u32), 0..u32::MAX - 2000],
+    ) {
         let range = blocks(range.first + up, range.last + up);
         let parts: Vec<_> = split_into_words(range).collect();
         let mut model = Vec::<WordMask>::new();
@@ -87,7 +89,7 @@ proptest! {
         prop_assert_eq!(parts, model);
     }
 
-    /// Marks are a set of the blocks of whole words; nothing is marked outside.
+    /// The writeset is a set of blocks, up to the end of the last word; nothing beyond is marked.
     #[test]
     fn is_a_set(size in sizes(), ops in ops()) {
         let marks = InCoreWriteset::new(size).unwrap();
@@ -115,7 +117,7 @@ proptest! {
         }
     }
 
-    /// The bits of a word become the numbers of its blocks, in order, up to the end of the device.
+    /// The bits of a word give the numbers of its blocks, in order, up to the end of the device.
     #[test]
     fn blocks_of_a_word(
         word in prop_oneof![0u32..4, 0u32..1 << 26, Just((1 << 26) - 1)],
@@ -128,11 +130,11 @@ proptest! {
         prop_assert_eq!(blocks_in_word(word, bits, end).collect::<Vec<_>>(), model);
     }
 
-    /// Each block that is marked in a bitset and that the device has is transcribed once, in order;
-    /// the bitset may be from a time when the device was longer or shorter. It is read no further
-    /// than it reaches.
+    /// Each block that is marked in a writeset and that the device has is digested once, in order.
+    /// The device may have been longer or shorter in that era. Nothing beyond the end of the
+    /// writeset is read.
     #[test]
-    fn bitsets_are_transcribed(
+    fn writesets_are_digested(
         set in prop::collection::btree_set(0u32..500, 0..60),
         bits in 0u32..500, device in prop_oneof![0u32..500, Just(u32::MAX)],
         (era, empty) in (any::<u32>(), any::<bool>()),
@@ -147,7 +149,7 @@ proptest! {
         while let Some(word) = cursor.word() {
             let value = bitset[word as usize];
             found.extend(blocks_in_word(word, value, device));
-            // Empty words may be skipped, as many as there are.
+            // Empty words may be skipped.
             let zeros = bitset[word as usize..].iter().take_while(|word| **word == 0).count();
             cursor.advance(if empty { zeros.max(1) as u32 } else { 1 });
         }
@@ -159,9 +161,9 @@ proptest! {
     }
 }
 
-/// Bits that damage has set behind the end of a bitset never get outside the device.
+/// Bits that damage has set beyond the end of a writeset never give a block outside the device.
 #[test]
-fn bits_behind_the_end_stay_inside() {
+fn bits_beyond_the_end_stay_inside() {
     for (bits, device) in [(1, 3), (70, 66), (130, 64), (64, 1000), (5, 0), (0, 5)] {
         let mut cursor = DigestCursor::new(EraNr(1), bits, device);
         let mut steps = 0;
@@ -183,7 +185,7 @@ fn number_of_words() {
     }
 }
 
-/// Making them is one allocation; nothing else allocates.
+/// Making a writeset is one allocation; nothing else allocates.
 #[test]
 fn allocations_may_fail() {
     let (marks, failures) = with_all_faults(|| InCoreWriteset::new(5000));
@@ -198,8 +200,8 @@ fn allocations_may_fail() {
     assert!(!reached);
 }
 
-/// Readers see each mark that was announced to them, none that was not on its way, and what was
-/// written before a mark.
+/// Readers see each mark that was announced to them, no mark that was not being set, and whatever
+/// was written before a mark.
 #[test]
 fn readers_need_no_lock() {
     const BLOCKS: u32 = 64 * 40 + 17;
@@ -236,7 +238,7 @@ fn readers_need_no_lock() {
     }
 }
 
-/// The same while marks are cleared over and over: what was never marked is never seen.
+/// While marks are cleared over and over, readers never see a block that was never marked.
 #[test]
 fn clearing_makes_no_marks() {
     const BLOCKS: u32 = 1000;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Room for changes of metadata.
+//! Upper bounds of the metadata blocks that a commit allocates.
 
 use crate::logic::pdata::space_map::*;
 
 #[test]
-fn room_for_an_array_block() {
+fn margin_of_an_array_block() {
     // The block, the only node, the bitmap, the index.
     assert_eq!(array_margin(1, 10), 4);
     assert_eq!(array_margin(252, BLOCKS_PER_BITMAP), 4);
