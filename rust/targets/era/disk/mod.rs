@@ -325,7 +325,7 @@ impl OpenMetadata {
     /// 1. The cached word goes into the current writeset.
     /// 2. All changed blocks and the space map are written to free places, and the device is
     ///    flushed.
-    /// 3. The superblock, with the new space map root, is written with PREFLUSH and FUA.
+    /// 3. The superblock, with the new space map root, is written, and the device is flushed again.
     ///
     /// A power cut leaves the state before or after 3. C counterpart: `metadata_commit()`.
     pub(super) fn commit(&mut self) -> Result {
