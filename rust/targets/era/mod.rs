@@ -130,7 +130,7 @@ use rollover::OriginFlush;
 
 /// An era target: one line of a table. C counterpart: `struct era`.
 ///
-/// Fields are dropped in this order: the users of the devices before the devices.
+/// Fields are dropped in declaration order, so the users of the devices come before the devices.
 #[pin_data]
 pub(crate) struct EraTarget {
     queue: WorkQueue,

@@ -129,14 +129,14 @@ impl Drop for RolloverGuard<'_> {
 impl EraTarget {
     /// The message `checkpoint`: ends the current era. May sleep.
     pub(super) fn checkpoint(self: &Arc<Self>) -> Result {
-        let rollover_busy = RolloverGuard::acquire(self)?;
-        self.roll_over(&rollover_busy)
+        let guard = RolloverGuard::acquire(self)?;
+        self.roll_over(&guard)
     }
 
     /// The message `take_metadata_snap`: ends the current era, and takes a metadata snapshot of
     /// the archived ones. May sleep.
     pub(super) fn take_metadata_snap(self: &Arc<Self>) -> Result {
-        let rollover_busy = RolloverGuard::acquire(self)?;
+        let guard = RolloverGuard::acquire(self)?;
         if self.has_metadata_snap()? {
             err!(
                 "era",
@@ -144,20 +144,20 @@ impl EraTarget {
             );
             return Err(EINVAL);
         }
-        self.roll_over(&rollover_busy)?;
+        self.roll_over(&guard)?;
         let _noio = NoIo::enter();
         let mut state = self.metadata.lock();
-        let room = self.run_step(&mut state, OnError::KeepWorking, |md| {
+        let space = self.run_step(&mut state, OnError::KeepWorking, |md| {
             // The first try may have reached the device although its commit failed.
-            let room = if md.has_metadata_snap() {
+            let space = if md.has_metadata_snap() {
                 FreeSpace::Enough
             } else {
                 md.take_metadata_snap()?
             };
             md.commit()?;
-            Ok(room)
+            Ok(space)
         })?;
-        match room {
+        match space {
             FreeSpace::Enough => Ok(()),
             FreeSpace::Short => Err(ENOSPC),
         }
@@ -246,15 +246,15 @@ impl EraTarget {
             })?;
             return Ok(true);
         }
-        let (last, room) = self.run_step(&mut state, OnError::KeepWorking, |md| {
+        let (is_last, has_space) = self.run_step(&mut state, OnError::KeepWorking, |md| {
             Ok((md.era().is_last(), md.has_space_for_era()?))
         })?;
-        if last {
+        if is_last {
             warning!("era", "{}: there is no era after this one", self.handle);
             self.handle.raise_event();
             return Err(EOVERFLOW);
         }
-        if !room {
+        if !has_space {
             return match self.digest_slice(&mut state)? {
                 DigestProgress::More => Ok(false),
                 _ => Err(ENOSPC),

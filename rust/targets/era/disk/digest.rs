@@ -63,10 +63,10 @@ impl OpenMetadata {
             let Some(mut digest) = self.next_digest()? else {
                 return Ok(DigestProgress::Done);
             };
-            let (mut room, mut stopped) = (self.has_space_to_digest()?, false);
-            while digest.cursor.word().is_some() && room && !stopped {
+            let (mut has_space, mut stopped) = (self.has_space_to_digest()?, false);
+            while digest.cursor.word().is_some() && has_space && !stopped {
                 self.digest_word(&mut digest)?;
-                room = self.has_space_to_digest()?;
+                has_space = self.has_space_to_digest()?;
                 stopped = stop();
             }
             let done = digest.cursor.word().is_none();
@@ -85,7 +85,7 @@ impl OpenMetadata {
             } else {
                 self.digest = Some(digest);
             }
-            if done || !room {
+            if done || !has_space {
                 // The commit frees the blocks that the transaction has replaced.
                 self.commit()?;
                 if !self.has_space_to_digest()? {
@@ -116,7 +116,7 @@ impl OpenMetadata {
             return Ok(Some(digest));
         }
         let root = Block(self.sb.writeset_tree_root);
-        let Some((key, bitset)) = self.writeset_tree.next(&self.tm, root, 0)? else {
+        let Some((key, writeset)) = self.writeset_tree.next(&self.tm, root, 0)? else {
             return Ok(None);
         };
         let Some(after) = key.checked_add(1) else {
@@ -127,10 +127,14 @@ impl OpenMetadata {
         }
         let era = EraNr::of_key(key).ok_or(EINVAL)?;
         // An early C target could leave an entry without a writeset.
-        let bits = if bitset.root.0 == 0 { 0 } else { bitset.bits };
+        let bits = if writeset.root.0 == 0 {
+            0
+        } else {
+            writeset.bits
+        };
         Ok(Some(Digest {
             cursor: DigestCursor::new(era, bits, self.sb.blocks),
-            writeset: bitset,
+            writeset,
             leaf: None,
             zero_leaf: None,
         }))

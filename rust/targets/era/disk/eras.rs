@@ -31,14 +31,14 @@ impl OpenMetadata {
         if self.sb.writeset_root == 0 {
             return Ok(());
         }
-        let bitset = Bitset {
+        let writeset = Bitset {
             bits: self.sb.writeset_bits,
             root: Block(self.sb.writeset_root),
         };
         let (root, key) = (Block(self.sb.writeset_tree_root), self.sb.current_era.key());
         self.sb.writeset_tree_root = self
             .writeset_tree
-            .insert(&mut self.tm, root, key, bitset)
+            .insert(&mut self.tm, root, key, writeset)
             .map_err(log_step("couldn't insert writeset into btree"))?
             .0;
         self.sb.writeset_root = 0;
@@ -47,7 +47,7 @@ impl OpenMetadata {
         Ok(())
     }
 
-    /// Archives the current era, if it is not yet, and begins the next with an empty writeset.
+    /// Archives the current era, unless that has happened, and begins the next with an empty writeset.
     ///
     /// # Errors
     ///
@@ -90,12 +90,12 @@ impl OpenMetadata {
             // leaves the tree and becomes current again.
             let tree = Block(self.sb.writeset_tree_root);
             match self.writeset_tree.next(&self.tm, tree, key)? {
-                Some((found, bitset)) if found == key => {
-                    self.tm.inc_block(bitset.root)?;
+                Some((found, writeset)) if found == key => {
+                    self.tm.inc_block(writeset.root)?;
                     self.sb.writeset_tree_root =
                         self.writeset_tree.remove(&mut self.tm, tree, key)?.0;
-                    self.sb.writeset_root = bitset.root.0;
-                    self.sb.writeset_bits = bitset.bits;
+                    self.sb.writeset_root = writeset.root.0;
+                    self.sb.writeset_bits = writeset.bits;
                 }
                 _ => {
                     let bits = self.writeset_tree.words();
