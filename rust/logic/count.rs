@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters that cannot underflow unless there is a bug.
+//! Counters that cannot underflow or overflow unless there is a bug.
 //!
-//! On an underflow the kernel warns once, which fails the test run of a debug kernel, and the
-//! counter stays at zero. Any context.
+//! If one does, the kernel warns once, which fails the test run of a debug kernel, and the counter
+//! stays at its bound. Any context.
 
 use crate::env::miscounted;
 

@@ -41,7 +41,7 @@ pub(crate) fn array_margin(blocks: u64, total: u64) -> u64 {
     let mut reach = PER_NODE;
     while reach < blocks {
         reach = reach.saturating_mul(MIN_PER_NODE);
-        // A full node on the way is split, with one beside it.
+        // A full node on the path is split, and changes its neighbour too.
         nodes = nodes.saturating_add(4);
     }
     let bitmaps = total.div_ceil(BLOCKS_PER_BITMAP).min(MAX_BITMAPS);

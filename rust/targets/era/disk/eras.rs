@@ -47,7 +47,8 @@ impl OpenMetadata {
         Ok(())
     }
 
-    /// Archives the current era, unless that has happened, and begins the next with an empty writeset.
+    /// Archives the current era, unless that has happened, and begins the next with an empty
+    /// writeset.
     ///
     /// # Errors
     ///
