@@ -362,4 +362,4 @@ def test_last_era_archived_by_c(pair):
 def test_warning_near_the_end(pair, log):
     restored(pair, LAST - (1 << 20) - 1)
     pair.era()
-    assert any("numbers of eras" in line for line in log.lines())
+    assert any("era numbers" in line for line in log.lines())
