@@ -10,9 +10,8 @@
 //! ```
 //!
 //! Copies end in any order, but records are written in the order of allocation. So after a crash no
-//! allocated chunk is without a record while a later one has one, and no space is lost. The next
-//! batch to commit therefore consists of the copied exceptions up to the first one that is not
-//! copied yet.
+//! allocated chunk is without a record while a later one has one. The next batch to commit
+//! therefore consists of the copied exceptions up to the first one that is not copied yet.
 //!
 //! A Draining exception is in the exception table already. It only waits for tracked reads of the
 //! origin that began before that.
