@@ -31,7 +31,9 @@ def unload_all():
 
 
 def put_module(content):
-    """Installs the module. depmod runs only if it must, as it takes half a minute under emulation."""
+    """Installs the module. depmod runs only if it must, as it takes half a minute under
+    emulation.
+    """
     is_known = MODULE.exists()
     MODULE.parent.mkdir(parents=True, exist_ok=True)
     MODULE.write_bytes(content)
@@ -41,7 +43,7 @@ def put_module(content):
 
 @pytest.fixture(scope="module")
 def installed(guest, request, tmp_path_factory):
-    """Installs the packages; gives the output of dpkg."""
+    """Installs the packages; returns the output of dpkg."""
     packages = sorted((modules.PROJECT / ".build").glob("dm-rust-*.deb"))
     assert len(packages) == 2, "make them: make deb"
     unload_all()
