@@ -93,7 +93,7 @@ help:
 	@echo '                 guest, boot from them and remove them'
 	@echo 'make debug-kernel   build the kernels of "scripts/vm --kernel debug" and "--kernel uml";'
 	@echo '                 takes twenty-five minutes'
-	@echo 'make check       rustfmt, clippy, audits, host tests; make fmt: format the sources'
+	@echo 'make check       rustfmt, black, clippy, audits, host tests; make fmt: format the sources'
 	@echo 'make shell       a shell in a guest with the module loaded and scratch disks'
 	@echo 'make clean       remove what was built; make distclean: also the build root and the kernel'
 	@echo '                 trees in the cache'
