@@ -2,8 +2,8 @@
 
 //! A model of a merge that explores all orders of events.
 //!
-//! The model does what `rust/targets/snapshot/merge/merger.rs` does. It also explores variants in which a
-//! step is missing or misplaced, and expects to find an error in each.
+//! The model does what `rust/targets/snapshot/merge/merger.rs` does. It also explores variants in
+//! which a step is missing or misplaced, and expects to find an error in each.
 //!
 //! There are two chunks with a record each. One thread writes and flushes, one starts and stops the
 //! merge, and one takes a snapshot of the origin, for which it pauses the merge. Steps are as small
