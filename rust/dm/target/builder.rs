@@ -144,11 +144,12 @@ impl TargetBuilder<'_> {
     ///
     /// `ENOMEM`.
     pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
-        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-        // Device-mapper calls both in process context, and never from an item of this queue. The
-        // module stays loaded as long as it has targets.
-        self.resources
-            .own_service(|| unsafe { WorkQueue::make(name, kind) })
+        self.resources.own_service(|| {
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+            // Device-mapper calls both in process context, and never from an item of this queue.
+            // The module stays loaded as long as it has targets.
+            unsafe { WorkQueue::make(name, kind) }
+        })
     }
 
     /// Creates a client of kcopyd. After its destructor, device-mapper waits for its copies. May
@@ -158,11 +159,12 @@ impl TargetBuilder<'_> {
     ///
     /// `ENOMEM`.
     pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
-        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-        // Device-mapper calls both in process context, and never from a callback of kcopyd. The
-        // module stays loaded as long as it has targets.
-        self.resources
-            .own_service(|| unsafe { KcopydClient::make() })
+        self.resources.own_service(|| {
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+            // Device-mapper calls both in process context, and never from a callback of kcopyd. The
+            // module stays loaded as long as it has targets.
+            unsafe { KcopydClient::make() }
+        })
     }
 
     /// Makes the target another owner of a workqueue or a client of kcopyd.
@@ -175,11 +177,13 @@ impl TargetBuilder<'_> {
     ///
     /// `ENOMEM`; `EBUSY` if the last owner is being destroyed.
     pub(crate) fn share<S: Service>(&self, service: &ServiceRef<S>) -> Result {
-        // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-        // Device-mapper calls both in process context, and never from a callback of the service.
-        // The module stays loaded as long as it has targets.
-        self.resources
-            .own_service(|| Ok(((), unsafe { service.owner() }?)))
+        self.resources.own_service(|| {
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
+            // Device-mapper calls both in process context, and never from a callback of the
+            // service. The module stays loaded as long as it has targets.
+            let owner = unsafe { service.owner() }?;
+            Ok(((), owner))
+        })
     }
 
     /// Creates the handle that the target keeps for later. Process context.
