@@ -14,7 +14,6 @@ mod bindings;
 #[allow(unsafe_code)]
 mod dm;
 mod env;
-#[allow(dead_code, reason = "the host tests use more of it")]
 mod logic;
 #[allow(unsafe_code)]
 mod sys;

@@ -12,6 +12,7 @@ pub(crate) struct Region(pub(crate) u64);
 
 impl Region {
     /// Makes the region with the number `index`.
+    #[cfg(test)]
     #[inline]
     pub(crate) const fn new(index: u64) -> Self {
         Self(index)

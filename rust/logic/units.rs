@@ -11,6 +11,7 @@ use crate::env::fmt;
 pub(crate) const SECTOR_SHIFT: u32 = 9;
 
 /// The bits of a byte count that do not fill a sector.
+#[cfg(test)]
 const SECTOR_MASK: u64 = (1 << SECTOR_SHIFT) - 1;
 
 /// A position on a device or target, counted in 512-byte sectors from its start.
@@ -19,6 +20,7 @@ pub(crate) struct Sector(pub(crate) u64);
 
 impl Sector {
     /// Makes the position `sectors` sectors after the start.
+    #[cfg(test)]
     #[inline]
     pub(crate) const fn new(sectors: u64) -> Self {
         Self(sectors)
@@ -55,6 +57,7 @@ pub(crate) struct Sectors(pub(crate) u64);
 
 impl Sectors {
     /// Makes a length of `sectors` sectors.
+    #[cfg(test)]
     #[inline]
     pub(crate) const fn new(sectors: u64) -> Self {
         Self(sectors)
@@ -73,6 +76,7 @@ impl Sectors {
     }
 
     /// Converts a byte count; `None` if it is not a whole number of sectors.
+    #[cfg(test)]
     #[inline]
     pub(crate) const fn from_bytes(bytes: u64) -> Option<Self> {
         if bytes & SECTOR_MASK == 0 {
@@ -83,6 +87,7 @@ impl Sectors {
     }
 
     /// Converts to a byte count; `None` if that exceeds 64 bits.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn to_bytes(self) -> Option<u64> {
         self.0.checked_mul(1 << SECTOR_SHIFT)

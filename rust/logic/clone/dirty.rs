@@ -32,10 +32,7 @@ use crate::env::{
     GFP_KERNEL, //
 };
 use crate::logic::count::subtract_len;
-use crate::logic::regions::{
-    Region,
-    RegionRange, //
-};
+use crate::logic::regions::RegionRange;
 
 /// A range of regions in 8 bytes. A clone has at most 2^31 regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +97,10 @@ impl RangeLog {
     }
 
     /// Iterates over the recorded ranges, in the order of the log.
+    #[cfg(test)]
     pub(crate) fn ranges(&self) -> impl Iterator<Item = RegionRange> + '_ {
+        use crate::logic::regions::Region;
+
         self.entries.iter().map(|entry| {
             RegionRange::new(Region(u64::from(entry.start)), Region(u64::from(entry.end)))
         })
@@ -310,6 +310,7 @@ impl DirtyLogs {
     }
 
     /// Returns the number of reservations that are neither used nor returned.
+    #[cfg(test)]
     pub(crate) fn reserved(&self) -> usize {
         self.reserved
     }

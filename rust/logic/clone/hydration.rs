@@ -63,8 +63,6 @@ pub(crate) const MIN_BACKOFF: u64 = 1_000;
 pub(crate) const MAX_BACKOFF: u64 = 64_000;
 /// Number of failures without a success after which attempts are spaced out by [`MIN_INTERVAL`].
 const STREAK: u32 = 32;
-/// The number of ranges to be copied first that are remembered.
-const PRIORITY_RANGES: usize = 32;
 
 /// What the owner allows, read anew for each decision.
 #[derive(Clone, Copy, Debug)]
@@ -320,6 +318,7 @@ impl Hydration {
     }
 
     /// Returns how many copies have failed, of batches and of single regions.
+    #[cfg(test)]
     pub(crate) fn failures(&self) -> u64 {
         self.failures
     }

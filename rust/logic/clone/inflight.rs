@@ -117,6 +117,7 @@ impl<T: Default> InFlight<T> {
     }
 
     /// Returns the number of ranges in flight.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
@@ -228,6 +229,7 @@ impl<T: Default> InFlight<T> {
     }
 
     /// Iterates over the ranges in flight, in ascending order.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, RegionRange)> + '_ {
         self.keys.iter().map(|key| (key.slot, key.range()))
     }

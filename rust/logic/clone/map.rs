@@ -172,6 +172,7 @@ impl RegionMap {
     /// Whether `region` is hydrated; regions that do not exist are not.
     ///
     /// If it is, I/O sent to the destination after this call finds the region's data there.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn contains(&self, region: Region) -> bool {
         region.get() < self.regions

@@ -81,6 +81,7 @@ pub(crate) struct ChunkSize(u32);
 
 impl ChunkSize {
     /// The largest size.
+    #[cfg(test)]
     pub(crate) const MAX: Self = Self(MAX_SHIFT);
 
     /// Converts a number of sectors, or returns `None` if it is not a valid chunk size.
@@ -148,6 +149,7 @@ impl ChunkSize {
     /// Returns the chunks of the origin that `len` sectors from `sector` on touch.
     ///
     /// Returns an empty range if `len` is zero.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn touched(self, sector: Sector, len: Sectors) -> Chunks {
         let start = self.chunk(sector);

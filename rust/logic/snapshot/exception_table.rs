@@ -163,18 +163,21 @@ impl ExceptionTable {
     }
 
     /// Returns the number of mapped chunks.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn count(&self) -> u64 {
         self.chunks
     }
 
     /// Returns the number of entries.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn entries(&self) -> u64 {
         self.entries
     }
 
     /// Returns the memory that the table takes, in bytes.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let root = self.root.capacity().wrapping_mul(size_of::<Branch>());
         let branches = self
@@ -281,6 +284,7 @@ impl ExceptionTable {
     /// Iterates over the entries, in ascending order of their chunks of the origin.
     ///
     /// Does not join entries that continue each other.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = Run> + '_ {
         let leaves = self.root.iter().flat_map(|branch| branch.leaves.iter());
         leaves.flat_map(|leaf| leaf.entries.iter().map(|entry| entry.run(leaf.first)))

@@ -146,12 +146,14 @@ impl PersistentAllocator {
     }
 
     /// Returns the next free chunk.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn next_free(&self) -> CowChunk {
         self.next
     }
 
     /// Returns the number of records, including those of all allocated chunks.
+    #[cfg(test)]
     #[inline]
     pub(crate) fn records(&self) -> u64 {
         self.records
