@@ -119,7 +119,6 @@ impl WorkItem<{ work_id::COMMITTER }> for SnapshotTarget {
 
     /// The committer: writes records, batch after batch, then the header if the snapshot became
     /// invalid.
-
     fn run(this: Arc<SnapshotTarget>) {
         let _noio = NoIo::enter();
         let store = &this.store;
