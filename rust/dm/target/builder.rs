@@ -145,9 +145,9 @@ impl TargetBuilder<'_> {
     /// `ENOMEM`.
     pub(crate) fn queue(&self, name: &CStr, kind: QueueKind) -> Result<WorkQueue> {
         self.resources.own_service(|| {
-            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-            // Device-mapper calls both in process context, and never from an item of this queue.
-            // The module stays loaded as long as it has targets.
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor
+            // fails. Device-mapper calls both in process context, and never from an item of this
+            // queue. The module stays loaded as long as it has targets.
             unsafe { WorkQueue::make(name, kind) }
         })
     }
@@ -160,9 +160,9 @@ impl TargetBuilder<'_> {
     /// `ENOMEM`.
     pub(crate) fn copy_client(&self) -> Result<KcopydClient> {
         self.resources.own_service(|| {
-            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-            // Device-mapper calls both in process context, and never from a callback of kcopyd. The
-            // module stays loaded as long as it has targets.
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor
+            // fails. Device-mapper calls both in process context, and never from a callback of
+            // kcopyd. The module stays loaded as long as it has targets.
             unsafe { KcopydClient::make() }
         })
     }
@@ -178,8 +178,8 @@ impl TargetBuilder<'_> {
     /// `ENOMEM`; `EBUSY` if the last owner is being destroyed.
     pub(crate) fn share<S: Service>(&self, service: &ServiceRef<S>) -> Result {
         self.resources.own_service(|| {
-            // SAFETY: The resources drop the owner in the destructor, or when the constructor fails.
-            // Device-mapper calls both in process context, and never from a callback of the
+            // SAFETY: The resources drop the owner in the destructor, or when the constructor
+            // fails. Device-mapper calls both in process context, and never from a callback of the
             // service. The module stays loaded as long as it has targets.
             let owner = unsafe { service.owner() }?;
             Ok(((), owner))
