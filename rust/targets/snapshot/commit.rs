@@ -72,7 +72,7 @@ impl SnapshotTarget {
 
     /// Whether this one of the tables with the same store writes the records. Any context.
     pub(super) fn is_committer(&self) -> bool {
-        self.role().has_store()
+        self.handover_state().has_store()
     }
 
     /// Starts to write the records of exceptions whose data was written, if there are any. The

@@ -46,18 +46,18 @@ pub(super) fn dtr(this: &Arc<SnapshotTarget>) {
     let group = &this.group;
     // Under the lock the worker does not run; afterwards it starts nothing for the snapshot.
     let members = group.members.lock();
-    let was_live = this.change_role(HandoverState::destroy);
+    let was_live = this.change_handover_state(HandoverState::destroy);
     drop(members);
     if was_live {
         delay_point!(c"snapshot: leaving, not yet idle");
         group.wake();
         // Another table may take over now: then it completes the pending exceptions.
         this.store
-            .wait_idle(|| this.role() == HandoverState::HandedOver);
+            .wait_idle(|| this.handover_state() == HandoverState::HandedOver);
     }
     delay_point!(c"snapshot: idle, not yet off the roster");
     let mut members = group.members.lock();
-    if this.role() == HandoverState::Destroying {
+    if this.handover_state() == HandoverState::Destroying {
         if members.sharing_cow(this.cow.number()).destination.is_some() {
             err!("snapshots", "Cancelling snapshot handover.");
         }
@@ -82,12 +82,12 @@ pub(super) fn preresume(this: ArcBorrow<'_, SnapshotTarget>) -> Result {
     let members = this.group.members.lock();
     let sharing = members.sharing_cow(this.cow.number());
     let source = sharing.source.map(|source| Source {
-        state: source.role(),
+        state: source.handover_state(),
         is_merge: source.is_merged,
         is_replaced: source.handle.mapped_device() == this.handle.mapped_device(),
     });
     let has_destination = sharing.destination.is_some();
-    let reload = this.change_role(|role| role.preresume(source, has_destination));
+    let reload = this.change_handover_state(|state| state.preresume(source, has_destination));
     drop(members);
     match reload {
         Ok(true) => {
@@ -104,7 +104,7 @@ pub(super) fn preresume(this: ArcBorrow<'_, SnapshotTarget>) -> Result {
 
 /// Makes a new snapshot live. May sleep while a merge of the origin comes to rest.
 pub(super) fn resume(this: ArcBorrow<'_, SnapshotTarget>) {
-    if !this.role().is_waiting() {
+    if !this.handover_state().is_waiting() {
         // It was live before: `preresume` made it so again, unless another table has taken over.
         return;
     }
@@ -117,20 +117,23 @@ pub(super) fn resume(this: ArcBorrow<'_, SnapshotTarget>) {
 /// Records that the device of a snapshot is suspended: now another table may take over.
 pub(super) fn postsuspend(this: ArcBorrow<'_, SnapshotTarget>) {
     let _members = this.group.members.lock();
-    this.change_role(HandoverState::postsuspend);
+    this.change_handover_state(HandoverState::postsuspend);
 }
 
 impl SnapshotTarget {
     /// The state of the handover. Any context.
-    pub(super) fn role(&self) -> HandoverState {
-        HandoverState::from_bits(self.role.load(Acquire))
+    pub(super) fn handover_state(&self) -> HandoverState {
+        HandoverState::from_bits(self.handover_state.load(Acquire))
     }
 
     /// Changes the state of the handover. Called with `members` held.
-    pub(super) fn change_role<R>(&self, change: impl FnOnce(&mut HandoverState) -> R) -> R {
-        let mut role = self.role();
-        let result = change(&mut role);
-        self.role.store(role.to_bits(), Release);
+    pub(super) fn change_handover_state<R>(
+        &self,
+        change: impl FnOnce(&mut HandoverState) -> R,
+    ) -> R {
+        let mut state = self.handover_state();
+        let result = change(&mut state);
+        self.handover_state.store(state.to_bits(), Release);
         result
     }
 
@@ -142,9 +145,9 @@ impl SnapshotTarget {
             });
         self.group.exclude_map(|| {
             for other in others {
-                other.change_role(HandoverState::hand_over);
+                other.change_handover_state(HandoverState::hand_over);
             }
-            self.change_role(HandoverState::resume);
+            self.change_handover_state(HandoverState::resume);
         });
         self.store.set_live_target(Some(self.clone()));
         // The destructor of an earlier table may wait for what is now completed here.

@@ -105,7 +105,7 @@ pub(super) fn map<'a>(
     }
     let store = this.store();
     match store.state() {
-        StoreState::Valid if this.role() != HandoverState::HandedOver => {}
+        StoreState::Valid if this.handover_state() != HandoverState::HandedOver => {}
         // The worker fails the bio after the header on disk says that the snapshot is invalid.
         StoreState::Invalidating => return defer(this, bio),
         _ => return bio.kill(),

@@ -154,8 +154,8 @@ pub(crate) struct SnapshotTarget {
     options: Options,
     /// It belongs to a merge: it gets no new exceptions.
     is_merged: bool,
-    /// The state of the handover; see [`SnapshotTarget::role`].
-    role: Atomic<u32>,
+    /// The state of the handover; see [`SnapshotTarget::handover_state`].
+    handover_state: Atomic<u32>,
     /// Bios that the worker sends to the COW device.
     submitter: Arc<BioSubmitter>,
     /// Copies to this COW device alone, or from it.
@@ -240,7 +240,7 @@ impl SnapshotTarget {
     /// Whether origin writes must preserve data for the snapshot, which gets new exceptions for
     /// that. Any context.
     fn is_active(&self) -> bool {
-        self.role().is_live() && !self.is_merged
+        self.handover_state().is_live() && !self.is_merged
     }
 
     /// Whether origin writes wait for pending exceptions of the snapshot or, if it has become

@@ -37,7 +37,7 @@ impl SnapshotTarget {
         let mut shown = self.options;
         shown.chunk_size = None;
         if !matches!(
-            self.role(),
+            self.handover_state(),
             HandoverState::Destination | HandoverState::HandedOver
         ) {
             shown.chunk_size = Some(self.store.chunk_size());
@@ -59,14 +59,14 @@ impl SnapshotTarget {
     ) {
         let health = Health {
             // While it is being invalidated it counts as valid: the status follows the header.
-            valid: self.role() != HandoverState::HandedOver
+            valid: self.handover_state() != HandoverState::HandedOver
                 && self.store.state() != StoreState::Invalid,
             merge_failed,
             overflowed: self.store.is_overflowed(),
         };
         match kind {
             StatusKind::Info => {
-                let usage = match self.role() {
+                let usage = match self.handover_state() {
                     // The store still belongs to the table that it is to take over from.
                     HandoverState::Destination => Usage {
                         total: self.cow.sectors(),

@@ -126,7 +126,7 @@ impl SnapshotTarget {
         let (source, reservation) = origins.reserve_cow(&group, cow.number(), is_merged)?;
         let io = builder.io_client().or_message(NO_MEMORY)?;
         let begin = builder.begin();
-        let (store, role) = match source {
+        let (store, handover_state) = match source {
             Some(store) => {
                 if is_merged && !store.is_persistent() {
                     return Err(CtrError::new(NO_MERGE, EINVAL));
@@ -156,7 +156,7 @@ impl SnapshotTarget {
                 len,
                 options,
                 is_merged,
-                role: Atomic::new(role.to_bits()),
+                handover_state: Atomic::new(handover_state.to_bits()),
                 submitter,
                 copies,
                 deferred <- new_irq_lock!(BioQueue::new(), "dm_snap_deferred"),

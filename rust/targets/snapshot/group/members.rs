@@ -79,9 +79,9 @@ impl Members {
             .filter(|snapshot| snapshot.cow.number() == cow)
         {
             sharing.count = sharing.count.saturating_add(1);
-            match snapshot.role() {
-                role if role.has_store() => sharing.source = Some(snapshot),
-                role if role.is_waiting() => sharing.destination = Some(snapshot),
+            match snapshot.handover_state() {
+                state if state.has_store() => sharing.source = Some(snapshot),
+                state if state.is_waiting() => sharing.destination = Some(snapshot),
                 _ => {}
             }
         }

@@ -186,7 +186,7 @@ impl Target for MergeTarget {
             return bio.end(BlkStatus::OK);
         }
         if snapshot.store().state() != StoreState::Valid
-            || snapshot.role() == HandoverState::HandedOver
+            || snapshot.handover_state() == HandoverState::HandedOver
         {
             return this.origin_target.map_to_origin(bio);
         }
@@ -234,7 +234,7 @@ impl Target for MergeTarget {
 
     fn resume(this: ArcBorrow<'_, Self>) {
         SnapshotTarget::resume(this.snapshot.as_arc_borrow());
-        if this.snapshot.role() == HandoverState::Live {
+        if this.snapshot.handover_state() == HandoverState::Live {
             // An earlier table may have pending exceptions for writes to the origin. No new ones
             // come: nothing is mapped before this returns.
             this.snapshot.store().wait_idle(|| false);
@@ -370,7 +370,7 @@ impl MergeTarget {
     /// Any context.
     fn start(self: &Arc<Self>) {
         if self.snapshot.store().state() != StoreState::Valid
-            || self.snapshot.role() != HandoverState::Live
+            || self.snapshot.handover_state() != HandoverState::Live
         {
             err!("snapshots", "Snapshot is invalid: can't merge");
             return;

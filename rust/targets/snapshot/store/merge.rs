@@ -90,7 +90,7 @@ impl CowStore {
         records: &RecordRange,
     ) -> CommitResult {
         let mut disk = self.disk.lock();
-        if !merge.role().is_live() {
+        if !merge.handover_state().is_live() {
             return CommitResult::Kept;
         }
         let result = disk.zero_records(&merge.cow, &merge.io, records);
