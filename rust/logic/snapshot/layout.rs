@@ -175,16 +175,16 @@ impl PersistentAllocator {
         let free = self.layout.size.cow_chunks(cow).checked_sub(self.next.0)?;
         let before_area = self.chunks_before_area();
         let mut len = max.min(free).min(before_area);
-        let slots = self.layout.exceptions_per_area().wrapping_sub(slot);
+        let slots = self.layout.exceptions_per_area().saturating_sub(slot);
         if len >= slots && !self.layout.has_area(area.saturating_add(1), cow) {
-            len = slots.wrapping_sub(1);
+            len = slots.saturating_sub(1);
         }
         if len == 0 {
             return None;
         }
         let first = self.next;
-        self.next = CowChunk(first.0.wrapping_add(len));
-        self.records = self.records.wrapping_add(len);
+        self.next = CowChunk(first.0.saturating_add(len));
+        self.records = self.records.saturating_add(len);
         self.skip_metadata();
         Some((first, len))
     }
@@ -201,8 +201,8 @@ impl PersistentAllocator {
     /// Returns the number of chunks from the next free one up to the next area.
     fn chunks_before_area(&self) -> u64 {
         // An area is 1 modulo the stride.
-        let after_area = self.next.0.wrapping_sub(1) % self.layout.stride;
-        self.layout.stride().wrapping_sub(after_area)
+        let after_area = self.next.0.saturating_sub(1) % self.layout.stride;
+        self.layout.stride().saturating_sub(after_area)
     }
 
     fn skip_metadata(&mut self) {
@@ -244,7 +244,7 @@ impl TransientAllocator {
     pub(crate) fn allocate(&mut self, max: u64, cow: Sectors) -> Option<(CowChunk, u64)> {
         let free = self.size.cow_chunks(cow).checked_sub(self.next.0)?;
         let (first, len) = (self.next, max.min(free));
-        self.next = CowChunk(first.0.wrapping_add(len));
+        self.next = CowChunk(first.0.saturating_add(len));
         (len != 0).then_some((first, len))
     }
 }

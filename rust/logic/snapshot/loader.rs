@@ -235,19 +235,19 @@ impl RecordLoader {
             if is_known {
                 push(&mut self.ignored_records, number, GFP_KERNEL).map_err(Error::from)?;
             } else {
-                self.remember(new, CowChunk(new.0.wrapping_add(1)))?;
+                self.remember(new, CowChunk(new.0.saturating_add(1)))?;
             }
             return Ok(!is_known);
         }
         let mut expected = self.next;
         if self.layout.is_metadata(expected) {
-            expected = CowChunk(expected.0.wrapping_add(1));
+            expected = CowChunk(expected.0.saturating_add(1));
         }
         if new != expected {
             self.remember(self.first, self.next)?;
             self.first = new;
         }
-        self.next = CowChunk(new.0.wrapping_add(1));
+        self.next = CowChunk(new.0.saturating_add(1));
         self.free = self.layout.next_area(new).0.min(self.chunks);
         Ok(true)
     }
@@ -257,7 +257,7 @@ impl RecordLoader {
         let mut left = Run {
             old: Chunk(first.0),
             new: first,
-            len: end.0.wrapping_sub(first.0),
+            len: end.0.saturating_sub(first.0),
         };
         while left.len != 0 {
             let len = left.len.min(MAX_RUN_CHUNKS);
@@ -293,7 +293,7 @@ fn extend(run: &mut Run, record: Record) -> bool {
         && run.old.0.checked_add(run.len) == Some(record.old.0)
         && run.new.0.checked_add(run.len) == Some(record.new.0);
     if follows {
-        run.len = run.len.wrapping_add(1);
+        run.len = run.len.saturating_add(1);
     }
     follows
 }

@@ -23,13 +23,13 @@ impl BatchLookup {
     pub(crate) fn find(runs: &[Run], chunk: Chunk, max: u64) -> Self {
         let after = partition_point(runs, |run| run.old <= chunk);
         let last = after.checked_sub(1).and_then(|last| runs.get(last));
-        let offset = last.map_or(0, |run| chunk.0.wrapping_sub(run.old.0));
+        let offset = last.map_or(0, |run| chunk.0.saturating_sub(run.old.0));
         if let Some(left) = last.and_then(|run| run.len.checked_sub(offset)) {
             if left != 0 {
                 return BatchLookup::Inside(left.min(max));
             }
         }
-        let gap = runs.get(after).map(|run| run.old.0.wrapping_sub(chunk.0));
+        let gap = runs.get(after).map(|run| run.old.0.saturating_sub(chunk.0));
         BatchLookup::Outside(gap.map_or(max, |gap| gap.min(max)))
     }
 }
@@ -70,7 +70,7 @@ impl BatchSize {
     /// Adjusts the size after a batch that took `milliseconds`.
     pub(crate) fn adjust(&mut self, milliseconds: u64) {
         let bytes = match milliseconds {
-            0..Self::SHORT => self.bytes.wrapping_mul(2),
+            0..Self::SHORT => self.bytes.saturating_mul(2),
             Self::SHORT..Self::LONG => self.bytes,
             _ => self.bytes / 2,
         };

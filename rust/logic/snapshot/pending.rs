@@ -192,7 +192,7 @@ impl<W> PendingExceptions<W> {
     pub(crate) fn gap(&self, chunk: Chunk, max: u64) -> u64 {
         let after = partition_point(&self.index, |(first, _)| *first <= chunk);
         match self.index.get(after) {
-            Some((first, _)) => first.0.wrapping_sub(chunk.0).min(max),
+            Some((first, _)) => first.0.saturating_sub(chunk.0).min(max),
             None => max,
         }
     }
@@ -226,7 +226,7 @@ impl<W> PendingExceptions<W> {
             waiting,
         });
         self.tail = self.tail.wrapping_add(1);
-        self.chunks = self.chunks.wrapping_add(run.len);
+        self.chunks = self.chunks.saturating_add(run.len);
         Ok(seq)
     }
 

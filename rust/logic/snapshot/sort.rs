@@ -49,7 +49,7 @@ impl Sorter {
         });
         let differing = if runs.is_empty() { 0 } else { any ^ all };
         let low = differing.trailing_zeros();
-        let high = u64::BITS.wrapping_sub(differing.leading_zeros());
+        let high = u64::BITS.saturating_sub(differing.leading_zeros());
         // Keys that are all the same have no differing bits: then `low` is above `high`.
         let bits = high.saturating_sub(low);
         let passes = bits.div_ceil(MAX_DIGIT_BITS);

@@ -40,7 +40,7 @@ pub(crate) fn stripe_of(chunk: Chunk, unit_shift: u32) -> (usize, u64) {
     // CAST: Only the low bits matter.
     let index = (number ^ number.wrapping_shr(6) ^ number.wrapping_shr(12)) as usize % STRIPES;
     let len = 1u64.wrapping_shl(unit_shift);
-    (index, len.wrapping_sub(chunk.0 & len.wrapping_sub(1)))
+    (index, len.saturating_sub(chunk.0 & len.wrapping_sub(1)))
 }
 
 /// The maximum number of lookups for one write to the origin, in each snapshot.
@@ -188,7 +188,7 @@ impl StripesLoader {
             let capacity = stripe
                 .runs
                 .len()
-                .wrapping_mul(4)
+                .saturating_mul(4)
                 .clamp(FIRST_CAPACITY, MAX_UNSORTED);
             let mut larger = KVVec::with_capacity(capacity, GFP_KERNEL)?;
             for run in stripe.runs.iter() {

@@ -68,7 +68,7 @@ impl ExceptionTable {
         if self.join(&run, before, after).is_none() {
             self.add(at, &run, spares).ok_or(InsertError::NoMemory)?;
         }
-        self.chunks = self.chunks.wrapping_add(run.len);
+        self.chunks = self.chunks.saturating_add(run.len);
         Ok(())
     }
 
@@ -85,7 +85,7 @@ impl ExceptionTable {
             // Fast path: nearly always the last leaf takes the run, and nothing is searched.
             if let Some(added) = leaf.append(&run)? {
                 self.entries = self.entries.wrapping_add(added);
-                self.chunks = self.chunks.wrapping_add(run.len);
+                self.chunks = self.chunks.saturating_add(run.len);
                 return Ok(());
             }
         }

@@ -233,9 +233,9 @@ impl PersistentStore {
         (first, end): (u64, u64),
     ) -> Result {
         let base = self.window_of(first);
-        let sector = |record: u64| record.wrapping_sub(base) / PER_SECTOR;
+        let sector = |record: u64| record.saturating_sub(base) / PER_SECTOR;
         let (from, _) = self.block_around(sector(first));
-        let (_, to) = self.block_around(sector(end.wrapping_sub(1)));
+        let (_, to) = self.block_around(sector(end.saturating_sub(1)));
         let start = self
             .record_sector(base)
             .and_then(|it| it.checked_add(Sectors(from)));

@@ -75,7 +75,7 @@ impl PersistentStore {
         let first = base.max(end.saturating_sub(most));
         self.read_window(cow, io, base)?;
         for number in first..end {
-            let record = Record::get(&self.window, number.wrapping_sub(base)).ok_or(EINVAL)?;
+            let record = Record::get(&self.window, number.saturating_sub(base)).ok_or(EINVAL)?;
             let place = lists::partition_point(&self.ignored, |ignored| *ignored < number);
             if self.ignored.get(place) != Some(&number) {
                 visit(record)?;
