@@ -9,7 +9,7 @@ from errno import EBUSY, EINVAL, ENOENT
 
 import pytest
 
-from lib import cow, dm, modules
+from lib import cow, dm
 from lib.snap_lines import (
     ACCEPTED,
     EXTRA,
@@ -128,14 +128,6 @@ def test_paths_are_echoed_as_numbers(impl, load, disks):
 def test_version(impl, same):
     versions = dm.target_versions()
     same((versions["snapshot"], versions["snapshot-origin"]))
-
-
-def test_aliases(impl, rust_module):
-    """By these dm requests a target that is not registered."""
-    file = rust_module if impl == "rust" else modules.c_file("snapshot-origin")
-    aliases = modules.run("modinfo", "-F", "alias", file).stdout.split()
-    assert "dm-snapshot-origin" in aliases
-    assert impl == "c" or "dm-snapshot" in aliases
 
 
 def test_messages_are_refused(impl, load, log):
