@@ -116,6 +116,8 @@ def lacking(error)
   missing = text[/No such file or directory - (\S+)/, 1] || text[/: (\S+): not found/, 1] ||
             text[%r{/root/linux-github|failed: blktrace}]
   return "needs #{missing.delete_prefix('failed: ')}" if missing
+  return "a mistake of the test: #{error.message}" if error.is_a?(LocalJumpError)
+  return "needs #{$1}" if text =~ /unknown filesystem type '(\w+)'/
 
   'needs a larger disk' if text =~ /must be at least|out of free space/
 end
