@@ -274,7 +274,7 @@ impl TargetHandle {
         unsafe { bindings::dm_suspended(self.0.ti()) != 0 }
     }
 
-    /// Returns whether the device is being suspended without flushing, so that bios may be
+    /// Returns whether the device is being suspended with `--noflush`, so that bios may be
     /// requeued. Any context.
     pub(crate) fn is_noflush_suspending(&self) -> bool {
         // SAFETY: The reference keeps the target in place.

@@ -38,7 +38,10 @@ void dmr_epochs_destroy(struct dmr_epochs *epochs)
 	kfree(epochs);
 }
 
-/* Preemption is off: after synchronize_rcu(), a thread that read the old epoch has counted. */
+/*
+ * The disabled preemption is an RCU read-side section: after synchronize_rcu() in the drain, each
+ * thread that read the old epoch has incremented its counter.
+ */
 unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 {
 	unsigned int epoch;
@@ -50,7 +53,10 @@ unsigned int dmr_epochs_enter(struct dmr_epochs *epochs)
 	return epoch;
 }
 
-/* Preemption is off, so that counting down and reading `draining` is one step for the drain too. */
+/*
+ * An RCU read-side section as well: the drain either sees the decrement, or this sees `draining`
+ * and wakes it.
+ */
 void dmr_epochs_leave(struct dmr_epochs *epochs, unsigned int epoch)
 {
 	bool draining;

@@ -19,6 +19,9 @@ const SECTOR_MASK: u64 = (1 << SECTOR_SHIFT) - 1;
 pub(crate) struct Sector(pub(crate) u64);
 
 impl Sector {
+    /// A position after the end of every device: I/O to it fails.
+    pub(crate) const OUT_OF_RANGE: Sector = Sector(u64::MAX);
+
     /// Makes the position `sectors` sectors after the start.
     #[cfg(test)]
     #[inline]

@@ -164,7 +164,7 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// Returns the bio to device-mapper, which maps it again after the next resume
     /// (`DM_MAPIO_REQUEUE`).
     ///
-    /// Device-mapper fails the bio unless the device is being suspended without flushing. Process
+    /// Device-mapper fails the bio unless the device is being suspended with `--noflush`. Process
     /// context.
     pub(crate) fn requeue(self) -> Mapped<'a> {
         let _ = self.bio.into_raw();

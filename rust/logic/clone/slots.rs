@@ -13,7 +13,7 @@
 //! | is neither, and the metadata is read-only | any | [`WriteDecision::Fail`] |
 //! | is neither, and there is no room | any | [`WriteDecision::Stall`] |
 //! | is neither | covers whole regions | [`WriteDecision::Overwrite`] |
-//! | is neither, while suspending without flushing | covers a part | [`WriteDecision::Requeue`] |
+//! | is neither, during a noflush suspend | covers a part | [`WriteDecision::Requeue`] |
 //! | is neither | covers a part | [`WriteDecision::Copy`] |
 //!
 //! Everything here is called under the lock that also protects the map's writer, so that at most
@@ -48,10 +48,11 @@ use crate::logic::units::{
 pub(crate) const SLOTS: usize = 1024;
 /// Slots that are left to the background hydration, however many writes are in flight.
 pub(crate) const RESERVED_COPIES: u32 = 16;
-/// Slots that copies leave to overwrites, beyond the reserved copies: the source may never answer,
-/// and an overwrite needs the destination only.
-pub(crate) const OVERWRITE_SLOTS: usize = 128 + 16;
-/// Maximum number of copies in flight, for writes and of the background hydration.
+/// Slots that copies for writes leave free, including the reserved copies: the source may never
+/// answer, and an overwrite needs the destination only.
+// CAST: A small number.
+pub(crate) const OVERWRITE_SLOTS: usize = 128 + RESERVED_COPIES as usize;
+/// A write starts a copy only while fewer than this many copies are in flight.
 // CAST: A small number.
 pub(crate) const MAX_COPIES: u64 = (SLOTS - OVERWRITE_SLOTS) as u64;
 /// Ranges that may be hydrated between two commits before writers have to wait for a commit.

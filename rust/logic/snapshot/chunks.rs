@@ -38,6 +38,11 @@ impl fmt::Display for Chunk {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CowChunk(pub(crate) u64);
 
+impl CowChunk {
+    /// A chunk after the end of every device: I/O to it fails.
+    pub(crate) const OUT_OF_RANGE: CowChunk = CowChunk(u64::MAX);
+}
+
 impl fmt::Display for CowChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)

@@ -45,7 +45,7 @@ pub(crate) fn stripe_of(chunk: Chunk, unit_shift: u32) -> (usize, u64) {
 
 /// The maximum number of lookups for one write to the origin, in each snapshot.
 ///
-/// Bounds the time of a bio, which may be as long as a device.
+/// Bounds the time that `map` takes for a long write.
 pub(crate) const MAX_LOOKUPS: u32 = 64;
 
 /// Counts the chunks from `chunk` on, up to `max`, that `find` has.

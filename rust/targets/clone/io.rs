@@ -134,8 +134,8 @@ fn map_read<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData
 fn map_write<'a>(this: ArcBorrow<'_, CloneTarget>, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {
     let metadata = &this.metadata;
     let touched = metadata.geometry().touched(bio.sector(), bio.sectors());
-    // A write of zeros may touch a million regions, and filled regions are marked with interrupts
-    // disabled.
+    // A write of zeros may touch a million regions, and they are marked in one go under the state
+    // lock, with interrupts disabled.
     let touched = touched.first(CloneTarget::MAX_MARKED_REGIONS);
     let clear = match metadata.map().run(touched) {
         Run::Set(len) => {
@@ -365,8 +365,8 @@ impl CloneTarget {
         self.wake_reader();
     }
 
-    /// Whether writes that need a copy go back to device-mapper: it suspends without flushing, so
-    /// the source need not answer.
+    /// Whether writes that need a copy go back to device-mapper: it is suspended with `--noflush`,
+    /// so the source need not answer.
     ///
     /// Called with the state lock held, so that no copy starts after
     /// [`give_up_copies`](CloneTarget::give_up_copies) has looked.

@@ -136,7 +136,7 @@ impl EraTarget {
         }
         let failed = state.is_failed();
         let result = self.run_step(&mut state, OnError::FailMetadata, |md| {
-            // The writes of the first try, if this is the second.
+            // `run_step` may call this twice: start over with all bios.
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {

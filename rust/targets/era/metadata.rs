@@ -101,7 +101,7 @@ impl MetadataState {
 pub(crate) struct Metadata {
     device: Arc<BlockDevice>,
     size: BlockSize,
-    /// The device was not blank once: it must not be formatted any more.
+    /// Set once the device was seen to have metadata: then it is never formatted again.
     formatted: Atomic<bool>,
     #[pin]
     state: Mutex<MetadataState>,

@@ -274,7 +274,8 @@ impl Target for EraTarget {
     }
 
     fn dtr(this: &Arc<Self>) {
-        // The target is suspended: no bio is in flight, and nothing enqueues a work item.
+        // No bio is in flight. The digester may still run, if the table went live and its resume
+        // failed; `cancel` waits for it.
         cancel::<EraTarget, { work_id::PROCESS_DEFERRED }>(this);
         cancel::<EraTarget, { work_id::DIGEST }>(this);
         cancel::<EraTarget, { work_id::FLUSH_ORIGIN }>(this);

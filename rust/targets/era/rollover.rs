@@ -224,7 +224,8 @@ impl EraTarget {
     }
 
     /// Commits the end of the current era and switches the epoch. Returns false if it digested
-    /// older eras instead, to make space for a new one. May sleep.
+    /// older eras instead, to make space for a new one. If the table is not live, it only archives
+    /// an era that a failed suspend has left. May sleep.
     ///
     /// # Errors
     ///

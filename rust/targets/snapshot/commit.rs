@@ -2,7 +2,8 @@
 
 //! The committer, which writes the records of exceptions; and how a snapshot becomes invalid.
 //!
-//! C counterparts: `complete_exception`, `pending_complete`, `__invalidate_snapshot`.
+//! C counterparts: `complete_exception()`, `persistent_commit_exception()`,
+//! `__invalidate_snapshot()`.
 
 use super::{
     per_bio::PerBioData,
@@ -31,7 +32,8 @@ use kernel::{
 };
 
 impl SnapshotTarget {
-    /// Makes the snapshot invalid: in memory now, on disk by the committer. The worker only.
+    /// Makes the snapshot invalid: in memory now, on disk by the committer. Called with `members`
+    /// held.
     pub(super) fn invalidate(self: &Arc<Self>, reason: Error) {
         if self.store.state() != StoreState::Valid {
             return;
@@ -52,7 +54,7 @@ impl SnapshotTarget {
     }
 
     /// Fails a write for which the COW device has no space. The snapshot overflows if its table
-    /// line allows that, and becomes invalid otherwise. The worker only.
+    /// line allows that, and becomes invalid otherwise. Called with `members` held.
     pub(super) fn handle_no_space(self: &Arc<Self>, bio: Bio<PerBioData>, out: &mut ReleasedBios) {
         if self.options.store == (StoreKind::Persistent { overflow: true }) {
             if !self.store.is_overflowed() {
@@ -75,8 +77,8 @@ impl SnapshotTarget {
         self.handover_state().has_store()
     }
 
-    /// Starts to write the records of exceptions whose data was written, if there are any. The
-    /// worker only.
+    /// Starts to write the records of exceptions whose data was written, if there are any. Called
+    /// with `members` held.
     pub(super) fn start_commit(self: &Arc<Self>) {
         if !self.is_committer() || !self.store.allocation().pending.has_batch() {
             return;

@@ -178,7 +178,8 @@ fn write_hole<'a>(
         }
         ChunkState::Pending(seq, len) => {
             if let Some(pending) = allocation.pending.get(seq) {
-                let (new, _) = pending.cow_chunk(span.chunk).unwrap_or_default();
+                let new = pending.cow_chunk(span.chunk);
+                let new = new.map_or(CowChunk::OUT_OF_RANGE, |(new, _)| new);
                 bio.accept_partial(this.leading_sectors(&span, len));
                 bio.set_sector(this.cow_sector(new, span.at));
                 if pending.is_completed() {
@@ -234,7 +235,8 @@ fn discard<'a>(this: ArcBorrow<'_, SnapshotTarget>, mut bio: MapBio<'a, PerBioDa
     let store = this.store();
     let span = this.span(&bio);
     if bio.target_bio_nr() != 0 {
-        // The copy for `discard_passdown_origin`: it bypasses the exceptions, as in C.
+        // The second of the two bios, for `discard_passdown_origin`: it bypasses the exceptions, as
+        // in C.
         if let Some(per_bio) = store.track(span.chunk) {
             bio.set_per_bio(per_bio);
         }
@@ -295,7 +297,7 @@ pub(super) fn end_io<'a>(
 }
 
 impl SnapshotTarget {
-    /// Processes the writes of whole chunks that [`end_io`] has queued. Called by the worker.
+    /// Processes the writes of whole chunks that [`end_io`] has queued. Called with `members` held.
     pub(super) fn process_full_chunk_writes(self: &Arc<Self>, out: &mut ReleasedBios) {
         let mut bios = self.full_chunk_writes.lock().take();
         while let Some(bio) = bios.pop() {
@@ -318,7 +320,7 @@ impl SnapshotTarget {
         }
     }
 
-    /// Records whether the data of a pending exception was written. Called by the worker.
+    /// Records whether the data of a pending exception was written. Called with `members` held.
     pub(super) fn data_done(self: &Arc<Self>, seq: Seq, ok: bool, out: &mut ReleasedBios) {
         let store = self.store();
         if !ok {

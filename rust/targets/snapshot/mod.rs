@@ -32,8 +32,8 @@
 //! | `MergeTarget::progress` | irq spinlock | state and batch of a merge | |
 //! | lists of bios and copies, `CowStore::live_target` | irq spinlocks | themselves | innermost |
 //!
-//! Memory is allocated under mutexes only, and in a no-I/O scope: the device that reclaim writes to
-//! may be one that waits for the lock.
+//! Nothing is allocated under a spinlock or `map_snapshots`. Under a mutex memory is allocated in a
+//! no-I/O scope, because reclaim may write to a device that waits for that mutex.
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 
@@ -275,7 +275,7 @@ impl SnapshotTarget {
     /// context. C counterpart: `remap_exception`.
     fn cow_sector(&self, chunk: CowChunk, at: Sector) -> Sector {
         let size = self.store.chunk_size();
-        let start = size.cow_start(chunk).unwrap_or_default();
+        let start = size.cow_start(chunk).unwrap_or(Sector::OUT_OF_RANGE);
         Sector(start.0.saturating_add(size.offset(at).0))
     }
 
@@ -346,7 +346,7 @@ impl SnapshotTarget {
     /// context.
     fn copy_len(&self, run: Run) -> Sectors {
         let size = self.store.chunk_size();
-        let start = size.start(run.old).unwrap_or_default();
+        let start = size.start(run.old).unwrap_or(Sector::OUT_OF_RANGE);
         let left = self.origin.sectors().0.saturating_sub(start.0);
         Sectors(run.len.saturating_mul(size.len().0).min(left))
     }

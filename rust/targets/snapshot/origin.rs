@@ -58,8 +58,8 @@ use kernel::{
     }, //
 };
 
-/// Maximum size of a deferred write: longer ones are split. A discard may be as long as the device,
-/// and would keep the worker busy for too long.
+/// Maximum size of a deferred write: longer ones are split, so that one write does not keep the
+/// worker busy for long.
 const MAX_DEFERRED: Sectors = Sectors(2048);
 
 /// An origin that is in use. C counterpart: `struct dm_origin`.
@@ -176,7 +176,7 @@ impl OriginTarget {
         self.submitter.drain();
     }
 
-    /// Maps a read or a write to the origin; defers a write that a snapshot needs data from.
+    /// Maps a read or a write to the origin; defers a write to chunks that a snapshot still needs.
     ///
     /// Process context: may sleep while a snapshot is added or activated.
     pub(super) fn map_to_origin<'a>(&self, mut bio: MapBio<'a, PerBioData>) -> Mapped<'a> {

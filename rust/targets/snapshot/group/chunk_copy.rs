@@ -84,7 +84,7 @@ impl CopyDestination {
                 .store()
                 .chunk_size()
                 .cow_start(run.new)
-                .unwrap_or_default(),
+                .unwrap_or(Sector::OUT_OF_RANGE),
         }
     }
 }

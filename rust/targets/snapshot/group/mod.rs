@@ -9,10 +9,11 @@
 //!  bios continue ◀──────────────────────── worker: insert into the exception table ◀───────┘
 //! ```
 //!
-//! The holder of `members` is the worker: either the work item, or a committer after its batch
-//! became durable. Only the worker removes pending exceptions, so those that it has found stay
-//! until it is done. It does no I/O, and waits for none: work items submit the bios
-//! (`submitter.rs`) and start the copies (`chunk_copy.rs`) that it decides on.
+//! The worker is a work item that holds `members`. A committer runs it as well, after its batch
+//! became durable. Pending exceptions are removed only with `members` held, by the worker or by a
+//! merge that preserves chunks; so those that the holder has found stay until it is done. The
+//! worker does no I/O, and waits for none: work items submit the bios (`submitter.rs`) and start
+//! the copies (`chunk_copy.rs`) that it decides on.
 //!
 //! C counterpart: `struct origin`, which has no worker: there the thread of each bio, and that of
 //! kcopyd, do its work under the locks of the snapshots.
@@ -162,7 +163,7 @@ impl HasQueue for OriginGroup {
 impl OriginGroup {
     fn new(builder: &TargetBuilder<'_>, origins: &Arc<Origins>, number: u32) -> Result<Arc<Self>> {
         let worker_queue = builder.queue(c"dm-snap", QueueKind::PerCpu)?;
-        let io_queue = builder.queue(c"dm-snap-commit", QueueKind::PerCpu)?;
+        let io_queue = builder.queue(c"dm-snap-io", QueueKind::PerCpu)?;
         let shared_copies = CopyQueue::new(builder)?;
         let copy_pool = Pool::new(RESERVED_COPIES)?;
         Arc::pin_init(
@@ -175,7 +176,7 @@ impl OriginGroup {
                 copy_pool,
                 waiting_for_memory: Atomic::new(false),
                 members <- new_mutex!(Members::default(), "dm_snap_members"),
-                map_snapshots <- new_rw_sem!(KVVec::new(), "dm_snap_map"),
+                map_snapshots <- new_rw_sem!(KVVec::new(), "dm_snap_map_snapshots"),
                 deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),

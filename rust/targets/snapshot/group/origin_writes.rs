@@ -57,14 +57,15 @@ enum Preservation<'a> {
     /// This pending exception, and perhaps others, must be completed first. Then the extent has to
     /// be checked again.
     Pending(&'a Arc<SnapshotTarget>, Seq),
-    /// Nothing can be waited for by name: memory or room for pending exceptions is short, or an
-    /// invalid snapshot waits for its header. The worker runs again when that has changed.
+    /// There is no particular exception to wait for: memory or room for pending exceptions is
+    /// short, or an invalid snapshot waits for its header. The worker runs again when that has
+    /// changed.
     Retry,
 }
 
 impl OriginGroup {
     /// Sends origin writes that no snapshot needs to wait for, and starts the copies for the
-    /// others. The worker only.
+    /// others. Called with `members` held.
     ///
     /// C counterpart: `do_origin`.
     pub(super) fn process_origin_writes(

@@ -22,9 +22,12 @@ use crate::{
         io::Request, //
     },
     logic::{
-        snapshot::pending::{
-            Seq,
-            Stage, //
+        snapshot::{
+            chunks::CowChunk,
+            pending::{
+                Seq,
+                Stage, //
+            }, //
         },
         units::Sector, //
     },
@@ -51,7 +54,7 @@ use kernel::{
 
 impl OriginGroup {
     /// Processes deferred bios of a snapshot: writes that need an exception, and discards that zero
-    /// chunks. Stops at the first that has to wait. The worker only.
+    /// chunks. Stops at the first that has to wait. Called with `members` held.
     pub(super) fn process_snapshot_writes(
         self: &Arc<Self>,
         snapshot: &Arc<SnapshotTarget>,
@@ -163,7 +166,8 @@ impl OriginGroup {
     }
 
     /// Starts the copies for pending exceptions that a write to a part of a chunk waits for. If
-    /// memory is short, the rest follows when other copies have completed. The worker only.
+    /// memory is short, the rest follows when other copies have completed. Called with `members`
+    /// held.
     pub(super) fn start_waiting_copies(self: &Arc<Self>, snapshot: &Arc<SnapshotTarget>) {
         let store = snapshot.store();
         loop {
@@ -178,7 +182,8 @@ impl OriginGroup {
             let Some((seq, run)) = waiting else {
                 return;
             };
-            let start = store.chunk_size().start(run.old).unwrap_or_default();
+            let start = store.chunk_size().start(run.old);
+            let start = start.unwrap_or(Sector::OUT_OF_RANGE);
             let Some(mut copy) = self.new_preserving_copy(start) else {
                 return;
             };
@@ -212,7 +217,8 @@ fn park_snapshot_write(
         drop(allocation);
         return bio.end(BlkStatus::IO_ERROR);
     };
-    let (new, _) = pending.cow_chunk(chunk).unwrap_or_default();
+    let new = pending.cow_chunk(chunk);
+    let new = new.map_or(CowChunk::OUT_OF_RANGE, |(new, _)| new);
     bio.set_sector(snapshot.cow_sector(new, at));
     if pending.is_completed() {
         return out.ready.push(bio);

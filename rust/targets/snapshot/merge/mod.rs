@@ -235,8 +235,8 @@ impl Target for MergeTarget {
     fn resume(this: ArcBorrow<'_, Self>) {
         SnapshotTarget::resume(this.snapshot.as_arc_borrow());
         if this.snapshot.handover_state() == HandoverState::Live {
-            // An earlier table may have pending exceptions for writes to the origin. No new ones
-            // come: nothing is mapped before this returns.
+            // An earlier table may have pending exceptions for writes to the origin. Device-mapper
+            // maps no bio to this table until this returns, so no new ones come.
             this.snapshot.store().wait_idle(|| false);
         }
         Arc::<Self>::from(this).start();
@@ -288,7 +288,7 @@ impl MergeTarget {
             }
             // The batch may have ended meanwhile: then the chunk is looked up again.
             let mut progress = this.progress.lock();
-            // When the batch ends, the bio is tracked, and a bio is tracked in one stripe only.
+            // Not across stripes: `release()` may track this bio, and per-bio data has one stripe.
             let (_, left) = snapshot.store().stripe_of(span.chunk);
             if let BatchLookup::Inside(len) =
                 progress.in_closed_batch(span.chunk, span.chunks.min(left))

@@ -55,7 +55,7 @@ impl CowStore {
     /// collects the bios that waited for them in `out`.
     ///
     /// Returns false if memory is short: the caller tries again after a while. Exceptions that need
-    /// no memory are completed nonetheless. Called by the worker. May sleep.
+    /// no memory are completed nonetheless. Called with `members` held. May sleep.
     pub(crate) fn complete_committed(
         &self,
         spares: &mut SpareNodes,
@@ -153,7 +153,7 @@ impl CowStore {
     }
 
     /// Ends the queued writes with an error. While the store is being invalidated it keeps them: a
-    /// write must not fail before the header on disk says why. Called by the worker.
+    /// write must not fail before the header on disk says why. Called with `members` held.
     pub(crate) fn end_failed_writes(&self) {
         if self.state() == StoreState::Invalidating {
             return;
@@ -169,7 +169,7 @@ impl CowStore {
     /// wait for them.
     ///
     /// Exceptions that are being copied or committed stay, without waiting bios, until that ends.
-    /// Called by the worker.
+    /// Called with `members` held.
     pub(crate) fn abandon_all(&self, out: &mut ReleasedBios) {
         let mut from = self.allocation.lock().pending.first_seq();
         loop {
@@ -192,7 +192,7 @@ impl CowStore {
     }
 
     /// Abandons the exceptions of a batch that could not be committed. The store is no longer
-    /// valid. Called by the worker.
+    /// valid. Called with `members` held.
     pub(crate) fn abandon_batch(&self, out: &mut ReleasedBios) {
         self.commit_failed.store(false, Relaxed);
         loop {

@@ -186,7 +186,7 @@ impl CowStore {
                 failed_writes <- new_irq_lock!(BioQueue::new(), "dm_snap_failed"),
                 disk <- new_mutex!(disk, "dm_snap_disk"),
                 idle_wait <- new_wait_queue!("dm_snap_idle"),
-                live_target <- new_irq_lock!(None, "dm_snap_owner"),
+                live_target <- new_irq_lock!(None, "dm_snap_live_target"),
             }),
             GFP_KERNEL,
         )
