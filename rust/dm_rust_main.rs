@@ -25,7 +25,10 @@ use dm::target::{
 };
 use kernel::prelude::*;
 use sys::{
-    log::err,
+    log::{
+        err,
+        warning, //
+    },
     params, //
 };
 use targets::{
@@ -90,7 +93,10 @@ impl kernel::Module for DmRust {
         #[cfg(dm_rust_example)]
         let is_any_served = is_any_served | show(&example) | show(&stray);
         if !is_any_served {
-            err!("dm_rust", "all names of targets are taken");
+            err!(
+                "dm_rust",
+                "no target can be registered: all names are taken"
+            );
             return Err(EBUSY);
         }
         Ok(DmRust {
@@ -122,10 +128,18 @@ impl SnapshotTargets {
         let targets = SnapshotTargets {
             snapshot: register(module, origins.clone())?,
             origin: register(module, origins.clone())?,
-            merge: register(module, origins)?,
+            merge: register(module, origins.clone())?,
         };
-        if !targets.is_complete() {
-            // They are withdrawn, but not dropped: a table may have found one already.
+        if targets.is_complete() {
+            origins.open();
+        } else if targets.is_any_registered() {
+            warning!(
+                "dm_rust",
+                "the snapshot targets go together: none of them is registered"
+            );
+            // They are withdrawn, but not dropped: a table may have found one already. It is
+            // refused. (If loading fails, the kernel frees the module without looking for tables,
+            // as it does with every module.)
             targets.snapshot.iter().for_each(|it| it.withdraw());
             targets.origin.iter().for_each(|it| it.withdraw());
             targets.merge.iter().for_each(|it| it.withdraw());
@@ -135,6 +149,10 @@ impl SnapshotTargets {
 
     fn is_complete(&self) -> bool {
         self.snapshot.is_some() && self.origin.is_some() && self.merge.is_some()
+    }
+
+    fn is_any_registered(&self) -> bool {
+        self.snapshot.is_some() || self.origin.is_some() || self.merge.is_some()
     }
 
     /// Adds the types to the parameter `serves`. Returns whether they are registered.

@@ -247,8 +247,8 @@ impl TargetHandle {
     /// `dm_table_event()`.
     ///
     /// A work item raises it, because `dm_table_event()` takes a lock of all mapped devices, under
-    /// which other threads allocate memory. The item is not on a queue with a rescuer, on which the
-    /// writes may depend that such an allocation waits for. Any context.
+    /// which other threads allocate memory. The item is on a queue of the system, so that it cannot
+    /// hold up writes that such an allocation waits for. Any context.
     pub(crate) fn raise_event(&self) {
         // SAFETY: `close` waits for the item before the target is freed, and each target keeps the
         // module loaded.

@@ -170,13 +170,14 @@ impl KcopydClient {
             let raw = NonNull::new(raw).ok_or(ENOMEM)?;
             Ok(RawClient { raw, in_flight })
         };
-        // SAFETY: By the contract.
+        // SAFETY: This function has the contract of `ServiceRef::new`, and passes it on.
         unsafe { ServiceRef::new(make) }
     }
 
     /// Starts a copy. C counterpart: `dm_kcopyd_copy()`, `dm_kcopyd_zero()`.
     ///
-    /// Waits at most for memory of the client's reserve. May sleep.
+    /// Waits at most for memory of the client's reserve. A job without a destination is not
+    /// started, and completes with an error. May sleep.
     pub(crate) fn copy<J: CopyJob>(&self, mut job: PoolBox<Request<J>>) {
         /// # Safety
         ///
@@ -205,8 +206,6 @@ impl KcopydClient {
                 count: len.0,
             }
         }
-        self.in_flight.begin();
-        job.client = Some(self.in_flight.clone());
         let len = job.context.sectors();
         let from = job.context.source().map(|source| region(source, len));
         let mut to: [bindings::dm_io_region; MAX_DESTINATIONS] = Default::default();
@@ -218,6 +217,12 @@ impl KcopydClient {
             *to = region(destination, len);
             count = count.saturating_add(1);
         }
+        if count == 0 {
+            // kcopyd would go by a destination that an earlier copy has left in its memory.
+            return J::done(job, KcopydResult::new(true, 0, 0));
+        }
+        self.in_flight.begin();
+        job.client = Some(self.in_flight.clone());
         // The first error ends the copy. `DM_KCOPYD_IGNORE_ERROR` would serve the other
         // destinations, but it also continues after an error of the source, and then writes pages
         // that were not filled.
@@ -225,8 +230,8 @@ impl KcopydClient {
         let (raw, context) = (self.raw.as_ptr(), job.into_raw());
         let notify: bindings::dm_kcopyd_notify_fn = Some(notify::<J>);
         // SAFETY: By the invariant, the client exists. The devices are open until the callback is
-        // called, because the job keeps them open, and nothing else owns the job. kcopyd copies the
-        // regions.
+        // called, because the job keeps them open, and nothing else owns the job. `count` regions,
+        // at least one, are initialised; kcopyd copies them.
         unsafe {
             match from {
                 Some(mut from) => bindings::dm_kcopyd_copy(

@@ -125,7 +125,7 @@ impl WorkQueue {
         if self.is_closing() {
             return;
         }
-        // An error returns the reference, because the item is pending: it will run.
+        // An error returns the reference, because the item is pending already, or being cancelled.
         let _ = self.as_queue().enqueue::<Arc<T>, ID>(item);
     }
 }

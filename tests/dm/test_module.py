@@ -113,7 +113,7 @@ def test_all_names_are_taken(impl, unloaded, load, log):
     mark = log.mark()
     assert load(check=False).returncode != 0
     assert traces() == before
-    assert any("all names of targets are taken" in line for line in log.lines(mark))
+    assert any("all names are taken" in line for line in log.lines(mark))
 
 
 def test_snapshot_targets_go_together(impl, unloaded, load, log):

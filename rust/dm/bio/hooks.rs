@@ -100,7 +100,7 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// Keeps the first `sectors` of the bio, and at least one. Device-mapper sends the rest as
     /// another bio. C counterpart: `dm_accept_partial_bio()`.
     ///
-    /// For reads, writes and discards. Nothing changes if the bio is not longer, or if it is one of
+    /// For reads, writes, writes of zeros and discards. Nothing changes if the bio is not longer, or if it is one of
     /// several that device-mapper made of one request. Process context.
     pub(crate) fn accept_partial(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
@@ -110,9 +110,9 @@ impl<'a, D: PerBio> MapBio<'a, D> {
         }
         // CAST: This is less than the bio's length, which is below 2^23 sectors.
         let kept = sectors.0 as kernel::ffi::c_uint;
-        // SAFETY: This is the bio of the running `map` hook. It is no flush, not atomic and not
-        // zoned, because no target declares these, and not one of several. `kept` is less than its
-        // length.
+        // SAFETY: This is the bio of the running `map` hook. It is no flush and not one of several,
+        // as tested above. It is neither atomic nor zoned, because no target declares these. `kept`
+        // is not zero and less than its length.
         unsafe { bindings::dm_accept_partial_bio(self.bio.raw.as_ptr(), kept) }
     }
 
@@ -234,8 +234,8 @@ impl<'a, D: PerBio> EndBio<'a, D> {
         target: NonNull<bindings::dm_target>,
         status: kb::blk_status_t,
     ) -> Self {
-        // SAFETY: The target owns the bio until the hook returns, as its result may keep the bio.
-        // By this function's contract, it has per-bio data of that size.
+        // SAFETY: Device-mapper does not use the bio while the hook runs, nor after a result that
+        // keeps it. By this function's contract, it has per-bio data of that size.
         let bio = unsafe { Bio::from_raw(raw) };
         EndBio {
             bio,

@@ -171,7 +171,7 @@ impl<V: Entry> Array<V> {
             // has 8-byte values. The tree takes over the reference that was counted above. `new`
             // can be written.
             to_result(unsafe {
-                let tree = &mut (*info).btree_info;
+                let tree = core::ptr::addr_of_mut!((*info).btree_info);
                 bindings::dm_btree_insert(tree, root.0, &mut key, value, &mut new)
             })?;
             root = Block(new);
@@ -330,7 +330,8 @@ impl<V: Entry> Array<V> {
         // SAFETY: The description is initialised. It contains that of the tree of blocks, which has
         // 8-byte values. `value` can be written.
         to_result(unsafe {
-            bindings::dm_btree_lookup(&mut (*info).btree_info, root.0, &mut key, value)
+            let tree = core::ptr::addr_of_mut!((*info).btree_info);
+            bindings::dm_btree_lookup(tree, root.0, &mut key, value)
         })?;
         Ok(Block(u64::from_le(block)))
     }
@@ -444,7 +445,7 @@ impl<'a> BlockCursor<'a> {
         // 8-byte values. Its manager exists, and the cursor can be written. If this fails, dropping
         // the cursor releases what it holds.
         to_result(unsafe {
-            let tree = &mut (*info).btree_info;
+            let tree = core::ptr::addr_of_mut!((*info).btree_info);
             bindings::dm_btree_cursor_begin(tree, root.0, read_ahead, &mut cursor.raw)
         })?;
         Ok(cursor)

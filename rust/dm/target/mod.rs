@@ -134,7 +134,8 @@ pub(crate) trait Target: Send + Sync + Sized + 'static {
     /// delays the destruction, and does nothing worse. May sleep.
     fn dtr(_this: &Arc<Self>) {}
 
-    /// Maps a bio. May sleep, but not for anything that this target itself has to do.
+    /// Maps a bio. May sleep, but must not wait for other bios or work items of this target; with
+    /// [`NOWAIT`](Self::NOWAIT), it must not sleep for a bio that asks for that.
     fn map<'a>(this: ArcBorrow<'_, Self>, bio: MapBio<'a, Self::PerBio>) -> Mapped<'a>;
 
     /// Handles a mapped or submitted bio that has ended. Any context, hard interrupts included.

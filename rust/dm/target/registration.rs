@@ -98,6 +98,7 @@ impl<T: Target> Registration<T> {
         try_pin_init!(Self {
             shared,
             is_registered: Atomic::new(true),
+            // The last field: the constructor may run at once, and reads the others.
             inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
                 // SAFETY: The slot can be written.
                 unsafe { slot.write(Self::table(module)) };
@@ -345,8 +346,8 @@ impl<T: Target> Registration<T> {
             bindings::status_type_t_STATUSTYPE_IMA => StatusKind::Ima,
             _ => StatusKind::Info,
         };
-        // SAFETY: Device-mapper passes a buffer of `maxlen` bytes, which nothing else uses
-        // meanwhile.
+        // SAFETY: Device-mapper passes a buffer of `maxlen` bytes, which is initialised and which
+        // nothing else uses meanwhile.
         // CAST: 32 bits fit into usize.
         let buffer = unsafe { core::slice::from_raw_parts_mut(result, maxlen as usize) };
         // SAFETY: `ti` is the argument of the running hook, which is not the constructor. The

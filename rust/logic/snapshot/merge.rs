@@ -13,8 +13,8 @@
 //!
 //! | state | work | next state |
 //! | --- | --- | --- |
-//! | Stopped, Failed | none | Reading when started; Committing if a batch is in doubt |
-//! | Reading | read the last records: the batch | Preserving, Failed; Finished at the end |
+//! | Stopped, Failed | none | Reading; in doubt Committing, or Restoring for a write |
+//! | Reading | read the last records: the batch | Preserving, Stopped, Failed, Finished |
 //! | Preserving | copy the origin's data to other snapshots | Draining; Stopped by stop, pause |
 //! | Draining | queue new writes, wait for those in flight | Copying; Releasing by stop, pause |
 //! | Copying | copy the batch to the origin | Committing; Releasing if a copy fails |

@@ -225,6 +225,7 @@ impl CommitRuns {
 
     /// Returns the number of the next run to begin.
     fn next(&self) -> u32 {
+        // A load that is ordered after the change that the caller wants to be committed.
         self.begun.fetch_add(0, Full).wrapping_add(1)
     }
 

@@ -145,7 +145,9 @@ impl EraTarget {
                     Ok(FreeSpace::Enough) => marked.push(bio),
                     Ok(FreeSpace::Short) | Err(_) => refused.push(bio),
                 }
-                let _: FreeSpace = space?;
+                if let Err(error) = space {
+                    return Err(error);
+                }
             }
             // After a failure only a successful commit shows that the metadata works again.
             if md.is_dirty() || failed {

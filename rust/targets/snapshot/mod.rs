@@ -33,7 +33,8 @@
 //! | lists of bios and copies, `CowStore::live_target` | irq spinlocks | themselves | innermost |
 //!
 //! Nothing is allocated under a spinlock or `map_snapshots`. Under a mutex memory is allocated in a
-//! no-I/O scope, because reclaim may write to a device that waits for that mutex.
+//! no-I/O scope, because reclaim may write to a device that waits for that mutex
+//! (except in a store that is not shared yet).
 //!
 //! Behaviour towards users: `Documentation/snapshot.md`. C counterpart: `drivers/md/dm-snap.c`.
 

@@ -177,7 +177,7 @@ impl OriginGroup {
                 waiting_for_memory: Atomic::new(false),
                 members <- new_mutex!(Members::default(), "dm_snap_members"),
                 map_snapshots <- new_rw_sem!(KVVec::new(), "dm_snap_map_snapshots"),
-                deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_deferred"),
+                deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_group_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
             }),

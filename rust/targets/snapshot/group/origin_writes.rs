@@ -81,7 +81,7 @@ impl OriginGroup {
         while let Some(mut bio) = bios.pop() {
             let id = bio.per_bio().origin_id();
             let Some(origin) = members.origins.iter().find(|origin| origin.id() == id) else {
-                // BUG: device-mapper keeps a table as long as it has bios.
+                // Not reached: device-mapper keeps a table as long as it has bios.
                 bio.end(BlkStatus::IO_ERROR);
                 continue;
             };

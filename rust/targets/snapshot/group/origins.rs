@@ -28,6 +28,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     }, //
@@ -39,9 +43,12 @@ const PAIRING: &CStr = c"Snapshot cow pairing for exception table handover faile
 /// All origin groups.
 #[pin_data]
 pub(crate) struct Origins {
-    /// No other lock is taken under this one, so waiting for a group delays no other group.
+    /// No lock of a group is taken under this one, so waiting for a group delays no other group.
     #[pin]
     groups: Mutex<KVVec<GroupEntry>>,
+    /// Whether all three targets are registered. Before, a table that has found one of them is
+    /// refused: the others may belong to another module.
+    is_open: Atomic<bool>,
 }
 
 /// A group, and the number of its targets, those under construction included.
@@ -55,17 +62,30 @@ impl Origins {
     pub(crate) fn new() -> Result<Arc<Self>> {
         let origins = pin_init!(Origins {
             groups <- new_mutex!(KVVec::new(), "dm_snap_groups"),
+            is_open: Atomic::new(false),
         });
         Arc::pin_init(origins, GFP_KERNEL)
     }
 
+    /// Lets targets be constructed. Any context.
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Relaxed);
+    }
+
     /// Returns the group of an origin, for a target under construction, and makes it if there is
     /// none. May sleep. C counterparts: `__lookup_origin`, `register_snapshot`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` before [`open`](Self::open); `ENOMEM`.
     pub(in super::super) fn join(
         self: &Arc<Self>,
         builder: &TargetBuilder<'_>,
         number: u32,
     ) -> Result<Arc<OriginGroup>> {
+        if !self.is_open.load(Relaxed) {
+            return Err(EBUSY);
+        }
         // The next to take the lock may be about to resume the very device that reclaim would write
         // to.
         let _noio = NoIo::enter();

@@ -213,7 +213,7 @@ fn park_snapshot_write(
 ) {
     let chunk = snapshot.store().chunk_size().chunk(at);
     let Some(pending) = allocation.pending.get(seq) else {
-        // BUG: the exception was found under this lock.
+        // Not reached: the exception was found under this lock.
         drop(allocation);
         return bio.end(BlkStatus::IO_ERROR);
     };

@@ -10,7 +10,7 @@
 //! | preserve | Other snapshots of the origin get its data before the batch overwrites it. |
 //! | drain | New writes to the batch wait, earlier ones end: the copies see all of them. |
 //! | copy | The origin gets the data; until the records are zeroed, reads use the COW device. |
-//! | commit | The origin is flushed first: without the records nothing finds the data on the COW device. |
+//! | commit | The origin is flushed first: nothing finds data on the COW device without records. |
 //! | release | Waiting writes go on, to where the batch is now. |
 //!
 //! C counterparts: `snapshot_merge_next_chunks()` and `merge_callback()`.

@@ -396,8 +396,8 @@ impl MergeTarget {
             .wait_until(|| self.progress.lock().state.is_idle());
     }
 
-    /// Keeps the merge between two batches until the result is dropped: only then can another
-    /// snapshot of the origin become live. Waits until the batch has ended. May sleep.
+    /// Pauses the merge between two batches until the guard is dropped. Another snapshot of the
+    /// origin is activated only during a pause. Waits until the batch has ended. May sleep.
     pub(super) fn pause(self: Arc<Self>) -> MergePause {
         self.halt(MergeState::pause);
         MergePause(self)
