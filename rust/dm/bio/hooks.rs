@@ -100,8 +100,8 @@ impl<'a, D: PerBio> MapBio<'a, D> {
     /// Keeps the first `sectors` of the bio, and at least one. Device-mapper sends the rest as
     /// another bio. C counterpart: `dm_accept_partial_bio()`.
     ///
-    /// For reads, writes, writes of zeros and discards. Nothing changes if the bio is not longer, or if it is one of
-    /// several that device-mapper made of one request. Process context.
+    /// For reads, writes, writes of zeros and discards. Nothing changes if the bio is not longer,
+    /// or if it is one of several that device-mapper made of one request. Process context.
     pub(crate) fn accept_partial(&mut self, sectors: Sectors) {
         let all = self.bio.sectors();
         let sectors = sectors.max(Sectors(1));
