@@ -31,6 +31,42 @@ class Base:
         self.source, self.dest = self.box.ram(MIB), self.box.ram(MIB)
         self.meta = self.box.ram(16)
 
+    def compare_with_linear(self, title, unit, sizes, make):
+        """C and dm-rust alternately, as ratios to linear. `make(size)` is a context in which there
+        is a device with units of `size` sectors.
+        """
+        results, base = {}, {}
+        for _ in range(self.options.rounds):
+            with self.linear() as device:
+                for name, size, way in PATTERNS:
+                    base.setdefault(name, []).append(self.fio(device, size, way))
+            for impl in ("c", "rust"):
+                modules.use(impl, self.rust)
+                for units in sizes:
+                    with make(units) as device:
+                        for name, size, way in PATTERNS:
+                            results.setdefault((name, units, impl), []).append(
+                                self.fio(device, size, way)
+                            )
+        print(f"\n{title}, MiB/s and ratio to linear")
+        heading("pattern", unit, "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
+        for units in sizes:
+            for name, _, _ in PATTERNS:
+                line, c, rust = (
+                    statistics.median(v)
+                    for v in (base[name], results[name, units, "c"], results[name, units, "rust"])
+                )
+                row(
+                    name,
+                    f"{units // 2} KiB",
+                    f"{line:.0f}",
+                    f"{c:.0f}",
+                    f"{rust:.0f}",
+                    ratio(c, line),
+                    ratio(rust, line),
+                    ratio(rust, c),
+                )
+
     def fio(self, device, size, way, seconds=None):
         """Throughput in MiB/s."""
         result = self.job(

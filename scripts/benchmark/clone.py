@@ -1,12 +1,11 @@
 """Benchmarks of the clone target."""
 
 import contextlib
-import statistics
 import time
 
 from lib import dm, modules
 
-from .base import GIB, MIB, PATTERNS, SECTORS, Base, compare, heading, ratio, row
+from .base import GIB, MIB, SECTORS, Base, compare, heading, ratio, row
 
 
 class Clone(Base):
@@ -25,37 +24,9 @@ class Clone(Base):
 
     def hydrated(self):
         """A fully hydrated clone against linear, regions of 4 and 64 KiB."""
-        results, base = {}, {}
-        for _ in range(self.options.rounds):
-            with self.linear() as device:
-                for name, size, way in PATTERNS:
-                    base.setdefault(name, []).append(self.fio(device, size, way))
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for region in (8, 128):
-                    with self.clone(region, full=True) as device:
-                        for name, size, way in PATTERNS:
-                            results.setdefault((name, region, impl), []).append(
-                                self.fio(device, size, way)
-                            )
-        print("\nHydrated clone, MiB/s and ratio to linear")
-        heading("pattern", "region", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
-        for region in (8, 128):
-            for name, _, _ in PATTERNS:
-                line, c, rust = (
-                    statistics.median(v)
-                    for v in (base[name], results[name, region, "c"], results[name, region, "rust"])
-                )
-                row(
-                    name,
-                    f"{region // 2} KiB",
-                    f"{line:.0f}",
-                    f"{c:.0f}",
-                    f"{rust:.0f}",
-                    ratio(c, line),
-                    ratio(rust, line),
-                    ratio(rust, c),
-                )
+        self.compare_with_linear(
+            "Hydrated clone", "region", (8, 128), lambda region: self.clone(region, full=True)
+        )
 
     def unhydrated(self):
         """Reads from the source, and first writes: to whole regions (without a copy) and to parts

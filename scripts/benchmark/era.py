@@ -7,7 +7,7 @@ import time
 
 from lib import dm, eras, modules, wait
 
-from .base import GIB, MIB, PATTERNS, Base, compare, heading, ratio, row
+from .base import GIB, MIB, Base, compare, heading, ratio, row
 
 
 class Era(Base):
@@ -24,38 +24,14 @@ class Era(Base):
 
     def era_marked(self):
         """An era whose blocks are all marked, blocks of 4 and 64 KiB, against linear."""
-        results, base = {}, {}
-        for _ in range(self.options.rounds):
-            with self.linear() as device:
-                for name, size, way in PATTERNS:
-                    base.setdefault(name, []).append(self.fio(device, size, way))
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for block in (8, 128):
-                    with self.era(block) as device:
-                        device.fill(bytes(MIB << 20))
-                        for name, size, way in PATTERNS:
-                            results.setdefault((name, block, impl), []).append(
-                                self.fio(device, size, way)
-                            )
-        print("\nEra, all blocks marked, MiB/s and ratio to linear")
-        heading("pattern", "block", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
-        for block in (8, 128):
-            for name, _, _ in PATTERNS:
-                line, c, rust = (
-                    statistics.median(v)
-                    for v in (base[name], results[name, block, "c"], results[name, block, "rust"])
-                )
-                row(
-                    name,
-                    f"{block // 2} KiB",
-                    f"{line:.0f}",
-                    f"{c:.0f}",
-                    f"{rust:.0f}",
-                    ratio(c, line),
-                    ratio(rust, line),
-                    ratio(rust, c),
-                )
+
+        @contextlib.contextmanager
+        def marked(block):
+            with self.era(block) as device:
+                device.fill(bytes(MIB << 20))
+                yield device
+
+        self.compare_with_linear("Era, all blocks marked", "block", (8, 128), marked)
 
     def era_first(self):
         """First writes: each block once."""

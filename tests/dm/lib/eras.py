@@ -17,17 +17,7 @@ from .metadata import BLOCK, Damaged, _require
 
 MAGIC = 0x7EC1077B
 ENTRIES = 1018  # of the array, per block
-FIELDS = {  # name: (offset, format)
-    "csum": (0, "<I"),
-    "flags": (4, "<I"),
-    "blocknr": (8, "<Q"),
-    "uuid": (16, "16s"),
-    "magic": (32, "<Q"),
-    "version": (40, "<I"),
-    "nr_blocks": (44, "<Q"),
-    "nr_allocated": (52, "<Q"),
-    "bitmap_root": (60, "<Q"),
-    "ref_count_root": (68, "<Q"),
+FIELDS = metadata.HEAD_FIELDS | {  # name: (offset, format)
     "block_size": (172, "<I"),
     "metadata_block": (176, "<I"),
     "blocks": (180, "<I"),

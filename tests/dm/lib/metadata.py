@@ -24,7 +24,8 @@ SALT = {
 }
 WORDS = 509  # per array block
 PER_BITMAP = (BLOCK - 16) * 4  # blocks that one bitmap block covers
-FIELDS = {  # name: (offset, format)
+# The beginning of a superblock, of clones and eras.
+HEAD_FIELDS = {  # name: (offset, format)
     "csum": (0, "<I"),
     "flags": (4, "<I"),
     "blocknr": (8, "<Q"),
@@ -35,6 +36,8 @@ FIELDS = {  # name: (offset, format)
     "nr_allocated": (52, "<Q"),
     "bitmap_root": (60, "<Q"),
     "ref_count_root": (68, "<Q"),
+}
+FIELDS = HEAD_FIELDS | {
     "region_size": (172, "<Q"),
     "target_size": (180, "<Q"),
     "bitset_root": (188, "<Q"),
