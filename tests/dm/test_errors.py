@@ -265,7 +265,7 @@ def test_destination_flush_error(impl, clone_box, log, same):
     trio.write(clone, 40, pattern("lost in the cache?", 8))
     events, mark = clone.event, log.mark()
     fails(clone.flush)
-    assert clone.event == events + 1
+    wait.until(lambda: clone.event == events + 1, "an event")
     assert clone.look().mode == "ro"
     said = lines(log, clone, mark)
     assert said[:2] == [
@@ -429,7 +429,7 @@ def test_metadata_gone(impl, clone_box, log, same):
     assert "3 device-mapper: clone: <clone>: Aborting current metadata transaction" in said
     assert "3 device-mapper: clone: <clone>: Failed to abort metadata transaction" in said
     assert clone.status() == "Fail"
-    assert clone.event > events
+    wait.until(lambda: clone.event > events, "an event")
     same(clone.status())
     fails(clone.read, 0, 8)
     fails(clone.read, 40, 8)

@@ -177,7 +177,8 @@ def test_rw_after_a_metadata_error(impl, clone_box, log):
     trio.meta.heal()
     before = clone.event
     clone.message("rw")
-    assert clone.look().mode == "rw" and clone.event > before
+    assert clone.look().mode == "rw"
+    wait.until(lambda: clone.event > before, "an event")
     assert any("Switching to read-write mode" in line for line in log.dm())
     trio.write(clone, 80, pattern("two", 3))
     clone.flush()

@@ -8,7 +8,7 @@ from errno import EBUSY, EINVAL
 
 import pytest
 
-from lib import cow, modules
+from lib import cow, modules, wait
 from lib.box import assert_same, pattern
 from lib.snap_lines import GOOD, NOT_READ, NO_STORE, SIZE, reasons, refusal
 
@@ -202,6 +202,8 @@ def test_small_cow(impl, load, disks, box, same, sectors, error):
             assert full.errno == errno.EIO and (turn or not room)
             break
     assert snap.status() == "Invalid"
+    # Raised by a work item, perhaps after the write has failed.
+    wait.until(lambda: snap.event == 1, "an event")
     same(snap.event, "events")
 
 
