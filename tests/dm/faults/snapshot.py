@@ -471,6 +471,8 @@ class Snapshot(faults.Scenario):
                 "start": 10,
                 "work": 50,
             },
+            # Small objects need pages only while the slab caches have no free ones.
+            "pages": {"work": 0},
             "cow": {"create": 3, "open": 5, "adopt": 50, "life": 60},
             "cow-dead": {"life": 40},
             "cow-torn": {"life": 150},
