@@ -17,15 +17,36 @@
 //! nothing was in flight when the last one was read.
 //!
 //! SRCU could count as well: `srcu_down_read_fast()` and `srcu_up_read_fast()` allow a reader to
-//! end in another context than it began, and both increment a per-CPU counter, as here. Its grace
-//! period is what does not fit (from the source of 7.3, not measured):
+//! end in another context than it began, and both increment a per-CPU counter, as here. A variant
+//! with one `srcu_struct`, whose drain is a `call_srcu()` and a killable completion, was measured
+//! with kernel 7.3 beside this file, alternately in one guest. Medians, to be read as ratios: the
+//! stock kernel ran emulated on two CPUs, and the machine was not idle.
 //!
-//! - `synchronize_srcu()` cannot be killed, but a write to a hung device never ends. After a
-//!   `call_srcu()` whose waiter was killed, the destructor would have to call `srcu_barrier()`.
+//! | what | here | SRCU |
+//! | --- | --- | --- |
+//! | enter and leave, emulated | 150 ns | 43 ns |
+//! | about the same instructions in user space, not emulated | 6.6 ns | 2.6 ns |
+//! | 4 KiB write to a marked block, depth 1 (linear: 35 to 127 µs) | 26 to 83 µs | 28 to 61 µs |
+//! | `checkpoint`, idle | 12 ms | 36 ms |
+//! | `checkpoint`, during writes | 21 ms | 59 ms |
+//! | `checkpoint` returns after a hung write has ended | 15 ms | 40 ms |
+//! | a write hangs: how often kernel threads run, without a `checkpoint` | 5.2 /s | 6.5 /s |
+//! | the same, `checkpoint` waits | 5.7 /s | 118 /s |
+//! | the same, its sender was killed | 5.2 /s | 115 /s |
+//!
+//! In User Mode Linux, with the SRCU for one CPU: `checkpoint` 1.3 and 9.7 ms, threads with a
+//! killed sender 1.0 and 11 /s. Either way a killed sender ended within 30 ms, and no
+//! difference was seen in the removal of the device after the hung write. So SRCU saves about four
+//! nanoseconds of each write, and a checkpoint takes three times as long:
+//!
 //! - Each look at the counters of fast readers takes an RCU grace period, and a grace period of
-//!   SRCU takes at least two looks. A drain takes one.
-//! - SRCU looks again and again until the last reader has left, for ever if a write hangs. Here the
-//!   last one that leaves wakes the drain.
+//!   SRCU takes at least two looks, and delays of a tick. A drain takes one RCU grace period.
+//!   With `srcu_expedite_current()` an idle `checkpoint` takes as long as here, but it interrupts
+//!   all CPUs, and a hung write costs as many looks.
+//! - SRCU looks again and again until the last reader has left, for ever if a write hangs, even
+//!   when the sender was killed. Here the last one that leaves wakes the drain.
+//! - The destructor would have to wait with `srcu_barrier()` for the callback of a killed sender.
+//! - A CPU has 448 bytes for each `srcu_struct`; here it has 16.
 
 use crate::bindings;
 use core::ptr::NonNull;
