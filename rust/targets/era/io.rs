@@ -140,13 +140,13 @@ impl EraTarget {
             batch.append(&mut marked);
             batch.append(&mut refused);
             while let Some(bio) = batch.pop() {
-                let space = md.mark(self.blocks_touched(&bio));
-                match space {
+                match md.mark(self.blocks_touched(&bio)) {
                     Ok(FreeSpace::Enough) => marked.push(bio),
-                    Ok(FreeSpace::Short) | Err(_) => refused.push(bio),
-                }
-                if let Err(error) = space {
-                    return Err(error);
+                    Ok(FreeSpace::Short) => refused.push(bio),
+                    Err(error) => {
+                        refused.push(bio);
+                        return Err(error);
+                    }
                 }
             }
             // After a failure only a successful commit shows that the metadata works again.
