@@ -192,3 +192,10 @@ need_mmdebstrap() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get -qy install --no-install-recommends mmdebstrap debian-archive-keyring
 }
+
+# Called by mmdebstrap before it loads the package lists.
+hook_backports() {
+    [[ $suite == trixie ]] || return 0
+    sed -n 's/ trixie / trixie-backports /p' "$1/etc/apt/sources.list" \
+        >"$1/etc/apt/sources.list.d/backports.list"
+}
