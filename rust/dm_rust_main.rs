@@ -157,7 +157,12 @@ impl SnapshotTargets {
 
     /// Adds the types to the parameter `serves`. Returns whether they are registered.
     fn show(&self) -> bool {
-        self.is_complete() && show(&self.snapshot) & show(&self.origin) & show(&self.merge)
+        if self.is_complete() {
+            show(&self.snapshot);
+            show(&self.origin);
+            show(&self.merge);
+        }
+        self.is_complete()
     }
 }
 
