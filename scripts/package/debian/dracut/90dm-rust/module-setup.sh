@@ -17,7 +17,12 @@ installkernel() {
     hostonly='' instmods dm_rust
 }
 
-# called by dracut: modprobe's "install" lines come with the kernel-modules module
+# called by dracut: its kernel-modules brings the "install" lines; but of /etc/modprobe.d, where
+# dm-rust-ctl and the parameter "targets" choose, an initramfs that is not for one host has nothing.
 install() {
-    :
+    local file
+    for file in /etc/modprobe.d/*.conf; do
+        [[ $file == */dm-rust.conf ]] || grep -qs 'dm[-_]rust' "$file" || continue
+        inst_simple "$file"
+    done
 }
