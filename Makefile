@@ -39,8 +39,10 @@ soak:
 campaign:
 	@HOURS='$(or $(HOURS),1)' scripts/test campaign
 
-bench: modules
-	@scripts/vm --module none --memory 6G --timeout 7200 -- scripts/bench $(BENCH)
+bench: $(if $(KERNEL),,modules)
+	@$(if $(KERNEL),scripts/build --kernel $(KERNEL) modules)
+	@scripts/vm --kernel $(or $(KERNEL),stock) --module none --memory 6G --timeout 14400 -- \
+		scripts/bench $(BENCH)
 
 lvm-test:
 	@scripts/lvm-test $(T)
@@ -86,7 +88,8 @@ help:
 	@echo 'make soak SECONDS=600 [SEED=N] [KERNEL=uml|debug]   random events against a model'
 	@echo 'make campaign HOURS=8   soak, crowds, power cuts and faults (every n) alternately, with'
 	@echo '                 new seeds'
-	@echo 'make bench       dm-rust, C and linear side by side, as ratios; options: BENCH="--help"'
+	@echo 'make bench       dm-rust, C and linear side by side, as ratios; options: BENCH="--help",'
+	@echo '                 KERNEL=native'
 	@echo 'make lvm-test    tests of LVM2 itself that use thick snapshots; T="NAME...", MERGE=1,'
 	@echo '                 IMPL=c, KERNEL=uml'
 	@echo 'make deb         the Debian packages, into .build/; make test-install: install them in a'

@@ -121,7 +121,8 @@ toolchain() {
     cat "$1/etc/dm-rust-kernel"
 }
 
-# kernel_make NAME: the arguments of make for a kernel (stock, debug, uml or arm), one per line.
+# kernel_make NAME: the arguments of make for a kernel (stock, debug, uml, native or arm), one per
+# line.
 # Without -mlarge-data-threshold clang puts data of User Mode Linux into sections that its linker
 # script does not know, where kmemleak does not look.
 kernel_make() {
@@ -129,12 +130,12 @@ kernel_make() {
     case $1 in
     stock) [[ $arch == amd64 ]] || printf '%s\n' "ARCH=$arch" CROSS_COMPILE=aarch64-linux-gnu- ;;
     debug) echo LLVM=1 ;;
-    uml)
+    uml | native)
         printf '%s\n' ARCH=um LLVM=1 \
             'CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument'
         ;;
     arm) printf '%s\n' ARCH=arm LLVM=1 ;;
-    *) die "no kernel '$1': stock, debug, uml or arm" ;;
+    *) die "no kernel '$1': stock, debug, uml, native or arm" ;;
     esac
 }
 

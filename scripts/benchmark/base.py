@@ -1,12 +1,16 @@
-"""What all benchmarks share: the devices, fio, rounds, and tables of results."""
+"""What all benchmarks share: the devices, fio, and turns."""
 
 import contextlib
+import hashlib
 import json
-import statistics
+import os
 import subprocess
+import time
 
 from lib import box as boxes
 from lib import dm, modules
+
+from .table import Report, Table
 
 MIB = 200
 SECTORS = MIB * 2048
@@ -24,6 +28,17 @@ class Base:
         self.options = options
         self.rust = modules.rust_file()
         assert self.rust, "dm_rust.ko was not found: build it with 'make'"
+        self.report = Report(
+            options.json,
+            {
+                "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+                "kernel": " ".join(os.uname()[i] for i in (2, 3, 4)),
+                "cpus": os.cpu_count(),
+                "module": hashlib.sha256(self.rust.read_bytes()).hexdigest()[:12],
+                "parameters": vars(options),
+            },
+        )
+        self.part = None
         modules.run("modprobe", "-a", "dm-mod", "configfs", "loop")
         modules.run("modprobe", "brd", "rd_nr=0")
         modules.run("modprobe", "null_blk", "nr_devices=0")
@@ -31,55 +46,60 @@ class Base:
         self.source, self.dest = self.box.ram(MIB), self.box.ram(MIB)
         self.meta = self.box.ram(16)
 
-    def compare_with_linear(self, title, unit, sizes, make):
-        """C and dm-rust alternately, as ratios to linear. `make(size)` is a context in which there
-        is a device with units of `size` sectors.
+    def run(self, part):
+        self.part = part
+        getattr(self, part)()
+
+    def show(self, *tables):
+        self.report.show(self.part, *tables)
+
+    def turns(self, rounds=None):
+        """The turns of all rounds: in each, C, dm-rust, and C again, for its distance from
+        itself.
         """
-        results, base = {}, {}
-        for _ in range(self.options.rounds):
-            with self.linear() as device:
-                for name, size, way in PATTERNS:
-                    base.setdefault(name, []).append(self.fio(device, size, way))
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for units in sizes:
-                    with make(units) as device:
-                        for name, size, way in PATTERNS:
-                            results.setdefault((name, units, impl), []).append(
-                                self.fio(device, size, way)
-                            )
-        print(f"\n{title}, MiB/s and ratio to linear")
-        heading("pattern", unit, "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
-        for units in sizes:
-            for name, _, _ in PATTERNS:
-                line, c, rust = (
-                    statistics.median(v)
-                    for v in (base[name], results[name, units, "c"], results[name, units, "rust"])
-                )
-                row(
-                    name,
-                    f"{units // 2} KiB",
-                    f"{line:.0f}",
-                    f"{c:.0f}",
-                    f"{rust:.0f}",
-                    ratio(c, line),
-                    ratio(rust, line),
-                    ratio(rust, c),
-                )
+        for _ in range(rounds or self.options.rounds):
+            for turn in ("C", "Rust", "C again"):
+                modules.use("rust" if turn == "Rust" else "c", self.rust, *self.options.set)
+                yield turn
+
+    def compare(self, title, unit, cases, measure, less=False):
+        """A table of cases {row: arguments of `measure`}."""
+        table = Table(title, unit, less)
+        for turn in self.turns():
+            for row, arguments in cases.items():
+                table.add(row, turn, measure(*arguments))
+        self.show(table)
+
+    def compare_with_linear(self, title, unit, sizes, make):
+        """`make(size)` is a context in which there is a device with units of `size` sectors."""
+        table = Table(title, "MiB/s")
+        for turn in self.turns():
+            if turn == "C":
+                with self.linear() as device:
+                    base = {name: self.fio(device, size, way) for name, size, way in PATTERNS}
+            for units in sizes:
+                with make(units) as device:
+                    for name, size, way in PATTERNS:
+                        row = f"{unit} of {units // 2} KiB, {name}"
+                        table.add(row, turn, self.fio(device, size, way))
+                        if turn == "C":
+                            table.add(row, "linear", base[name])
+        self.show(table)
 
     def fio(self, device, size, way, seconds=None):
         """Throughput in MiB/s."""
-        result = self.job(
-            device,
-            f"--bs={size}",
-            f"--rw={way}",
-            f"--size={MIB}m",
-            "--iodepth=8",
-            "--time_based",
-            "--norandommap",
-            f"--runtime={seconds or self.options.seconds}",
+        return speed(
+            self.job(
+                device,
+                f"--bs={size}",
+                f"--rw={way}",
+                f"--size={MIB}m",
+                "--iodepth=8",
+                "--time_based",
+                "--norandommap",
+                f"--runtime={seconds or self.options.seconds}",
+            )
         )
-        return (result["read"]["bw_bytes"] + result["write"]["bw_bytes"]) / (1 << 20)
 
     def job(self, device, *words):
         """The result of an fio job."""
@@ -89,7 +109,7 @@ class Base:
         """The results of fio jobs; options before the first name apply to all of them."""
         command = [
             "fio",
-            f"--filename={device.path}",
+            *([f"--filename={device.path}"] if device else []),
             "--direct=1",
             "--ioengine=libaio",
             "--randrepeat=1",
@@ -109,32 +129,7 @@ class Base:
         finally:
             device.remove()
 
-    def rounds(self, rows, measures):
-        """Measures each row on each implementation once per round; returns the medians."""
-        found = {}
-        for _ in range(self.options.rounds):
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for row in rows:
-                    found.setdefault((row, impl), []).append(measures(row, impl))
-        return {key: statistics.median(values) for key, values in found.items()}
 
-
-def ratio(a, b):
-    return f"{a / b:.2f}" if b else "-"
-
-
-def row(*cells):
-    print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def heading(*cells):
-    row(*cells)
-    row(*["---"] * len(cells))
-
-
-def compare(cases, found, name, unit):
-    heading("what", f"C {unit}", f"Rust {unit}", "Rust/C")
-    for case in cases:
-        c, rust = found[case, "c"], found[case, "rust"]
-        row(name(case), f"{c:.1f}", f"{rust:.1f}", ratio(rust, c))
+def speed(result):
+    """MiB/s of an fio job."""
+    return (result["read"]["bw_bytes"] + result["write"]["bw_bytes"]) / (1 << 20)

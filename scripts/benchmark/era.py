@@ -5,9 +5,10 @@ import os
 import statistics
 import time
 
-from lib import dm, eras, modules, wait
+from lib import dm, eras, wait
 
-from .base import GIB, MIB, Base, compare, heading, ratio, row
+from .base import GIB, MIB, Base, speed
+from .table import Table
 
 
 class Era(Base):
@@ -35,29 +36,28 @@ class Era(Base):
 
     def era_first(self):
         """First writes: each block once."""
-        cases = [
-            ("4k random, depth 1, blocks of 4 KiB", "4k", "randwrite", 1, 8, 8),
-            ("4k random, depth 32, blocks of 4 KiB", "4k", "randwrite", 32, 32, 8),
-            ("4k sequential, depth 32, blocks of 4 KiB", "4k", "write", 32, 32, 8),
-            ("4k random, depth 32, blocks of 64 KiB", "4k", "randwrite", 32, 8, 128),
-            ("1m sequential, depth 8, blocks of 4 KiB", "1m", "write", 8, MIB, 8),
-        ]
+        cases = {
+            "4k random, depth 1, blocks of 4 KiB": ("4k", "randwrite", 1, 8, 8),
+            "4k random, depth 32, blocks of 4 KiB": ("4k", "randwrite", 32, 32, 8),
+            "4k sequential, depth 32, blocks of 4 KiB": ("4k", "write", 32, 32, 8),
+            "4k random, depth 32, blocks of 64 KiB": ("4k", "randwrite", 32, 8, 128),
+            "1m sequential, depth 8, blocks of 4 KiB": ("1m", "write", 8, MIB, 8),
+        }
 
-        def measure(case, impl):
-            _, size, way, depth, mib, block = case
+        def measure(size, way, depth, mib, block):
             with self.era(block) as device:
-                return self.job(
-                    device,
-                    f"--bs={size}",
-                    f"--rw={way}",
-                    f"--size={MIB}m",
-                    f"--io_size={mib}m",
-                    f"--iodepth={depth}",
-                )["write"]["bw_bytes"] / (1 << 20)
+                return speed(
+                    self.job(
+                        device,
+                        f"--bs={size}",
+                        f"--rw={way}",
+                        f"--size={MIB}m",
+                        f"--io_size={mib}m",
+                        f"--iodepth={depth}",
+                    )
+                )
 
-        found = self.rounds(cases, measure)
-        print("\nEra, first writes, MiB/s")
-        compare(cases, found, lambda case: case[0], "MiB/s")
+        self.compare("Era, first writes", "MiB/s", cases, measure)
 
     @contextlib.contextmanager
     def large_era(self):
@@ -71,18 +71,17 @@ class Era(Base):
 
     def era_checkpoint(self):
         """The duration of a checkpoint, alone and during first writes, and of these writes."""
-        found = {}
-        for impl in ("c", "rust"):
-            modules.use(impl, self.rust)
+        table = Table(f"Era of {self.options.gib} GiB in blocks of 64 KiB", "seconds", less=True)
+        for turn in self.turns(1):
             start = time.monotonic()
             with self.large_era() as device:
-                found["activation", impl] = time.monotonic() - start
+                table.add("activation", turn, time.monotonic() - start)
                 times = []
                 for _ in range(10):
                     start = time.monotonic()
                     device.message("checkpoint")
                     times.append(time.monotonic() - start)
-                found["checkpoint, idle", impl] = statistics.median(times)
+                table.add("checkpoint, idle", turn, statistics.median(times))
                 work = wait.Background(
                     self.job,
                     device,
@@ -100,26 +99,26 @@ class Era(Base):
                     device.message("checkpoint")
                     times.append(time.monotonic() - start)
                     time.sleep(0.1)
-                found["checkpoint, during first writes", impl] = statistics.median(times)
+                table.add("checkpoint, during first writes", turn, statistics.median(times))
                 latency = work.result()["write"]["clat_ns"]
-                found["first write, median", impl] = latency["percentile"]["50.000000"] / 1e9
-                found["first write, 99th percentile", impl] = (
-                    latency["percentile"]["99.000000"] / 1e9
-                )
-                found["first write, longest", impl] = latency["max"] / 1e9
-        print(f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, seconds")
-        heading("what", "C", "Rust", "C/Rust")
-        for what in dict.fromkeys(what for what, _ in found):
-            c, rust = found[what, "c"], found[what, "rust"]
-            row(what, f"{c:.5f}", f"{rust:.5f}", ratio(c, rust))
+                for what, nanoseconds in (
+                    ("median", latency["percentile"]["50.000000"]),
+                    ("99th percentile", latency["percentile"]["99.000000"]),
+                    ("longest", latency["max"]),
+                ):
+                    table.add(f"first write, {what}", turn, nanoseconds / 1e9)
+        self.show(table)
 
     def era_digestion(self):
         """CPU time until the machine is idle again after the end of eras, empty ones and one with
         marks.
         """
-        found = {}
-        for impl in ("c", "rust"):
-            modules.use(impl, self.rust)
+        table = Table(
+            f"Era of {self.options.gib} GiB in blocks of 64 KiB, kernel until all is digested",
+            "CPU seconds",
+            less=True,
+        )
+        for turn in self.turns(1):
             with self.large_era() as device:
                 quiet()
                 for what, writes in (
@@ -141,15 +140,8 @@ class Era(Base):
                     for _ in range(3):
                         device.message("checkpoint")
                     quiet()
-                    found[what, impl] = busy() - before
-        print(
-            f"\nEra of {self.options.gib} GiB in blocks of 64 KiB, "
-            "CPU seconds of the kernel until all is digested"
-        )
-        heading("what", "C", "Rust", "C/Rust")
-        for what in dict.fromkeys(what for what, _ in found):
-            c, rust = found[what, "c"], found[what, "rust"]
-            row(what, f"{c:.2f}", f"{rust:.2f}", ratio(c, rust))
+                    table.add(what, turn, busy() - before)
+        self.show(table)
 
 
 def busy():

@@ -4,12 +4,12 @@ import array
 import contextlib
 import functools
 import random
-import statistics
 import time
 
-from lib import cow, dm, modules, snaps
+from lib import cow, dm, snaps
 
-from .base import MIB, SECTORS, Base, heading, ratio, row
+from .base import MIB, SECTORS, Base, speed
+from .table import Table
 
 
 class Snapshot(Base):
@@ -44,54 +44,36 @@ class Snapshot(Base):
         with self.origin(1, size, image) as origin:
             yield origin.snapshots[0]
 
-    def beside_linear(self, cases):
-        """Runs the jobs of each case on linear, on C and on dm-rust once per round, for a third of
-        the time, since there are many; no job accesses a block twice. cases: [(call that makes the
-        device, {row: job})].
+    def beside_linear(self, title, cases):
+        """Runs the jobs of each case on linear once per round and on the targets in each turn, for
+        a third of the time, since there are many; no job accesses a block twice. cases: [(call that
+        makes the device, {row: job})].
         """
-        found = {}
+        table = Table(title, "MiB/s")
 
         def run(device, jobs):
             words = [word for job in jobs for word in ("--name=bench", "--stonewall", *job.split())]
-            results = self.jobs(
-                device, f"--size={MIB}m", f"--runtime={self.options.seconds / 3}", *words
-            )
-            return [
-                (result["read"]["bw_bytes"] + result["write"]["bw_bytes"]) / (1 << 20)
-                for result in results
-            ]
+            options = f"--size={MIB}m", f"--runtime={self.options.seconds / 3}"
+            return map(speed, self.jobs(device, *options, *words))
 
         _ = self.cows  # created before the measurements
-        for _ in range(self.options.rounds):
-            jobs = list(dict.fromkeys(job for _, rows in cases for job in rows.values()))
-            with self.linear() as device:
-                base = dict(zip(jobs, run(device, jobs)))
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for make, rows in cases:
-                    with make() as device:
-                        for name, speed in zip(rows, run(device, rows.values())):
-                            found.setdefault((name, impl), []).append(speed)
-                            found.setdefault((name, "linear"), []).append(base[rows[name]])
-        heading("what", "linear", "C", "Rust", "C/linear", "Rust/linear", "Rust/C")
-        for name in dict.fromkeys(name for name, _ in found):
-            line, c, rust = (
-                statistics.median(found[name, impl]) for impl in ("linear", "c", "rust")
-            )
-            row(
-                name,
-                f"{line:.1f}",
-                f"{c:.1f}",
-                f"{rust:.1f}",
-                ratio(c, line),
-                ratio(rust, line),
-                ratio(rust, c),
-            )
+        jobs = list(dict.fromkeys(job for _, rows in cases for job in rows.values()))
+        for turn in self.turns():
+            if turn == "C":
+                with self.linear() as device:
+                    base = dict(zip(jobs, run(device, jobs)))
+            for make, rows in cases:
+                with make() as device:
+                    for name, value in zip(rows, run(device, rows.values())):
+                        table.add(name, turn, value)
+                        if turn == "C":
+                            table.add(name, "linear", base[rows[name]])
+        self.show(table)
 
     def snapshot_first(self):
         """First writes to an origin: each chunk once."""
-        print("\nOrigin, first writes, 4k random, chunks of 4 KiB, MiB/s")
         self.beside_linear(
+            "Origin, first writes, 4k random, chunks of 4 KiB",
             [
                 (
                     functools.partial(self.origin, number),
@@ -106,14 +88,14 @@ class Snapshot(Base):
                     },
                 )
                 for number in (0, 1, 2, 4, 8)
-            ]
+            ],
         )
 
     def snapshot_again(self):
         """Writes to an origin whose chunks have all been copied."""
         image = cow.metadata(8, cow.numbered(range(SECTORS // 8), 8))
-        print("\nOrigin, all copied, chunks of 4 KiB, MiB/s")
         self.beside_linear(
+            "Origin, all copied, chunks of 4 KiB",
             [
                 (
                     functools.partial(self.origin, number, image=image),
@@ -130,7 +112,7 @@ class Snapshot(Base):
                     },
                 )
                 for number in (1, 8)
-            ]
+            ],
         )
 
     def snapshot_copied(self):
@@ -160,8 +142,7 @@ class Snapshot(Base):
                         },
                     )
                 )
-        print("\nSnapshot, which chunks have been copied, and their size; MiB/s")
-        self.beside_linear(cases)
+        self.beside_linear("Snapshot, which chunks have been copied, and their size", cases)
 
     def snapshot_metadata(self):
         """The cost of exceptions besides their data: bytes of metadata, and reads of the origin."""
@@ -170,9 +151,10 @@ class Snapshot(Base):
             for size in (8, 128)
             for depth, number in ((1, 1), (32, 1), (32, 8))
         ]
-        found = {}
-        for impl in ("c", "rust"):
-            modules.use(impl, self.rust)
+        title = "Origin, first writes, 4k random, per exception"
+        size_table = Table(f"{title}: metadata on each COW device", "bytes", less=True)
+        read_table = Table(f"{title}: how often a chunk is read", "reads", less=True)
+        for turn in self.turns(1):
             for size, depth, number in cases:
                 with self.origin(number, size) as origin:
                     before, source = self.cows[0].stats(), self.dest.stats()
@@ -187,30 +169,16 @@ class Snapshot(Base):
                     exceptions = origin.snapshots[0].exceptions()
                     written = (self.cows[0].stats() - before).write_sectors
                     read = (self.dest.stats() - source).read_sectors
-                found[size, depth, number, impl] = (
-                    written / exceptions - size
-                ) * 512, read / exceptions / size
-        print(
-            "\nOrigin, first writes, 4k random: metadata on each COW device, "
-            "and how often a chunk is read, per exception"
-        )
-        heading("what", "C, bytes", "Rust, bytes", "C/Rust", "C, reads", "Rust, reads")
-        for size, depth, number in cases:
-            (c, c_reads), (rust, reads) = (
-                found[size, depth, number, impl] for impl in ("c", "rust")
-            )
-            row(
-                f"chunks of {size // 2} KiB, depth {depth}, snapshots: {number}",
-                f"{c:.0f}",
-                f"{rust:.0f}",
-                ratio(c, rust),
-                f"{c_reads:.2f}",
-                f"{reads:.2f}",
-            )
+                row = f"chunks of {size // 2} KiB, depth {depth}, snapshots: {number}"
+                size_table.add(row, turn, (written / exceptions - size) * 512)
+                read_table.add(row, turn, read / exceptions / size)
+        self.show(size_table, read_table)
 
     def snapshot_opening(self):
         """Loading a million exceptions, and the memory that they take."""
-        count, chunks, found = 1 << 20, self.options.gib << 18, {}
+        count, chunks = 1 << 20, self.options.gib << 18
+        title = f"Loading {count} exceptions, chunks of 4 KiB"
+        times, memory = Table(title, "seconds", less=True), Table(title, "MiB", less=True)
         most = cow.per_area(8)
         store = self.box.ram((cow.needed(count, 8) >> 8) + 1, discard=False)
         store.write(0, cow.header(8).ljust(512, b"\0"))
@@ -228,78 +196,43 @@ class Snapshot(Base):
                     here[1::2] = array.array("Q", range(first, first + most))
                     store.write(cow.area_at(area, 8) * 8, here.tobytes())
                 store.close()
-                for _ in range(self.options.rounds):
-                    for impl in ("c", "rust"):
-                        modules.use(impl, self.rust)
-                        device, before = dm.Mapped(), kernel_memory()
-                        start = time.monotonic()
-                        device.load(f"0 {chunks * 8} snapshot {origin.dev} {store.dev} P 8")
-                        found.setdefault((f"{words}, seconds", impl), []).append(
-                            time.monotonic() - start
-                        )
-                        found.setdefault((f"{words}, MiB of memory", impl), []).append(
-                            (kernel_memory() - before) / (1 << 20)
-                        )
-                        device.remove()
+                for turn in self.turns():
+                    device, before = dm.Mapped(), kernel_memory()
+                    start = time.monotonic()
+                    device.load(f"0 {chunks * 8} snapshot {origin.dev} {store.dev} P 8")
+                    times.add(words, turn, time.monotonic() - start)
+                    memory.add(words, turn, (kernel_memory() - before) / (1 << 20))
+                    device.remove()
         finally:
             origin.remove()
-        print(f"\nLoading {count} exceptions, chunks of 4 KiB")
-        heading("what", "C", "Rust", "C/Rust")
-        for what in dict.fromkeys(what for what, _ in found):
-            c, rust = (statistics.median(found[what, impl]) for impl in ("c", "rust"))
-            row(what, f"{c:.2f}", f"{rust:.2f}", ratio(c, rust))
+        self.show(times, memory)
 
     def snapshot_merge(self):
         """Merging, and the longest write to chunks that are merged; finally on disks with slow
         flushes.
         """
-        found, cases = {}, [
-            (size, words) for size in (8, 128) for words in ("in order", "at random")
-        ]
+        cases = [(size, words) for size in (8, 128) for words in ("in order", "at random")]
+        speeds = Table("Merging", "MiB/s")
+        stalls = Table("Merging, longest write to chunks that are merged", "ms", less=True)
+        slow_speeds = Table("Merging at random on disks with flushes of 4 ms", "chunks of 4 KiB/s")
         slow = [
             dm.Mapped(f"0 {SECTORS} delay {disk.dev} 0 0 {disk.dev} 0 0 {disk.dev} 0 4")
             for disk in (self.box.ram(MIB, cache=True), self.box.ram(MIB, cache=True))
         ]
-        for _ in range(self.options.rounds):
-            for impl in ("c", "rust"):
-                modules.use(impl, self.rust)
-                for size, words in cases:
-                    count = min(SECTORS // size, 1 << 14) // 2
-                    for stalls in False, True:
-                        seconds, stall = self.merge(
-                            self.dest, self.cows[0], size, words, count, stalls
-                        )
-                        speed = count * size / 2048 / seconds
-                        for what, value in (
-                            (("MiB/s", speed),)
-                            if not stalls
-                            else (("longest write, ms", stall * 1000),)
-                        ):
-                            found.setdefault((size, words, what, impl), []).append(value)
-                seconds, _ = self.merge(*slow, 8, "at random", 512)
-                found.setdefault(("slow", impl), []).append(512 / seconds)
+        for turn in self.turns():
+            for size, words in cases:
+                row = f"chunks of {size // 2} KiB, {words}"
+                count = min(SECTORS // size, 1 << 14) // 2
+                disks = self.dest, self.cows[0]
+                seconds, _ = self.merge(*disks, size, words, count)
+                speeds.add(row, turn, count * size / 2048 / seconds)
+                _, stall = self.merge(*disks, size, words, count, writes=True)
+                stalls.add(row, turn, stall * 1000)
+            seconds, _ = self.merge(*slow, 8, "at random", 512)
+            slow_speeds.add("512 chunks", turn, 512 / seconds)
         for device in slow:
             device.remove()
-        print("\nMerging")
-        heading("what", "C", "Rust", "Rust/C")
-        for size, words in cases:
-            for what in "MiB/s", "longest write, ms":
-                c, rust = (
-                    statistics.median(found[size, words, what, impl]) for impl in ("c", "rust")
-                )
-                row(
-                    f"chunks of {size // 2} KiB, {words}: {what}",
-                    f"{c:.1f}",
-                    f"{rust:.1f}",
-                    ratio(rust, c),
-                )
-        c, rust = (statistics.median(found["slow", impl]) for impl in ("c", "rust"))
-        row(
-            "chunks of 4 KiB, at random, flushes of 4 ms: chunks/s",
-            f"{c:.0f}",
-            f"{rust:.0f}",
-            ratio(rust, c),
-        )
+        self.show(speeds, stalls, slow_speeds)
 
     @staticmethod
     def merge(origin, disk, size, words, count, writes=False):

@@ -13,9 +13,11 @@ caller if standard output is a terminal, otherwise "dumb".
   --kernel debug      an x86 kernel with KASAN, lockdep, kmemleak, debug objects and fault
                       injection, in QEMU
   --kernel uml        User Mode Linux with the same except lockdep; one CPU, as fast as the host
-                      Both kernels are built on first use (make debug-kernel), and the module for
-                      them each time. They refuse to run COMMAND with a sanitizer off, and check for
-                      leaks after it, which takes five seconds
+                      These two refuse to run COMMAND with a sanitizer off, and check for leaks
+                      after it, which takes five seconds
+  --kernel native     User Mode Linux without any of that, to measure
+                      All but stock are built on first use (make debug-kernel), and the module for
+                      them each time
   --arch arm64        the stock kernel of another architecture, emulated; the same as ARCH=arm64 in
                       the environment
   --no-leak-check     do not check for leaks, and run with kmemleak off, which is faster
@@ -84,6 +86,7 @@ MACHINES = {
     ),
     "arm64": Machine("qemu-system-aarch64", "virt", "max,pauth-impdef=on", "console=ttyAMA0"),
 }
+UML = ("uml", "native")  # kernels that are processes of the host
 KVM_TRIAL_SECONDS = 20
 KEEP_SECONDS = 3 * 24 * 3600
 
@@ -97,7 +100,7 @@ def arguments():
     parser.add_argument("--guest", help=argparse.SUPPRESS)
     parser.add_argument("--tree", help=argparse.SUPPRESS)
     parser.add_argument("--arch", choices=MACHINES, default="amd64")
-    parser.add_argument("--kernel", choices=["stock", "debug", "uml"], default="stock")
+    parser.add_argument("--kernel", choices=["stock", "debug", *UML], default="stock")
     parser.add_argument("--no-leak-check", action="store_true")
     parser.add_argument("--expect", action="append", default=[])
     parser.add_argument("--cpus", type=int, default=2)
@@ -155,6 +158,8 @@ class Run:
             for name, value in [
                 ("project", PROJECT),
                 ("kernel", options.kernel),
+                ("uml", "1" if options.kernel in UML else ""),
+                ("sanitizers", "1" if options.kernel in ("debug", "uml") else ""),
                 ("module", options.module),
                 ("ko", options.ko),
                 ("example", os.environ["DM_RUST_EXAMPLE_KO"]),
@@ -299,7 +304,7 @@ class Run:
         pipes = [os.pipe() for _ in range(3)]
         writers = [writer for _, writer in pipes]
         libc = ctypes.CDLL(None)
-        uml = self.options.kernel == "uml"
+        uml = self.options.kernel in UML
         console = os.open(self.console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.machine = subprocess.Popen(
             (self.uml_command if uml else self.qemu_command)(*writers),
@@ -340,7 +345,17 @@ class Run:
             with open(f"{self.dir}/status") as file:
                 return int(file.read()), None
         except (OSError, ValueError):
-            return KERNEL_FAILED, "the guest died"
+            return KERNEL_FAILED, "the guest died" + self.map_count()
+
+    def map_count(self):
+        """Each page of a process in User Mode Linux may be a mapping of the host."""
+        with open("/proc/sys/vm/max_map_count") as file:
+            count = int(file.read())
+        if self.options.kernel not in UML or count >= 1 << 20:
+            return ""
+        return (
+            f"; if by a large process: sysctl vm.max_map_count=4000000 on this machine (is {count})"
+        )
 
     def reports(self):
         with open(self.console, errors="replace") as file:
@@ -421,7 +436,7 @@ def main():
     options = arguments()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    run = Run(options, "uml" if options.kernel == "uml" else accelerator(options))
+    run = Run(options, "uml" if options.kernel in UML else accelerator(options))
     try:
         run.start()
         status, reason = run.wait(options.timeout)

@@ -218,12 +218,22 @@ _NULL_BLK = Path("/sys/kernel/config/nullb")
 
 class Ram(Block):
     """A null_blk disk that keeps its data in memory. With `cache` it has a volatile write cache, so
-    that flushes reach it.
+    that flushes reach it; without `fua` the kernel flushes after a write with FUA. Each request
+    takes `latency` nanoseconds, independent of all others.
     """
 
     _serial = itertools.count()
 
-    def __init__(self, mib, discard=True, cache=False, blocksize=512, max_sectors=4096):
+    def __init__(
+        self,
+        mib,
+        discard=True,
+        cache=False,
+        blocksize=512,
+        max_sectors=4096,
+        fua=True,
+        latency=0,
+    ):
         name = f"nullt{next(self._serial)}"
         self._config = _NULL_BLK / name
         self._config.mkdir()
@@ -233,9 +243,11 @@ class Ram(Block):
                 memory_backed=1,
                 discard=int(discard),
                 blocksize=blocksize,
-                irqmode=0,
+                irqmode=2 if latency else 0,
+                completion_nsec=latency,
                 max_sectors=max_sectors,
                 cache_size=mib if cache else 0,
+                fua=int(fua),
                 submit_queues=2,
                 hw_queue_depth=256,
                 power=1,

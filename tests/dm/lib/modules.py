@@ -116,8 +116,10 @@ def unload(module):
         run("rmmod", module)
 
 
-def use(implementation, rust):
-    """Makes "c" or "rust" the provider of all targets, and verifies it."""
+def use(implementation, rust, *parameters):
+    """Makes "c" or "rust" the provider of all targets, and verifies it. The parameters are for
+    dm-rust.
+    """
     if implementation == "c":
         unload(RUST_MODULE)
         missing = {c_file(target) for target, module in C_MODULES.items() if not loaded(module)}
@@ -129,7 +131,7 @@ def use(implementation, rust):
         unload_c()
         if not loaded(RUST_MODULE):
             run("modprobe", "-a", "dm-mod", "dm-bufio", "dm-persistent-data")
-            insmod(rust)
+            insmod(rust, *parameters)
     assert set(C_MODULES) <= set(
         dm.target_versions()
     ), f"{implementation} did not register all targets"
