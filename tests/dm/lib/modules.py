@@ -101,8 +101,8 @@ def unload_c():
 
 def rust_file(given=None):
     """The file of dm-rust, or None if it was not built."""
-    places = [given, os.environ.get("DM_RUST_KO"), PROJECT / "rust" / "dm_rust.ko"]
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+    file = Path(given or os.environ.get("DM_RUST_KO") or PROJECT / "rust" / "dm_rust.ko")
+    return file if file.is_file() else None
 
 
 def insmod(file, *parameters, check=True):
