@@ -40,12 +40,15 @@ pub(crate) use kernel::{
     },
     fmt,
     prelude::fmt,
-    sync::atomic::{
-        Acquire,
-        Atomic,
-        Relaxed,
-        Release, //
-    },
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        SetOnce, //
+    }, //
 };
 
 /// Returns `EILSEQ`, the error of a block with a wrong magic number or checksum.

@@ -56,6 +56,7 @@ int dmr_epochs_drain(struct dmr_epochs *epochs, unsigned int epoch);
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock);
 bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
 void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
+void dmr_synchronize_rcu(void);
 void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key);
 void dmr_wait_queue_init(wait_queue_head_t *head, const char *name, struct lock_class_key *key);
 void dmr_wait_until(wait_queue_head_t *head, bool (*condition)(void *context), void *context);
@@ -76,6 +77,7 @@ void dmr_warn_miscounted(void);
 unsigned int dmr_param_clone_throttle(void);
 struct dm_kcopyd_throttle *dmr_param_snapshot_throttle(void);
 unsigned int dmr_param_snapshot_threshold(void);
+unsigned int dmr_param_snapshot_preserved_memory(void);
 const char *dmr_param_targets(void);
 void dmr_param_add_served(const char *target);
 

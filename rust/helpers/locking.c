@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Locks and waits that the kernel crate lacks. */
+#include <linux/rcupdate.h>
+
 #include "helpers/helpers.h"
 
 unsigned long dmr_spin_lock_irqsave(spinlock_t *lock)
@@ -23,6 +25,12 @@ bool dmr_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
 void dmr_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
 {
 	spin_unlock_irqrestore(lock, flags);
+}
+
+/* Expedited, like the wait of device-mapper whenever a table is replaced. */
+void dmr_synchronize_rcu(void)
+{
+	synchronize_rcu_expedited();
 }
 
 void dmr_init_rwsem(struct rw_semaphore *sem, const char *name, struct lock_class_key *key)

@@ -34,6 +34,16 @@ unsigned int dmr_param_snapshot_threshold(void)
 	return READ_ONCE(snapshot_cow_threshold);
 }
 
+static unsigned int snapshot_preserved_memory = 32;
+module_param(snapshot_preserved_memory, uint, 0644);
+MODULE_PARM_DESC(snapshot_preserved_memory,
+		 "MiB for each origin to remember which of its chunks all snapshots have preserved");
+
+unsigned int dmr_param_snapshot_preserved_memory(void)
+{
+	return READ_ONCE(snapshot_preserved_memory);
+}
+
 static char *targets = "";
 module_param(targets, charp, 0444);
 MODULE_PARM_DESC(targets,

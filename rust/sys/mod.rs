@@ -14,6 +14,7 @@ pub(crate) mod params;
 pub(crate) mod plug;
 pub(crate) mod pool;
 pub(crate) mod queue;
+pub(crate) mod rcu;
 pub(crate) mod rw_sem;
 pub(crate) mod service;
 pub(crate) mod string;

@@ -76,3 +76,10 @@ pub(crate) fn snapshot_threshold() -> u32 {
     // SAFETY: The function has no preconditions.
     unsafe { bindings::dmr_param_snapshot_threshold() }
 }
+
+/// Returns the number of bytes that each origin may use to remember which of its chunks all
+/// snapshots have preserved. Any context.
+pub(crate) fn snapshot_preserved_memory() -> u64 {
+    // SAFETY: The function has no preconditions.
+    u64::from(unsafe { bindings::dmr_param_snapshot_preserved_memory() }) << 20
+}

@@ -3,7 +3,7 @@
 //! A sleeping reader-writer lock.
 //!
 //! Its user is `OriginGroup::map_snapshots`, which `map` of an origin write reads of an origin.
-//! `map` reads the list for each write to the origin, on several CPUs at a time; the list changes
+//! `map` reads the list for writes to the origin, on several CPUs at a time; the list changes
 //! when a table becomes active or ceases to be. With a `Mutex`, writes to the origin would wait for
 //! each other. The kernel crate has no reader-writer lock.
 //!

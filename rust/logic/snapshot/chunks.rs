@@ -154,7 +154,6 @@ impl ChunkSize {
     /// Returns the chunks of the origin that `len` sectors from `sector` on touch.
     ///
     /// Returns an empty range if `len` is zero.
-    #[cfg(test)]
     #[inline]
     pub(crate) fn touched(self, sector: Sector, len: Sectors) -> Chunks {
         let start = self.chunk(sector);

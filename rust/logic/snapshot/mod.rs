@@ -11,6 +11,7 @@
 //! | `loader`, `stripes`, `sort` | reading the exceptions of a store | `read_exceptions()` |
 //! | `exception_table` | completed exceptions | `struct dm_exception_table complete` |
 //! | `pending` | pending exceptions | `struct dm_exception_table pending` |
+//! | `preserved` | what all snapshots of an origin have preserved | |
 //! | `tracked_reads` | reads of the origin in flight | `tracked_chunk_hash` |
 //! | `handover` | exception handover | `snapshot_preresume()`, `snapshot_resume()` |
 //! | `merge`, `merge_batch` | merging a snapshot into its origin | `snapshot_merge_next_chunks()` |
@@ -27,6 +28,7 @@ pub(crate) mod merge;
 pub(crate) mod merge_batch;
 pub(crate) mod options;
 pub(crate) mod pending;
+pub(crate) mod preserved;
 pub(crate) mod record;
 pub(crate) mod run;
 pub(crate) mod sort;

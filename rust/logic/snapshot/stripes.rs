@@ -48,7 +48,8 @@ pub(crate) fn stripe_of(chunk: Chunk, unit_shift: u32) -> (usize, u64) {
 /// Bounds the time that `map` takes for a long write.
 pub(crate) const MAX_LOOKUPS: u32 = 64;
 
-/// Counts the chunks from `chunk` on, up to `max`, that `find` has.
+/// Counts the chunks from `chunk` on that `find` has: `enough` of them if possible, and up to `max`
+/// if that takes no further call.
 ///
 /// Calls `find` for one run after the other, with a stripe, a first chunk and a maximum length;
 /// `find` returns the number of leading chunks that the stripe has. Gives up after [`MAX_LOOKUPS`]
@@ -56,15 +57,16 @@ pub(crate) const MAX_LOOKUPS: u32 = 64;
 #[inline]
 pub(crate) fn count_leading(
     mut chunk: Chunk,
-    max: u64,
+    (enough, max): (u64, u64),
     unit_shift: u32,
     mut find: impl FnMut(usize, Chunk, u64) -> u64,
 ) -> u64 {
     let mut found = 0u64;
     for _ in 0..MAX_LOOKUPS {
-        let Some(left) = max.checked_sub(found).filter(|left| *left != 0) else {
+        if found >= enough {
             break;
-        };
+        }
+        let left = max.saturating_sub(found);
         let (index, left_in_unit) = stripe_of(chunk, unit_shift);
         let len = find(index, chunk, left_in_unit.min(left)).min(left);
         if len == 0 {

@@ -20,13 +20,15 @@ use crate::{
             Source, //
         },
         header::Header,
-        options::BlockSizes, //
+        options::BlockSizes,
+        preserved::PreservedMap, //
     },
     sys::{
         delay::delay_point,
         log::err,
         noio::NoIo,
-        queue::flush, //
+        queue::flush,
+        rcu::Replaced, //
     }, //
 };
 use kernel::{
@@ -109,7 +111,9 @@ pub(super) fn resume(this: ArcBorrow<'_, SnapshotTarget>) {
         return;
     }
     let this: Arc<SnapshotTarget> = this.into();
-    this.take_over(&this.group.lock_for_activation(&this));
+    let replaced = this.take_over(&this.group.lock_for_activation(&this));
+    // Waits for writes that the old map may let pass, without a lock that other writes need.
+    drop(replaced);
     // The worker continues with what the earlier table has left pending.
     this.group.wake();
 }
@@ -137,13 +141,17 @@ impl SnapshotTarget {
         result
     }
 
-    /// Becomes the live one of the tables with the same COW device.
-    fn take_over(self: &Arc<Self>, guard: &ActivationGuard<'_>) {
+    /// Becomes the live one of the tables with the same COW device. Returns the map that was in use
+    /// before.
+    fn take_over(self: &Arc<Self>, guard: &ActivationGuard<'_>) -> Replaced<PreservedMap> {
+        let map = self
+            .group
+            .new_preserved_map(guard.members(), self.origin.sectors());
         let others =
             guard.members().snapshots.iter().filter(|other| {
                 other.cow.number() == self.cow.number() && !Arc::ptr_eq(other, self)
             });
-        self.group.exclude_map(|| {
+        let replaced = self.group.activate(map, || {
             for other in others {
                 other.change_handover_state(HandoverState::hand_over);
             }
@@ -152,6 +160,7 @@ impl SnapshotTarget {
         self.store.set_live_target(Some(self.clone()));
         // The destructor of an earlier table may wait for what is now completed here.
         self.store.wake_idle();
+        replaced
     }
 
     /// Reads the store again. No other table uses it. May sleep for I/O.

@@ -26,6 +26,7 @@
 //! | `MergeTarget::merger` | mutex | state of the merge's work item | held during I/O |
 //! | `OriginGroup::members` | mutex | targets, handover states | its holder is the worker |
 //! | `OriginGroup::map_snapshots` | rw semaphore | snapshots that `map` of an origin checks | |
+//! | `OriginGroup::preserved` | RCU | what they have all preserved | replaced under the two above |
 //! | `CowStore::disk` | mutex | persistent store | held during I/O; not with the two above |
 //! | `CowStore::allocation` | irq spinlock | pending exceptions, free space | |
 //! | `Stripe` | irq spinlock | a part of the exception table, its tracked bios | |
@@ -302,18 +303,21 @@ impl SnapshotTarget {
         }
     }
 
-    /// Length of the leading part of an origin write that is preserved in this snapshot. Any
-    /// context.
-    fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
-        let chunks = self.chunk_range(start, len);
+    /// Length of the leading part of an origin write that is preserved in this snapshot. If that is
+    /// all of it, also counts what follows, up to a length of `most`, as far as it is found with
+    /// the write. Any context.
+    fn preserved_len(&self, start: Sector, len: Sectors, most: Sectors) -> Sectors {
+        let needed = self.chunk_range(start, len);
         match self.store.state() {
             StoreState::Valid => {}
-            StoreState::Invalidating if !chunks.is_empty() => return Sectors(0),
-            StoreState::Invalidating | StoreState::Invalid => return len,
+            StoreState::Invalidating if !needed.is_empty() => return Sectors(0),
+            StoreState::Invalidating | StoreState::Invalid => return most,
         }
-        let preserved = self.store.preserved(chunks.start, chunks.len());
+        let chunks = self.chunk_range(start, most);
+        let counts = (needed.len(), chunks.len());
+        let preserved = self.store.preserved(chunks.start, counts);
         if preserved >= chunks.len() {
-            return len;
+            return most;
         }
         let first_needed = Chunk(chunks.start.0.saturating_add(preserved));
         let end = self.store.chunk_size().start(first_needed);

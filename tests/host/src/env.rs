@@ -311,6 +311,29 @@ impl<T: fmt::Debug> fmt::Debug for KVVec<T> {
     }
 }
 
+#[cfg(test)]
+use std::sync::OnceLock as Once;
+// Without `std`, the crate is only built.
+#[cfg(not(test))]
+use core::cell::OnceCell as Once;
+
+/// The kernel's container that is filled at most once, and read without a lock.
+pub(crate) struct SetOnce<T>(Once<T>);
+
+impl<T> SetOnce<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Once::new())
+    }
+
+    pub(crate) fn as_ref(&self) -> Option<&T> {
+        self.0.get()
+    }
+
+    pub(crate) fn populate(&self, value: T) -> bool {
+        self.0.set(value).is_ok()
+    }
+}
+
 pub(crate) use atomic::{
     Acquire,
     Atomic,

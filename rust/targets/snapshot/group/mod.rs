@@ -22,6 +22,7 @@ mod chunk_copy;
 mod members;
 mod origin_writes;
 mod origins;
+mod preserved;
 mod snapshot_writes;
 mod worker;
 
@@ -41,12 +42,9 @@ use crate::{
         },
         target::TargetBuilder, //
     },
-    logic::{
-        snapshot::lists,
-        units::{
-            Sector,
-            Sectors, //
-        }, //
+    logic::snapshot::{
+        lists,
+        preserved::PreservedMap, //
     },
     sys::{
         delay::delay_point,
@@ -64,6 +62,7 @@ use crate::{
             QueueKind,
             WorkQueue, //
         },
+        rcu::RcuCell,
         rw_sem::{
             new_rw_sem,
             RwSem, //
@@ -138,6 +137,9 @@ pub(crate) struct OriginGroup {
     /// worker. A snapshot becomes active or inactive under this lock.
     #[pin]
     map_snapshots: RwSem<KVVec<Arc<SnapshotTarget>>>,
+    /// What they have all preserved, for `map` too. Replaced, with `members` and `map_snapshots`
+    /// held, when a snapshot becomes active.
+    preserved: RcuCell<PreservedMap>,
     #[pin]
     deferred: IrqLock<DeferredWork>,
     #[pin]
@@ -177,6 +179,7 @@ impl OriginGroup {
                 waiting_for_memory: Atomic::new(false),
                 members <- new_mutex!(Members::default(), "dm_snap_members"),
                 map_snapshots <- new_rw_sem!(KVVec::new(), "dm_snap_map_snapshots"),
+                preserved: RcuCell::empty(),
                 deferred <- new_irq_lock!(DeferredWork::default(), "dm_snap_group_deferred"),
                 worker <- new_work!("dm_snap_worker"),
                 retry <- new_delayed_work!("dm_snap_retry"),
@@ -245,13 +248,6 @@ impl OriginGroup {
         drop(taken);
     }
 
-    /// Runs `change` while no `map` of an origin write looks at the snapshots, so that it sees all
-    /// changes or none. May sleep.
-    pub(super) fn exclude_map(&self, change: impl FnOnce()) {
-        let _snapshots = self.map_snapshots.write();
-        change();
-    }
-
     /// Locks `members` for the activation of a snapshot. Unless the snapshot is itself the merge, a
     /// merge of the origin is paused between two batches until the guard is dropped: a batch
     /// overwrites chunks that the snapshot has no copies of. May sleep, for as long as a batch
@@ -277,16 +273,6 @@ impl OriginGroup {
             // another one by now.
             pause = merge.map(MergeTarget::pause);
         }
-    }
-
-    /// Length of the leading part of an origin write that is preserved in all snapshots: it may
-    /// overwrite the origin. Process context: may sleep while a snapshot is added or activated.
-    pub(super) fn preserved_len(&self, start: Sector, len: Sectors) -> Sectors {
-        let snapshots = self.map_snapshots.read();
-        let checked = snapshots
-            .iter()
-            .filter(|snapshot| snapshot.has_to_be_checked());
-        checked.fold(len, |len, snapshot| snapshot.preserved_len(start, len))
     }
 
     /// Waits until the worker has run; if the group has no snapshots any more, also until the

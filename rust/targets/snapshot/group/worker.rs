@@ -97,6 +97,7 @@ impl OriginGroup {
         // Last of all, since every step above may have failed bios, and written data whose records
         // go into the next batch.
         self.finish(members, &mut out);
+        self.extend_preserved_map();
         // The merge decides by itself, under its own locks, whether it can go on.
         if let Merging::Present(merge) = &members.merging {
             merge.wake();

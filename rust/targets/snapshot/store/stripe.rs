@@ -145,12 +145,14 @@ impl CowStore {
         .unwrap_or(false)
     }
 
-    /// Returns how many chunks from `chunk` on, up to `most`, the snapshot has preserved: a write
-    /// to the origin need not wait for them.
+    /// Returns how many chunks from `chunk` on the snapshot has preserved: a write to the origin
+    /// need not wait for them. Looks for `enough` of them, and counts up to `most` if that takes no
+    /// further lookup.
     ///
     /// Looks up a limited number of runs, so the result may be too low. Any context.
-    pub(crate) fn preserved(&self, chunk: Chunk, most: u64) -> u64 {
-        stripes::count_leading(chunk, most, self.stripe_shift, |index, chunk, wanted| {
+    pub(crate) fn preserved(&self, chunk: Chunk, (enough, most): (u64, u64)) -> u64 {
+        let counts = (enough, most);
+        stripes::count_leading(chunk, counts, self.stripe_shift, |index, chunk, wanted| {
             let found = self.with_stripe(index, |stripe| match stripe.table.find(chunk, wanted) {
                 Lookup::Mapped(_, len) if stripe.draining.is_zero() => len,
                 _ => 0,

@@ -29,6 +29,7 @@ mod snap_merge;
 mod snap_merge_model;
 mod snap_options;
 mod snap_pending;
+mod snap_preserved;
 mod snap_stripes;
 mod snap_tracked_reads;
 mod space_map;

@@ -57,7 +57,7 @@ fn chunks(tables: &KVVec<ExceptionTable>, unit_shift: u32) -> BTreeMap<u64, u64>
 /// own, and the number of lookups.
 fn lead(mapped: &[bool], max: u64, unit_shift: u32) -> (u64, usize) {
     let mut asked = 0;
-    let found = count_leading(Chunk(7), max, unit_shift, |index, chunk, wanted| {
+    let found = count_leading(Chunk(7), (max, max), unit_shift, |index, chunk, wanted| {
         asked += 1;
         let (its, same) = stripe_of(chunk, unit_shift);
         assert_eq!(index, its);
@@ -77,17 +77,37 @@ fn lookups_of_one_write_are_bounded() {
     // A stripe unit needs one lookup if it is one run.
     let mut asked = 0;
     let all = 50 << 15;
-    let found = count_leading(Chunk(0), all, 15, |_, _, wanted| {
+    let found = count_leading(Chunk(0), (all, all), 15, |_, _, wanted| {
         asked += 1;
         wanted
     });
     assert_eq!((found, asked), (all, 50));
     // An answer counts up to the length that was asked for.
-    assert_eq!(count_leading(Chunk(0), 10, 6, |_, _, _| u64::MAX), 10);
+    assert_eq!(count_leading(Chunk(0), (10, 10), 6, |_, _, _| u64::MAX), 10);
     assert_eq!(
-        count_leading(Chunk(u64::MAX), 1, 6, |_, _, wanted| wanted),
+        count_leading(Chunk(u64::MAX), (1, 1), 6, |_, _, wanted| wanted),
         1
     );
+}
+
+/// More than enough is found only in the last run that was needed.
+#[test]
+fn no_lookup_for_more_than_enough() {
+    let find = |len: u64, enough, max| {
+        let mut asked = 0;
+        let found = count_leading(Chunk(0), (enough, max), 6, |_, _, wanted| {
+            asked += 1;
+            wanted.min(len)
+        });
+        (found, asked)
+    };
+    assert_eq!(find(1000, 1, 60), (60, 1));
+    assert_eq!(find(1000, 1, 1000), (64, 1), "the stripe ends");
+    assert_eq!(find(1000, 65, 1000), (128, 2));
+    assert_eq!(find(8, 1, 60), (8, 1));
+    assert_eq!(find(8, 9, 60), (16, 2));
+    assert_eq!(find(0, 1, 60), (0, 1));
+    assert_eq!(find(8, 0, 60), (0, 0));
 }
 
 proptest! {
