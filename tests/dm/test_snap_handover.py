@@ -185,12 +185,12 @@ def test_handover_from_a_source_being_removed(family, log):
     writers.append(family.writer(family.origin, 1600, pattern("new", 8)))
     wait.until(lambda: in_flight(rest), "another copy is in flight")
     first_part.release()
-    writers[0].result()
     removal.result()
     assert in_flight(rest) and not writers[1].done
     assert not log.said(CANCELLED, mark)
     rest.release()
-    writers[1].result()
+    for writer in writers:
+        writer.result()
     write_both(family, second, 1)
     watch = Watch(second, log)
     rest.error_writes((24, 8000))

@@ -13,6 +13,10 @@
 //! allocated chunk is without a record while a later one has one. The next batch to commit
 //! therefore consists of the copied exceptions up to the first one that is not copied yet.
 //!
+//! A batch costs a flush, so it waits for the copies that are in flight, and can join it soon, as
+//! C's does: writers that wait for the same commit start their next copies together, and share the
+//! next flush too. It does not wait any longer once it is large.
+//!
 //! A Draining exception is in the exception table already. It only waits for tracked reads of the
 //! origin that began before that.
 
@@ -49,6 +53,9 @@ pub(crate) enum Stage {
     /// It is in the exception table, and waits for the reads tracked before this barrier.
     Draining(u64),
 }
+
+/// The number of exceptions from which on a batch does not wait for copies in flight.
+pub(crate) const LARGE_BATCH: u64 = 256;
 
 /// The sequence number of a pending exception, in the order of allocation.
 ///
@@ -122,6 +129,8 @@ pub(crate) struct PendingExceptions<W> {
     chunks: u64,
     /// The end of the batch that is being committed.
     batch: Option<u64>,
+    /// All exceptions from `next` up to here are copied.
+    copied_end: u64,
 }
 
 impl<W> PendingExceptions<W> {
@@ -145,6 +154,7 @@ impl<W> PendingExceptions<W> {
             tail: 0,
             chunks: 0,
             batch: None,
+            copied_end: 0,
         })
     }
 
@@ -242,29 +252,44 @@ impl<W> PendingExceptions<W> {
 
     /// Returns whether [`Self::begin_batch`] would begin a batch.
     pub(crate) fn has_batch(&mut self) -> bool {
-        let next = Seq(self.next.max(self.head));
-        self.batch.is_none()
-            && self
-                .get(next)
-                .is_some_and(|pending| pending.stage == Stage::Copied)
+        self.batch_end().is_some()
     }
 
-    /// Begins a batch: the copied exceptions up to the first one that is not copied yet.
-    ///
-    /// Stores their runs in `runs`, within its capacity. Returns false if there are none, or if a
-    /// batch is being committed.
-    pub(crate) fn begin_batch(&mut self, runs: &mut KVVec<Run>) -> bool {
-        runs.clear();
+    /// Returns the end of the next batch: the copied exceptions up to the first one that is not
+    /// copied yet. `None` if there are none, if the batch has to wait for more of them, or if
+    /// another one is being committed.
+    fn batch_end(&mut self) -> Option<u64> {
         if self.batch.is_some() {
-            return false;
+            return None;
         }
         self.next = self.next.max(self.head);
-        loop {
-            let next = Seq(self.next);
-            let Some(pending) = self
-                .get(next)
-                .filter(|pending| pending.stage == Stage::Copied)
-            else {
+        let mut end = self.copied_end.max(self.next);
+        let stage = loop {
+            match self.get(Seq(end)).map(|pending| pending.stage) {
+                Some(Stage::Copied) => end = end.wrapping_add(1),
+                stage => break stage,
+            }
+        };
+        self.copied_end = end;
+        if end == self.next {
+            return None;
+        }
+        // A copy that has not started may wait for memory, or for this batch.
+        let has_to_wait =
+            stage == Some(Stage::Copying) && end.wrapping_sub(self.next) < LARGE_BATCH;
+        (!has_to_wait).then_some(end)
+    }
+
+    /// Begins a batch, if [`Self::has_batch`].
+    ///
+    /// Stores its runs in `runs`, within its capacity, and returns whether there are any.
+    pub(crate) fn begin_batch(&mut self, runs: &mut KVVec<Run>) -> bool {
+        runs.clear();
+        let Some(end) = self.batch_end() else {
+            return false;
+        };
+        while self.next != end {
+            let Some(pending) = self.get(Seq(self.next)) else {
                 break;
             };
             if runs.push_within_capacity(pending.run).is_err() {
@@ -272,9 +297,6 @@ impl<W> PendingExceptions<W> {
             }
             pending.stage = Stage::Committing;
             self.next = self.next.wrapping_add(1);
-        }
-        if runs.is_empty() {
-            return false;
         }
         self.batch = Some(self.next);
         true

@@ -17,7 +17,8 @@ use crate::logic::snapshot::{
     pending::{
         PendingExceptions,
         Seq,
-        Stage, //
+        Stage,
+        LARGE_BATCH, //
     },
     run::Run, //
 };
@@ -79,10 +80,11 @@ proptest! {
                     let run = Run { old: Chunk(old), new: CowChunk(given), len };
                     let oldest = list.first().map_or(count, |entry| entry.0.to_bits());
                     prop_assert_eq!(pending.has_room(), count - oldest < ROOM as u64);
-                    match pending.add(run, Stage::Copying, given) {
+                    let stage = if old % 4 == 0 { Stage::Queued } else { Stage::Copying };
+                    match pending.add(run, stage, given) {
                         Ok(seq) => {
                             prop_assert_eq!(seq.to_bits(), count);
-                            list.push(Entry(seq, run, Stage::Copying, given));
+                            list.push(Entry(seq, run, stage, given));
                             fresh.push(seq);
                             count += 1;
                             given += len;
@@ -94,6 +96,12 @@ proptest! {
                 }
                 Step::Copied(nth) => {
                     let Some(entry) = list.get_mut(nth) else { continue };
+                    if entry.2 == Stage::Queued {
+                        // Its copy starts.
+                        pending.get(entry.0).unwrap().stage = Stage::Copying;
+                        entry.2 = Stage::Copying;
+                        continue;
+                    }
                     pending.set_copied(entry.0);
                     if entry.2 == Stage::Copying {
                         entry.2 = Stage::Copied;
@@ -107,13 +115,20 @@ proptest! {
                         list.iter()
                             .any(|entry| entry.0 == **seq && entry.2 == Stage::Copied)
                     };
-                    let ready: Vec<Seq> = fresh
+                    let mut ready: Vec<Seq> = fresh
                         .iter()
                         .take_while(is_copied)
-                        .take(most)
                         .copied()
                         .collect();
-                    let begins = batch.is_none() && !ready.is_empty();
+                    let mut begins = batch.is_none() && !ready.is_empty();
+                    if begins {
+                        // It waits for a copy in flight.
+                        begins = !fresh.get(ready.len()).is_some_and(|seq| {
+                            list.iter()
+                                .any(|entry| entry.0 == *seq && entry.2 == Stage::Copying)
+                        });
+                    }
+                    ready.truncate(most);
                     prop_assert_eq!(pending.has_batch(), begins);
                     prop_assert_eq!(pending.begin_batch(target), begins);
                     if begins {
@@ -203,6 +218,29 @@ proptest! {
             prop_assert!(pending.find_by_stage(from, |_| true).is_none());
         }
     }
+}
+
+/// A large batch does not wait for copies in flight.
+#[test]
+fn large_batches() {
+    const MANY: u64 = LARGE_BATCH + 2;
+    let mut pending = PendingExceptions::<u64>::new(MANY as usize, GFP_KERNEL).unwrap();
+    let mut runs = KVVec::with_capacity(MANY as usize, GFP_KERNEL).unwrap();
+    let mut seqs = Vec::new();
+    for number in 0..MANY {
+        let run = Run {
+            old: Chunk(number),
+            new: CowChunk(number + 2),
+            len: 1,
+        };
+        seqs.push(pending.add(run, Stage::Copying, 0).unwrap());
+    }
+    for (number, seq) in (0..MANY).zip(&seqs) {
+        assert_eq!(pending.has_batch(), number >= LARGE_BATCH);
+        pending.set_copied(*seq);
+    }
+    assert!(pending.begin_batch(&mut runs));
+    assert_eq!(runs.len() as u64, MANY);
 }
 
 #[test]
