@@ -7,6 +7,7 @@ import pytest
 from lib import snaps, wait
 from lib.box import pattern
 from lib.disk import in_flight, requests
+from lib.snaps import Family, Gate
 
 # The cost of writes
 
@@ -138,6 +139,68 @@ def test_large_io_stays_whole_where_nothing_is_copied(family):
         <= 2 * writes
     )
     family.check()
+
+
+# Commits
+
+
+class Commits:
+    """The flushes of a COW device, and the sectors of metadata that were written to it."""
+
+    def __init__(self, box, size, mib):
+        self.family = Family(box, mib * 2048, cache=True)
+        self.gate = Gate(box, box.ram(mib + 1, cache=True))
+        self.snapshot = self.family.snap("P", size, cow=self.gate)
+        self.before, self.data = self.gate.lower.stats(), 0
+
+    def write(self, number, sectors, together):
+        """Origin writes, one after the other or with all copies in flight at the same time."""
+        starts = [index * max(sectors, self.snapshot.size) for index in range(number)]
+        data = pattern("new", sectors)
+        if together:
+            self.gate.hold()
+            writers = [self.family.writer(self.family.origin, start, data) for start in starts]
+            chunks = number * max(sectors // self.snapshot.size, 1)
+            wait.until(lambda: self.snapshot.exceptions() == chunks, "all copies have begun")
+            self.gate.release()
+            for writer in writers:
+                writer.result()
+        else:
+            for start in starts:
+                self.family.write(self.family.origin, start, data)
+        self.data = self.snapshot.exceptions() * self.snapshot.size
+
+    def end(self):
+        """The number of flushes and of sectors."""
+        self.family.check()
+        self.snapshot.remove()
+        self.family.snapshots.clear()
+        done = self.gate.lower.stats() - self.before
+        return done.flushes, done.write_sectors - self.data
+
+
+@pytest.mark.only("rust")
+@pytest.mark.parametrize(
+    "size, number, sectors, together, flushes, metadata",
+    [
+        # A record each, and no zeros before the area is nearly full.
+        (8, 20, 8, False, 20, 20),
+        # 32 records are an area: the second one is zeroed ahead.
+        (1, 40, 1, False, 40, 40 + 1),
+        # One batch.
+        (8, 16, 8, True, 1, 1),
+        # One batch fills eight areas. The seven after the first one, and the next one, are zeroed;
+        # the device has no more.
+        (8, 8, 2048, True, 1, 8 * 8 + 8 * 8),
+    ],
+)
+def test_flushes_and_metadata_of_first_writes(
+    box, size, number, sectors, together, flushes, metadata
+):
+    """C takes as many flushes, or more: one for each area."""
+    commits = Commits(box, size, 8)
+    commits.write(number, sectors, together)
+    assert commits.end() == (flushes, metadata)
 
 
 # Throttling

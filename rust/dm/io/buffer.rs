@@ -35,7 +35,7 @@ impl Buffer {
     /// # Errors
     ///
     /// `EINVAL` if the buffer does not have these sectors.
-    pub(in crate::dm) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
+    pub(crate) fn part(&mut self, part: Range<u32>) -> Result<&mut [u8]> {
         let byte = |sector: u32| usize::try_from(u64::from(sector) << kernel::block::SECTOR_SHIFT);
         self.0
             .get_mut(byte(part.start)?..byte(part.end)?)

@@ -5,11 +5,16 @@
 //! C header: [`include/linux/dm-io.h`](srctree/include/linux/dm-io.h)
 
 mod buffer;
+mod parallel;
 mod request;
 
 pub(super) use self::request::InflightCount;
 pub(crate) use self::{
     buffer::Buffer,
+    parallel::{
+        ParallelWrites,
+        PartWrite, //
+    },
     request::{
         Request,
         RequestList, //
@@ -66,6 +71,8 @@ pub(crate) enum Transfer {
     WriteBehind,
     /// Write zeros, with `REQ_OP_WRITE_ZEROES`.
     WriteZeroes,
+    /// Write durably.
+    WriteFua,
     /// Make earlier writes durable, and then write durably.
     WriteFlushFua,
 }
@@ -77,6 +84,7 @@ impl Transfer {
             Transfer::Write => kb::req_op_REQ_OP_WRITE | bindings::REQ_SYNC,
             Transfer::WriteBehind => kb::req_op_REQ_OP_WRITE,
             Transfer::WriteZeroes => kb::req_op_REQ_OP_WRITE_ZEROES | bindings::REQ_SYNC,
+            Transfer::WriteFua => kb::req_op_REQ_OP_WRITE | bindings::REQ_SYNC | bindings::REQ_FUA,
             Transfer::WriteFlushFua => {
                 kb::req_op_REQ_OP_WRITE
                     | bindings::REQ_SYNC
@@ -290,6 +298,34 @@ impl IoClient {
         buffer: &mut Buffer,
         part: Range<u32>,
     ) -> Result {
+        let (memory, len) = memory(buffer.part(part)?);
+        // SAFETY: By this function's contract, the memory remains valid until the client is
+        // drained, which waits for the count.
+        unsafe {
+            self.start_counted(
+                Transfer::Read,
+                device,
+                (start, len),
+                memory,
+                &self.in_flight,
+            )
+        }
+    }
+
+    /// Passes a request to dm-io, and counts it in `count` until it has ended.
+    ///
+    /// # Safety
+    ///
+    /// The memory is at least as large as the extent. It remains valid, and nothing else uses it in
+    /// a way that conflicts with the transfer, until the count is drained.
+    unsafe fn start_counted(
+        &self,
+        what: Transfer,
+        device: &Device,
+        extent: (Sector, Sectors),
+        memory: bindings::dm_io_memory,
+        count: &Arc<InflightCount>,
+    ) -> Result {
         /// # Safety
         ///
         /// Called by dm-io only, for a request whose context is an `Arc<InflightCount>`.
@@ -302,21 +338,19 @@ impl IoClient {
             }
             in_flight.end();
         }
-        let (memory, len) = memory(buffer.part(part)?);
-        self.in_flight.begin();
-        let context = Arc::into_raw(self.in_flight.clone());
+        count.begin();
+        let context = Arc::into_raw(count.clone());
         let notify = bindings::dm_io_notify {
             fn_: Some(notify),
             context: context.cast_mut().cast(),
         };
-        // SAFETY: By this function's contract, the memory remains valid until the client is
-        // drained, which waits for the callback.
-        let result =
-            unsafe { self.start(Transfer::Read, device, (start, len), memory, notify, &mut 0) };
+        // SAFETY: By this function's contract, the memory remains valid until the count is drained,
+        // which waits for the callback.
+        let result = unsafe { self.start(what, device, extent, memory, notify, &mut 0) };
         result.inspect_err(|_| {
             // SAFETY: dm-io refused the request, so it does not call back.
             drop(unsafe { Arc::from_raw(context) });
-            self.in_flight.end();
+            count.end();
         })
     }
 
@@ -326,11 +360,7 @@ impl IoClient {
     ///
     /// `EIO` if a [`read`](Self::read) failed since this was called last.
     pub(super) fn drain_reads(&self) -> Result {
-        self.in_flight.drain();
-        if self.in_flight.failed.xchg(false, Relaxed) {
-            return Err(EIO);
-        }
-        Ok(())
+        self.in_flight.drain_result()
     }
 
     /// Starts to transfer the pages of a context. [`IoContext::done`] gets the result.

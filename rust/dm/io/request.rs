@@ -94,8 +94,7 @@ impl<C> Drop for RequestList<C> {
 #[pin_data]
 pub(in crate::dm) struct InflightCount {
     count: Atomic<i32>,
-    /// A read has failed since [`IoClient::drain_reads`](super::IoClient::drain_reads) was called
-    /// last.
+    /// A request has failed since [`drain_result`](Self::drain_result) was called last.
     pub(super) failed: Atomic<bool>,
     #[pin]
     none: WaitQueue,
@@ -131,5 +130,18 @@ impl InflightCount {
     /// Waits until no request is in flight. May sleep.
     pub(in crate::dm) fn drain(&self) {
         self.none.wait_until(|| self.count.load(Acquire) == 0);
+    }
+
+    /// Does the same as [`drain`](Self::drain). May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if a request has failed since this was called last.
+    pub(super) fn drain_result(&self) -> Result {
+        self.drain();
+        if self.failed.xchg(false, Relaxed) {
+            return Err(EIO);
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@
 //! | `options` | arguments of a table line | `dm-exception-store.c` |
 //! | `status` | status line | `snapshot_status()` |
 //! | `header`, `record`, `layout` | on-disk format and allocation | `dm-snap-persistent.c` |
+//! | `record_batch` | the writes for a batch of records | `persistent_commit_exception()` |
 //! | `loader`, `stripes`, `sort` | reading the exceptions of a store | `read_exceptions()` |
 //! | `exception_table` | completed exceptions | `struct dm_exception_table complete` |
 //! | `pending` | pending exceptions | `struct dm_exception_table pending` |
@@ -30,6 +31,7 @@ pub(crate) mod options;
 pub(crate) mod pending;
 pub(crate) mod preserved;
 pub(crate) mod record;
+pub(crate) mod record_batch;
 pub(crate) mod run;
 pub(crate) mod sort;
 pub(crate) mod status;

@@ -126,6 +126,7 @@ impl WorkItem<{ work_id::COMMITTER }> for SnapshotTarget {
         let store = &this.store;
         while this.is_committer() && store.commit_batch(&this.cow, &this.io) {
             this.group.run_worker();
+            store.zero_ahead(&this.cow, &this.io);
         }
         if store.finish_invalidation(&this.cow, &this.io) {
             this.live_target().handle.raise_event();

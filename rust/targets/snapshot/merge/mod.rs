@@ -312,7 +312,7 @@ impl MergeTarget {
     /// `ENOMEM`.
     fn new(snapshot: &Arc<SnapshotTarget>) -> Result<Arc<Self>, CtrError> {
         let memory = c"Cannot allocate private snapshot structure";
-        let most = snapshot.store().alloc_merge_buffer().or_message(memory)?;
+        let most = snapshot.store().alloc_merge_buffers().or_message(memory)?;
         let progress = MergeProgress {
             state: MergeState::new(),
             batch: KVVec::with_capacity(most, GFP_KERNEL).or_message(memory)?,

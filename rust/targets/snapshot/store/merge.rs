@@ -31,12 +31,12 @@ use kernel::{
 };
 
 impl CowStore {
-    /// Allocates the buffer of a merge, and returns the maximum number of records of a batch. May
+    /// Allocates the buffers of a merge, and returns the maximum number of records of a batch. May
     /// sleep.
-    pub(crate) fn alloc_merge_buffer(&self) -> Result<usize> {
+    pub(crate) fn alloc_merge_buffers(&self) -> Result<usize> {
         // A committer of the live table may wait for the lock: the allocation must not start I/O.
         let _noio = NoIo::enter();
-        self.disk.lock().alloc_merge_buffer()
+        self.disk.lock().alloc_merge_buffers()
     }
 
     /// Reads up to `most` of the last records, and adds their exceptions to `runs`. May sleep.

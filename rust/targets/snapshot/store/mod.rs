@@ -283,6 +283,15 @@ impl CowStore {
         true
     }
 
+    /// Zeroes areas that the next batches will need. Called by the committer, when those who wait
+    /// for the last batch have been released. May sleep.
+    pub(super) fn zero_ahead(&self, cow: &Device, io: &IoClient) {
+        let mut disk = self.disk.lock();
+        if self.state() == StoreState::Valid && !self.has_commit_failed() {
+            disk.zero_ahead(cow, io);
+        }
+    }
+
     /// Writes the header of a store that is being invalidated, and returns whether it did.
     ///
     /// Called by a committer. The committers of two tables may call it at the same time, if one

@@ -6,7 +6,8 @@
 
 use super::{
     window_sectors,
-    PersistentStore, //
+    PersistentStore,
+    PER_SECTOR, //
 };
 use crate::{
     dm::{
@@ -24,6 +25,7 @@ use crate::{
                 RecordLoader, //
             },
             record::RECORD_SIZE,
+            record_batch::ZeroedAreas,
             run::Run, //
         },
         units::{
@@ -37,7 +39,10 @@ use crate::{
     }, //
 };
 use core::num::NonZeroU64;
-use kernel::prelude::*;
+use kernel::{
+    block::SECTOR_SHIFT,
+    prelude::*, //
+};
 
 /// A store as read from disk.
 pub(crate) struct Loaded {
@@ -134,9 +139,19 @@ impl PersistentStore {
         loaded: Loaded,
         has_repeated_origins: bool,
     ) -> PersistentAllocator {
-        self.window_start = Some(self.window_of(loaded.records));
+        let base = self.window_of(loaded.records);
+        let sector = loaded.records.saturating_sub(base) / PER_SECTOR;
+        let (block, _) = self.block_around(sector);
+        let at = usize::try_from(block.wrapping_shl(SECTOR_SHIFT)).unwrap_or(usize::MAX);
+        let block = loaded.window.get(at..).unwrap_or_default();
+        for (to, from) in self.tail.iter_mut().zip(block) {
+            *to = *from;
+        }
+        // For a merge. The first commit frees it.
         self.window = loaded.window;
+        self.window_start = Some(base);
         self.records = loaded.records;
+        self.zeroed = ZeroedAreas::new(self.layout, loaded.records);
         self.ignored = loaded.ignored;
         self.has_stale_records = loaded.has_stale_records;
         self.has_repeated_origins = has_repeated_origins;

@@ -4,7 +4,8 @@
 
 use super::{
     window_sectors,
-    PersistentStore, //
+    PersistentStore,
+    PER_SECTOR, //
 };
 use crate::{
     dm::{
@@ -15,10 +16,13 @@ use crate::{
             Transfer, //
         }, //
     },
-    logic::snapshot::{
-        lists,
-        merge::CommitResult,
-        record::Record, //
+    logic::{
+        snapshot::{
+            lists,
+            merge::CommitResult,
+            record::Record, //
+        },
+        units::Sectors, //
     }, //
 };
 use kernel::prelude::*;
@@ -32,14 +36,18 @@ pub(crate) struct RecordRange {
 }
 
 impl PersistentStore {
-    /// Allocates the buffer for [`zero_records`](Self::zero_records), and returns the maximum
-    /// number of records of a batch. May sleep.
+    /// Allocates the buffers of a merge, and returns the maximum number of records of a batch. May
+    /// sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn alloc_merge_buffer(&mut self) -> Result<usize> {
-        self.zeroed = Some(Buffer::new(window_sectors(self.layout))?);
+    pub(crate) fn alloc_merge_buffers(&mut self) -> Result<usize> {
+        let zeroed_window = Buffer::new(window_sectors(self.layout))?;
+        if self.window.is_empty() {
+            self.window = Buffer::new(window_sectors(self.layout))?;
+        }
+        self.zeroed_window = Some(zeroed_window);
         Ok(usize::try_from(self.per_window().get())?)
     }
 
@@ -102,7 +110,7 @@ impl PersistentStore {
         if self.in_doubt.is_none() && self.read_window(cow, io, base).is_err() {
             return CommitResult::Kept;
         }
-        let Some(mut zeroed) = self.zeroed.take() else {
+        let Some(mut zeroed) = self.zeroed_window.take() else {
             return CommitResult::Kept;
         };
         zeroed.copy_from(&self.window);
@@ -119,7 +127,7 @@ impl PersistentStore {
         } else {
             self.in_doubt = Some((records.first, end));
         }
-        self.zeroed = Some(zeroed);
+        self.zeroed_window = Some(zeroed);
         match result {
             Ok(()) => CommitResult::Cleared,
             Err(_) if self.restore_records(cow, io).is_ok() => CommitResult::Kept,
@@ -143,5 +151,33 @@ impl PersistentStore {
             self.window_start = None;
         }
         result
+    }
+
+    /// Writes the blocks of the window that have the records `slots`, after a flush of the device.
+    fn write_window(&mut self, cow: &Device, io: &IoClient, slots: (u64, u64)) -> Result {
+        let mut window = core::mem::take(&mut self.window);
+        let result = self.write_buffer(cow, io, &mut window, slots);
+        self.window = window;
+        result
+    }
+
+    /// Does the same as [`write_window`](Self::write_window) with another buffer.
+    fn write_buffer(
+        &self,
+        cow: &Device,
+        io: &IoClient,
+        window: &mut Buffer,
+        (first, end): (u64, u64),
+    ) -> Result {
+        let base = self.window_of(first);
+        let sector = |record: u64| record.saturating_sub(base) / PER_SECTOR;
+        let (from, _) = self.block_around(sector(first));
+        let (_, to) = self.block_around(sector(end.saturating_sub(1)));
+        let start = self
+            .record_sector(base)
+            .and_then(|it| it.checked_add(Sectors(from)));
+        let part = u32::try_from(from)?..u32::try_from(to)?;
+        let start = start.ok_or(EINVAL)?;
+        io.transfer_part(Transfer::WriteFlushFua, cow, start, window, part)
     }
 }
