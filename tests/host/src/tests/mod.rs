@@ -29,11 +29,8 @@ mod snap_merge;
 mod snap_merge_model;
 mod snap_options;
 mod snap_pending;
-<<<<<<< HEAD
 mod snap_preserved;
-=======
 mod snap_record_batch;
->>>>>>> 140020f (snapshot: one flush for a batch over any number of areas)
 mod snap_stripes;
 mod snap_tracked_reads;
 mod space_map;
