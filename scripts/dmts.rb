@@ -122,6 +122,15 @@ def lacking(error)
   'needs a larger disk' if text =~ /must be at least|out of free space/
 end
 
+# What a test fails of that ran out of time is often the removal of devices still in use.
+def what_failed(error)
+  first = error
+  first = first.cause while first.cause
+  return "not done in #{SECONDS} s" if first.class.name.start_with?('Timeout::')
+
+  error.message.lines.first&.chomp
+end
+
 def run(kind, method)
   name = "#{kind}.#{method.to_s.delete_prefix('test_')}"
   start = Time.now
@@ -141,9 +150,10 @@ def run(kind, method)
     raise if e.is_a?(SignalException) || e.is_a?(SystemExit)
 
     reason = lacking(e)
-    verdict = reason ? "skipped: #{reason}" : "FAILED: #{e.message.lines.first&.chomp}"
+    verdict = reason ? "skipped: #{reason}" : "FAILED: #{what_failed(e)}"
     log.puts(e.full_message(highlight: false), e.respond_to?(:stderr) ? e.stderr : '')
-    # It may have left devices behind.
+    # It may have left commands behind, such as dmsetup wait, and devices.
+    system("pkill --parent #{Process.pid}", out: log, err: log)
     system('umount -q /tmp/dmts/*/; dmsetup remove_all --force; udevadm settle 2>/dev/null',
            out: log, err: log)
   end
