@@ -195,7 +195,7 @@ class Commits:
     ],
 )
 def test_flushes_and_metadata_of_first_writes(
-    box, size, number, sectors, together, flushes, metadata
+    impl, box, size, number, sectors, together, flushes, metadata
 ):
     """C takes as many flushes, or more: one for each area."""
     commits = Commits(box, size, 8)
