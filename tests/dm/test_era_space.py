@@ -157,8 +157,9 @@ def ended(box, blocks, length):
     ],
 )
 def test_resize_with_little_room(impl, box, sizes):
-    """With each number of free blocks: the era is resized, or refused, and a size that does not fit
-    is not begun. A refusal leaves the old table fully working.
+    """With each number of free blocks, until it has fitted ten times: the era is resized, or
+    refused, and a size that does not fit is not begun. A refusal leaves the old table fully
+    working.
     """
     old, new = sizes
     met = {True: [], False: []}
@@ -187,7 +188,10 @@ def test_resize_with_little_room(impl, box, sizes):
         assert era.status() != "Error"
         era.remove()
         assert eras.check(pair.meta).since(1) == written
-    assert met[True].count(0) >= 10, "it hardly ever fits"
+        if met[True].count(0) == 10:
+            break
+    else:
+        pytest.fail("it hardly ever fits")
     for results in met.values():
         assert results == sorted(results, reverse=True), "it fits, and with more room it does not"
 
