@@ -95,8 +95,8 @@ impl<T: Send + Sync> Drop for Replaced<T> {
         if let Some(pointer) = self.0 {
             // SAFETY: The function has no preconditions but that the caller may sleep.
             unsafe { bindings::dmr_synchronize_rcu() };
-            // SAFETY: By the invariant, the pointer is from `into_raw`. Who reads a cell now finds
-            // another pointer, and those who found this one have ended in the grace period.
+            // SAFETY: By the invariant, the pointer is from `into_raw`. No cell contains it any
+            // more, and readers that found it have ended in the grace period.
             drop(unsafe { KBox::from_raw(pointer.as_ptr()) });
         }
     }

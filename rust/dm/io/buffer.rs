@@ -23,9 +23,9 @@ impl Buffer {
         Ok(Buffer(VVec::from_elem(0, bytes, GFP_KERNEL)?))
     }
 
-    /// Copies the content of another buffer, up to the length of the shorter one. Any context.
-    pub(crate) fn copy_from(&mut self, other: &Buffer) {
-        for (to, from) in self.0.iter_mut().zip(other.0.iter()) {
+    /// Copies bytes, such as another buffer, up to the length of the shorter one. Any context.
+    pub(crate) fn copy_from(&mut self, bytes: &[u8]) {
+        for (to, from) in self.0.iter_mut().zip(bytes) {
             *to = *from;
         }
     }

@@ -73,12 +73,12 @@ fn split_into_words(units: Chunks) -> impl Iterator<Item = WordMask> {
     let (first, last) = (units.start.0, units.end.0.wrapping_sub(1));
     (first >> WORD_SHIFT..=last >> WORD_SHIFT).map(move |word| {
         let mut mask = u64::MAX;
-        // CAST: Only the low six bits count, and `wrapping_shl` and `wrapping_shr` mask with these.
+        // CAST: `wrapping_shl` masks with the low six bits, which alone count.
         if word == first >> WORD_SHIFT {
             mask &= u64::MAX.wrapping_shl(first as u32);
         }
         if word == last >> WORD_SHIFT {
-            // CAST: See above.
+            // CAST: `wrapping_shr` masks with the low six bits, which alone count.
             mask &= u64::MAX.wrapping_shr(!last as u32);
         }
         WordMask {

@@ -125,9 +125,7 @@ impl PersistentStore {
             let last = self
                 .blocks
                 .part(last..last.saturating_add(self.block_sectors))?;
-            for (to, from) in self.tail.iter_mut().zip(last) {
-                *to = *from;
-            }
+            self.tail.copy_from(last);
         }
         Ok(written)
     }

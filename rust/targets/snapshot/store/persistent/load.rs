@@ -96,9 +96,7 @@ impl PersistentStore {
             match loader.feed(bytes, &mut visit) {
                 Ok(LoadProgress::More) => {}
                 Ok(LoadProgress::End { stale }) => {
-                    for (to, from) in window.iter_mut().zip(bytes) {
-                        *to = *from;
-                    }
+                    window.copy_from(bytes);
                     break stale;
                 }
                 Err(failure) => {
@@ -144,9 +142,7 @@ impl PersistentStore {
         let (block, _) = self.block_around(sector);
         let at = usize::try_from(block.wrapping_shl(SECTOR_SHIFT)).unwrap_or(usize::MAX);
         let block = loaded.window.get(at..).unwrap_or_default();
-        for (to, from) in self.tail.iter_mut().zip(block) {
-            *to = *from;
-        }
+        self.tail.copy_from(block);
         // For a merge. The first commit frees it.
         self.window = loaded.window;
         self.window_start = Some(base);
