@@ -6,9 +6,10 @@ import functools
 import time
 
 from lib import box as boxes
-from lib import cow, dm, eras, modules, snaps
+from lib import cow, dm, eras, modules
 
 from .base import MIB, SECTORS, Base
+from .snapshot import origin_with_snapshots
 from .table import Table
 
 MS = 1_000_000  # in nanoseconds
@@ -222,29 +223,15 @@ class Latency(Base):
         # All jobs together copy less than 50 MiB.
         cows = [self.slow(box, 64, ms, fua) for _ in range(max(numbers))]
 
-        @contextlib.contextmanager
-        def make(number):
-            with contextlib.ExitStack() as stack:
-                snapshots = []
-                for disk in cows[:number]:
-                    cow.put(disk, 8, {0: bytes(4096)})
-                    disk.close()
-                    snapshots.append(snaps.Snapshot(origin, disk, length=SECTORS))
-                    stack.callback(snapshots[-1].remove)
-                device = snaps.Origin(origin)
-                stack.callback(device.remove)
-                device.snapshots = snapshots
-                yield device
-
         def check(device, turn, job, blocks):
-            """C loses chunks if the origin is there before the snapshot."""
+            """No chunk is lost."""
             for snapshot in device.snapshots:
                 assert snapshot.exceptions() == blocks, (turn, job, snapshot.status(), blocks)
 
         subjects = [
             Subject(
                 f"{number} snapshot{'s' if number > 1 else ''}",
-                functools.partial(make, number),
+                functools.partial(origin_with_snapshots, origin, cows[:number]),
                 JOBS,
                 {"origin": [origin], "COW": cows[:number]},
                 check,

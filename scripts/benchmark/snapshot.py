@@ -12,6 +12,24 @@ from .base import MIB, SECTORS, Base, speed
 from .table import Table
 
 
+@contextlib.contextmanager
+def origin_with_snapshots(disk, cows, size=8, image=None):
+    """An origin on a disk, with a snapshot on each COW device, which is blank or has an image. The
+    snapshots come first: C loses chunks if the origin is there before them.
+    """
+    with contextlib.ExitStack() as stack:
+        snapshots = []
+        for store in cows:
+            cow.put(store, size, image or {0: bytes(4096)})
+            store.close()
+            snapshots.append(snaps.Snapshot(disk, store, size=size, length=SECTORS))
+            stack.callback(snapshots[-1].remove)
+        origin = snaps.Origin(disk)
+        stack.callback(origin.remove)
+        origin.snapshots = snapshots
+        yield origin
+
+
 class Snapshot(Base):
     @functools.cached_property
     def cows(self):
@@ -27,16 +45,7 @@ class Snapshot(Base):
         """An origin with `number` snapshots in chunks of `size` sectors; their COW devices are
         blank, or have an image.
         """
-        with contextlib.ExitStack() as stack:
-            snapshots = []
-            for disk in self.cows[:number]:
-                cow.put(disk, size, image or {0: bytes(4096)})
-                disk.close()
-                snapshots.append(snaps.Snapshot(self.dest, disk, size=size, length=SECTORS))
-                stack.callback(snapshots[-1].remove)
-            origin = snaps.Origin(self.dest)
-            stack.callback(origin.remove)
-            origin.snapshots = snapshots
+        with origin_with_snapshots(self.dest, self.cows[:number], size, image) as origin:
             yield origin
 
     @contextlib.contextmanager
